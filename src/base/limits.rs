@@ -1,0 +1,80 @@
+//! Every bound in one place, with a tiny set beside the real one: with tiny limits each wrap-around and full queue
+//! happens within seconds of simulated time.
+
+use std::time::Duration;
+
+/// Bounds and periods of the cores. All sizes in bytes.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Largest payload of one frame. A larger mini-transaction becomes several frames.
+    pub frame_payload_bytes_max: usize,
+    /// One file of a copy's log; a new one begins past this.
+    pub log_file_bytes: u64,
+    /// Page versions kept in memory per copy before they are written as a layer file.
+    pub memtable_bytes_max: usize,
+    /// So many layer files before they are merged.
+    pub layers_before_compaction: usize,
+    /// Log kept for secondaries and copies that are behind; past it they are seeded with pages.
+    pub log_retain_bytes: u64,
+    /// Newest frames kept in memory for senders and for copies that are a little behind.
+    pub ring_bytes_max: usize,
+    /// Frames sent to one copy and not yet acknowledged.
+    pub copy_window_bytes_max: usize,
+    /// Frames sent to one secondary and not yet durable there (bandwidth x delay of the path, and some).
+    pub ship_window_bytes_max: usize,
+    /// One unit of shipping: one short QUIC stream. At most 1 MiB (see dependencies: reassembly limits).
+    pub batch_bytes_max: usize,
+    /// Secondaries of a global cluster.
+    pub secondaries_max: usize,
+    /// Between heartbeats to one secondary.
+    pub heartbeat_every: Duration,
+    /// Without any answer for so long a copy counts as down and is asked again.
+    pub copy_silent_after: Duration,
+    /// Without progress of its durable position, while there is something to send, a secondary counts as stalled.
+    pub stalled_after: Duration,
+    /// Without progress for so long the sender asks the secondary for its position again and resumes from there.
+    pub resend_after: Duration,
+    /// Old page versions stay readable for so long after they were replaced.
+    pub version_retain: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            frame_payload_bytes_max: 256 << 10,
+            log_file_bytes: 32 << 20,
+            memtable_bytes_max: 16 << 20,
+            layers_before_compaction: 6,
+            log_retain_bytes: 1 << 30,
+            ring_bytes_max: 16 << 20,
+            copy_window_bytes_max: 16 << 20,
+            ship_window_bytes_max: 32 << 20,
+            batch_bytes_max: 1 << 20,
+            secondaries_max: 5,
+            heartbeat_every: Duration::from_millis(100),
+            copy_silent_after: Duration::from_secs(2),
+            stalled_after: Duration::from_secs(3),
+            resend_after: Duration::from_secs(5),
+            version_retain: Duration::from_secs(60),
+        }
+    }
+}
+
+impl Limits {
+    /// Four-record windows: what a simulation needs to meet every full queue.
+    #[must_use]
+    pub fn tiny() -> Limits {
+        Limits {
+            frame_payload_bytes_max: 512,
+            log_file_bytes: 4 << 10,
+            memtable_bytes_max: 2 << 10,
+            layers_before_compaction: 3,
+            log_retain_bytes: 16 << 10,
+            ring_bytes_max: 2 << 10,
+            copy_window_bytes_max: 2 << 10,
+            ship_window_bytes_max: 4 << 10,
+            batch_bytes_max: 1 << 10,
+            ..Limits::default()
+        }
+    }
+}

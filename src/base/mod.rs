@@ -1,0 +1,15 @@
+//! The nouns, with their units: positions in the log, names, time, randomness, limits.
+//!
+//! Decides nothing. Everything above speaks in these types and no other module defines a second word for them.
+
+mod ids;
+mod limits;
+mod position;
+mod prng;
+mod time;
+
+pub use ids::{Az, ClusterName, ConnId, CopyId, LineageId, NameError, RegionName};
+pub use limits::Limits;
+pub use position::{Epoch, Generation, LogEnd, Lsn, PageNo, Seq};
+pub use prng::Prng;
+pub use time::{Instant, UnixMicros};

@@ -1,0 +1,52 @@
+//! One copy's directory as a flat set of files: the small trait between a copy and its disk.
+//!
+//! Implemented by `io::FileDisk` (real files, real fsync) and by `sim::SimDisk` (unsynced writes are dropped, torn and
+//! reordered at a crash). A copy relies on nothing but what stands here:
+//!
+//! - a write that was not followed by a successful `sync` of the same file may be lost at a crash, in whole or in part;
+//! - `sync` makes a file's bytes, length and existence under its present name durable;
+//! - `rename` and `remove` are atomic, and durable when they return;
+//! - after `sync` failed on a file, nothing is known about the writes before it, and it is never tried again.
+
+use bytes::Bytes;
+
+/// Why a disk call failed. `Clone`, because it travels in replies and into status.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DiskError {
+    #[error("there is no file '{name}'")]
+    NotFound { name: String },
+    #[error("the disk is full (writing '{name}')")]
+    Full { name: String },
+    #[error("the disk failed ({name}): {reason}")]
+    Failed { name: String, reason: String },
+}
+
+/// Files of one copy. Names are plain (no directories). Shared between the thread that appends and the one that
+/// writes layers, so everything takes `&self`.
+pub trait Disk: Send + Sync {
+    /// Names of all files, in any order.
+    ///
+    /// # Errors
+    /// As every call here: [`DiskError`].
+    fn list(&self) -> Result<Vec<String>, DiskError>;
+
+    /// Length in bytes, or `None` when there is no such file.
+    fn len(&self, name: &str) -> Result<Option<u64>, DiskError>;
+
+    /// Up to `len_max` bytes from `offset`; fewer at the end of the file, none past it.
+    fn read(&self, name: &str, offset: u64, len_max: usize) -> Result<Bytes, DiskError>;
+
+    /// Writes all `parts`, one behind the other, at `offset`. Makes the file where there is none.
+    fn write(&self, name: &str, offset: u64, parts: &[Bytes]) -> Result<(), DiskError>;
+
+    /// Reserves space up to `len` bytes, so that later writes below it do not find the disk full. New bytes read as zero.
+    fn allocate(&self, name: &str, len: u64) -> Result<(), DiskError>;
+
+    fn sync(&self, name: &str) -> Result<(), DiskError>;
+
+    /// Replaces `to` where it exists.
+    fn rename(&self, from: &str, to: &str) -> Result<(), DiskError>;
+
+    /// Removing what is not there is no error.
+    fn remove(&self, name: &str) -> Result<(), DiskError>;
+}

@@ -1,0 +1,120 @@
+//! What the appender and a copy say to each other. Plain values: in one process they travel through a channel, in the
+//! simulator through a network that delays, loses, doubles and reorders them.
+
+use crate::base::{Generation, LineageId, LogEnd, Lsn, PageNo, Seq};
+use crate::log::{Frame, History};
+use bytes::Bytes;
+
+/// From the appender to one copy. Everything that writes carries the region's generation; a copy that promised a newer
+/// one answers [`CopyReply::Refused`].
+#[derive(Clone, Debug)]
+pub enum CopyRequest {
+    /// Fence: from now on only `generation` or newer may write here. Persisted before the answer.
+    Raise { generation: Generation },
+    /// Frames in order, and how far things are. Without frames it is a question ("where are you?") and still moves `vdl`.
+    ///
+    /// Frames that the copy has already are skipped. Where they differ from what it has, they replace its tail in one
+    /// atomic step, which needs among them a frame of a newer (epoch, generation) than the tail that goes.
+    Append {
+        generation: Generation,
+        frames: Vec<Frame>,
+        /// Durable on 4 of 6 (a consistency point): the copy may turn frames up to here into page versions.
+        vdl: LogEnd,
+        /// Nobody will read a page below this LSN any more: older versions may be folded together.
+        horizon: Lsn,
+        /// Nobody needs frames before this seq any more: log files that lie whole before it, and whose frames are in layers, may go.
+        trim: Seq,
+    },
+    /// Frames from `from` on, about `bytes_max` of them.
+    ReadLog { id: u64, from: Seq, bytes_max: usize },
+    /// All pages that exist at `at`, in order, from `from` on, about `bytes_max` of them.
+    ReadPages { id: u64, at: Lsn, from: PageNo, bytes_max: usize },
+    /// Begin to replace everything here by pages at `base`. What the copy has stays valid until `SeedEnd`.
+    SeedBegin { generation: Generation, base: SeedBase },
+    /// Whole pages at the base's LSN, in order of page number; `step` counts 1, 2, 3 ... and must arrive in that order.
+    SeedPages { generation: Generation, step: u64, pages: Vec<(PageNo, Bytes)> },
+    /// Publish the seed in one atomic step: pages at the base, and an empty log that goes on behind it.
+    SeedEnd { generation: Generation, steps: u64 },
+}
+
+/// Where a seeded copy begins.
+#[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+pub struct SeedBase {
+    pub lineage: LineageId,
+    /// A consistency point: the pages are as of its `end_lsn`, the log goes on with the seq behind it.
+    pub end: LogEnd,
+    pub history: History,
+}
+
+/// From one copy to the appender.
+#[derive(Clone, Debug)]
+pub enum CopyReply {
+    /// `generation` is promised (and persisted); this is what lies here.
+    Raised {
+        generation: Generation,
+        state: CopyState,
+    },
+    /// A newer generation was promised. Whoever asked is fenced.
+    Refused {
+        promised: Generation,
+    },
+    /// Everything up to `end` is fsynced here.
+    Appended {
+        generation: Generation,
+        end: LogEnd,
+        /** Page versions up to here can be read. */
+        ingested: Lsn,
+    },
+    /// The frames did not fit: a gap, or another history without a newer generation. `end` is what is fsynced here.
+    Misplaced {
+        generation: Generation,
+        end: LogEnd,
+        history: History,
+    },
+    Log {
+        id: u64,
+        frames: Vec<Frame>,
+    },
+    /// The log here begins later than asked for, at `first`.
+    LogTrimmed {
+        id: u64,
+        first: Seq,
+    },
+    /// `next` is where to go on; `None` when these were the last.
+    Pages {
+        id: u64,
+        at: Lsn,
+        pages: Vec<(PageNo, Bytes)>,
+        next: Option<PageNo>,
+    },
+    /// What was asked for cannot be read here (damaged, or not at that LSN); ask another copy.
+    Unreadable {
+        id: u64,
+        reason: String,
+    },
+    /// Step `step` of a seed is stored (0: begun). After `SeedEnd`: `Appended` with the base as its end.
+    Seeded {
+        generation: Generation,
+        step: u64,
+    },
+    /// This copy has left its duty: a failed fsync, a full disk, damage. It must be opened anew.
+    Failed {
+        reason: String,
+    },
+}
+
+/// What a copy has, as it says when it is raised.
+#[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+pub struct CopyState {
+    /// `None`: a new and empty copy. It has nothing to say in a recovery unless all six are empty.
+    pub lineage: Option<LineageId>,
+    /// Oldest frame that can still be read here.
+    pub first: Seq,
+    /// Last frame that is fsynced here.
+    pub end: LogEnd,
+    /// Last consistency point at or below `end`.
+    pub consistent: LogEnd,
+    pub history: History,
+    /// Page versions up to here can be read; never above the VDL this copy was told.
+    pub ingested: Lsn,
+}

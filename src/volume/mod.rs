@@ -1,0 +1,16 @@
+//! The volume: a region's durable home of the log and of the pages. Six copies over three zones; 4 of 6 to write, 3 of 6
+//! to recover.
+//!
+//! Decides: when a frame is durable, which tail survives a crash, what a page was at an LSN. Never decides who may
+//! write to the global cluster ([`crate::control`]) and never talks to another region ([`crate::ship`]).
+//! Two machines, both without I/O of their own: [`Appender`] (one per region) speaks to six [`Copy`]s in messages
+//! ([`CopyRequest`], [`CopyReply`]); a copy speaks to its disk through the small trait [`Disk`].
+
+mod appender;
+mod copy;
+mod disk;
+mod message;
+pub mod quorum;
+
+pub use disk::{Disk, DiskError};
+pub use message::{CopyReply, CopyRequest, CopyState, SeedBase};
