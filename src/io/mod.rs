@@ -1,1 +1,3 @@
-//! (being built)
+//! Where the cores meet the machine: tokio, quinn, files, TLS, clocks, entropy. Drives one node for real.
+
+pub mod clock;
