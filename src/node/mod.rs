@@ -1,1 +1,3 @@
-//! (being built)
+//! One process, its cores wired together: a closed event in, a closed effect out. (being built)
+
+pub mod report;

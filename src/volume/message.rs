@@ -25,6 +25,9 @@ pub enum CopyRequest {
         /// Nobody needs frames before this seq any more: log files that lie whole before it, and whose frames are in layers, may go.
         trim: Seq,
     },
+    /// Keep this as the region's control state ([`crate::control`]): replaces what was kept, persisted before the answer. An
+    /// older `version` than the one kept is answered like the same one.
+    PutControl { generation: Generation, version: u64, control: Bytes },
     /// Frames from `from` on, about `bytes_max` of them.
     ReadLog { id: u64, from: Seq, bytes_max: usize },
     /// All pages that exist at `at`, in order, from `from` on, about `bytes_max` of them.
@@ -70,6 +73,11 @@ pub enum CopyReply {
         generation: Generation,
         end: LogEnd,
         history: History,
+    },
+    /// The control state is persisted here.
+    ControlStored {
+        generation: Generation,
+        version: u64,
     },
     Log {
         id: u64,
@@ -117,4 +125,7 @@ pub struct CopyState {
     pub history: History,
     /// Page versions up to here can be read; never above the VDL this copy was told.
     pub ingested: Lsn,
+    /// Version and bytes of the control state last kept here; 0 and empty when there is none.
+    pub control_version: u64,
+    pub control: Vec<u8>,
 }

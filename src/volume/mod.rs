@@ -11,6 +11,9 @@ mod copy;
 mod disk;
 mod message;
 pub mod quorum;
+mod recovery;
+mod repair;
 
+pub use appender::{Appender, AppenderEffect, CopyHealth, CopyView, Found, LogOutcome, PagesOutcome, VolumePhase};
 pub use disk::{Disk, DiskError};
 pub use message::{CopyReply, CopyRequest, CopyState, SeedBase};

@@ -1,0 +1,154 @@
+//! What a region says of itself: one value, from which status, lag, metrics, HTTP and the SQL functions are all made.
+//!
+//! What is not known is `None` and never 0. Times are on the reporting region's wall clock unless a name says otherwise.
+
+use crate::base::{Epoch, LineageId, Lsn, RegionName, UnixMicros};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    Primary,
+    Secondary,
+    /// Not known yet: starting, or a new region that no primary has welcomed.
+    Unknown,
+}
+
+/// One word for how a region is; the order is that of the issue, not of severity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RegionState {
+    /// The primary, with a write quorum.
+    Writable,
+    /// A secondary that has everything, and nothing was written for a while.
+    Idle,
+    Streaming,
+    /// Behind by more than a window: it gets pages, or the log from the copies.
+    CatchingUp,
+    /// Connected and behind, and its durable position does not move.
+    Stalled,
+    Disconnected,
+    /// May not write although it is the primary: a newer generation, or too few copies.
+    Fenced,
+    Starting,
+}
+
+/// The three lags of one secondary. Milliseconds on the primary's clock, which is estimated (see `clock_error_ms`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, bincode::Encode, bincode::Decode, serde::Serialize, serde::Deserialize)]
+pub struct LagReport {
+    /// How old the oldest log byte may be that is durable in the primary and not here.
+    pub durability_ms: Option<f64>,
+    /// User commits younger than this in the primary may not be durable here.
+    pub rpo_ms: Option<f64>,
+    /// How old what a reader sees here is.
+    pub visibility_ms: Option<f64>,
+    /// Log bytes durable in the primary and not here, by the last that was heard of the primary.
+    pub durability_bytes: Option<u64>,
+    pub visibility_bytes: Option<u64>,
+    /// When the figures were last measured; `None`: never.
+    pub measured_at: Option<UnixMicros>,
+    /// Set while the figures are not known: since when.
+    pub unknown_since: Option<UnixMicros>,
+    /// The primary's clock minus this region's, estimated from round trips.
+    pub clock_offset_ms: Option<f64>,
+    /// The estimate is at most this far off (half the best round trip).
+    pub clock_error_ms: Option<f64>,
+    pub round_trip_ms: Option<f64>,
+}
+
+impl LagReport {
+    /// Whether the three lags are known now.
+    #[must_use]
+    pub fn known(&self) -> bool {
+        self.unknown_since.is_none() && self.durability_ms.is_some() && self.visibility_ms.is_some()
+    }
+}
+
+/// One of the six copies.
+#[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode, serde::Serialize, serde::Deserialize)]
+pub struct CopyReport {
+    /// `a1` ... `c2`.
+    pub name: String,
+    pub az: String,
+    /// `starting`, `up`, `catching_up`, `seeding`, `down`.
+    pub state: String,
+    pub durable_lsn: Lsn,
+    /// Why it is down.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// A secondary, as the primary sees it.
+#[derive(Clone, Debug, PartialEq, bincode::Encode, bincode::Decode, serde::Serialize, serde::Deserialize)]
+pub struct SecondaryReport {
+    pub region: RegionName,
+    pub state: RegionState,
+    /// Since when there is no connection; `None` while there is one.
+    pub disconnected_since: Option<UnixMicros>,
+    pub shipped_lsn: Lsn,
+    pub received_lsn: Lsn,
+    pub durable_lsn: Lsn,
+    pub visible_lsn: Lsn,
+    pub bytes_in_flight: u64,
+    /// Pages sent so far and pages in all, while it is being seeded.
+    pub seeding: Option<(u64, u64)>,
+    pub lag: LagReport,
+}
+
+/// A region's own report.
+#[derive(Clone, Debug, PartialEq, bincode::Encode, bincode::Decode, serde::Serialize, serde::Deserialize)]
+pub struct RegionReport {
+    pub cluster: String,
+    pub region: RegionName,
+    pub version: String,
+    pub role: Role,
+    pub state: RegionState,
+    /// A sentence where the state needs one (why writes are stopped, what recovery waits for ...).
+    pub reason: Option<String>,
+    pub epoch: Epoch,
+    pub lineage: Option<LineageIdText>,
+    /// The primary of `epoch`, as far as this region knows.
+    pub primary: Option<RegionName>,
+    pub reported_at: UnixMicros,
+    /// Assigned by the writer (primary) or received (secondary).
+    pub written_lsn: Lsn,
+    /// The VDL: durable on 4 of 6.
+    pub durable_lsn: Lsn,
+    pub visible_lsn: Lsn,
+    pub oldest_read_view_lsn: Lsn,
+    /// In a secondary: since when there is no connection to the primary.
+    pub disconnected_since: Option<UnixMicros>,
+    /// A secondary's own measurement; all `None` in the primary.
+    pub lag: LagReport,
+    pub copies: Vec<CopyReport>,
+    /// Instances that answer reads in this region.
+    pub readers: u32,
+    /// The primary's view of its secondaries; empty elsewhere.
+    pub secondaries: Vec<SecondaryReport>,
+}
+
+/// A lineage as 32 hexadecimal digits.
+#[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode, serde::Serialize, serde::Deserialize)]
+#[serde(transparent)]
+pub struct LineageIdText(pub String);
+
+impl From<LineageId> for LineageIdText {
+    fn from(id: LineageId) -> LineageIdText {
+        LineageIdText(id.to_string())
+    }
+}
+
+/// Something an operator may want to know later: role changes, connections, copies, refusals.
+#[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode, serde::Serialize, serde::Deserialize)]
+pub struct OperatorEvent {
+    /// Counts from 1 in each process.
+    pub no: u64,
+    pub at: UnixMicros,
+    pub region: RegionName,
+    /// A stable word: `started`, `founded`, `recovered`, `writable`, `copy_down`, `copy_up`, `quorum_lost`, `quorum_regained`, `secondary_connected`,
+    /// `secondary_disconnected`, `primary_connected`, `primary_disconnected`, `seeding_began`, `seeding_done`, `refused`, `fenced` ...
+    pub kind: String,
+    pub epoch: Epoch,
+    pub durable_lsn: Lsn,
+    /// A sentence.
+    pub what: String,
+}

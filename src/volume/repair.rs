@@ -1,0 +1,91 @@
+//! The rebuilding of one copy from its peers: pages at the VDL of the moment it began, one batch at a time, then the log.
+//!
+//! Decides only the next step of one copy; the appender reads the pages from a good copy and carries the messages. The copy
+//! keeps what it has until the last step, so a crash anywhere here costs nothing but the work.
+
+use super::message::{CopyRequest, SeedBase};
+use crate::base::{Generation, LogEnd, Lsn, PageNo};
+use bytes::Bytes;
+
+#[derive(Debug)]
+pub(super) struct Repair {
+    base: Option<SeedBase>,
+    /// Steps stored at the copy; 0 is `SeedBegin`.
+    stored: Option<u64>,
+    /// The request that was sent and not yet answered, for sending it again.
+    unanswered: Option<CopyRequest>,
+    next_page: Option<PageNo>,
+    /// The pages at the base can no longer be read.
+    restart: bool,
+}
+
+pub(super) enum Next {
+    /// Read the next pages from a peer.
+    Read,
+    Send(CopyRequest),
+    /// Nothing can be done before it is begun anew.
+    Nothing,
+}
+
+impl Repair {
+    /// Nothing can be copied yet (the volume itself is not durable).
+    pub(super) fn waiting() -> Repair {
+        Repair { base: None, stored: None, unanswered: None, next_page: None, restart: true }
+    }
+
+    pub(super) fn begin(generation: Generation, base: SeedBase) -> (Repair, CopyRequest) {
+        let request = CopyRequest::SeedBegin { generation, base: base.clone() };
+        let repair =
+            Repair { base: Some(base), stored: None, unanswered: Some(request.clone()), next_page: Some(PageNo(0)), restart: false };
+        (repair, request)
+    }
+
+    /// The LSN that the pages are read at; versions there must stay.
+    pub(super) fn at(&self) -> Lsn {
+        self.base.as_ref().map_or(Lsn(u64::MAX), |b| b.end.end_lsn)
+    }
+
+    pub(super) fn next_page(&self) -> PageNo {
+        self.next_page.unwrap_or_default()
+    }
+
+    pub(super) fn is_done_at(&self, end: &LogEnd) -> bool {
+        self.next_page.is_none() && self.base.as_ref().is_some_and(|b| b.end == *end)
+    }
+
+    pub(super) fn restart_later(&mut self) {
+        self.restart = true;
+    }
+
+    /// Pages came from a peer: the request that stores them.
+    pub(super) fn pages_arrived(&mut self, generation: Generation, pages: Vec<(PageNo, Bytes)>, next: Option<PageNo>) -> CopyRequest {
+        let step = self.stored.map_or(0, |s| s) + 1;
+        self.next_page = next;
+        let request = CopyRequest::SeedPages { generation, step, pages };
+        self.unanswered = Some(request.clone());
+        request
+    }
+
+    /// The copy stored `step`.
+    pub(super) fn stored(&mut self, generation: Generation, step: u64) -> Next {
+        if self.restart || step != self.stored.map_or(0, |s| s + 1) || self.unanswered.is_none() {
+            return Next::Nothing; // an answer that came twice
+        }
+        self.stored = Some(step);
+        self.unanswered = None;
+        if self.next_page.is_some() {
+            return Next::Read;
+        }
+        let request = CopyRequest::SeedEnd { generation, steps: step };
+        self.unanswered = Some(request.clone());
+        Next::Send(request)
+    }
+
+    pub(super) fn ask_again(&self) -> Next {
+        match &self.unanswered {
+            _ if self.restart => Next::Nothing,
+            Some(request) => Next::Send(request.clone()),
+            None => Next::Read,
+        }
+    }
+}
