@@ -1,3 +1,551 @@
-//! One process, its cores wired together: a closed event in, a closed effect out. (being built)
+//! One region process, its cores wired together: a closed [`Event`] in, a closed [`Effect`] out.
+//!
+//! Story: the copies are opened, the volume recovers, control says whether this region leads or follows. A primary hands the pen
+//! to the head, and ships what is durable to every secondary that says hello ([`lead`]). A secondary finds the primary, says
+//! hello, appends what comes and lets its readers see what is durable here ([`follow`]).
+//!
+//! Decides nothing that a core below it could; it carries their effects to each other and to the driver. No clock, no thread,
+//! no socket, no file. Driven by `io` for real and by `sim` under virtual time: `handle` an event, `poll_effect` until empty,
+//! call again at `next_timeout`.
 
+mod follow;
+mod lead;
 pub mod report;
+
+use crate::base::{ClusterName, ConnId, CopyId, Epoch, Generation, Instant, Limits, LineageId, LogEnd, Lsn, Prng, RegionName, UnixMicros};
+use crate::control::{self, ControlState, Start};
+use crate::head::WriteGate;
+use crate::log::{Frame, Pen};
+use crate::ship::{Message, Refusal};
+use crate::volume::{Appender, AppenderEffect, CopyHealth, CopyReply, CopyRequest, Found, VolumePhase};
+use follow::Follower;
+use lead::Leader;
+use report::{CopyReport, OperatorEvent, RegionReport, RegionState, Role};
+use std::collections::{BTreeMap, VecDeque};
+
+/// Everything that can wake a node.
+#[derive(Debug)]
+pub enum Event {
+    CopyOpened {
+        copy: CopyId,
+        promised: Generation,
+    },
+    CopyLost {
+        copy: CopyId,
+        reason: String,
+    },
+    CopyReplied {
+        copy: CopyId,
+        reply: CopyReply,
+    },
+    /// A link to `peer`, whose certificate was checked, is up. `dialled`: this side asked for it.
+    Linked {
+        conn: ConnId,
+        peer: RegionName,
+        dialled: bool,
+    },
+    Unlinked {
+        conn: ConnId,
+        reason: String,
+    },
+    DialFailed {
+        region: RegionName,
+        reason: String,
+    },
+    Received {
+        conn: ConnId,
+        message: Message,
+    },
+    /// The head's frames, in the order of its pen.
+    Submitted {
+        frames: Vec<Frame>,
+    },
+    /// The head's readers see everything up to `end`; the oldest LSN that one of them still pins.
+    HeadSees {
+        end: LogEnd,
+        written_at: Option<UnixMicros>,
+    },
+    HeadPins {
+        oldest: Lsn,
+    },
+    Timeout,
+}
+
+/// Everything a node can want.
+#[derive(Debug)]
+pub enum Effect {
+    ToCopy {
+        copy: CopyId,
+        request: CopyRequest,
+    },
+    Dial {
+        region: RegionName,
+    },
+    Send {
+        conn: ConnId,
+        message: Message,
+    },
+    Unlink {
+        conn: ConnId,
+        reason: String,
+    },
+    /// The volume stands at `at`: whatever the head cached is void.
+    HeadReset {
+        at: LogEnd,
+    },
+    /// This region writes: the head takes the pen.
+    HeadWrites {
+        pen: Pen,
+    },
+    /// Newly durable frames up to the VDL: visible to readers, and replies may go.
+    HeadAdvances {
+        vdl: LogEnd,
+        frames: Vec<Frame>,
+    },
+    /// This region no longer writes, for good (in this incarnation).
+    HeadStops {
+        reason: String,
+    },
+    Gate(WriteGate),
+    PrimaryIs(Option<RegionName>),
+    Note(OperatorEvent),
+}
+
+/// Who this node is. The members are names only; who is primary is state.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    pub cluster: ClusterName,
+    pub region: RegionName,
+    pub founder: RegionName,
+    pub members: Vec<RegionName>,
+    pub version: String,
+}
+
+#[derive(Debug)]
+enum Stage {
+    Recovering,
+    /// Control state is being kept on the copies before the log begins.
+    Founding {
+        lineage: LineageId,
+    },
+    /// The log goes on; the pen waits until its first frame is durable.
+    Opening {
+        pen: Option<Pen>,
+    },
+    Leading,
+    Following,
+    /// Cannot go on; the sentence says why and what to do.
+    Halted {
+        reason: String,
+    },
+}
+
+#[derive(Debug)]
+pub struct Node {
+    who: Identity,
+    limits: Limits,
+    prng: Prng,
+    wall: UnixMicros,
+    stage: Stage,
+    /// Why writes stand still, or what recovery waits for.
+    reason: Option<String>,
+    control: Option<ControlState>,
+    appender: Appender,
+    leader: Leader,
+    follower: Follower,
+    links: BTreeMap<ConnId, RegionName>,
+    /// Who asked for a read of the log or of pages: (connection, what its tag stands for).
+    reads: BTreeMap<u64, ConnId>,
+    next_tag: u64,
+    oldest_pin: Lsn,
+    event_no: u64,
+    effects: VecDeque<Effect>,
+}
+
+impl Node {
+    #[must_use]
+    pub fn new(who: Identity, limits: Limits, mut prng: Prng, wall: UnixMicros) -> Node {
+        let reseedable = who.region != who.founder;
+        let appender = Appender::new(limits.clone(), prng.fork("appender"), reseedable);
+        let follower = Follower::new(&who, &limits, prng.fork("follower"), wall);
+        Node {
+            leader: Leader::default(),
+            follower,
+            who,
+            limits,
+            prng,
+            wall,
+            stage: Stage::Recovering,
+            reason: None,
+            control: None,
+            appender,
+            links: BTreeMap::new(),
+            reads: BTreeMap::new(),
+            next_tag: 1,
+            oldest_pin: Lsn(u64::MAX),
+            event_no: 0,
+            effects: VecDeque::new(),
+        }
+    }
+
+    pub fn poll_effect(&mut self) -> Option<Effect> {
+        self.effects.pop_front()
+    }
+
+    #[must_use]
+    pub fn next_timeout(&self) -> Option<Instant> {
+        let mut next = self.appender.next_timeout();
+        let more = match &self.stage {
+            Stage::Leading => self.leader.next_timeout(),
+            Stage::Following => self.follower.next_timeout(),
+            _ => None,
+        };
+        if let Some(at) = more {
+            next = Some(next.map_or(at, |n| n.min(at)));
+        }
+        next
+    }
+
+    /// Takes one event. `wall` is this process's wall clock, for lag and for people.
+    pub fn handle(&mut self, now: Instant, wall: UnixMicros, event: Event) {
+        self.wall = wall;
+        match event {
+            Event::CopyOpened { copy, promised } => self.appender.copy_opened(now, copy, promised),
+            Event::CopyLost { copy, reason } => self.appender.copy_lost(now, copy, reason),
+            Event::CopyReplied { copy, reply } => self.appender.handle_reply(now, copy, reply),
+            Event::Submitted { frames } => {
+                if matches!(self.stage, Stage::Leading) {
+                    self.appender.append(now, frames);
+                }
+            }
+            Event::HeadSees { end, written_at } => {
+                self.follower.head_sees(now, wall, end, written_at);
+                self.drain_follower(now);
+            }
+            Event::HeadPins { oldest } => self.oldest_pin = oldest,
+            Event::Linked { conn, peer, dialled } => self.linked(now, conn, peer, dialled),
+            Event::Unlinked { conn, reason } => self.unlinked(now, conn, &reason),
+            Event::DialFailed { region, reason } => self.follower.dial_failed(now, &region, reason),
+            Event::Received { conn, message } => self.received(now, conn, message),
+            Event::Timeout => {}
+        }
+        self.timers(now);
+        self.drain_appender(now);
+    }
+
+    fn timers(&mut self, now: Instant) {
+        if self.appender.next_timeout().is_some_and(|t| now >= t) {
+            self.appender.handle_timeout(now);
+        }
+        match &self.stage {
+            Stage::Leading => self.lead_timers(now),
+            Stage::Following => self.follow_timers(now),
+            _ => {}
+        }
+        let (log, pages) = self.leader.needs();
+        self.appender.set_needs(self.oldest_pin, pages, log);
+    }
+
+    // ---- the volume's effects --------------------------------------------------------------------------------------
+
+    fn drain_appender(&mut self, now: Instant) {
+        while let Some(effect) = self.appender.poll_effect() {
+            match effect {
+                AppenderEffect::ToCopy { copy, request } => self.effects.push_back(Effect::ToCopy { copy, request }),
+                AppenderEffect::Recovered { found } => self.recovered(now, found),
+                AppenderEffect::RecoveryWaits { reason } => {
+                    self.note("recovery_waits", reason.clone());
+                    self.reason = Some(reason);
+                }
+                AppenderEffect::Restarted { vdl } => self.restarted(now, vdl),
+                AppenderEffect::Durable { vdl, frames } => self.durable(now, vdl, frames),
+                AppenderEffect::ControlDurable => self.control_durable(now),
+                AppenderEffect::QuorumLost { reason } => {
+                    self.note("quorum_lost", format!("writes are stopped: {reason}. They resume by themselves when a copy returns"));
+                    let sentence = format!("writes are stopped: {reason}; they resume by themselves when a copy returns");
+                    self.reason = Some(sentence.clone());
+                    self.effects.push_back(Effect::Gate(WriteGate::Closed { reason: sentence }));
+                }
+                AppenderEffect::QuorumRegained => {
+                    if self.reason.take().is_some() {
+                        self.note("quorum_regained", "four copies take writes again".into());
+                    }
+                    self.effects.push_back(Effect::Gate(WriteGate::Open));
+                }
+                AppenderEffect::CopyChanged { copy, health } => self.copy_changed(copy, &health),
+                AppenderEffect::Fenced { promised } => {
+                    let reason = format!(
+                        "generation {promised} took over this region's copies; this process is fenced. Stop it, and look for the other one"
+                    );
+                    self.note("fenced", reason.clone());
+                    self.effects.push_back(Effect::HeadStops { reason: reason.clone() });
+                    self.stage = Stage::Halted { reason };
+                }
+                AppenderEffect::Log { tag, outcome } => {
+                    if let Some(conn) = self.reads.remove(&tag) {
+                        self.lead_log(now, conn, outcome);
+                    }
+                }
+                AppenderEffect::Pages { tag, outcome } => {
+                    if let Some(conn) = self.reads.remove(&tag) {
+                        self.lead_pages(now, conn, outcome);
+                    }
+                }
+                AppenderEffect::SeedStored { step } => {
+                    if self.follower.seed_stored(step) {
+                        self.note("seeding_done", format!("the volume stands at {}", self.appender.end()));
+                    }
+                    self.drain_follower(now);
+                }
+            }
+        }
+    }
+
+    fn recovered(&mut self, now: Instant, found: Found) {
+        let (bytes, has_log) = match &found {
+            Found::Empty { control } => (control, false),
+            Found::Log { control, .. } => (control, true),
+        };
+        self.control = ControlState::decode(bytes);
+        self.reason = None;
+        let start = control::start(&self.who.region, &self.who.founder, self.control.as_ref(), has_log);
+        match (start, found) {
+            (Start::Lead { epoch }, Found::Log { consistent, end, .. }) => {
+                self.note("recovered", format!("the log ends at {end}; going on behind {consistent} as the primary of epoch {epoch}"));
+                let pen = self.appender.lead(now, self.wall, epoch, consistent);
+                self.stage = Stage::Opening { pen: Some(pen) };
+            }
+            // A founding that crashed before its first frame: the same lineage goes on.
+            (Start::Lead { .. }, Found::Empty { .. }) => {
+                let lineage = self.control.as_ref().map(|c| c.lineage).expect("BUG: leading without a control state");
+                self.open_founded(now, lineage);
+            }
+            (Start::Found, _) => {
+                let lineage = LineageId((u128::from(self.prng.next_u64()) << 64) | u128::from(self.prng.next_u64()));
+                let control = ControlState { lineage, epoch: Epoch(1), primary: self.who.region.clone() };
+                self.appender.put_control(control.encode());
+                self.control = Some(control);
+                self.stage = Stage::Founding { lineage };
+            }
+            (Start::Follow { primary, .. }, Found::Log { end, consistent, .. }) => {
+                self.note("recovered", format!("the log ends at {end}; following {primary}"));
+                self.follower.primary_is(primary.clone());
+                self.effects.push_back(Effect::PrimaryIs(Some(primary)));
+                self.stage = Stage::Opening { pen: None };
+                self.appender.follow(now, consistent);
+            }
+            (Start::Follow { .. } | Start::Join, _) => {
+                if let Some(control) = &self.control {
+                    self.follower.primary_is(control.primary.clone());
+                    self.effects.push_back(Effect::PrimaryIs(Some(control.primary.clone())));
+                }
+                self.note("joining", "the six copies are empty; looking for the primary to be seeded".into());
+                self.stage = Stage::Following;
+            }
+            (Start::Refuse { reason }, _) => {
+                self.note("halted", reason.clone());
+                self.stage = Stage::Halted { reason };
+            }
+        }
+    }
+
+    fn control_durable(&mut self, now: Instant) {
+        match &self.stage {
+            Stage::Founding { lineage } => {
+                let lineage = *lineage;
+                self.open_founded(now, lineage);
+            }
+            Stage::Following => self.replay_follower(now),
+            _ => {}
+        }
+    }
+
+    fn open_founded(&mut self, now: Instant, lineage: LineageId) {
+        self.note("founded", format!("global cluster {} of lineage {lineage}, primary {}", self.who.cluster, self.who.region));
+        let pen = self.appender.found(now, self.wall, lineage);
+        self.stage = Stage::Opening { pen: Some(pen) };
+    }
+
+    /// The volume's log is durable again, up to `vdl`.
+    fn restarted(&mut self, now: Instant, vdl: LogEnd) {
+        self.effects.push_back(Effect::HeadReset { at: vdl });
+        match std::mem::replace(&mut self.stage, Stage::Recovering) {
+            Stage::Opening { pen: Some(pen) } => {
+                self.stage = Stage::Leading;
+                self.effects.push_back(Effect::PrimaryIs(Some(self.who.region.clone())));
+                self.effects.push_back(Effect::HeadWrites { pen });
+                self.note("writable", format!("epoch {}, generation {}", vdl.epoch, vdl.generation));
+            }
+            Stage::Opening { pen: None } | Stage::Following => {
+                self.stage = Stage::Following;
+                self.follower.restarted(now, self.wall, vdl);
+            }
+            other => self.stage = other,
+        }
+    }
+
+    fn durable(&mut self, now: Instant, vdl: LogEnd, frames: Vec<Frame>) {
+        match self.stage {
+            Stage::Leading => self.lead_pump(now, &vdl),
+            Stage::Following => self.follower.durable(now, self.wall, &vdl, &frames),
+            _ => {}
+        }
+        self.effects.push_back(Effect::HeadAdvances { vdl, frames });
+    }
+
+    fn copy_changed(&mut self, copy: CopyId, health: &CopyHealth) {
+        match health {
+            CopyHealth::Down { reason } => self.note("copy_down", format!("copy {copy} is down: {reason}")),
+            CopyHealth::Up => self.note("copy_up", format!("copy {copy} is up")),
+            CopyHealth::Seeding => self.note("copy_seeding", format!("copy {copy} is being rebuilt")),
+            CopyHealth::Starting | CopyHealth::CatchingUp => {}
+        }
+    }
+
+    // ---- links -----------------------------------------------------------------------------------------------------
+
+    fn linked(&mut self, now: Instant, conn: ConnId, peer: RegionName, dialled: bool) {
+        self.links.insert(conn, peer.clone());
+        if dialled {
+            let hello = self.follower.hello(now, conn, &self.who, &self.appender, self.control.as_ref());
+            if let (Stage::Following, Some(message)) = (&self.stage, hello) {
+                self.effects.push_back(Effect::Send { conn, message });
+            } else {
+                self.effects.push_back(Effect::Unlink { conn, reason: "this region does not look for a primary now".into() });
+            }
+        }
+    }
+
+    fn unlinked(&mut self, now: Instant, conn: ConnId, reason: &str) {
+        self.links.remove(&conn);
+        self.reads.retain(|_, c| *c != conn);
+        if let Some(region) = self.leader.unlinked(now, self.wall, conn) {
+            self.note("secondary_disconnected", format!("{region}: {reason}"));
+        }
+        if let Some(primary) = self.follower.unlinked(now, self.wall, conn) {
+            self.note("primary_disconnected", format!("{primary}: {reason}"));
+        }
+    }
+
+    fn unlink(&mut self, now: Instant, conn: ConnId, reason: String) {
+        self.effects.push_back(Effect::Unlink { conn, reason: reason.clone() });
+        self.unlinked(now, conn, &reason);
+    }
+
+    fn received(&mut self, now: Instant, conn: ConnId, message: Message) {
+        let Some(peer) = self.links.get(&conn).cloned() else { return };
+        if self.leader.has(conn) {
+            self.lead_received(now, conn, message);
+        } else if self.follower.is_on(conn) {
+            self.follow_received(now, conn, message);
+        } else if let Message::Control(crate::ship::wire::Control::Hello(hello)) = message {
+            self.greet(now, conn, &peer, &hello);
+        }
+        // Anything else on a link without a conversation is late: its conversation is over.
+    }
+
+    fn refuse(&mut self, conn: ConnId, refusal: Refusal, region: &RegionName) {
+        self.note("refused", format!("region {region} may not follow: {refusal}"));
+        self.effects.push_back(Effect::Send { conn, message: Message::Control(crate::ship::wire::Control::Refused(refusal)) });
+    }
+
+    fn tag_for(&mut self, conn: ConnId) -> u64 {
+        let tag = self.next_tag;
+        self.next_tag += 1;
+        self.reads.insert(tag, conn);
+        tag
+    }
+
+    // ---- what others see -------------------------------------------------------------------------------------------
+
+    fn note(&mut self, kind: &str, what: String) {
+        self.event_no += 1;
+        let event = OperatorEvent {
+            no: self.event_no,
+            at: self.wall,
+            region: self.who.region.clone(),
+            kind: kind.into(),
+            epoch: self.epoch(),
+            durable_lsn: self.appender.vdl().end_lsn,
+            what,
+        };
+        self.effects.push_back(Effect::Note(event));
+    }
+
+    fn epoch(&self) -> Epoch {
+        self.control.as_ref().map_or(Epoch(0), |c| c.epoch)
+    }
+
+    /// What this region says of itself now.
+    #[must_use]
+    pub fn report(&self, now: Instant, wall: UnixMicros) -> RegionReport {
+        let role = match &self.stage {
+            Stage::Leading | Stage::Founding { .. } | Stage::Opening { pen: Some(_) } => Role::Primary,
+            Stage::Following | Stage::Opening { pen: None } => Role::Secondary,
+            Stage::Recovering | Stage::Halted { .. } => match &self.control {
+                Some(c) if c.primary == self.who.region => Role::Primary,
+                Some(_) => Role::Secondary,
+                None => Role::Unknown,
+            },
+        };
+        let (state, reason) = match &self.stage {
+            Stage::Leading if self.appender.has_quorum() => (RegionState::Writable, None),
+            Stage::Leading => (RegionState::Fenced, self.reason.clone()),
+            Stage::Halted { reason } => (RegionState::Fenced, Some(reason.clone())),
+            Stage::Following => self.follower.state(now, &self.limits, &self.appender),
+            Stage::Recovering | Stage::Founding { .. } | Stage::Opening { .. } => (RegionState::Starting, self.reason.clone()),
+        };
+        let vdl = self.appender.vdl();
+        let copies = self.appender.copies().into_iter().map(|c| {
+            let (state, reason) = match c.health {
+                CopyHealth::Starting => ("starting", None),
+                CopyHealth::Up => ("up", None),
+                CopyHealth::CatchingUp => ("catching_up", None),
+                CopyHealth::Seeding => ("seeding", None),
+                CopyHealth::Down { reason } => ("down", Some(reason)),
+            };
+            CopyReport {
+                name: c.copy.to_string(),
+                az: c.copy.az().to_string(),
+                state: state.into(),
+                durable_lsn: c.durable_end.end_lsn,
+                reason,
+            }
+        });
+        RegionReport {
+            cluster: self.who.cluster.to_string(),
+            region: self.who.region.clone(),
+            version: self.who.version.clone(),
+            role,
+            state,
+            reason,
+            epoch: self.epoch(),
+            lineage: self.appender.lineage().map(Into::into),
+            primary: self.control.as_ref().map(|c| c.primary.clone()),
+            reported_at: wall,
+            written_lsn: self.appender.end().end_lsn,
+            durable_lsn: vdl.end_lsn,
+            visible_lsn: if role == Role::Secondary { self.follower.visible() } else { vdl.end_lsn },
+            oldest_read_view_lsn: self.oldest_pin.min(vdl.end_lsn),
+            disconnected_since: if role == Role::Secondary { self.follower.disconnected_since() } else { None },
+            lag: if role == Role::Secondary { self.follower.lag(now, wall) } else { report::LagReport::default() },
+            copies: copies.collect(),
+            readers: 1,
+            secondaries: if matches!(self.stage, Stage::Leading) { self.leader.report(now, &self.limits, vdl) } else { Vec::new() },
+        }
+    }
+
+    /// Whether this region's readers have something to read.
+    #[must_use]
+    pub fn is_readable(&self) -> bool {
+        matches!(self.stage, Stage::Leading | Stage::Following)
+            && *self.appender.phase() == VolumePhase::Serving
+            && *self.appender.vdl() != LogEnd::EMPTY
+    }
+
+    /// The region's end of the log and its VDL, for checkers and status.
+    #[must_use]
+    pub fn log_positions(&self) -> (LogEnd, LogEnd) {
+        (*self.appender.end(), *self.appender.vdl())
+    }
+}

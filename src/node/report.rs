@@ -2,6 +2,8 @@
 //!
 //! What is not known is `None` and never 0. Times are on the reporting region's wall clock unless a name says otherwise.
 
+pub use crate::ship::LagReport;
+
 use crate::base::{Epoch, LineageId, Lsn, RegionName, UnixMicros};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode, serde::Serialize, serde::Deserialize)]
@@ -30,37 +32,6 @@ pub enum RegionState {
     /// May not write although it is the primary: a newer generation, or too few copies.
     Fenced,
     Starting,
-}
-
-/// The three lags of one secondary. Milliseconds on the primary's clock, which is estimated (see `clock_error_ms`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, bincode::Encode, bincode::Decode, serde::Serialize, serde::Deserialize)]
-pub struct LagReport {
-    /// How old the oldest log byte may be that is durable in the primary and not here.
-    pub durability_ms: Option<f64>,
-    /// User commits younger than this in the primary may not be durable here.
-    pub rpo_ms: Option<f64>,
-    /// How old what a reader sees here is.
-    pub visibility_ms: Option<f64>,
-    /// Log bytes durable in the primary and not here, by the last that was heard of the primary.
-    pub durability_bytes: Option<u64>,
-    pub visibility_bytes: Option<u64>,
-    /// When the figures were last measured; `None`: never.
-    pub measured_at: Option<UnixMicros>,
-    /// Set while the figures are not known: since when.
-    pub unknown_since: Option<UnixMicros>,
-    /// The primary's clock minus this region's, estimated from round trips.
-    pub clock_offset_ms: Option<f64>,
-    /// The estimate is at most this far off (half the best round trip).
-    pub clock_error_ms: Option<f64>,
-    pub round_trip_ms: Option<f64>,
-}
-
-impl LagReport {
-    /// Whether the three lags are known now.
-    #[must_use]
-    pub fn known(&self) -> bool {
-        self.unknown_since.is_none() && self.durability_ms.is_some() && self.visibility_ms.is_some()
-    }
 }
 
 /// One of the six copies.

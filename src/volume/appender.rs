@@ -8,12 +8,12 @@
 //! decides who is primary: the node says `lead` (append a generation start, write) or `follow` (take the primary's frames).
 //! Never touches a disk. Driven by the node: `handle_*` in, `poll_effect` out, `next_timeout`; the order does not matter.
 
-use super::message::{CopyReply, CopyRequest, CopyState, SeedBase};
+use super::message::{CopyReply, CopyRequest, CopyState};
 use super::quorum::{self, COPIES, WRITE_QUORUM};
 use super::recovery::{self, Choice, Heard};
 use super::repair::Repair;
 use crate::base::{CopyId, Epoch, Generation, Instant, Limits, LineageId, LogEnd, Lsn, PageNo, Prng, Seq, UnixMicros};
-use crate::log::{ControlFrame, FRAME_HEADER_BYTES, Frame, History, Pen};
+use crate::log::{ControlFrame, FRAME_HEADER_BYTES, Frame, History, LogOutcome, PagesOutcome, Pen, SeedBase};
 use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -86,24 +86,6 @@ pub enum Found {
     Empty { control: Vec<u8> },
     /// A log, with the control state kept beside it.
     Log { lineage: LineageId, end: LogEnd, consistent: LogEnd, control: Vec<u8> },
-}
-
-#[derive(Debug)]
-pub enum LogOutcome {
-    Frames(Vec<Frame>),
-    /// The log no longer reaches back that far.
-    Trimmed {
-        first: Seq,
-    },
-    Unreadable {
-        reason: String,
-    },
-}
-
-#[derive(Debug)]
-pub enum PagesOutcome {
-    Pages { at: Lsn, pages: Vec<(PageNo, Bytes)>, next: Option<PageNo> },
-    Unreadable { reason: String },
 }
 
 /// State of one copy, for status.

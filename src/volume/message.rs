@@ -2,7 +2,7 @@
 //! simulator through a network that delays, loses, doubles and reorders them.
 
 use crate::base::{Generation, LineageId, LogEnd, Lsn, PageNo, Seq};
-use crate::log::{Frame, History};
+use crate::log::{Frame, History, SeedBase};
 use bytes::Bytes;
 
 /// From the appender to one copy. Everything that writes carries the region's generation; a copy that promised a newer
@@ -38,15 +38,6 @@ pub enum CopyRequest {
     SeedPages { generation: Generation, step: u64, pages: Vec<(PageNo, Bytes)> },
     /// Publish the seed in one atomic step: pages at the base, and an empty log that goes on behind it.
     SeedEnd { generation: Generation, steps: u64 },
-}
-
-/// Where a seeded copy begins.
-#[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
-pub struct SeedBase {
-    pub lineage: LineageId,
-    /// A consistency point: the pages are as of its `end_lsn`, the log goes on with the seq behind it.
-    pub end: LogEnd,
-    pub history: History,
 }
 
 /// From one copy to the appender.

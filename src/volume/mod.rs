@@ -14,6 +14,6 @@ pub mod quorum;
 mod recovery;
 mod repair;
 
-pub use appender::{Appender, AppenderEffect, CopyHealth, CopyView, Found, LogOutcome, PagesOutcome, VolumePhase};
+pub use appender::{Appender, AppenderEffect, CopyHealth, CopyView, Found, VolumePhase};
 pub use disk::{Disk, DiskError};
-pub use message::{CopyReply, CopyRequest, CopyState, SeedBase};
+pub use message::{CopyReply, CopyRequest, CopyState};

@@ -3,8 +3,9 @@
 //! Decides only the next step of one copy; the appender reads the pages from a good copy and carries the messages. The copy
 //! keeps what it has until the last step, so a crash anywhere here costs nothing but the work.
 
-use super::message::{CopyRequest, SeedBase};
+use super::message::CopyRequest;
 use crate::base::{Generation, LogEnd, Lsn, PageNo};
+use crate::log::SeedBase;
 use bytes::Bytes;
 
 #[derive(Debug)]

@@ -1,0 +1,379 @@
+//! The secondary's side: finding the primary, saying hello, taking over what comes, measuring the lag.
+//!
+//! Story: a secondary dials the primary it knows of, or one member after the other; a region that is not the primary names the
+//! one it knows. After the welcome, what it learned of the reign is kept on four copies before a frame is taken over.
+
+use super::report::{LagReport, RegionState};
+use super::{Effect, Identity, Node};
+use crate::base::{ConnId, Instant, Limits, LogEnd, Lsn, Prng, RegionName, UnixMicros};
+use crate::control::ControlState;
+use crate::log::{Flags, Frame};
+use crate::ship::wire::Control;
+use crate::ship::{HeartbeatReply, Hello, LagMeter, Message, Position, Receiver, ReceiverEffect, SeedStep};
+use crate::volume::{Appender, VolumePhase};
+use std::time::Duration;
+
+const DIAL_TIMEOUT: Duration = Duration::from_secs(8);
+const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
+const RETRY_MIN: Duration = Duration::from_millis(50);
+const RETRY_MAX: Duration = Duration::from_secs(1);
+/// After a refusal: its cause is for an operator to mend.
+const RETRY_REFUSED: Duration = Duration::from_secs(5);
+/// Heartbeats come every 100 ms; without one for so long the primary counts as disconnected.
+const SILENT_AFTER: Duration = Duration::from_secs(2);
+const BEHIND_BYTES: u64 = 4 << 20;
+
+#[derive(Debug)]
+enum Contact {
+    Waiting { until: Instant },
+    Dialling { region: RegionName, since: Instant },
+    Greeting { conn: ConnId, region: RegionName, since: Instant },
+    Following(Following),
+}
+
+#[derive(Debug)]
+struct Following {
+    conn: ConnId,
+    primary: RegionName,
+    receiver: Receiver,
+    last_heartbeat: Instant,
+    /// Kept while the control state is on its way to four copies.
+    held_back: Option<Vec<Message>>,
+}
+
+#[derive(Debug)]
+pub(super) struct Follower {
+    candidates: Vec<RegionName>,
+    next_candidate: usize,
+    known_primary: Option<RegionName>,
+    contact: Contact,
+    retry: Duration,
+    prng: Prng,
+    lag: LagMeter,
+    durable: LogEnd,
+    visible: LogEnd,
+    last_moved: Instant,
+    last_commit: Option<Instant>,
+    disconnected_since: Option<UnixMicros>,
+    /// What the last attempt came to.
+    last_trouble: Option<String>,
+}
+
+impl Follower {
+    pub(super) fn new(who: &Identity, limits: &Limits, prng: Prng, wall: UnixMicros) -> Follower {
+        Follower {
+            candidates: who.members.iter().filter(|m| **m != who.region).cloned().collect(),
+            next_candidate: 0,
+            known_primary: None,
+            contact: Contact::Waiting { until: Instant::ZERO },
+            retry: RETRY_MIN,
+            prng,
+            lag: LagMeter::new(limits.heartbeat_every, wall),
+            durable: LogEnd::EMPTY,
+            visible: LogEnd::EMPTY,
+            last_moved: Instant::ZERO,
+            last_commit: None,
+            disconnected_since: Some(wall),
+            last_trouble: None,
+        }
+    }
+
+    pub(super) fn primary_is(&mut self, primary: RegionName) {
+        self.known_primary = Some(primary);
+    }
+
+    pub(super) fn is_on(&self, conn: ConnId) -> bool {
+        match &self.contact {
+            Contact::Greeting { conn: c, .. } => *c == conn,
+            Contact::Following(f) => f.conn == conn,
+            _ => false,
+        }
+    }
+
+    pub(super) fn visible(&self) -> Lsn {
+        self.visible.end_lsn
+    }
+
+    pub(super) fn disconnected_since(&self) -> Option<UnixMicros> {
+        self.disconnected_since
+    }
+
+    pub(super) fn lag(&self, now: Instant, wall: UnixMicros) -> LagReport {
+        self.lag.report(now, wall)
+    }
+
+    pub(super) fn next_timeout(&self) -> Option<Instant> {
+        match &self.contact {
+            Contact::Waiting { until } => Some(*until),
+            Contact::Dialling { since, .. } => Some(*since + DIAL_TIMEOUT),
+            Contact::Greeting { since, .. } => Some(*since + HELLO_TIMEOUT),
+            Contact::Following(f) => self.disconnected_since.is_none().then_some(f.last_heartbeat + SILENT_AFTER),
+        }
+    }
+
+    fn wait(&mut self, now: Instant, at_least: Duration) {
+        // Jitter, so that five secondaries do not come back in one instant.
+        let spread = self.prng.below(u64::try_from(self.retry.as_nanos()).unwrap_or(u64::MAX) / 2 + 1);
+        self.contact = Contact::Waiting { until: now + self.retry.max(at_least) + Duration::from_nanos(spread) };
+        self.retry = (self.retry * 2).min(RETRY_MAX);
+    }
+
+    pub(super) fn dial_failed(&mut self, now: Instant, region: &RegionName, reason: String) {
+        if matches!(&self.contact, Contact::Dialling { region: r, .. } if r == region) {
+            self.last_trouble = Some(format!("{region} cannot be reached: {reason}"));
+            self.next_candidate += 1;
+            self.wait(now, RETRY_MIN);
+        }
+    }
+
+    /// The first word on a link that this side dialled.
+    pub(super) fn hello(
+        &mut self,
+        now: Instant,
+        conn: ConnId,
+        who: &Identity,
+        appender: &Appender,
+        control: Option<&ControlState>,
+    ) -> Option<Message> {
+        let Contact::Dialling { region, .. } = &self.contact else { return None };
+        self.contact = Contact::Greeting { conn, region: region.clone(), since: now };
+        let position = match (appender.phase(), appender.lineage()) {
+            (VolumePhase::Serving, Some(lineage)) => Some(Position { lineage, end: *appender.end(), history: appender.history().clone() }),
+            _ => None,
+        };
+        let epoch = control.map(|c| c.epoch).unwrap_or_default();
+        Some(Message::Control(Control::Hello(Hello { cluster: who.cluster.clone(), region: who.region.clone(), epoch, position })))
+    }
+
+    /// The link is gone. The primary's name when this ended a following.
+    pub(super) fn unlinked(&mut self, now: Instant, wall: UnixMicros, conn: ConnId) -> Option<RegionName> {
+        if !self.is_on(conn) {
+            return None;
+        }
+        let was = if let Contact::Following(f) = &self.contact { Some(f.primary.clone()) } else { None };
+        self.disconnected_since.get_or_insert(wall);
+        self.lag.disconnected(wall);
+        self.wait(now, RETRY_MIN);
+        was
+    }
+
+    /// The volume stands at `vdl` (recovered or seeded).
+    pub(super) fn restarted(&mut self, now: Instant, wall: UnixMicros, vdl: LogEnd) {
+        self.durable = vdl;
+        self.last_moved = now;
+        self.lag.durable(now, wall, &vdl, None, None);
+    }
+
+    pub(super) fn durable(&mut self, now: Instant, wall: UnixMicros, vdl: &LogEnd, frames: &[Frame]) {
+        self.durable = *vdl;
+        self.last_moved = now;
+        let written_at = frames.last().map(|f| f.header().source_time);
+        let committed_at = frames.iter().rev().find(|f| f.header().flags.has(Flags::USER_COMMIT)).map(|f| f.header().source_time);
+        if committed_at.is_some() {
+            self.last_commit = Some(now);
+        }
+        self.lag.durable(now, wall, vdl, written_at, committed_at);
+    }
+
+    pub(super) fn head_sees(&mut self, now: Instant, wall: UnixMicros, end: LogEnd, written_at: Option<UnixMicros>) {
+        self.visible = end;
+        self.lag.visible(now, wall, &end, written_at);
+        let durable = self.durable;
+        if let Contact::Following(f) = &mut self.contact {
+            f.receiver.progress(durable, end.end_lsn);
+        }
+    }
+
+    /// A step of the seed is on four copies; `true` when the region has all of it.
+    pub(super) fn seed_stored(&mut self, step: u64) -> bool {
+        if let Contact::Following(f) = &mut self.contact { f.receiver.seed_stored(step) } else { false }
+    }
+
+    fn take_held_back(&mut self) -> Option<(ConnId, Vec<Message>)> {
+        if let Contact::Following(f) = &mut self.contact { f.held_back.take().map(|m| (f.conn, m)) } else { None }
+    }
+
+    pub(super) fn state(&self, now: Instant, limits: &Limits, appender: &Appender) -> (RegionState, Option<String>) {
+        let Contact::Following(f) = &self.contact else {
+            return (RegionState::Disconnected, self.last_trouble.clone());
+        };
+        if self.disconnected_since.is_some() {
+            return (RegionState::Disconnected, Some(format!("no heartbeat from {}", f.primary)));
+        }
+        let vdl = self.lag.primary_vdl();
+        let behind = vdl.end_lsn.bytes_since(self.durable.end_lsn);
+        let is_behind = self.durable.seq < vdl.seq;
+        let state = if f.receiver.is_being_seeded() {
+            RegionState::CatchingUp
+        } else if is_behind && (now.since(self.last_moved) > limits.stalled_after || !appender.has_quorum()) {
+            RegionState::Stalled
+        } else if behind > BEHIND_BYTES {
+            RegionState::CatchingUp
+        } else if !is_behind && self.last_commit.is_none_or(|t| now.since(t) > Duration::from_secs(1)) {
+            RegionState::Idle
+        } else {
+            RegionState::Streaming
+        };
+        (state, None)
+    }
+}
+
+impl Node {
+    pub(super) fn follow_timers(&mut self, now: Instant) {
+        let ready = matches!(self.appender.phase(), VolumePhase::Serving | VolumePhase::AwaitingSeed);
+        match &self.follower.contact {
+            Contact::Waiting { until } if now >= *until && ready && !self.follower.candidates.is_empty() => {
+                let region = match self.follower.known_primary.take() {
+                    Some(primary) if primary != self.who.region => primary,
+                    _ => self.follower.candidates[self.follower.next_candidate % self.follower.candidates.len()].clone(),
+                };
+                self.follower.contact = Contact::Dialling { region: region.clone(), since: now };
+                self.effects.push_back(Effect::Dial { region });
+            }
+            Contact::Waiting { until } if now >= *until => self.follower.contact = Contact::Waiting { until: now + RETRY_MAX },
+            Contact::Dialling { region, since } if now >= *since + DIAL_TIMEOUT => {
+                let region = region.clone();
+                self.follower.dial_failed(now, &region, "no answer".into());
+            }
+            Contact::Greeting { conn, region, since } if now >= *since + HELLO_TIMEOUT => {
+                let (conn, reason) = (*conn, format!("{region} did not answer the hello"));
+                self.follower.last_trouble = Some(reason.clone());
+                self.follower.next_candidate += 1;
+                self.unlink(now, conn, reason);
+            }
+            Contact::Following(f) if self.follower.disconnected_since.is_none() && now >= f.last_heartbeat + SILENT_AFTER => {
+                self.follower.disconnected_since = Some(self.wall);
+                self.follower.lag.disconnected(self.wall);
+            }
+            _ => {}
+        }
+    }
+
+    pub(super) fn follow_received(&mut self, now: Instant, conn: ConnId, message: Message) {
+        if let Contact::Greeting { region, .. } = &self.follower.contact {
+            let region = region.clone();
+            match message {
+                Message::Control(control) => self.greeted(now, conn, region, control),
+                // Streams overtake each other: what comes before the welcome is sent again.
+                _ => {}
+            }
+            return;
+        }
+        let wall = self.wall;
+        let Contact::Following(f) = &mut self.follower.contact else { return };
+        if let Some(held) = &mut f.held_back
+            && !matches!(message, Message::Heartbeat(_))
+        {
+            held.push(message);
+            return;
+        }
+        match message {
+            Message::Frames(frames) => f.receiver.handle_frames(frames),
+            Message::Pages { base, step, pages } => f.receiver.handle_seed_step(base, step, SeedStep::Pages(pages)),
+            Message::Control(Control::SeedBegin(base)) => f.receiver.handle_seed_begin(base),
+            Message::Control(Control::SeedEnd { base, step }) => f.receiver.handle_seed_step(base, step, SeedStep::End),
+            Message::Heartbeat(heartbeat) => {
+                f.last_heartbeat = now;
+                self.follower.disconnected_since = None;
+                self.follower.lag.heartbeat(now, wall, &heartbeat);
+                let reply = HeartbeatReply {
+                    no: heartbeat.no,
+                    replied_at: wall,
+                    received: *f.receiver.received(),
+                    durable: self.follower.durable,
+                    visible: self.follower.visible.end_lsn,
+                    lag: self.follower.lag.report(now, wall),
+                };
+                self.effects.push_back(Effect::Send { conn, message: Message::HeartbeatReply(reply) });
+            }
+            Message::Control(Control::Welcome { .. }) => {} // it came twice
+            Message::Control(_) | Message::HeartbeatReply(_) => {
+                return self.unlink(now, conn, "the primary sent what only a secondary sends".into());
+            }
+        }
+        self.drain_follower(now);
+    }
+
+    fn greeted(&mut self, now: Instant, conn: ConnId, region: RegionName, control: Control) {
+        match control {
+            Control::Welcome { lineage, epoch, primary, seed } => {
+                if self.appender.lineage().is_some_and(|own| own != lineage) && *self.appender.phase() == VolumePhase::Serving {
+                    let reason = format!("{region} is of lineage {lineage}, this region's data is not; two histories are never merged");
+                    self.follower.last_trouble = Some(reason.clone());
+                    self.follower.wait(now, RETRY_REFUSED);
+                    self.effects.push_back(Effect::Unlink { conn, reason });
+                    return;
+                }
+                self.follower.retry = RETRY_MIN;
+                self.follower.last_trouble = None;
+                self.follower.known_primary = Some(primary.clone());
+                let known = ControlState { lineage, epoch, primary: primary.clone() };
+                let news = self.control.as_ref() != Some(&known);
+                if news {
+                    self.appender.put_control(known.encode());
+                    self.control = Some(known);
+                }
+                let durable = self.follower.durable;
+                let receiver = Receiver::new(epoch, *self.appender.end(), durable, seed, &self.limits);
+                let held_back = news.then(Vec::new);
+                self.follower.contact =
+                    Contact::Following(Following { conn, primary: primary.clone(), receiver, last_heartbeat: now, held_back });
+                self.effects.push_back(Effect::PrimaryIs(Some(primary.clone())));
+                let how = if seed { "to be seeded".into() } else { format!("resuming behind {}", self.appender.end()) };
+                self.note("primary_connected", format!("{primary}, epoch {epoch}: {how}"));
+            }
+            Control::NotPrimary { primary, .. } => {
+                self.follower.last_trouble = Some(match &primary {
+                    Some(p) => format!("{region} is not the primary and names {p}"),
+                    None => format!("{region} is not the primary and knows of none"),
+                });
+                self.follower.known_primary = primary.filter(|p| *p != region && *p != self.who.region);
+                self.follower.next_candidate += 1;
+                self.unlink(now, conn, "it is not the primary".into());
+            }
+            Control::Refused(refusal) => {
+                self.note("refused", format!("{region} refuses this region: {refusal}"));
+                self.follower.last_trouble = Some(format!("{region} refuses this region: {refusal}"));
+                self.unlink(now, conn, "refused".into());
+                self.follower.wait(now, RETRY_REFUSED);
+            }
+            _ => self.unlink(now, conn, "it answered a hello with something else".into()),
+        }
+    }
+
+    /// What came while the control state was on its way to the copies.
+    pub(super) fn replay_follower(&mut self, now: Instant) {
+        if let Some((conn, held)) = self.follower.take_held_back() {
+            for message in held {
+                self.follow_received(now, conn, message);
+            }
+        }
+    }
+
+    pub(super) fn drain_follower(&mut self, now: Instant) {
+        loop {
+            let Contact::Following(f) = &mut self.follower.contact else { return };
+            let conn = f.conn;
+            let Some(effect) = f.receiver.poll_effect() else { return };
+            match effect {
+                ReceiverEffect::Append(frames) => self.appender.append(now, frames),
+                ReceiverEffect::SeedBegin(base) => {
+                    self.note("seeding_began", format!("pages as of {}", base.end));
+                    self.appender.seed_begin(now, base);
+                }
+                ReceiverEffect::SeedPages(pages) => {
+                    self.appender.seed_pages(now, pages);
+                }
+                ReceiverEffect::SeedEnd => {
+                    self.appender.seed_end(now);
+                }
+                ReceiverEffect::Send(message) => self.effects.push_back(Effect::Send { conn, message }),
+                ReceiverEffect::Violation { reason } => {
+                    self.note("violation", reason.clone());
+                    self.follower.last_trouble = Some(reason.clone());
+                    self.unlink(now, conn, reason);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,261 @@
+//! The primary's side of shipping: one [`Sender`] per secondary that said hello.
+//!
+//! Decides who is welcomed and who is refused, and keeps what is known of a secondary after its link is gone. A secondary that
+//! is gone holds nothing back but log within its budget.
+
+use super::report::{RegionState, SecondaryReport};
+use super::{Effect, Node, Stage};
+use crate::base::{ConnId, Instant, Limits, LogEnd, Lsn, RegionName, Seq, UnixMicros};
+use crate::log::{LogOutcome, PagesOutcome, SeedBase};
+use crate::ship::wire::Control;
+use crate::ship::{Hello, LagReport, Message, Refusal, Sender, SenderEffect};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// A link whose peer has been silent for so long is shown as disconnected; QUIC finds out later.
+const SILENT_AFTER: Duration = Duration::from_secs(2);
+/// Behind by more than this share of the window counts as catching up.
+const BEHIND_BYTES: u64 = 4 << 20;
+
+/// What is remembered of a secondary that was here.
+#[derive(Debug, Clone)]
+struct Known {
+    disconnected_since: Option<UnixMicros>,
+    durable: LogEnd,
+    received: Lsn,
+    visible: Lsn,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Leader {
+    senders: BTreeMap<ConnId, Sender>,
+    known: BTreeMap<RegionName, Known>,
+    last_commit: Option<Instant>,
+}
+
+impl Leader {
+    pub(super) fn has(&self, conn: ConnId) -> bool {
+        self.senders.contains_key(&conn)
+    }
+
+    pub(super) fn next_timeout(&self) -> Option<Instant> {
+        self.senders.values().map(Sender::next_timeout).min()
+    }
+
+    /// First seq that a secondary needs from the log, and the LSN whose pages a seed reads.
+    pub(super) fn needs(&self) -> (Option<Seq>, Option<Lsn>) {
+        let away = self.known.values().filter(|k| k.disconnected_since.is_some()).map(|k| k.durable.seq);
+        let log = self.senders.values().map(Sender::needs_log_from).chain(away).min();
+        (log, self.senders.values().filter_map(Sender::needs_pages_at).min())
+    }
+
+    pub(super) fn unlinked(&mut self, _now: Instant, wall: UnixMicros, conn: ConnId) -> Option<RegionName> {
+        let sender = self.senders.remove(&conn)?;
+        let region = sender.region().clone();
+        if self.senders.values().any(|s| *s.region() == region) {
+            return None; // it already came back on another link
+        }
+        let known = Known {
+            disconnected_since: Some(wall),
+            durable: *sender.durable(),
+            received: sender.received().end_lsn,
+            visible: sender.visible(),
+        };
+        self.known.insert(region.clone(), known);
+        Some(region)
+    }
+
+    pub(super) fn report(&self, now: Instant, limits: &Limits, vdl: &LogEnd) -> Vec<SecondaryReport> {
+        let mut out = Vec::new();
+        for (region, known) in &self.known {
+            if let Some(sender) = self.senders.values().find(|s| s.region() == region) {
+                let silent = now.since(sender.last_heard()) > SILENT_AFTER;
+                let behind = vdl.end_lsn.bytes_since(sender.durable().end_lsn);
+                let state = if silent {
+                    RegionState::Disconnected
+                } else if sender.durable().seq < vdl.seq && now.since(sender.last_progress()) > limits.stalled_after {
+                    RegionState::Stalled
+                } else if sender.is_catching_up() || behind > BEHIND_BYTES {
+                    RegionState::CatchingUp
+                } else if sender.durable().seq >= vdl.seq && self.last_commit.is_none_or(|t| now.since(t) > Duration::from_secs(1)) {
+                    RegionState::Idle
+                } else {
+                    RegionState::Streaming
+                };
+                out.push(SecondaryReport {
+                    region: region.clone(),
+                    state,
+                    disconnected_since: None,
+                    shipped_lsn: sender.shipped_lsn(),
+                    received_lsn: sender.received().end_lsn,
+                    durable_lsn: sender.durable().end_lsn,
+                    visible_lsn: sender.visible(),
+                    bytes_in_flight: sender.bytes_in_flight(),
+                    seeding: sender.seeding(),
+                    lag: if silent { LagReport::default() } else { *sender.lag() },
+                });
+            } else {
+                out.push(SecondaryReport {
+                    region: region.clone(),
+                    state: RegionState::Disconnected,
+                    disconnected_since: known.disconnected_since,
+                    shipped_lsn: known.received,
+                    received_lsn: known.received,
+                    durable_lsn: known.durable.end_lsn,
+                    visible_lsn: known.visible,
+                    bytes_in_flight: 0,
+                    seeding: None,
+                    lag: LagReport { unknown_since: known.disconnected_since, ..LagReport::default() },
+                });
+            }
+        }
+        out
+    }
+}
+
+impl Node {
+    /// A region wants to follow.
+    pub(super) fn greet(&mut self, now: Instant, conn: ConnId, peer: &RegionName, hello: &Hello) {
+        if hello.cluster != self.who.cluster {
+            let refusal = Refusal::OtherCluster { ours: self.who.cluster.clone(), theirs: hello.cluster.clone() };
+            return self.refuse(conn, refusal, peer);
+        }
+        if hello.region != *peer {
+            let refusal = Refusal::OtherRegion { certificate: peer.clone(), claimed: hello.region.clone() };
+            return self.refuse(conn, refusal, peer);
+        }
+        let Some(lineage) = self.appender.lineage().filter(|_| matches!(self.stage, Stage::Leading)) else {
+            let primary = self.control.as_ref().map(|c| c.primary.clone()).filter(|p| *p != self.who.region);
+            let message = Message::Control(Control::NotPrimary { primary, epoch: self.epoch() });
+            self.effects.push_back(Effect::Send { conn, message });
+            return;
+        };
+        let present: Vec<String> = self.leader.senders.values().map(|s| s.region().to_string()).filter(|r| r != peer.as_str()).collect();
+        if present.len() >= self.limits.secondaries_max {
+            let limit = u32::try_from(self.limits.secondaries_max).expect("BUG: a small limit");
+            return self.refuse(conn, Refusal::TooManySecondaries { limit, present: present.join(", ") }, peer);
+        }
+        let vdl = *self.appender.vdl();
+        match Sender::greet(hello, lineage, self.appender.history(), &vdl, self.limits.clone(), now) {
+            Err(refusal) => self.refuse(conn, refusal, peer),
+            Ok((sender, seed)) => {
+                // The same region on an older link: that one is dead, its process came back faster than the timeout.
+                let older: Vec<ConnId> = self.leader.senders.iter().filter(|(_, s)| s.region() == peer).map(|(c, _)| *c).collect();
+                for old in older {
+                    self.unlink(now, old, "the region came back on a new link".into());
+                }
+                let how = if seed { "new and empty, to be seeded".into() } else { format!("resumes behind {}", sender.received()) };
+                self.note("secondary_connected", format!("{peer}: {how}"));
+                let known =
+                    Known { disconnected_since: None, durable: *sender.durable(), received: sender.received().end_lsn, visible: Lsn(0) };
+                self.leader.known.insert(peer.clone(), known);
+                self.leader.senders.insert(conn, sender);
+                let welcome = Control::Welcome { lineage, epoch: self.epoch(), primary: self.who.region.clone(), seed };
+                self.effects.push_back(Effect::Send { conn, message: Message::Control(welcome) });
+                if seed {
+                    self.begin_seed(now, conn);
+                }
+                self.drain_sender(now, conn);
+                self.lead_timers(now);
+            }
+        }
+    }
+
+    fn begin_seed(&mut self, now: Instant, conn: ConnId) {
+        let vdl = *self.appender.vdl();
+        let mut history = self.appender.history().clone();
+        history.cut_from(vdl.seq.next());
+        let Some(lineage) = self.appender.lineage() else { return };
+        let Some(sender) = self.leader.senders.get_mut(&conn) else { return };
+        sender.become_catch_up(now, SeedBase { lineage, end: vdl, history });
+        self.drain_sender(now, conn);
+    }
+
+    pub(super) fn lead_received(&mut self, now: Instant, conn: ConnId, message: Message) {
+        let vdl = *self.appender.vdl();
+        let wall = self.wall;
+        let Some(sender) = self.leader.senders.get_mut(&conn) else { return };
+        match message {
+            Message::Control(Control::Progress { received, durable, visible }) => {
+                sender.handle_progress(now, received, durable, visible, &vdl)
+            }
+            Message::Control(Control::SeedStored { base, step }) => sender.handle_seed_stored(now, base, step, &vdl),
+            Message::HeartbeatReply(reply) => sender.handle_heartbeat_reply(now, wall, reply, &vdl),
+            Message::Control(Control::Hello(_)) => {} // it came twice
+            other => {
+                let what = format!("a secondary sent what only a primary sends: {:?}", other.lane());
+                self.unlink(now, conn, what);
+                return;
+            }
+        }
+        self.drain_sender(now, conn);
+    }
+
+    pub(super) fn lead_pump(&mut self, now: Instant, vdl: &LogEnd) {
+        self.leader.last_commit = Some(now);
+        let conns: Vec<ConnId> = self.leader.senders.keys().copied().collect();
+        for conn in conns {
+            if let Some(sender) = self.leader.senders.get_mut(&conn) {
+                sender.pump(now, vdl);
+            }
+            self.drain_sender(now, conn);
+        }
+    }
+
+    pub(super) fn lead_timers(&mut self, now: Instant) {
+        let vdl = *self.appender.vdl();
+        let wall = self.wall;
+        let due: Vec<ConnId> = self.leader.senders.iter().filter(|(_, s)| now >= s.next_timeout()).map(|(c, _)| *c).collect();
+        for conn in due {
+            if let Some(sender) = self.leader.senders.get_mut(&conn) {
+                sender.handle_timeout(now, wall, &vdl);
+            }
+            self.drain_sender(now, conn);
+        }
+    }
+
+    pub(super) fn lead_log(&mut self, now: Instant, conn: ConnId, outcome: LogOutcome) {
+        let vdl = *self.appender.vdl();
+        let Some(sender) = self.leader.senders.get_mut(&conn) else { return };
+        if sender.handle_log(now, outcome, &vdl) {
+            let region = sender.region().clone();
+            self.note("seeding_began", format!("{region} is behind the retained log; it gets pages, then the log"));
+            self.begin_seed(now, conn);
+        }
+        self.drain_sender(now, conn);
+    }
+
+    pub(super) fn lead_pages(&mut self, now: Instant, conn: ConnId, outcome: PagesOutcome) {
+        let Some(sender) = self.leader.senders.get_mut(&conn) else { return };
+        if sender.handle_pages(outcome) {
+            self.begin_seed(now, conn);
+        }
+        self.drain_sender(now, conn);
+    }
+
+    fn drain_sender(&mut self, now: Instant, conn: ConnId) {
+        while let Some(effect) = self.leader.senders.get_mut(&conn).and_then(Sender::poll_effect) {
+            match effect {
+                SenderEffect::Send(message) => self.effects.push_back(Effect::Send { conn, message }),
+                SenderEffect::ReadLog { from, bytes_max } => {
+                    let tag = self.tag_for(conn);
+                    self.appender.read_log(now, tag, from, bytes_max);
+                    self.drain_appender(now);
+                }
+                SenderEffect::ReadPages { at, from, bytes_max } => {
+                    // The pages at `at` must not be folded away before they are read.
+                    let (log, pages) = self.leader.needs();
+                    self.appender.set_needs(self.oldest_pin, pages, log);
+                    let tag = self.tag_for(conn);
+                    self.appender.read_pages(now, tag, at, from, bytes_max);
+                }
+                SenderEffect::SeedBegan { at } => self.note("seeding_began", format!("pages as of LSN {at}")),
+                SenderEffect::SeedDone => {
+                    if let Some(region) = self.leader.senders.get(&conn).map(|s| s.region().clone()) {
+                        self.note("seeding_done", format!("{region} has the pages; the log follows"));
+                    }
+                }
+            }
+        }
+    }
+}

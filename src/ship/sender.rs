@@ -1,0 +1,407 @@
+//! The sender: one per secondary, in the primary.
+//!
+//! Story: a secondary says hello with what it has. The sender compares histories, then streams from the very next frame; if
+//! the log no longer reaches back so far, or the secondary is empty, it first sends pages as of one LSN (a seed), then the log.
+//! What is in flight is bounded by what is *durable* over there; without progress it goes back to the last known point.
+//!
+//! Decides what to send next. Never reads: it asks (`ReadLog`, `ReadPages`) and is answered. Never ships above the VDL (S11).
+//! Driven by the node: `handle_*`, `poll_effect`, `next_timeout`.
+
+use super::LagReport;
+use super::wire::{Control, Heartbeat, HeartbeatReply, Hello, Message, Position, Refusal};
+use crate::base::{Instant, Limits, LineageId, LogEnd, Lsn, PageNo, RegionName, Seq, UnixMicros};
+use crate::log::redo::VolumeHeader;
+use crate::log::{FRAME_HEADER_BYTES, History, LogOutcome, PagesOutcome, SeedBase};
+use std::collections::VecDeque;
+
+/// Steps of a seed under way to a secondary.
+const SEED_STEPS_IN_FLIGHT: usize = 16;
+
+#[derive(Debug)]
+pub enum SenderEffect {
+    Send(Message),
+    ReadLog { from: Seq, bytes_max: usize },
+    ReadPages { at: Lsn, from: PageNo, bytes_max: usize },
+    SeedBegan { at: Lsn },
+    SeedDone,
+}
+
+/// Where the sender is with its secondary (after raft's `Progress`; paused means: nothing may be sent before something arrives).
+#[derive(Debug)]
+pub enum Progress {
+    /// Waits for the secondary to say where it is.
+    Probe,
+    Stream {
+        next: Seq,
+        next_lsn: Lsn,
+        /// A read of the log is under way.
+        reading: bool,
+    },
+    CatchUp(CatchUp),
+}
+
+/// A seed under way.
+#[derive(Debug)]
+pub struct CatchUp {
+    base: SeedBase,
+    pages_in_all: u32,
+    pages_sent: u64,
+    /// Next page to read; `None` when all were read.
+    next_page: Option<PageNo>,
+    reading: bool,
+    next_step: u64,
+    /// Sent and not yet stored, for sending again.
+    unstored: VecDeque<(u64, Message)>,
+    ended: bool,
+}
+
+#[derive(Debug)]
+pub struct Sender {
+    region: RegionName,
+    limits: Limits,
+    progress: Progress,
+    received: LogEnd,
+    durable: LogEnd,
+    visible: Lsn,
+    lag: LagReport,
+    last_heard: Instant,
+    /// Durable moved, or nothing was owed.
+    last_progress: Instant,
+    next_heartbeat: Instant,
+    heartbeat_no: u64,
+    echo: Option<(UnixMicros, UnixMicros)>,
+    effects: VecDeque<SenderEffect>,
+}
+
+impl Sender {
+    /// Judges a hello. The caller has checked that the certificate's region is the one in the hello.
+    ///
+    /// # Errors
+    /// [`Refusal`]: it is sent to the secondary, counted, and the link closed.
+    pub fn greet(
+        hello: &Hello,
+        lineage: LineageId,
+        history: &History,
+        vdl: &LogEnd,
+        limits: Limits,
+        now: Instant,
+    ) -> Result<(Sender, bool), Refusal> {
+        let mut sender = Sender {
+            region: hello.region.clone(),
+            limits,
+            progress: Progress::Probe,
+            received: LogEnd::EMPTY,
+            durable: LogEnd::EMPTY,
+            visible: Lsn(0),
+            lag: LagReport::default(),
+            last_heard: now,
+            last_progress: now,
+            next_heartbeat: now,
+            heartbeat_no: 0,
+            echo: None,
+            effects: VecDeque::new(),
+        };
+        let Some(position) = &hello.position else { return Ok((sender, true)) };
+        if position.lineage != lineage {
+            return Err(Refusal::OtherLineage { ours: lineage, theirs: position.lineage });
+        }
+        if !history.contains(&position.end) || history_before(history, position) != position.history.terms().len() {
+            return Err(Refusal::Diverged {
+                theirs: position.end,
+                why: "it was written by a generation that the primary's log does not have there".into(),
+            });
+        }
+        if position.end.seq > vdl.seq {
+            return Err(Refusal::Diverged { theirs: position.end, why: format!("the primary's log is durable only up to {vdl}") });
+        }
+        sender.received = position.end;
+        sender.durable = position.end;
+        sender.become_stream(position.end);
+        Ok((sender, false))
+    }
+
+    #[must_use]
+    pub fn region(&self) -> &RegionName {
+        &self.region
+    }
+
+    #[must_use]
+    pub fn progress(&self) -> &Progress {
+        &self.progress
+    }
+
+    #[must_use]
+    pub fn durable(&self) -> &LogEnd {
+        &self.durable
+    }
+
+    #[must_use]
+    pub fn received(&self) -> &LogEnd {
+        &self.received
+    }
+
+    #[must_use]
+    pub fn visible(&self) -> Lsn {
+        self.visible
+    }
+
+    /// The secondary's own measurement, as it last said it.
+    #[must_use]
+    pub fn lag(&self) -> &LagReport {
+        &self.lag
+    }
+
+    #[must_use]
+    pub fn last_heard(&self) -> Instant {
+        self.last_heard
+    }
+
+    #[must_use]
+    pub fn last_progress(&self) -> Instant {
+        self.last_progress
+    }
+
+    /// The end of what was handed to the link.
+    #[must_use]
+    pub fn shipped_lsn(&self) -> Lsn {
+        match &self.progress {
+            Progress::Stream { next_lsn, .. } => *next_lsn,
+            Progress::Probe | Progress::CatchUp(_) => self.received.end_lsn,
+        }
+    }
+
+    #[must_use]
+    pub fn bytes_in_flight(&self) -> u64 {
+        match &self.progress {
+            Progress::Stream { next, next_lsn, .. } => {
+                next_lsn.bytes_since(self.durable.end_lsn) + (next.0 - 1).saturating_sub(self.durable.seq.0) * FRAME_HEADER_BYTES as u64
+            }
+            Progress::Probe => 0,
+            Progress::CatchUp(c) => c
+                .unstored
+                .iter()
+                .map(|(_, m)| if let Message::Pages { pages, .. } = m { pages.iter().map(|(_, b)| b.len() as u64).sum() } else { 0 })
+                .sum(),
+        }
+    }
+
+    /// Pages sent and pages in all, while a seed is under way.
+    #[must_use]
+    pub fn seeding(&self) -> Option<(u64, u64)> {
+        if let Progress::CatchUp(c) = &self.progress { Some((c.pages_sent, u64::from(c.pages_in_all))) } else { None }
+    }
+
+    /// First seq that this secondary still needs from the log.
+    #[must_use]
+    pub fn needs_log_from(&self) -> Seq {
+        if let Progress::CatchUp(c) = &self.progress { c.base.end.seq } else { self.durable.seq }
+    }
+
+    /// The LSN whose page versions must stay readable for the seed under way.
+    #[must_use]
+    pub fn needs_pages_at(&self) -> Option<Lsn> {
+        if let Progress::CatchUp(c) = &self.progress { Some(c.base.end.end_lsn) } else { None }
+    }
+
+    #[must_use]
+    pub fn is_catching_up(&self) -> bool {
+        matches!(self.progress, Progress::CatchUp(_))
+    }
+
+    pub fn poll_effect(&mut self) -> Option<SenderEffect> {
+        self.effects.pop_front()
+    }
+
+    #[must_use]
+    pub fn next_timeout(&self) -> Instant {
+        if self.owes_progress() { self.next_heartbeat.min(self.last_progress + self.limits.resend_after) } else { self.next_heartbeat }
+    }
+
+    fn owes_progress(&self) -> bool {
+        match &self.progress {
+            Progress::Probe => false,
+            Progress::Stream { next, .. } => self.durable.seq.next() < *next,
+            Progress::CatchUp(c) => !c.unstored.is_empty(),
+        }
+    }
+
+    fn become_stream(&mut self, behind: LogEnd) {
+        self.progress = Progress::Stream { next: behind.seq.next(), next_lsn: behind.end_lsn, reading: false };
+    }
+
+    /// Begins a seed at `base`: pages as of its LSN, then the log behind it.
+    pub fn become_catch_up(&mut self, now: Instant, base: SeedBase) {
+        let begin = Message::Control(Control::SeedBegin(base.clone()));
+        self.effects.push_back(SenderEffect::SeedBegan { at: base.end.end_lsn });
+        self.effects.push_back(SenderEffect::Send(begin.clone()));
+        self.last_progress = now;
+        self.progress = Progress::CatchUp(CatchUp {
+            base,
+            pages_in_all: 0,
+            pages_sent: 0,
+            next_page: Some(PageNo(0)),
+            reading: false,
+            next_step: 1,
+            unstored: VecDeque::from([(0, begin)]),
+            ended: false,
+        });
+        self.pump_seed();
+    }
+
+    /// Sends what the window and the VDL allow. To be called when the VDL moved.
+    pub fn pump(&mut self, now: Instant, vdl: &LogEnd) {
+        let window = self.limits.ship_window_bytes_max as u64;
+        let in_flight = self.bytes_in_flight();
+        if !self.owes_progress() {
+            self.last_progress = now;
+        }
+        let Progress::Stream { next, reading, .. } = &mut self.progress else { return };
+        if *reading || *next > vdl.seq || in_flight >= window {
+            return;
+        }
+        *reading = true;
+        self.effects.push_back(SenderEffect::ReadLog { from: *next, bytes_max: self.limits.batch_bytes_max });
+    }
+
+    /// The log that was asked for. `true` when the log does not reach back and a seed is needed.
+    #[must_use]
+    pub fn handle_log(&mut self, now: Instant, outcome: LogOutcome, vdl: &LogEnd) -> bool {
+        let Progress::Stream { next, next_lsn, reading } = &mut self.progress else { return false };
+        *reading = false;
+        match outcome {
+            LogOutcome::Frames(mut frames) => {
+                if frames.first().is_none_or(|f| f.seq() != *next) {
+                    self.pump(now, vdl); // an answer to a question from before a step back
+                    return false;
+                }
+                frames.retain(|f| f.seq() <= vdl.seq);
+                if let Some(last) = frames.last() {
+                    *next = last.seq().next();
+                    *next_lsn = last.end_lsn();
+                    self.effects.push_back(SenderEffect::Send(Message::Frames(frames)));
+                    self.pump(now, vdl);
+                }
+                false
+            }
+            LogOutcome::Trimmed { .. } => true,
+            LogOutcome::Unreadable { .. } => false, // the timer asks again
+        }
+    }
+
+    /// Pages that were asked for. `true` when they can no longer be read at that LSN: the seed must begin anew.
+    #[must_use]
+    pub fn handle_pages(&mut self, outcome: PagesOutcome) -> bool {
+        let Progress::CatchUp(c) = &mut self.progress else { return false };
+        c.reading = false;
+        match outcome {
+            PagesOutcome::Pages { at, pages, next } if at == c.base.end.end_lsn => {
+                if let Some((PageNo::HEADER, header)) = pages.first() {
+                    c.pages_in_all = VolumeHeader::from_page(header).page_count;
+                }
+                c.next_page = next;
+                c.pages_sent += pages.len() as u64;
+                let step = c.next_step;
+                c.next_step += 1;
+                let message = Message::Pages { base: c.base.end.seq, step, pages };
+                c.unstored.push_back((step, message.clone()));
+                self.effects.push_back(SenderEffect::Send(message));
+                self.pump_seed();
+                false
+            }
+            PagesOutcome::Pages { .. } => false,
+            PagesOutcome::Unreadable { .. } => true,
+        }
+    }
+
+    fn pump_seed(&mut self) {
+        let Progress::CatchUp(c) = &mut self.progress else { return };
+        if c.reading || c.ended || c.unstored.len() >= SEED_STEPS_IN_FLIGHT {
+            return;
+        }
+        if let Some(from) = c.next_page {
+            c.reading = true;
+            self.effects.push_back(SenderEffect::ReadPages { at: c.base.end.end_lsn, from, bytes_max: self.limits.batch_bytes_max / 2 });
+        } else {
+            c.ended = true;
+            let message = Message::Control(Control::SeedEnd { base: c.base.end.seq, step: c.next_step });
+            c.unstored.push_back((c.next_step, message.clone()));
+            self.effects.push_back(SenderEffect::Send(message));
+        }
+    }
+
+    /// The secondary stored a step of the seed.
+    pub fn handle_seed_stored(&mut self, now: Instant, base: Seq, step: u64, vdl: &LogEnd) {
+        self.last_heard = now;
+        let Progress::CatchUp(c) = &mut self.progress else { return };
+        if c.base.end.seq != base {
+            return; // of a seed that was given up
+        }
+        while c.unstored.front().is_some_and(|(s, _)| *s <= step) {
+            c.unstored.pop_front();
+            self.last_progress = now;
+        }
+        if c.ended && c.unstored.is_empty() {
+            let base = c.base.end;
+            self.received = base;
+            self.durable = base;
+            self.effects.push_back(SenderEffect::SeedDone);
+            self.become_stream(base);
+            self.pump(now, vdl);
+        } else {
+            self.pump_seed();
+        }
+    }
+
+    pub fn handle_progress(&mut self, now: Instant, received: LogEnd, durable: LogEnd, visible: Lsn, vdl: &LogEnd) {
+        self.last_heard = now;
+        if !matches!(self.progress, Progress::Stream { .. }) {
+            return;
+        }
+        if received.seq > self.received.seq {
+            self.received = received;
+        }
+        if durable.seq > self.durable.seq {
+            self.durable = durable;
+            self.last_progress = now;
+        }
+        self.visible = self.visible.max(visible);
+        self.pump(now, vdl);
+    }
+
+    pub fn handle_heartbeat_reply(&mut self, now: Instant, wall: UnixMicros, reply: HeartbeatReply, vdl: &LogEnd) {
+        self.echo = Some((reply.replied_at, wall));
+        self.lag = reply.lag;
+        self.handle_progress(now, reply.received, reply.durable, reply.visible, vdl);
+        self.last_heard = now;
+    }
+
+    /// Heartbeats, and stepping back when nothing moves.
+    pub fn handle_timeout(&mut self, now: Instant, wall: UnixMicros, vdl: &LogEnd) {
+        if now >= self.next_heartbeat {
+            self.next_heartbeat = now + self.limits.heartbeat_every;
+            self.heartbeat_no += 1;
+            let heartbeat = Heartbeat { no: self.heartbeat_no, sent_at: wall, vdl: *vdl, echo: self.echo };
+            self.effects.push_back(SenderEffect::Send(Message::Heartbeat(heartbeat)));
+        }
+        if self.owes_progress() && now >= self.last_progress + self.limits.resend_after {
+            self.last_progress = now;
+            match &mut self.progress {
+                Progress::Probe => {}
+                // What was received without a gap is there or on its way to its disks; go on behind it.
+                Progress::Stream { .. } => self.become_stream(self.received),
+                Progress::CatchUp(c) => {
+                    for (_, message) in &c.unstored {
+                        self.effects.push_back(SenderEffect::Send(message.clone()));
+                    }
+                }
+            }
+        }
+        self.pump(now, vdl);
+    }
+}
+
+/// How many terms of `history` lie at or before the position: they must be exactly the position's own.
+fn history_before(history: &History, position: &Position) -> usize {
+    let same = history.terms().iter().zip(position.history.terms()).take_while(|(a, b)| a == b).count();
+    if same == position.history.terms().len() { same } else { usize::MAX }
+}
