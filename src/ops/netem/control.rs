@@ -185,7 +185,8 @@ fn answer(line: &[u8], fabric: &Fabric) -> Answer {
             Err(e) => Answer::Error(e.to_string()),
         },
         Err(e) => Answer::Error(format!(
-            "not a request: {e}; send {{\"show\":{{}}}} or {{\"set\":{{\"from\":\"REGION\",\"to\":\"REGION\",\"settings\":[\"delay=38ms\"]}}}}"
+            "not a request: {e}; send {{\"show\":{{}}}} or \
+             {{\"set\":{{\"from\":\"REGION\",\"to\":\"REGION\",\"settings\":[\"delay=38ms\"]}}}}"
         )),
     }
 }

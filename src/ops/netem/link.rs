@@ -145,6 +145,13 @@ impl Link {
         self.leave(packets, bytes);
     }
 
+    /// `packets`, `bytes` together, came in but could not even be offered: the machine has no socket for their sender.
+    pub fn refused_by_host(&mut self, packets: u64, bytes: u64) {
+        self.counts.packets += packets;
+        self.counts.bytes += bytes;
+        self.counts.dropped_host += packets;
+    }
+
     fn take(&mut self, bytes: u64) {
         self.counts.in_flight_packets += 1;
         self.counts.in_flight_bytes += bytes;

@@ -4,21 +4,25 @@
 //! out of a socket private to that sender, aimed at B's real address; what B answers travels B->A and returns to the
 //! sender. So two QUIC endpoints meet over an impaired path and neither knows. [`link`] decides what happens to a packet
 //! (pure, seeded, told the time), [`relay`] moves bytes, [`control`] changes settings while it runs, [`profile`] knows
-//! real geography. The demo's process hosts it; it never looks into a packet, and it never delivers one early.
+//! real geography, [`throughput`] how much all this can carry. The demo's process hosts it; it never looks into a packet,
+//! and it never delivers one early.
 
 pub mod control;
 pub mod link;
+mod port;
 pub mod profile;
 pub mod relay;
 pub mod settings;
+pub mod throughput;
 
 #[cfg(test)]
 mod tests;
 
 pub use control::{CONTROL_SOCKET, Request, Response, control};
 pub use profile::Profile;
-pub use relay::{DirectionStatus, Emulator, Options, Pair, Throughput, measure_relay_throughput};
+pub use relay::{DirectionStatus, Emulator, Options, Pair};
 pub use settings::Settings;
+pub use throughput::{Throughput, measure_relay_throughput};
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

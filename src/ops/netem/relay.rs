@@ -6,20 +6,20 @@
 //! order are decided per packet. Nothing here interprets settings: [`super::link`] does.
 
 use super::link::{Counts, Link, Verdict};
+use super::port::{BURST_BYTES_MAX, DATAGRAM_BYTES_MAX, Port, packets_in};
 use super::{NetemError, Settings, control};
 use crate::base::{Instant, Prng, RegionName};
 use crate::io::clock;
 use bytes::{Bytes, BytesMut};
 use parking_lot::{Condvar, Mutex};
-use quinn_udp::{EcnCodepoint, RecvMeta, Transmit, UdpSocketState};
+use quinn_udp::{EcnCodepoint, RecvMeta};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::io::{self, IoSliceMut};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -27,12 +27,11 @@ use tokio::sync::mpsc;
 /// A direction: packets travel from the first to the second.
 pub type Pair = (RegionName, RegionName);
 
-const SOCKET_BUFFER_BYTES: usize = 4 << 20;
-const DATAGRAM_BYTES_MAX: usize = 64 << 10;
-/// A burst handed to the kernel stays below the largest IP packet.
-const BURST_BYTES_MAX: usize = 65_000;
 /// Senders that one relay remembers. A region that restarts comes from a new port; the one unused for longest is forgotten.
 const FLOWS_PER_RELAY_MAX: usize = 8;
+const RECEIVE_RETRY_AFTER: Duration = Duration::from_millis(100);
+/// Packets due closer together than this leave together: on a fast link each would cost a wake-up otherwise.
+const SLEEP_MIN: Duration = Duration::from_micros(40);
 /// Parcels the delivery thread takes out of the heap at a time.
 const PARCELS_PER_ROUND_MAX: usize = 1024;
 
@@ -88,12 +87,6 @@ struct DirectionState {
     late_max_us: f64,
 }
 
-/// A UDP socket with its offload state.
-struct Port {
-    socket: UdpSocket,
-    state: UdpSocketState,
-}
-
 /// Where packets of one flow and direction come out.
 struct Outlet {
     port: Arc<Port>,
@@ -135,11 +128,6 @@ impl Parcel {
     }
 }
 
-/// An empty datagram is one packet.
-fn packets_in(bytes: usize, stride: usize) -> usize {
-    bytes.div_ceil(stride.max(1)).max(1)
-}
-
 /// Everything on its way, by due time.
 struct Wheel {
     pending: Mutex<Pending>,
@@ -151,51 +139,6 @@ struct Pending {
     heap: BinaryHeap<Reverse<Parcel>>,
     next_order: u64,
     stop: bool,
-}
-
-impl Port {
-    fn bind(ip: IpAddr, port: u16) -> Result<Port, NetemError> {
-        let address = SocketAddr::new(ip, port);
-        let open = || -> io::Result<Port> {
-            let socket = UdpSocket::bind(address)?;
-            // The kernel clamps these to its own limits; smaller buffers only mean that large bursts lose packets.
-            let raw = socket2::SockRef::from(&socket);
-            raw.set_recv_buffer_size(SOCKET_BUFFER_BYTES)?;
-            raw.set_send_buffer_size(SOCKET_BUFFER_BYTES)?;
-            let state = UdpSocketState::new((&socket).into())?;
-            Ok(Port { socket, state })
-        };
-        open().map_err(|source| NetemError::Socket { address, source })
-    }
-
-    fn address(&self) -> Result<SocketAddr, NetemError> {
-        self.socket.local_addr().map_err(NetemError::Start)
-    }
-
-    /// Sends `bytes` cut at every `stride`, in as few calls as the kernel allows; the packets and bytes that it took.
-    fn send(&self, to: SocketAddr, ecn: Option<EcnCodepoint>, bytes: &[u8], stride: usize) -> (usize, usize) {
-        let stride = stride.max(1);
-        let (mut packets, mut taken) = (0, 0);
-        let mut rest = bytes;
-        loop {
-            let at_once = self.state.max_gso_segments().min(BURST_BYTES_MAX / stride).max(1);
-            let (now, later) = rest.split_at(rest.len().min(at_once * stride));
-            let transmit = Transmit { destination: to, ecn, contents: now, segment_size: Some(stride), src_ip: None };
-            match self.state.try_send((&self.socket).into(), &transmit) {
-                Ok(()) => {
-                    packets += packets_in(now.len(), stride);
-                    taken += now.len();
-                }
-                // The kernel just refused segmentation: once more, packet by packet.
-                Err(_) if at_once > 1 && self.state.max_gso_segments() == 1 => continue,
-                Err(_) => {}
-            }
-            rest = later;
-            if rest.is_empty() {
-                return (packets, taken);
-            }
-        }
-    }
 }
 
 impl Direction {
@@ -257,7 +200,7 @@ impl Wheel {
             }
             match pending.heap.peek().map(|Reverse(p)| p.due) {
                 Some(due) => {
-                    self.earlier.wait_for(&mut pending, due.since(now));
+                    self.earlier.wait_for(&mut pending, due.since(now).max(SLEEP_MIN));
                 }
                 None => self.earlier.wait(&mut pending),
             }
@@ -265,7 +208,21 @@ impl Wheel {
     }
 }
 
+/// The kernel rounds sleeps up by 50 us to save wake-ups; here punctuality is the point. Where it cannot be had, packets
+/// are that much later, which the statistics show.
+fn ask_for_punctual_timers() {
+    let set = || -> io::Result<()> {
+        let thread = std::fs::read_link("/proc/thread-self")?;
+        let id = thread.file_name().ok_or(io::ErrorKind::NotFound)?;
+        std::fs::write(Path::new("/proc").join(id).join("timerslack_ns"), "1")
+    };
+    if let Err(error) = set() {
+        tracing::debug!(%error, "the link emulator keeps the kernel's default timer slack");
+    }
+}
+
 fn deliver(fabric: &Fabric) {
+    ask_for_punctual_timers();
     let mut due = Vec::new();
     let mut burst = Vec::with_capacity(BURST_BYTES_MAX);
     loop {
@@ -278,10 +235,10 @@ fn deliver(fabric: &Fabric) {
             // What leaves through the same outlet at once and has the same size goes as one burst.
             let joins = |p: &Parcel, bytes: usize, packets: usize| {
                 bytes > 0
-                    && bytes % first.stride == 0
+                    && bytes.is_multiple_of(first.stride)
                     && Arc::ptr_eq(&p.outlet, &first.outlet)
                     && p.ecn == first.ecn
-                    && (p.stride == first.stride || p.bytes.len() < first.stride)
+                    && (p.stride == first.stride || (p.packets() == 1 && p.bytes.len() < first.stride))
                     && !p.bytes.is_empty()
                     && bytes + p.bytes.len() <= BURST_BYTES_MAX
                     && packets + p.packets() <= first.outlet.port.state.max_gso_segments()
@@ -329,7 +286,9 @@ impl Fabric {
                 let start = kept.len();
                 kept.extend_from_slice(packet(i));
                 match runs.last_mut() {
-                    Some((due, run_start, run_end)) if *due == at && (*run_end - *run_start) % stride == 0 && start > *run_start => {
+                    Some((due, run_start, run_end))
+                        if *due == at && (*run_end - *run_start).is_multiple_of(stride) && start > *run_start =>
+                    {
                         *run_end = kept.len();
                     }
                     _ => runs.push((at, start, kept.len())),
@@ -421,17 +380,23 @@ async fn receive(
         }
     };
     while watched.readable().await.is_ok() {
-        let mut buffers = buffers.borrow_mut();
-        let Buffers { memory, meta } = &mut *buffers;
-        let received = watched.try_io(tokio::io::Interest::READABLE, || {
-            let mut slices = memory.chunks_mut(DATAGRAM_BYTES_MAX).map(IoSliceMut::new).collect::<Vec<_>>();
-            port.state.recv((&port.socket).into(), &mut slices, meta)
-        });
-        // Not readable after all, or an error that the kernel reports once.
-        let Ok(count) = received else { continue };
-        let now = clock::now();
-        for (meta, bytes) in meta[..count].iter().zip(memory.chunks(DATAGRAM_BYTES_MAX)) {
-            packet(now, meta.addr, &bytes[..meta.len], meta.stride, meta.ecn);
+        let failed = {
+            let mut buffers = buffers.borrow_mut();
+            let Buffers { memory, meta } = &mut *buffers;
+            let received = watched.try_io(tokio::io::Interest::READABLE, || {
+                let mut slices = memory.chunks_mut(DATAGRAM_BYTES_MAX).map(IoSliceMut::new).collect::<Vec<_>>();
+                port.state.recv((&port.socket).into(), &mut slices, meta)
+            });
+            let now = clock::now();
+            for (meta, bytes) in meta[..*received.as_ref().unwrap_or(&0)].iter().zip(memory.chunks(DATAGRAM_BYTES_MAX)) {
+                packet(now, meta.addr, &bytes[..meta.len], meta.stride, meta.ecn);
+            }
+            received.err().filter(|e| e.kind() != io::ErrorKind::WouldBlock)
+        };
+        if let Some(error) = failed {
+            // Such as no memory: packets wait in the kernel, or are lost there, as on any machine.
+            tracing::warn!(%error, "the link emulator cannot receive for now");
+            tokio::time::sleep(RECEIVE_RETRY_AFTER).await;
         }
     }
 }
@@ -454,6 +419,7 @@ struct Flow {
 impl Relay {
     async fn run(self, buffers: Rc<std::cell::RefCell<Buffers>>) {
         let mut flows: BTreeMap<SocketAddr, Flow> = BTreeMap::new();
+        let mut warned = false;
         receive(self.port.clone(), buffers.clone(), |now, source, bytes, stride, ecn| {
             if !flows.contains_key(&source) {
                 if flows.len() >= FLOWS_PER_RELAY_MAX {
@@ -462,7 +428,14 @@ impl Relay {
                 }
                 match self.flow(source, now, buffers.clone()) {
                     Ok(flow) => drop(flows.insert(source, flow)),
-                    Err(error) => return tracing::error!(%error, "a packet was dropped"),
+                    Err(error) => {
+                        // Once per relay: it would be the same sentence for every packet. The statistics count them.
+                        if !std::mem::replace(&mut warned, true) {
+                            tracing::error!(%error, "the link emulator drops packets of {source}");
+                        }
+                        self.there.state.lock().link.refused_by_host(packets_in(bytes.len(), stride) as u64, bytes.len() as u64);
+                        return;
+                    }
                 }
             }
             let flow = flows.get_mut(&source).expect("BUG: a flow that was just made is missing");
@@ -611,75 +584,4 @@ async fn serve(relays: Vec<Relay>, fabric: Arc<Fabric>, mut inbox: mpsc::Unbound
     while let Some(listener) = inbox.recv().await {
         tokio::task::spawn_local(listener.serve(fabric.clone()));
     }
-}
-
-/// What [`measure_relay_throughput`] saw.
-#[derive(Clone, Copy, Debug)]
-pub struct Throughput {
-    pub bytes_per_s: f64,
-    pub packets_lost: u64,
-}
-
-/// How fast packets of 1200 bytes pass one direction with these settings: a sender, the emulator's two threads and a
-/// receiver, all on this machine, with at most `window_bytes` on their way (to fill a delay, give at least rate x delay).
-///
-/// # Errors
-/// When the emulator or a socket cannot be had.
-pub fn measure_relay_throughput(settings: Settings, window_bytes: u64, run_for: Duration) -> Result<Throughput, NetemError> {
-    const PACKET_BYTES: usize = 1200;
-    const PACKETS_PER_BURST: usize = 40;
-    // No answer for so long: what is missing was lost.
-    const SILENCE: Duration = Duration::from_millis(500);
-    let name = |s| RegionName::new(s).expect("BUG: a valid name");
-    let (a, b) = (name("a"), name("b"));
-    let loopback = Ipv4Addr::LOCALHOST.into();
-    let (sender, sink) = (Port::bind(loopback, 0)?, Arc::new(Port::bind(loopback, 0)?));
-    let unused = Port::bind(loopback, 0)?.address()?;
-    let emulator = Emulator::start(Options {
-        regions: vec![a.clone(), b.clone()],
-        targets: BTreeMap::from([(a.clone(), unused), (b.clone(), sink.address()?)]),
-        settings: BTreeMap::from([((a.clone(), b.clone()), settings)]),
-        ..Options::default()
-    })?;
-    let relay = emulator.relay_addr(&a, &b).expect("BUG: the pair exists");
-    let received = Arc::new(AtomicU64::new(0));
-    let stop = Arc::new(AtomicBool::new(false));
-    sink.socket.set_nonblocking(false).map_err(NetemError::Start)?;
-    sink.socket.set_read_timeout(Some(Duration::from_millis(20))).map_err(NetemError::Start)?;
-    let counter = {
-        let (sink, received, stop) = (sink.clone(), received.clone(), stop.clone());
-        let body = move || {
-            let mut memory = vec![0; DATAGRAM_BYTES_MAX];
-            let mut meta = [RecvMeta::default()];
-            while !stop.load(Ordering::Relaxed) {
-                if sink.state.recv((&sink.socket).into(), &mut [IoSliceMut::new(&mut memory)], &mut meta).is_ok() {
-                    received.fetch_add(meta[0].len as u64, Ordering::Relaxed);
-                }
-            }
-        };
-        std::thread::Builder::new().name("netem-sink".to_owned()).spawn(body).map_err(NetemError::Start)?
-    };
-    let burst = vec![7; PACKET_BYTES * PACKETS_PER_BURST];
-    let began = clock::now();
-    let (mut sent, mut written_off) = (0, 0);
-    let (mut seen, mut seen_at) = (0, began);
-    while clock::now().since(began) < run_for {
-        let arrived = received.load(Ordering::Relaxed);
-        if arrived != seen {
-            (seen, seen_at) = (arrived, clock::now());
-        }
-        if sent - arrived.min(sent) - written_off < window_bytes {
-            sent += sender.send(relay, None, &burst, PACKET_BYTES).1 as u64;
-        } else if clock::now().since(seen_at) > SILENCE {
-            written_off = sent - arrived.min(sent);
-        } else {
-            std::thread::sleep(Duration::from_micros(50));
-        }
-    }
-    let (arrived, took) = (received.load(Ordering::Relaxed), clock::now().since(began));
-    stop.store(true, Ordering::Relaxed);
-    let joined = counter.join();
-    assert!(joined.is_ok(), "BUG: the counting thread panicked");
-    let lost = emulator.snapshot().iter().map(|d| d.counts.dropped_host + d.counts.dropped_loss + d.counts.dropped_queue).sum::<u64>();
-    Ok(Throughput { bytes_per_s: arrived as f64 / took.as_secs_f64(), packets_lost: lost + written_off / PACKET_BYTES as u64 })
 }
