@@ -1,1 +1,4 @@
-//! (being built)
+//! Operations: what people and their tools do with a running global cluster.
+
+pub mod certs;
+pub mod config;
