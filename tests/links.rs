@@ -42,11 +42,8 @@ struct Site {
 
 /// A region that serves, and knows the members `us` and `eu`.
 fn site(material: Arc<Material>) -> Site {
-    site_at("127.0.0.1:0".parse().unwrap(), material)
-}
-
-fn site_at(addr: SocketAddr, material: Arc<Material>) -> Site {
-    let quic = Quic::bind(addr, material, &[region("us"), region("eu")], &QuicSettings::default()).unwrap();
+    let any = "127.0.0.1:0".parse().unwrap();
+    let quic = Quic::bind(any, material, &[region("us"), region("eu")], &QuicSettings::default()).unwrap();
     let addr = quic.local_addr().unwrap().to_string();
     let (tx, arrivals) = mpsc::unbounded_channel();
     tokio::spawn(serve(quic.clone(), move |arrival| drop(tx.send(arrival))));
@@ -204,6 +201,17 @@ async fn dropping_the_receiver_closes_the_link() {
     let (_us, _eu, (_link, mut us_events), (_eu_link, eu_events)) = linked(tmp.path()).await;
     drop(eu_events);
     assert_eq!(closed(&mut us_events).await, "eu closed the link: this side has no more use for the link");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn control_messages_do_not_pile_up_without_end() {
+    let tmp = tempfile::tempdir().unwrap();
+    let (_us, _eu, (us, mut us_events), (_eu_link, _not_taken)) = linked(tmp.path()).await;
+    let message = Bytes::from(vec![0; MESSAGE_BYTES_MAX]);
+    while !us.is_closed() {
+        us.send_control(message.clone());
+    }
+    assert_eq!(closed(&mut us_events).await, "the other side does not take its control messages");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -444,40 +452,44 @@ async fn an_address_that_leads_nowhere_is_an_error_and_not_a_wait() {
     assert!(nowhere.to_string().contains("correct its [[member]] quic"), "{nowhere}");
 }
 
+/// Passes packets between whoever dials it and `target`, which can be replaced: then the old one is unheard and deaf, as after
+/// a `kill -9`, and the new one gets its packets.
+async fn relay(target: Arc<std::sync::Mutex<SocketAddr>>) -> SocketAddr {
+    let front = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let back = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let addr = front.local_addr().unwrap();
+    tokio::spawn(async move {
+        let mut dialler = None;
+        let (mut there, mut here) = (vec![0; 2048], vec![0; 2048]);
+        loop {
+            tokio::select! {
+                Ok((n, from)) = front.recv_from(&mut there) => {
+                    dialler = Some(from);
+                    let to = *target.lock().unwrap();
+                    let _ = back.send_to(&there[..n], to).await;
+                }
+                Ok((n, from)) = back.recv_from(&mut here) => {
+                    let heard = from == *target.lock().unwrap();
+                    if let (true, Some(dialler)) = (heard, dialler) {
+                        let _ = front.send_to(&here[..n], dialler).await;
+                    }
+                }
+            }
+        }
+    });
+    addr
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_region_that_was_killed_and_came_back_is_noticed_at_once() {
     let tmp = tempfile::tempdir().unwrap();
     let us = site(material(tmp.path(), "us"));
-    // `eu` lives in a runtime of its own, which dies without a goodbye.
-    let eu_material = material(tmp.path(), "eu");
-    let (addr_tx, addr_rx) = tokio::sync::oneshot::channel();
-    let (die_tx, die_rx) = tokio::sync::oneshot::channel::<()>();
-    let first = Arc::clone(&eu_material);
-    let life = std::thread::spawn(move || {
-        let runtime = tokio::runtime::Runtime::new().unwrap();
-        runtime.block_on(async move {
-            let eu = site(first);
-            addr_tx.send(eu.addr.clone()).unwrap();
-            die_rx.await.unwrap();
-        });
-        runtime.shutdown_background();
-    });
-    let addr = within(addr_rx).await.unwrap();
-    let (link, mut events) = within(dial(&us.quic, &region("eu"), &addr)).await.unwrap();
-    die_tx.send(()).unwrap();
-    life.join().unwrap();
-    let addr: SocketAddr = addr.parse().unwrap();
-    // The old socket may take a moment to be closed by the dying runtime.
-    let _again = within(async {
-        loop {
-            match Quic::bind(addr, Arc::clone(&eu_material), &[region("us"), region("eu")], &QuicSettings::default()) {
-                Ok(quic) => break quic,
-                Err(QuicError::InUse { .. }) => tokio::task::yield_now().await,
-                Err(other) => panic!("{other}"),
-            }
-        }
-    })
-    .await;
+    let eu = site(material(tmp.path(), "eu"));
+    let target = Arc::new(std::sync::Mutex::new(eu.quic.local_addr().unwrap()));
+    let addr = relay(Arc::clone(&target)).await;
+    let (link, mut events) = within(dial(&us.quic, &region("eu"), &addr.to_string())).await.unwrap();
+    let again = site(material(tmp.path(), "eu"));
+    *target.lock().unwrap() = again.quic.local_addr().unwrap();
     link.send_control(Bytes::from(vec![0; 2000]));
     assert_eq!(closed(&mut events).await, "eu has restarted");
 }

@@ -163,8 +163,8 @@ impl Link {
         self.inner.connection.remote_address()
     }
 
-    /// Sends a control message of at most [`MESSAGE_BYTES_MAX`]; they arrive in order. Closes the link when the peer does not
-    /// take what was sent before.
+    /// Sends a control message of at most [`MESSAGE_BYTES_MAX`]; they arrive in order. Closes the link when more
+    /// than 16 MiB wait to be sent.
     pub fn send_control(&self, message: Bytes) {
         assert!(message.len() <= MESSAGE_BYTES_MAX, "BUG: a control message of {} bytes", message.len());
         if !self.inner.control.push(vec![message]) {
@@ -173,7 +173,7 @@ impl Link {
     }
 
     /// Sends one batch, the concatenation of `parts`, of at most [`BATCH_BYTES_MAX`], on a stream of its own. The bytes are
-    /// not copied. Arrives whole or not at all, in any order with others.
+    /// not copied. Arrives whole or not at all, in any order with others. Closes the link when more than 256 MiB wait.
     pub fn send_batch(&self, parts: Vec<Bytes>) {
         let bytes: usize = parts.iter().map(Bytes::len).sum();
         assert!(bytes <= BATCH_BYTES_MAX, "BUG: a batch of {bytes} bytes");

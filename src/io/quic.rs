@@ -11,7 +11,7 @@ use crate::base::{ClusterName, RegionName};
 use crate::io::tls::{self, Material, PeerIdentity};
 use quinn::congestion::{BbrConfig, ControllerFactory, CubicConfig, NewRenoConfig};
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
-use quinn::{ConnectionError, EndpointConfig, IdleTimeout, TokioRuntime, TransportConfig, VarInt};
+use quinn::{ConnectionError, EndpointConfig, IdleTimeout, TokioRuntime, TransportConfig, TransportErrorCode, VarInt};
 use socket2::{Domain, Protocol, Socket, Type};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -160,6 +160,9 @@ impl RefusalCounters {
     }
 }
 
+const NOT_REFUSED: [TransportErrorCode; 3] =
+    [TransportErrorCode::NO_ERROR, TransportErrorCode::APPLICATION_ERROR, TransportErrorCode::CONNECTION_REFUSED];
+
 /// Of which kind the failure of a connection attempt is. `None`: no refusal, just silence or an ordinary end.
 ///
 /// The transport keeps only the text of a TLS error, and of the other side's refusal nothing but text arrives; so the text
@@ -167,6 +170,8 @@ impl RefusalCounters {
 pub(crate) fn classify(error: &ConnectionError, cluster: &ClusterName) -> Option<RefusalKind> {
     let text = match error {
         ConnectionError::TransportError(e) => e.to_string(),
+        // It gave up during the handshake, or has no room now: nobody was refused for what they are.
+        ConnectionError::ConnectionClosed(e) if NOT_REFUSED.contains(&e.error_code) => return None,
         ConnectionError::ConnectionClosed(e) => e.to_string(),
         ConnectionError::ApplicationClosed(e) => return RefusalKind::of_code(e.error_code),
         ConnectionError::VersionMismatch => return Some(RefusalKind::Protocol),
@@ -376,5 +381,40 @@ impl quinn::ConnectionIdGenerator for RandomCids {
 
     fn cid_lifetime(&self) -> Option<Duration> {
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn closed(error_code: TransportErrorCode, reason: &str) -> Option<RefusalKind> {
+        let close = quinn::ConnectionClose { error_code, frame_type: None, reason: reason.to_owned().into() };
+        classify(&ConnectionError::ConnectionClosed(close), &ClusterName::new("sun").unwrap())
+    }
+
+    #[test]
+    fn a_peer_that_gives_up_is_not_a_refusal() {
+        assert_eq!(closed(TransportErrorCode::APPLICATION_ERROR, ""), None);
+        assert_eq!(closed(TransportErrorCode::CONNECTION_REFUSED, ""), None);
+        assert_eq!(classify(&ConnectionError::TimedOut, &ClusterName::new("sun").unwrap()), None);
+        assert_eq!(closed(TransportErrorCode::crypto(40), "something new"), Some(RefusalKind::Handshake));
+        assert_eq!(closed(TransportErrorCode::crypto(42), "is only valid for DnsName(\"eu.sun.x\")"), Some(RefusalKind::WrongRegion));
+        assert_eq!(closed(TransportErrorCode::crypto(42), "is only valid for DnsName(\"eu.moon.x\")"), Some(RefusalKind::WrongCluster));
+    }
+
+    #[test]
+    fn every_kind_has_its_own_code_and_label() {
+        for kind in RefusalKind::ALL {
+            assert_eq!(RefusalKind::of_code(kind.code()), Some(kind));
+            assert_eq!(RefusalKind::ALL.iter().filter(|k| k.label() == kind.label()).count(), 1);
+        }
+        assert_eq!(RefusalKind::of_code(VarInt::from_u32(0)), None);
+    }
+
+    #[test]
+    fn what_came_over_the_network_cannot_draw_on_the_terminal() {
+        assert_eq!(printable("a\x1b[2Jb\nc"), "a[2Jbc");
+        assert_eq!(printable(&"x".repeat(1000)).len(), 300);
     }
 }

@@ -262,7 +262,8 @@ impl Material {
         let tone = match days {
             ..=1 => "URGENT: ",
             2..=7 => "soon: ",
-            8..=30 => "",
+            8..=14 => "attention: ",
+            15..=30 => "",
             _ => return None,
         };
         let region = &self.region;

@@ -378,4 +378,97 @@ mod tests {
         let refused = create(dir, &cluster(), &regions(&["eu-west"]), &options).unwrap_err();
         assert!(matches!(refused, CertsError::NoCaKey { .. }), "{refused}");
     }
+
+    /// Loads `us-east` of `sun` from `dir`; the error as text.
+    fn refused(dir: &Path, now: UnixMicros) -> String {
+        tls::Material::load(dir, &cluster(), &regions(&["us-east"])[0], Path::new("x.toml"), now).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_missing_or_damaged_file_is_named_with_its_remedy() {
+        let tmp = tempfile::tempdir().unwrap();
+        let dir = tmp.path();
+        let now = unix_now();
+        let make = || create(dir, &cluster(), &regions(&["us-east"]), &CertOptions::new(now)).unwrap();
+        assert_eq!(refused(dir, now), format!("{} does not exist; run: parhelion certs --config x.toml", dir.join("ca.pem").display()));
+        make();
+        for file in ["us-east.pem", "us-east.key"] {
+            std::fs::remove_file(dir.join(file)).unwrap();
+            assert!(refused(dir, now).contains(&format!("{file} does not exist; run: parhelion certs")), "{file}");
+            make();
+            std::fs::write(dir.join(file), "hello").unwrap();
+            assert!(refused(dir, now).contains("in PEM form"), "{file}: {}", refused(dir, now));
+            make();
+        }
+        std::fs::set_permissions(dir.join("us-east.key"), std::fs::Permissions::from_mode(0o640)).unwrap();
+        assert!(refused(dir, now).ends_with(&format!("run: chmod 600 {}", dir.join("us-east.key").display())));
+    }
+
+    #[test]
+    fn a_certificate_out_of_place_or_time_is_refused_at_start() {
+        let tmp = tempfile::tempdir().unwrap();
+        let now = unix_now();
+        let at = |days: i64| UnixMicros(now.0.checked_add_signed(days * 86_400_000_000).unwrap());
+        let (dir, other) = (tmp.path().join("a"), tmp.path().join("b"));
+        for d in [&dir, &other] {
+            create(d, &cluster(), &regions(&["us-east", "eu-west"]), &CertOptions::new(now)).unwrap();
+        }
+        assert!(refused(&dir, at(366)).contains("us-east.pem expired 1 days ago; run: parhelion certs --config x.toml --renew"));
+        assert!(refused(&dir, at(-1)).contains("is not valid yet; check this machine's clock"));
+        let take = |from: &str, to: &str| std::fs::copy(other.join(from), dir.join(to)).unwrap();
+        take("us-east.key", "us-east.key");
+        assert!(refused(&dir, now).contains("us-east.key does not belong to"), "{}", refused(&dir, now));
+        take("us-east.pem", "us-east.pem");
+        assert!(refused(&dir, now).contains("was not issued by"), "{}", refused(&dir, now));
+        take("ca.pem", "ca.pem");
+        take("eu-west.pem", "us-east.pem");
+        let wrong = refused(&dir, now);
+        assert!(wrong.contains("is for eu-west.sun.parhelion.internal, and this is us-east.sun.parhelion.internal"), "{wrong}");
+    }
+
+    #[test]
+    fn the_end_of_a_certificate_is_announced() {
+        let tmp = tempfile::tempdir().unwrap();
+        let now = unix_now();
+        create(tmp.path(), &cluster(), &regions(&["us-east"]), &CertOptions::new(now)).unwrap();
+        let config = Path::new("x.toml");
+        let material = tls::Material::load(tmp.path(), &cluster(), &regions(&["us-east"])[0], config, now).unwrap();
+        let after = |days: u64| UnixMicros(now.0 + days * 86_400_000_000);
+        assert_eq!(material.expiry_warning(after(330), config), None);
+        let warning = |days| material.expiry_warning(after(days), config).unwrap();
+        assert!(warning(340).starts_with("the certificate of us-east ends in 24 days"), "{}", warning(340));
+        assert!(warning(352).starts_with("attention: "), "{}", warning(352));
+        assert!(warning(359).starts_with("soon: "));
+        assert!(warning(364).starts_with("URGENT: "));
+    }
+
+    #[test]
+    fn postgresql_clients_get_tls_for_localhost_with_and_without_its_own_name() {
+        use rustls::pki_types::ServerName;
+        use std::sync::Arc;
+        let tmp = tempfile::tempdir().unwrap();
+        create(tmp.path(), &cluster(), &regions(&["us-east"]), &CertOptions::new(unix_now())).unwrap();
+        let material = tls::Material::load(tmp.path(), &cluster(), &regions(&["us-east"])[0], Path::new("x"), unix_now()).unwrap();
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_file(tmp.path().join("ca.pem")).unwrap()).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        for (version, alpn) in [(&rustls::version::TLS12, None), (&rustls::version::TLS13, Some(b"postgresql".to_vec()))] {
+            for name in ["localhost", "127.0.0.1", "us-east.sun.parhelion.internal"] {
+                let mut client = rustls::ClientConfig::builder_with_provider(tls::provider())
+                    .with_protocol_versions(&[version])
+                    .unwrap()
+                    .with_root_certificates(roots.clone())
+                    .with_no_client_auth();
+                client.alpn_protocols.extend(alpn.clone());
+                let connector = tokio_rustls::TlsConnector::from(Arc::new(client));
+                let (near, far) = tokio::io::duplex(1 << 14);
+                let both = async {
+                    tokio::join!(connector.connect(ServerName::try_from(name).unwrap(), near), material.postgres_acceptor().accept(far))
+                };
+                let (client, server) = runtime.block_on(both);
+                client.unwrap();
+                server.unwrap();
+            }
+        }
+    }
 }
