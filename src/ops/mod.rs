@@ -1,3 +1,5 @@
-//! What operators and users run beside a region: the WAN emulator.
+//! Operations: what people and their tools do with a running global cluster.
 
+pub mod certs;
+pub mod config;
 pub mod netem;
