@@ -22,7 +22,7 @@ pub struct Limits {
     pub copy_window_bytes_max: usize,
     /// Frames sent to one secondary and not yet durable there (bandwidth x delay of the path, and some).
     pub ship_window_bytes_max: usize,
-    /// One unit of shipping: one short QUIC stream. At most 1 MiB (see dependencies: reassembly limits).
+    /// One unit of shipping: one short QUIC stream. With one frame more it stays below 1 MiB, the most a link takes.
     pub batch_bytes_max: usize,
     /// Secondaries of a global cluster.
     pub secondaries_max: usize,
@@ -49,7 +49,7 @@ impl Default for Limits {
             ring_bytes_max: 16 << 20,
             copy_window_bytes_max: 16 << 20,
             ship_window_bytes_max: 32 << 20,
-            batch_bytes_max: 1 << 20,
+            batch_bytes_max: 768 << 10,
             secondaries_max: 5,
             heartbeat_every: Duration::from_millis(100),
             copy_silent_after: Duration::from_secs(2),

@@ -1,0 +1,306 @@
+//! The six copies of a region in this process: one thread each, one directory each, one shared thread for layers.
+//!
+//! Decides nothing about the log: it opens a [`Copy`], feeds it what the node says in the order that the copy asks for, and
+//! opens it again, after a moment, when it left its duty. A failed fsync is thus never tried again on the same file: the copy
+//! that comes back has read its disk anew. Driven by `io::driver` through [`Copies::send`]; answers come as node events.
+
+use super::clock;
+use super::disk::FileDisk;
+use super::driver::Inbox;
+use crate::base::{CopyId, Limits, Lsn, PageNo};
+use crate::head::{PageError, PageSource};
+use crate::node::Event;
+use crate::volume::{Copy, CopyRequest, FlushDone, FlushJob, OpenError, PageStore, ReadError};
+use bytes::Bytes;
+use parking_lot::{Condvar, Mutex, RwLock};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// Between two attempts to open a copy that failed.
+const REOPEN_AFTER: Duration = Duration::from_secs(1);
+/// A reader waits so long for some copy to have the page versions it asks for.
+const PAGE_WAIT_MAX: Duration = Duration::from_secs(5);
+
+/// What a copy's thread is told.
+pub enum Order {
+    Request(CopyRequest),
+    /// Out of duty, for a drill, until `Start`.
+    Stop,
+    Start,
+    JobDone(FlushDone),
+    End,
+}
+
+/// The six threads, and the one that writes layers.
+pub struct Copies {
+    orders: Vec<Sender<Order>>,
+    threads: Vec<JoinHandle<()>>,
+    pages: Arc<Pages>,
+    /// The volume serves: a damaged copy may be moved aside, because its peers can rebuild it.
+    serving: Arc<AtomicBool>,
+}
+
+/// Pages of the region for its SQL engine, read past the copies' threads: a read never waits for an fsync.
+pub struct Pages {
+    stores: RwLock<[Option<Arc<PageStore>>; 6]>,
+    waiters: AtomicU32,
+    moved: Mutex<()>,
+    moved_signal: Condvar,
+    turn: AtomicU32,
+}
+
+impl Copies {
+    /// Starts all threads; each opens its copy below `dir` and reports to `inbox`.
+    ///
+    /// # Errors
+    /// When a thread cannot be started.
+    pub fn start(dir: &Path, limits: &Limits, inbox: &Inbox) -> std::io::Result<Copies> {
+        let pages = Arc::new(Pages {
+            stores: RwLock::new(Default::default()),
+            waiters: AtomicU32::new(0),
+            moved: Mutex::new(()),
+            moved_signal: Condvar::new(),
+            turn: AtomicU32::new(0),
+        });
+        let serving = Arc::new(AtomicBool::new(false));
+        let (jobs, job_rx) = channel::<(FlushJob, Sender<Order>)>();
+        let mut copies = Copies { orders: Vec::new(), threads: Vec::new(), pages: Arc::clone(&pages), serving: Arc::clone(&serving) };
+        // One thread for all layers: compaction takes at most one core, whatever six copies want at once.
+        copies.threads.push(std::thread::Builder::new().name("layers".into()).spawn(move || {
+            while let Ok((job, back)) = job_rx.recv() {
+                let _ = back.send(Order::JobDone(job.run()));
+            }
+        })?);
+        for id in CopyId::all() {
+            let (tx, rx) = channel();
+            let worker = Worker {
+                id,
+                dir: dir.join("copies").join(id.to_string()),
+                limits: limits.clone(),
+                inbox: inbox.clone(),
+                rx,
+                own: tx.clone(),
+                jobs: jobs.clone(),
+                pages: Arc::clone(&pages),
+                serving: Arc::clone(&serving),
+            };
+            copies.orders.push(tx);
+            copies.threads.push(std::thread::Builder::new().name(format!("copy-{id}")).spawn(move || worker.run())?);
+        }
+        Ok(copies)
+    }
+
+    pub fn send(&self, copy: CopyId, order: Order) {
+        // A copy thread only ends at `End`; a message behind that is for nobody.
+        let _ = self.orders[copy.index()].send(order);
+    }
+
+    #[must_use]
+    pub fn pages(&self) -> Arc<Pages> {
+        Arc::clone(&self.pages)
+    }
+
+    pub fn set_serving(&self, serving: bool) {
+        self.serving.store(serving, Ordering::Relaxed);
+    }
+
+    /// Ends all threads, after what they were told before.
+    pub fn stop(mut self) {
+        for orders in self.orders.drain(..) {
+            let _ = orders.send(Order::End);
+        }
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Worker {
+    id: CopyId,
+    dir: PathBuf,
+    limits: Limits,
+    inbox: Inbox,
+    rx: Receiver<Order>,
+    own: Sender<Order>,
+    jobs: Sender<(FlushJob, Sender<Order>)>,
+    pages: Arc<Pages>,
+    serving: Arc<AtomicBool>,
+}
+
+enum Ended {
+    /// Opened again after a moment.
+    Failed(String),
+    /// By an operator, until he starts it again.
+    Stopped,
+    Process,
+}
+
+impl Worker {
+    fn run(self) {
+        loop {
+            let ended = match self.open() {
+                Ok(copy) => self.serve(copy),
+                Err(reason) => Ended::Failed(reason),
+            };
+            self.pages.set(self.id, None);
+            let (reason, until) = match ended {
+                Ended::Process => return,
+                Ended::Failed(reason) => (reason, Some(clock::now() + REOPEN_AFTER)),
+                Ended::Stopped => ("stopped by an operator; start it with `parhelion copy start`".to_owned(), None),
+            };
+            self.inbox.send(Event::CopyLost { copy: self.id, reason });
+            // What is sent meanwhile is for a copy that is not there.
+            loop {
+                let order = match until {
+                    None => self.rx.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                    Some(at) => self.rx.recv_timeout(at.since(clock::now())),
+                };
+                match order {
+                    Ok(Order::Start) | Err(RecvTimeoutError::Timeout) => break,
+                    Ok(Order::End) | Err(RecvTimeoutError::Disconnected) => return,
+                    Ok(_) => {}
+                }
+            }
+        }
+    }
+
+    fn open(&self) -> Result<Copy, String> {
+        let disk = FileDisk::open(&self.dir).map_err(|e| e.to_string())?;
+        match Copy::open(Arc::new(disk), &self.limits) {
+            Err(e @ OpenError::Damaged { .. }) if self.serving.load(Ordering::Relaxed) => {
+                // The volume serves without it and will rebuild it. What is damaged is kept for whoever wants to look at it.
+                let aside = self.dir.with_extension(format!("damaged-{}", clock::unix_now().0 / 1_000_000));
+                std::fs::rename(&self.dir, &aside).map_err(|io| format!("{e}; and it cannot be moved aside: {io}"))?;
+                tracing::warn!(copy = %self.id, kept = %aside.display(), "{e}");
+                let disk = FileDisk::open(&self.dir).map_err(|e| e.to_string())?;
+                Copy::open(Arc::new(disk), &self.limits).map_err(|e| e.to_string())
+            }
+            other => other.map_err(|e| e.to_string()),
+        }
+    }
+
+    fn serve(&self, mut copy: Copy) -> Ended {
+        self.pages.set(self.id, Some(copy.pages()));
+        self.inbox.send(Event::CopyOpened { copy: self.id, promised: copy.promised() });
+        let mut replies = Vec::new();
+        let mut ended = None;
+        let mut more = false;
+        loop {
+            let first = if more {
+                match self.rx.try_recv() {
+                    Ok(order) => Some(order),
+                    Err(std::sync::mpsc::TryRecvError::Empty) => None,
+                    Err(std::sync::mpsc::TryRecvError::Disconnected) => return Ended::Process,
+                }
+            } else {
+                match self.rx.recv() {
+                    Ok(order) => Some(order),
+                    Err(_) => return Ended::Process,
+                }
+            };
+            // Group commit: everything that arrived while the last fsync ran goes into the next one.
+            let mut bytes = 0;
+            for order in first.into_iter().chain(std::iter::from_fn(|| self.rx.try_recv().ok())) {
+                match order {
+                    Order::Request(request) => {
+                        if let CopyRequest::Append { frames, .. } = &request {
+                            bytes += frames.iter().map(|f| f.bytes().len()).sum::<usize>();
+                        }
+                        copy.handle(request, &mut replies);
+                    }
+                    Order::JobDone(done) => copy.finish(done, &mut replies),
+                    Order::Stop => ended = Some(Ended::Stopped),
+                    Order::Start => {}
+                    Order::End => ended = Some(Ended::Process),
+                }
+                if ended.is_some() || bytes >= self.limits.copy_window_bytes_max {
+                    break;
+                }
+            }
+            copy.flush(&mut replies);
+            self.reply(&mut replies);
+            if let Some(ended) = ended {
+                return ended;
+            }
+            more = copy.ingest(&mut replies);
+            self.pages.moved();
+            while let Some(job) = copy.background_job() {
+                let _ = self.jobs.send((job, self.own.clone()));
+            }
+            self.reply(&mut replies);
+            if let Some(reason) = copy.failed() {
+                return Ended::Failed(reason.to_owned());
+            }
+        }
+    }
+
+    fn reply(&self, replies: &mut Vec<crate::volume::CopyReply>) {
+        for reply in replies.drain(..) {
+            // Leaving duty is told once, by `CopyLost`.
+            if !matches!(reply, crate::volume::CopyReply::Failed { .. }) {
+                self.inbox.send(Event::CopyReplied { copy: self.id, reply });
+            }
+        }
+    }
+}
+
+impl Pages {
+    fn set(&self, copy: CopyId, store: Option<Arc<PageStore>>) {
+        self.stores.write()[copy.index()] = store;
+    }
+
+    fn moved(&self) {
+        if self.waiters.load(Ordering::Relaxed) > 0 {
+            let _held = self.moved.lock();
+            self.moved_signal.notify_all();
+        }
+    }
+
+    /// From whichever copy has it. `Err` with the last reason when none has it now.
+    fn try_read(&self, page: PageNo, at: Lsn) -> Result<Bytes, String> {
+        let stores = self.stores.read().clone();
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed) as usize;
+        let mut reason = "no copy is open".to_owned();
+        for i in 0..stores.len() {
+            if let Some(store) = &stores[(turn + i) % stores.len()] {
+                match store.read(page, at) {
+                    Ok(bytes) => return Ok(bytes),
+                    // Behind, folded away or damaged here: another copy may have it.
+                    Err(e @ (ReadError::NotYet { .. } | ReadError::TooOld { .. })) => reason = e.to_string(),
+                    Err(e) => {
+                        tracing::warn!(page = page.0, "{e}");
+                        reason = e.to_string();
+                    }
+                }
+            }
+        }
+        Err(reason)
+    }
+}
+
+impl PageSource for Pages {
+    fn page_at(&self, page: PageNo, at: Lsn) -> Result<Bytes, PageError> {
+        if let Ok(bytes) = self.try_read(page, at) {
+            return Ok(bytes);
+        }
+        // Copies turn frames into pages a moment after they are durable.
+        let until = clock::now() + PAGE_WAIT_MAX;
+        self.waiters.fetch_add(1, Ordering::Relaxed);
+        let outcome = loop {
+            match self.try_read(page, at) {
+                Ok(bytes) => break Ok(bytes),
+                Err(reason) if clock::now() >= until => break Err(PageError::Unavailable { page, at, reason }),
+                Err(_) => {
+                    let mut held = self.moved.lock();
+                    self.moved_signal.wait_for(&mut held, Duration::from_millis(2));
+                }
+            }
+        };
+        self.waiters.fetch_sub(1, Ordering::Relaxed);
+        outcome
+    }
+}

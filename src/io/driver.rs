@@ -1,0 +1,268 @@
+//! The driver: one thread that owns the node, feeds it events and carries out its effects.
+//!
+//! Drains its queue before it flushes, so group commit falls out of the loop. Decides nothing. What it publishes (the region's
+//! report, the events) is a copy; nobody else touches the node.
+
+use super::clock;
+use super::copies::{Copies, Order};
+use super::link::Link;
+use crate::base::{ConnId, CopyId, Instant, RegionName};
+use crate::head::embedded::Engine;
+use crate::head::{LogSink, WriteGate};
+use crate::log::Frame;
+use crate::node::report::{OperatorEvent, RegionReport};
+use crate::node::{Effect, Event, Node};
+use crate::ship::wire::{Lane, Message};
+use parking_lot::{Mutex, RwLock};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::Duration;
+
+/// The published report is at most this old.
+const REPORT_EVERY: Duration = Duration::from_millis(20);
+/// Operator events kept in memory.
+const EVENTS_KEPT: usize = 4096;
+/// Events handled before effects of later ones may wait: bounds how stale the timers get.
+const BURST: usize = 256;
+
+/// What wakes the driver.
+enum Wake {
+    Event(Event),
+    LinkUp { link: Link, dialled: bool, conn: ConnId },
+    Order { copy: CopyId, order: Order },
+    Stop,
+}
+
+/// Where events for the node are put, from any thread.
+#[derive(Clone)]
+pub struct Inbox {
+    tx: Sender<Wake>,
+}
+
+impl Inbox {
+    pub fn send(&self, event: Event) {
+        // After the driver's end nobody wants to know.
+        let _ = self.tx.send(Wake::Event(event));
+    }
+
+    pub fn link_up(&self, conn: ConnId, link: Link, dialled: bool) {
+        let _ = self.tx.send(Wake::LinkUp { link, dialled, conn });
+    }
+
+    /// Takes a copy out of duty, or back, for a drill.
+    pub fn order(&self, copy: CopyId, order: Order) {
+        let _ = self.tx.send(Wake::Order { copy, order });
+    }
+
+    pub fn stop(&self) {
+        let _ = self.tx.send(Wake::Stop);
+    }
+}
+
+impl LogSink for Inbox {
+    fn submit(&self, frames: Vec<Frame>) {
+        self.send(Event::Submitted { frames });
+    }
+}
+
+/// What others may see of the node, and of the links that are up.
+pub struct Shared {
+    pub report: RwLock<Arc<RegionReport>>,
+    pub events: Mutex<VecDeque<OperatorEvent>>,
+    pub links: RwLock<BTreeMap<ConnId, Link>>,
+    /// The engine writes: SQL on the writer port is served here.
+    pub is_writer: std::sync::atomic::AtomicBool,
+    pub primary: RwLock<Option<RegionName>>,
+}
+
+impl Shared {
+    /// A live link to `region`, the newest one.
+    #[must_use]
+    pub fn link_to(&self, region: &RegionName) -> Option<Link> {
+        self.links.read().values().rev().find(|l| l.peer() == region && !l.is_closed()).cloned()
+    }
+}
+
+/// Asks for a link to a region; the answer comes as an event.
+pub trait Dialler: Send + 'static {
+    fn dial(&self, region: RegionName);
+}
+
+pub struct Driver {
+    node: Node,
+    rx: Receiver<Wake>,
+    inbox: Inbox,
+    copies: Copies,
+    engine: Arc<Engine>,
+    shared: Arc<Shared>,
+    dialler: Box<dyn Dialler>,
+    reported_at: Instant,
+}
+
+/// The queue of a driver that is not made yet: copies and links need it before.
+pub struct Queue {
+    rx: Receiver<Wake>,
+    pub inbox: Inbox,
+}
+
+impl Queue {
+    #[must_use]
+    pub fn new() -> Queue {
+        let (tx, rx) = channel();
+        Queue { rx, inbox: Inbox { tx } }
+    }
+}
+
+impl Default for Queue {
+    fn default() -> Queue {
+        Queue::new()
+    }
+}
+
+impl Shared {
+    #[must_use]
+    pub fn new(node: &Node) -> Arc<Shared> {
+        Arc::new(Shared {
+            report: RwLock::new(Arc::new(node.report(clock::now(), clock::unix_now()))),
+            events: Mutex::new(VecDeque::new()),
+            links: RwLock::new(BTreeMap::new()),
+            is_writer: std::sync::atomic::AtomicBool::new(false),
+            primary: RwLock::new(None),
+        })
+    }
+}
+
+impl Driver {
+    #[must_use]
+    pub fn new(node: Node, queue: Queue, copies: Copies, engine: Arc<Engine>, shared: Arc<Shared>, dialler: Box<dyn Dialler>) -> Driver {
+        Driver { node, inbox: queue.inbox, rx: queue.rx, copies, engine, shared, dialler, reported_at: Instant::ZERO }
+    }
+
+    /// Until [`Inbox::stop`].
+    pub fn run(mut self) {
+        loop {
+            let now = clock::now();
+            let wait = self.node.next_timeout().map_or(REPORT_EVERY, |at| at.since(now).min(REPORT_EVERY));
+            let mut woken = match self.rx.recv_timeout(wait) {
+                Ok(wake) => Some(wake),
+                Err(RecvTimeoutError::Timeout) => Some(Wake::Event(Event::Timeout)),
+                Err(RecvTimeoutError::Disconnected) => break,
+            };
+            let mut burst = 0;
+            while let Some(wake) = woken {
+                if !self.take(wake) {
+                    self.engine.close_writer("the region process is stopping".into());
+                    self.copies.stop();
+                    return;
+                }
+                self.flush();
+                burst += 1;
+                woken = if burst < BURST { self.rx.try_recv().ok() } else { None };
+            }
+            self.publish();
+        }
+        self.copies.stop();
+    }
+
+    fn take(&mut self, wake: Wake) -> bool {
+        let event = match wake {
+            Wake::Event(Event::Unlinked { conn, reason }) => {
+                self.shared.links.write().remove(&conn);
+                Event::Unlinked { conn, reason }
+            }
+            Wake::Event(event) => event,
+            Wake::LinkUp { link, dialled, conn } => {
+                let peer = link.peer().clone();
+                self.shared.links.write().insert(conn, link);
+                Event::Linked { conn, peer, dialled }
+            }
+            Wake::Order { copy, order } => {
+                self.copies.send(copy, order);
+                return true;
+            }
+            Wake::Stop => return false,
+        };
+        self.node.handle(clock::now(), clock::unix_now(), event);
+        true
+    }
+
+    fn flush(&mut self) {
+        while let Some(effect) = self.node.poll_effect() {
+            match effect {
+                Effect::ToCopy { copy, request } => self.copies.send(copy, Order::Request(request)),
+                Effect::Dial { region } => self.dialler.dial(region),
+                Effect::Send { conn, message } => self.send(conn, &message),
+                Effect::Unlink { conn, reason } => {
+                    if let Some(link) = self.shared.links.write().remove(&conn) {
+                        link.close(&reason);
+                    }
+                }
+                Effect::HeadReset { at } => {
+                    self.engine.reset(at);
+                    self.node.handle(clock::now(), clock::unix_now(), Event::HeadSees { end: at, written_at: None });
+                }
+                Effect::HeadAdvances { vdl, frames } => {
+                    self.engine.advance(vdl, &frames);
+                    let written_at = frames.last().map(|f| f.header().source_time);
+                    self.node.handle(clock::now(), clock::unix_now(), Event::HeadSees { end: vdl, written_at });
+                }
+                Effect::HeadWrites { pen } => {
+                    // Opening writes (a new database) and reads pages: not on this thread, which they need.
+                    let (engine, shared, sink) = (Arc::clone(&self.engine), Arc::clone(&self.shared), self.inbox.clone());
+                    std::thread::spawn(move || match engine.open_writer(pen, Arc::new(sink)) {
+                        Ok(()) => shared.is_writer.store(true, std::sync::atomic::Ordering::Release),
+                        Err(e) => {
+                            tracing::error!("the writer cannot be opened: {e}");
+                            std::process::exit(1);
+                        }
+                    });
+                }
+                Effect::HeadStops { reason } => {
+                    self.shared.is_writer.store(false, std::sync::atomic::Ordering::Release);
+                    self.engine.close_writer(reason);
+                }
+                Effect::Gate(gate) => {
+                    if let WriteGate::Closed { reason } = &gate {
+                        tracing::warn!("{reason}");
+                    }
+                    self.engine.set_gate(gate);
+                }
+                Effect::PrimaryIs(primary) => {
+                    self.shared.primary.write().clone_from(&primary);
+                    self.engine.set_primary(primary.map(|p| p.to_string()));
+                }
+                Effect::Note(event) => {
+                    tracing::info!(kind = %event.kind, epoch = event.epoch.0, "{}", event.what);
+                    let mut events = self.shared.events.lock();
+                    if events.len() >= EVENTS_KEPT {
+                        events.pop_front();
+                    }
+                    events.push_back(event);
+                }
+            }
+        }
+    }
+
+    fn send(&self, conn: ConnId, message: &Message) {
+        let Some(link) = self.shared.links.read().get(&conn).cloned() else { return };
+        let mut parts = message.encode();
+        match message.lane() {
+            Lane::Batch => link.send_batch(parts),
+            Lane::Control => link.send_control(parts.swap_remove(0)),
+            Lane::Datagram => link.send_datagram(parts.swap_remove(0)),
+        }
+    }
+
+    fn publish(&mut self) {
+        let now = clock::now();
+        if now.since(self.reported_at) < REPORT_EVERY {
+            return;
+        }
+        self.reported_at = now;
+        self.node.handle(now, clock::unix_now(), Event::HeadPins { oldest: self.engine.oldest_pin() });
+        self.flush();
+        self.copies.set_serving(self.node.is_readable());
+        *self.shared.report.write() = Arc::new(self.node.report(now, clock::unix_now()));
+    }
+}
