@@ -12,5 +12,6 @@ mod disk;
 mod message;
 pub mod quorum;
 
+pub use copy::{Copy, FlushDone, FlushJob, OpenError, PageStore, ReadError};
 pub use disk::{Disk, DiskError};
 pub use message::{CopyReply, CopyRequest, CopyState, SeedBase};
