@@ -1,6 +1,7 @@
 //! Where the cores meet the machine: tokio, quinn, files, TLS, clocks, entropy. Drives one node for real.
 
 pub mod clock;
+pub mod disk;
 pub mod link;
 pub mod quic;
 pub mod tls;
