@@ -1,0 +1,486 @@
+//! The writer: one thread with the one connection that may write, and the queue before it.
+//!
+//! Decides who writes next: statements of their own in the order they came, and interactive transactions, each of which
+//! owns the connection from its first statement to its end. Never waits for durability: an answer carries the LSN that it
+//! saw, and the session waits for that. A client that thinks for longer than the limit loses its transaction.
+//! Driven by sessions through the queue. A panic here aborts the process: the volume is as after a crash, and recovery is
+//! the way back that is always tested.
+
+use super::commit::WriterFile;
+use super::connection::{Db, Use, cancelled};
+use super::context::{CancelState, Context};
+use super::shared::Shared;
+use super::vfs::Registration;
+use super::{AbortOnPanic, EngineError, spawn};
+use crate::base::{Epoch, Generation, Lsn};
+use crate::head::sql::{Column, Description, Row, SqlError, Value, state};
+use crate::head::{LogSink, WriteGate};
+use crate::io::clock;
+use crate::log::Pen;
+use parking_lot::{Condvar, Mutex};
+use std::collections::VecDeque;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use tokio::sync::oneshot;
+
+/// What is asked of the writer, for whom.
+pub struct Request {
+    pub session: i32,
+    pub cancel: Arc<CancelState>,
+    pub work: Work,
+    pub reply: oneshot::Sender<Answer>,
+}
+
+pub enum Work {
+    /// `keep`: there is a savepoint to go back to, so an error does not end the transaction.
+    Statement {
+        sql: String,
+        params: Vec<Value>,
+        keep: bool,
+    },
+    Describe {
+        sql: String,
+        keep: bool,
+    },
+    /// SAVEPOINT, RELEASE or ROLLBACK TO, ready for SQLite.
+    Mark {
+        sql: String,
+        keep: bool,
+    },
+    Commit,
+    Rollback,
+}
+
+pub enum Product {
+    Nothing,
+    Description(Description),
+    Rows { columns: Arc<[Column]>, rows: Vec<Row> },
+    Changed(u64),
+}
+
+pub struct Answer {
+    pub result: Result<Product, SqlError>,
+    /// Everything that the result depends on lies below this LSN.
+    pub seen: Lsn,
+    /// End of the commit, when there was one.
+    pub committed: Option<Lsn>,
+    /// The transaction is no more.
+    pub over: bool,
+}
+
+/// Why a transaction was ended without its client; told at its next statement.
+pub type Ended = Arc<Mutex<Option<SqlError>>>;
+
+enum Job {
+    Single { id: u64, request: Request },
+    Transaction { id: u64, ended: Ended, first: Request },
+}
+
+#[derive(Default)]
+struct Queue {
+    next_id: u64,
+    jobs: VecDeque<Job>,
+    owner: Option<u64>,
+    owner_requests: VecDeque<Request>,
+    owner_gone: bool,
+    closed: Option<String>,
+}
+
+pub struct Writer {
+    shared: Arc<Shared>,
+    context: Arc<Context>,
+    file: Arc<WriterFile>,
+    queue: Mutex<Queue>,
+    wake: Condvar,
+    /// Its number in [`super::progress::Progress`].
+    pub reign: u64,
+}
+
+/// A session's hold on the writer. Dropping it rolls back.
+pub struct Hold {
+    pub writer: Arc<Writer>,
+    id: u64,
+    ended: Ended,
+}
+
+enum Next {
+    Request(Request),
+    Idle,
+    Gone,
+    Closed(String),
+}
+
+impl Writer {
+    pub fn open(shared: &Arc<Shared>, pen: Pen, log: Arc<dyn LogSink>, reign: u64) -> Result<Arc<Writer>, EngineError> {
+        let context = Arc::new(Context::default());
+        let file = Arc::new(WriterFile::new(shared.clone(), context.clone(), pen, log));
+        let name = format!("w-{}-{reign}", shared.id);
+        let registration = Arc::new(Registration::new(name.clone(), file.clone()).map_err(|code| EngineError::Vfs { code })?);
+        let writer = Arc::new(Writer { shared: shared.clone(), context, file, queue: Mutex::default(), wake: Condvar::new(), reign });
+        let thread = Thread { writer: writer.clone(), registration, db: None };
+        spawn(name, move || {
+            let _bug = AbortOnPanic("the writer thread");
+            thread.work();
+        })?;
+        Ok(writer)
+    }
+
+    pub fn head(&self) -> Lsn {
+        self.file.head()
+    }
+
+    /// The (epoch, generation) of the frames that this writer wrote; `None` before the first.
+    pub fn wrote_as(&self) -> Option<(Epoch, Generation)> {
+        self.file.wrote_as()
+    }
+
+    pub fn waiting(&self) -> usize {
+        self.queue.lock().jobs.len()
+    }
+
+    /// No frame leaves after this; whoever owns the writer or waits for it is told `reason`. Never blocks on a page.
+    pub fn close(&self, reason: String) {
+        self.file.close();
+        self.queue.lock().closed = Some(reason);
+        self.context.stop.store(true, Ordering::SeqCst);
+        self.wake.notify_all();
+    }
+
+    /// A statement of its own. Returns a number to withdraw it by.
+    pub fn submit(&self, request: Request) -> u64 {
+        let mut queue = self.queue.lock();
+        if let Some(reason) = queue.closed.clone() {
+            drop(queue);
+            request.refuse(shut_down(&reason));
+            return 0;
+        }
+        queue.next_id += 1;
+        let id = queue.next_id;
+        queue.jobs.push_back(Job::Single { id, request });
+        drop(queue);
+        self.wake.notify_one();
+        id
+    }
+
+    /// The first statement of a transaction: from its turn on the writer belongs to the returned hold.
+    pub fn begin(self: &Arc<Writer>, first: Request) -> Hold {
+        let ended = Ended::default();
+        let mut queue = self.queue.lock();
+        queue.next_id += 1;
+        let id = queue.next_id;
+        if let Some(reason) = queue.closed.clone() {
+            drop(queue);
+            first.refuse(shut_down(&reason));
+        } else {
+            queue.jobs.push_back(Job::Transaction { id, ended: ended.clone(), first });
+            drop(queue);
+            self.wake.notify_one();
+        }
+        Hold { writer: self.clone(), id, ended }
+    }
+
+    /// Takes back what has not begun. `false`: it has.
+    pub fn withdraw(&self, id: u64) -> bool {
+        let mut queue = self.queue.lock();
+        let before = queue.jobs.len();
+        queue.jobs.retain(|job| !matches!(job, Job::Single { id: i, .. } | Job::Transaction { id: i, .. } if *i == id));
+        queue.jobs.len() < before
+    }
+
+    fn next_job(&self) -> Option<Job> {
+        let mut queue = self.queue.lock();
+        loop {
+            if let Some(reason) = queue.closed.clone() {
+                let jobs = std::mem::take(&mut queue.jobs);
+                drop(queue);
+                for job in jobs {
+                    let (Job::Single { request, .. } | Job::Transaction { first: request, .. }) = job;
+                    request.refuse(shut_down(&reason));
+                }
+                return None;
+            }
+            if let Some(job) = queue.jobs.pop_front() {
+                if let Job::Transaction { id, .. } = &job {
+                    queue.owner = Some(*id);
+                    queue.owner_gone = false;
+                }
+                return Some(job);
+            }
+            self.wake.wait(&mut queue);
+        }
+    }
+
+    fn next_request(&self) -> Next {
+        let mut queue = self.queue.lock();
+        let mut waited_out = false;
+        let idle_max = self.shared.settings.idle_in_transaction_max;
+        loop {
+            if let Some(reason) = &queue.closed {
+                return Next::Closed(reason.clone());
+            }
+            if queue.owner_gone {
+                return Next::Gone;
+            }
+            if let Some(request) = queue.owner_requests.pop_front() {
+                return Next::Request(request);
+            }
+            if waited_out {
+                return Next::Idle;
+            }
+            waited_out = self.idle_wait(&mut queue, idle_max);
+        }
+    }
+
+    /// Waits until the owner speaks or `idle_max` is over; other sessions' jobs wake this thread too and count for nothing.
+    fn idle_wait(&self, queue: &mut parking_lot::MutexGuard<'_, Queue>, idle_max: std::time::Duration) -> bool {
+        let begun = clock::now();
+        loop {
+            let left = idle_max.saturating_sub(clock::now().since(begun));
+            if left.is_zero() {
+                return true;
+            }
+            self.wake.wait_for(queue, left);
+            if queue.closed.is_some() || queue.owner_gone || !queue.owner_requests.is_empty() {
+                return false;
+            }
+        }
+    }
+
+    /// The owner's transaction is over; `why`, when it was not the owner's doing.
+    fn release(&self, ended: &Ended, why: Option<SqlError>) {
+        *ended.lock() = why.clone();
+        let mut queue = self.queue.lock();
+        queue.owner = None;
+        let late = std::mem::take(&mut queue.owner_requests);
+        drop(queue);
+        for request in late {
+            request.refuse(why.clone().unwrap_or_else(over));
+        }
+    }
+}
+
+impl Hold {
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// The next statement of the transaction.
+    ///
+    /// # Errors
+    /// Why the transaction is already over.
+    pub fn submit(&self, request: Request) -> Result<(), SqlError> {
+        let mut queue = self.writer.queue.lock();
+        if queue.owner != Some(self.id) {
+            drop(queue);
+            return Err(self.ended.lock().clone().unwrap_or_else(over));
+        }
+        queue.owner_requests.push_back(request);
+        drop(queue);
+        // One wake-up for one waiter: only the writer thread ever waits here.
+        self.writer.wake.notify_one();
+        Ok(())
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        if self.writer.withdraw(self.id) {
+            return;
+        }
+        let mut queue = self.writer.queue.lock();
+        if queue.owner == Some(self.id) {
+            queue.owner_gone = true;
+            drop(queue);
+            self.writer.wake.notify_one();
+        }
+    }
+}
+
+impl Request {
+    fn refuse(self, error: SqlError) {
+        let _ = self.reply.send(Answer { result: Err(error), seen: Lsn::ZERO, committed: None, over: true });
+    }
+}
+
+fn shut_down(reason: &str) -> SqlError {
+    SqlError::new(state::ADMIN_SHUTDOWN, format!("terminating the transaction: {reason}"))
+}
+
+fn over() -> SqlError {
+    SqlError::new(state::IN_FAILED_TRANSACTION, "the transaction is already over; send ROLLBACK")
+}
+
+struct Thread {
+    writer: Arc<Writer>,
+    registration: Arc<Registration>,
+    db: Option<Db>,
+}
+
+impl Thread {
+    fn work(mut self) {
+        while let Some(job) = self.writer.next_job() {
+            match job {
+                Job::Single { request, .. } => self.single(request),
+                Job::Transaction { ended, first, .. } => self.transaction(&ended, first),
+            }
+            self.writer.context.leave();
+        }
+    }
+
+    fn enter(&self, request: &Request) {
+        self.writer.shared.counters.statements.fetch_add(1, Ordering::Relaxed);
+        self.writer.context.enter(request.session, false, clock::unix_now(), request.cancel.clone());
+    }
+
+    /// Opened at the first use and again after a failure: the first pages may have to come from a copy.
+    fn open(&mut self) -> Result<(), SqlError> {
+        if self.db.is_none() {
+            self.db = Some(Db::open(&self.writer.shared, &self.writer.context, &self.registration, Use::Writing)?);
+        }
+        Ok(())
+    }
+
+    fn db(&self) -> &Db {
+        self.db.as_ref().expect("BUG: open comes before every use")
+    }
+
+    /// What an error means when the thread is to stop: the interruption was ours, not the client's.
+    fn explain(&self, error: SqlError) -> SqlError {
+        match &self.writer.queue.lock().closed {
+            Some(reason) if error.code == state::QUERY_CANCELED => shut_down(reason),
+            _ => error,
+        }
+    }
+
+    fn single(&mut self, request: Request) {
+        self.enter(&request);
+        let before = self.writer.head();
+        let result = if request.cancel.is_cancelled() {
+            Err(cancelled())
+        } else {
+            self.open().and_then(|()| match &request.work {
+                Work::Statement { sql, params, .. } => self.alone(sql, params),
+                _ => unreachable!("BUG: only statements come alone"),
+            })
+        };
+        let seen = self.writer.head();
+        let committed = (seen > before).then_some(seen);
+        let _ = request.reply.send(Answer { result: result.map_err(|e| self.explain(e)), seen, committed, over: true });
+    }
+
+    fn alone(&self, sql: &str, params: &[Value]) -> Result<Product, SqlError> {
+        let prepared = self.db().prepare(sql)?;
+        if prepared.is_read_only() || !prepared.has_columns() {
+            return self.run(prepared, params);
+        }
+        // It writes and returns rows: a result that is too large must undo it, so it gets a transaction of its own.
+        drop(prepared);
+        self.db().control("BEGIN IMMEDIATE")?;
+        let result = self.db().prepare(sql).and_then(|prepared| self.run(prepared, params)).and_then(|product| {
+            self.db().control("COMMIT")?;
+            Ok(product)
+        });
+        if result.is_err() {
+            self.roll_back();
+        }
+        result
+    }
+
+    fn run(&self, prepared: super::connection::Prepared<'_>, params: &[Value]) -> Result<Product, SqlError> {
+        if !prepared.is_read_only()
+            && let WriteGate::Closed { reason } = self.writer.shared.gate()
+        {
+            return Err(SqlError::new(state::IO_ERROR, super::writes_stopped(&reason)));
+        }
+        let bytes_max = self.writer.shared.settings.result_bytes_max;
+        let mut rows = Vec::new();
+        let mut held = 0;
+        let finished = prepared.run(params, |_, row, bytes| {
+            held += bytes;
+            if held > bytes_max {
+                let message = format!("the result is larger than {bytes_max} bytes, the limit inside a writing transaction");
+                return ControlFlow::Break(SqlError::new(state::PROGRAM_LIMIT_EXCEEDED, message).hint("Read it outside, or in parts."));
+            }
+            rows.push(row);
+            ControlFlow::Continue(())
+        })?;
+        Ok(match finished.columns {
+            Some(columns) => Product::Rows { columns, rows },
+            None => Product::Changed(finished.changed),
+        })
+    }
+
+    fn roll_back(&self) {
+        if let Some(db) = &self.db
+            && !db.is_autocommit()
+        {
+            self.writer.shared.counters.rollbacks.fetch_add(1, Ordering::Relaxed);
+            if let Err(e) = db.control("ROLLBACK") {
+                // SQLite is back in autocommit whatever ROLLBACK says, or the process state is not to be trusted.
+                assert!(db.is_autocommit(), "BUG: a rollback failed: {e}");
+            }
+        }
+    }
+
+    fn transaction(&mut self, ended: &Ended, first: Request) {
+        self.enter(&first);
+        let begun =
+            if first.cancel.is_cancelled() { Err(cancelled()) } else { self.open().and_then(|()| self.db().control("BEGIN IMMEDIATE")) };
+        if let Err(error) = begun {
+            self.writer.release(ended, None);
+            first.refuse(self.explain(error));
+            return;
+        }
+        let now_us = self.writer.context.now_us.load(Ordering::Relaxed);
+        let mut request = first;
+        let why = loop {
+            if self.step(request, ended) {
+                return;
+            }
+            request = match self.writer.next_request() {
+                Next::Request(request) => request,
+                Next::Gone => break None,
+                Next::Closed(reason) => break Some(shut_down(&reason)),
+                Next::Idle => {
+                    let limit = self.writer.shared.settings.idle_in_transaction_max;
+                    let message = format!(
+                        "terminating the transaction: it was idle for more than {limit:?} while others waited to write; it was rolled back"
+                    );
+                    break Some(SqlError::new(state::IDLE_IN_TRANSACTION_TIMEOUT, message));
+                }
+            };
+            self.enter(&request);
+            self.writer.context.now_us.store(now_us, Ordering::Relaxed); // now() stands still within a transaction
+        };
+        self.roll_back();
+        self.writer.release(ended, why);
+    }
+
+    /// One request of the owner. `true`: the transaction is over, and the writer free again.
+    fn step(&self, request: Request, ended: &Ended) -> bool {
+        let before = self.writer.head();
+        let (result, keep) = match &request.work {
+            Work::Statement { sql, params, keep } => (self.db().prepare(sql).and_then(|p| self.run(p, params)), *keep),
+            Work::Describe { sql, keep } => (self.db().describe(sql).map(Product::Description), *keep),
+            Work::Mark { sql, keep } => (self.db().control(sql).map(|()| Product::Nothing), *keep),
+            Work::Commit => (self.db().control("COMMIT").map(|()| Product::Nothing), false),
+            Work::Rollback => {
+                self.roll_back();
+                (Ok(Product::Nothing), false)
+            }
+        };
+        if result.is_err() && !keep {
+            self.roll_back();
+        }
+        // Also where SQLite ended it by itself, as it does on a full or interrupted transaction.
+        let over = self.db().is_autocommit();
+        if over {
+            self.writer.release(ended, None);
+        }
+        let seen = self.writer.head();
+        let committed = (seen > before).then_some(seen);
+        let _ = request.reply.send(Answer { result: result.map_err(|e| self.explain(e)), seen, committed, over });
+        over
+    }
+}
