@@ -2,12 +2,14 @@
 //!
 //! Decides nothing. Everything above speaks in these types and no other module defines a second word for them.
 
+mod gate;
 mod ids;
 mod limits;
 mod position;
 mod prng;
 mod time;
 
+pub use gate::WriteGate;
 pub use ids::{Az, ClusterName, ConnId, CopyId, LineageId, NameError, RegionName};
 pub use limits::Limits;
 pub use position::{Epoch, Generation, LogEnd, Lsn, PageNo, Seq};

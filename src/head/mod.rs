@@ -4,6 +4,8 @@
 //! A head sees the volume through two small traits and is told by the driver how far things are; it never sees a copy, a
 //! quorum or another region.
 
+pub use crate::base::WriteGate;
+
 pub mod embedded;
 pub mod sql;
 
@@ -32,16 +34,6 @@ pub trait PageSource: Send + Sync + 'static {
 pub trait LogSink: Send + Sync + 'static {
     /// Takes over the frames of one mini-transaction, in the order of the pen that wrote them.
     fn submit(&self, frames: Vec<Frame>);
-}
-
-/// Whether the writer may begin a write, as the node says.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum WriteGate {
-    Open,
-    /// Writes are refused with this sentence (a quorum of copies is missing, the region is fenced ...). Reads go on.
-    Closed {
-        reason: String,
-    },
 }
 
 /// One row of `aurora_global_db_status()`, with the columns that Aurora PostgreSQL documents. `None` is SQL NULL: not known.

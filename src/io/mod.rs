@@ -1,7 +1,9 @@
 //! Where the cores meet the machine: tokio, quinn, files, TLS, clocks, entropy. Drives one node for real.
 
 pub mod clock;
+pub mod copies;
 pub mod disk;
+pub mod driver;
 pub mod link;
 pub mod quic;
 pub mod tls;

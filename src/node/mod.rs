@@ -12,9 +12,10 @@ mod follow;
 mod lead;
 pub mod report;
 
-use crate::base::{ClusterName, ConnId, CopyId, Epoch, Generation, Instant, Limits, LineageId, LogEnd, Lsn, Prng, RegionName, UnixMicros};
+use crate::base::{
+    ClusterName, ConnId, CopyId, Epoch, Generation, Instant, Limits, LineageId, LogEnd, Lsn, Prng, RegionName, UnixMicros, WriteGate,
+};
 use crate::control::{self, ControlState, Start};
-use crate::head::WriteGate;
 use crate::log::{Frame, Pen};
 use crate::ship::{Message, Refusal};
 use crate::volume::{Appender, AppenderEffect, CopyHealth, CopyReply, CopyRequest, Found, VolumePhase};
