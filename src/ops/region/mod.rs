@@ -1,0 +1,305 @@
+//! One region process, put together: lock, certificates, ports, six copies, the engine, the node on its driver, the endpoints.
+//!
+//! Decides the order of starting and stopping, and says in a sentence what is in the way. Everything after the start is decided
+//! by the node. A crash anywhere here loses nothing: what counts lies on the copies.
+
+mod ports;
+mod view;
+
+use super::admin::{self, AdminAnswer, AdminRequest};
+use super::config::Config;
+use crate::base::{ConnId, Prng, RegionName};
+use crate::endpoint::pg::auth::ScramVerifier;
+use crate::endpoint::{EmbeddedService, Port, http, pg};
+use crate::head::embedded::{Engine, EngineSettings};
+use crate::io::copies::Copies;
+use crate::io::driver::{Dialler, Driver, Inbox, Queue, Shared};
+use crate::io::link::{self, Arrival, Link, LinkEvent};
+use crate::io::quic::Quic;
+use crate::io::tls::Material;
+use crate::io::clock;
+use crate::node::{Event, Identity, Node};
+use crate::ship::wire::{Lane, Message};
+use anyhow::{Context, bail};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use view::View;
+
+/// A dial that got no answer in this time is given up; the node tries again.
+const DIAL_TIMEOUT: Duration = Duration::from_millis(2500);
+/// Connections handed to a port's server and not yet taken.
+const INCOMING_MAX: usize = 64;
+
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RunOptions {
+    /// Stop when standard input ends: the parent is gone.
+    pub exit_with_stdin: bool,
+}
+
+/// Runs the region of `config` until it is told to stop.
+///
+/// # Errors
+/// When it cannot start, with a sentence that says what to do.
+pub async fn run(config: Config, options: RunOptions) -> anyhow::Result<()> {
+    let _lock = lock(&config)?;
+    let material = Arc::new(Material::load(&config.tls_dir, &config.cluster, &config.region, &config.file, clock::unix_now())?);
+    if let Some(warning) = material.expiry_warning(clock::unix_now(), &config.file) {
+        tracing::warn!("{warning}");
+    }
+    let password = config.password()?;
+    let regions: Vec<RegionName> = config.regions();
+    let quic = Quic::bind(config.listen.quic, Arc::clone(&material), &regions, &config.quic)?;
+    let writer = bind(config.listen.writer, "listen.writer").await?;
+    let reader = bind(config.listen.reader, "listen.reader").await?;
+    let instance = bind(config.listen.instance, "listen.instance").await?;
+    let http = bind(config.listen.http, "listen.http").await?;
+
+    let queue = Queue::new();
+    let inbox = queue.inbox.clone();
+    let copies = Copies::start(&config.data_dir, &config.limits, &inbox).context("a thread for a copy cannot be started")?;
+    let who = Identity {
+        cluster: config.cluster.clone(),
+        region: config.region.clone(),
+        founder: config.founder.clone(),
+        members: regions.clone(),
+        version: env!("CARGO_PKG_VERSION").into(),
+    };
+    let node = Node::new(who, config.limits.clone(), Prng::new(entropy()?), clock::unix_now());
+    let shared = Shared::new(&node);
+    let (stop, stopping) = watch::channel(false);
+    let view = View::new(&config, Arc::clone(&shared), quic.clone(), inbox.clone());
+    let engine = Engine::start(engine_settings(&config), copies.pages(), view.clone()).context("the SQL engine cannot start")?;
+    view.attach(&engine);
+
+    let conns = Arc::new(AtomicU64::new(1));
+    let world = Arc::new(World { inbox: inbox.clone(), shared: Arc::clone(&shared), view: view.clone(), regions, writer: config.listen.writer });
+    let dialler = RegionDialler {
+        quic: quic.clone(),
+        config: config.clone(),
+        world: Arc::clone(&world),
+        conns: Arc::clone(&conns),
+        runtime: tokio::runtime::Handle::current(),
+    };
+    let driver = Driver::new(node, queue, copies, Arc::clone(&engine), Arc::clone(&shared), Box::new(dialler));
+    let driver = std::thread::Builder::new().name("node".into()).spawn(move || driver.run()).context("the node's thread cannot be started")?;
+
+    let settings = Arc::new(pg::PgSettings {
+        user: config.sql.user.clone(),
+        scram: ScramVerifier::generate(&password),
+        database: config.sql.database.clone(),
+        connections_max: config.serving.connections_max,
+        require_tls: true,
+        tls: Some(material.postgres_server()),
+    });
+    let service: Arc<dyn crate::endpoint::SqlService> = Arc::new(EmbeddedService::new(Arc::clone(&engine)));
+    let mut servers = tokio::task::JoinSet::new();
+    let (writer_tx, writer_rx) = mpsc::channel(INCOMING_MAX);
+    let (reader_tx, reader_rx) = mpsc::channel(INCOMING_MAX);
+    servers.spawn(pg::serve(writer_rx, Port::Writer, Arc::clone(&settings), Arc::clone(&service), stopping.clone()));
+    servers.spawn(pg::serve(reader_rx, Port::Reader, settings, service, stopping.clone()));
+    servers.spawn(ports::route_writer(writer, writer_tx.clone(), Arc::clone(&shared), config.region.clone(), stopping.clone()));
+    servers.spawn(ports::route_instance(instance, writer_tx, reader_tx.clone(), Arc::clone(&shared), stopping.clone()));
+    servers.spawn(ports::accept(reader, reader_tx, stopping.clone()));
+    servers.spawn(http::serve_http(http, view.clone(), stopping.clone()));
+    let accepting = {
+        let (world, conns) = (Arc::clone(&world), Arc::clone(&conns));
+        tokio::spawn(link::serve(quic.clone(), move |arrival| match arrival {
+            Arrival::Link(link, events) => {
+                let conn = ConnId(conns.fetch_add(1, Ordering::Relaxed));
+                world.inbox.link_up(conn, link.clone(), false);
+                tokio::spawn(Arc::clone(&world).pump(conn, link, events));
+            }
+            Arrival::Admin { request, reply, .. } => {
+                let world = Arc::clone(&world);
+                tokio::spawn(async move { reply.send(world.answer(&request).await) });
+            }
+        }))
+    };
+    tracing::info!(
+        region = %config.region, quic = %config.listen.quic, writer = %config.listen.writer, reader = %config.listen.reader, http = %config.listen.http,
+        "the region process runs"
+    );
+
+    let why = until_told(options).await;
+    tracing::info!("stopping: {why}");
+    let _ = stop.send(true);
+    while servers.join_next().await.is_some() {}
+    accepting.abort();
+    inbox.stop();
+    let _ = tokio::task::spawn_blocking(move || driver.join()).await;
+    quic.close("the region process is stopping").await;
+    Ok(())
+}
+
+/// What the links' tasks share.
+struct World {
+    inbox: Inbox,
+    shared: Arc<Shared>,
+    view: Arc<View>,
+    regions: Vec<RegionName>,
+    writer: SocketAddr,
+}
+
+impl World {
+    /// Carries what a link brings to whom it is for, until the link ends.
+    async fn pump(self: Arc<Self>, conn: ConnId, link: Link, mut events: mpsc::Receiver<LinkEvent>) {
+        let mut ended = "the link ended".to_owned();
+        while let Some(event) = events.recv().await {
+            let (lane, bytes) = match event {
+                LinkEvent::Control(bytes) => (Lane::Control, bytes),
+                LinkEvent::Batch(bytes) => (Lane::Batch, bytes),
+                LinkEvent::Datagram(bytes) => (Lane::Datagram, bytes),
+                LinkEvent::Forward(send, recv) => {
+                    tokio::spawn(ports::serve_forwarded(self.writer, send, recv));
+                    continue;
+                }
+                LinkEvent::Admin(request, reply) => {
+                    let world = Arc::clone(&self);
+                    tokio::spawn(async move { reply.send(world.answer(&request).await) });
+                    continue;
+                }
+                LinkEvent::Closed(reason) => {
+                    ended = reason;
+                    break;
+                }
+            };
+            match Message::decode(lane, &bytes) {
+                Ok(message) => self.inbox.send(Event::Received { conn, message }),
+                Err(e) => {
+                    tracing::warn!(peer = %link.peer(), "a message cannot be read: {e}");
+                    link.close(&e.to_string());
+                    ended = e.to_string();
+                    break;
+                }
+            }
+        }
+        self.inbox.send(Event::Unlinked { conn, reason: ended });
+    }
+
+    async fn answer(&self, request: &[u8]) -> bytes::Bytes {
+        let answer = match AdminRequest::decode(request) {
+            Ok(request) => admin::answer(request, self.view.clone(), self.view.clone(), &self.regions).await,
+            Err(e) => AdminAnswer::Refused { reason: e.to_string() },
+        };
+        answer.encode().into()
+    }
+}
+
+struct RegionDialler {
+    quic: Quic,
+    config: Config,
+    world: Arc<World>,
+    conns: Arc<AtomicU64>,
+    runtime: tokio::runtime::Handle,
+}
+
+impl Dialler for RegionDialler {
+    fn dial(&self, region: RegionName) {
+        let (quic, world, conns) = (self.quic.clone(), Arc::clone(&self.world), Arc::clone(&self.conns));
+        let addr = self.config.member(&region).map(|m| m.quic.clone());
+        self.runtime.spawn(async move {
+            let Some(addr) = addr else {
+                return world.inbox.send(Event::DialFailed { region, reason: "it is not a member in this region's configuration".into() });
+            };
+            let outcome = tokio::time::timeout(DIAL_TIMEOUT, link::dial(&quic, &region, &addr)).await;
+            match outcome {
+                Ok(Ok((link, events))) => {
+                    let conn = ConnId(conns.fetch_add(1, Ordering::Relaxed));
+                    world.inbox.link_up(conn, link.clone(), true);
+                    world.pump(conn, link, events).await;
+                }
+                Ok(Err(e)) => world.inbox.send(Event::DialFailed { region, reason: e.to_string() }),
+                Err(_) => world.inbox.send(Event::DialFailed { region, reason: format!("no answer at {addr}") }),
+            }
+        });
+    }
+}
+
+fn engine_settings(config: &Config) -> EngineSettings {
+    EngineSettings {
+        region: config.region.to_string(),
+        instance: format!("{}-1", config.region),
+        database: config.sql.database.clone(),
+        user: config.sql.user.clone(),
+        readers: config.serving.readers,
+        pool_bytes_max: config.serving.pool_bytes_max,
+        idle_in_transaction_max: config.serving.idle_in_transaction,
+        commit_wait_max: config.serving.commit_wait,
+        ..EngineSettings::default()
+    }
+}
+
+/// One process for one directory: the second one is told which the first is.
+fn lock(config: &Config) -> anyhow::Result<std::fs::File> {
+    let dir = &config.data_dir;
+    std::fs::create_dir_all(dir).with_context(|| format!("the data directory {} cannot be made; see data_dir in {}", dir.display(), config.file.display()))?;
+    let path = dir.join("LOCK");
+    let mut file = std::fs::OpenOptions::new()
+        .create(true)
+        .read(true)
+        .write(true)
+        .truncate(false)
+        .open(&path)
+        .with_context(|| format!("{} cannot be opened; is the directory writable?", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => {
+            use std::io::Write;
+            // Only for whoever is refused; the lock itself is the kernel's.
+            let noted = file.set_len(0).and_then(|()| file.write_all(std::process::id().to_string().as_bytes()));
+            if let Err(e) = noted {
+                tracing::warn!("the process id cannot be noted in {}: {e}", path.display());
+            }
+            Ok(file)
+        }
+        Err(std::fs::TryLockError::WouldBlock) => {
+            let pid = std::fs::read_to_string(&path).unwrap_or_default();
+            bail!("region {} already runs on {} (process {}); stop that one first, or give this one another data_dir", config.region, dir.display(), pid.trim())
+        }
+        Err(std::fs::TryLockError::Error(e)) => bail!("{} cannot be locked: {e}", path.display()),
+    }
+}
+
+async fn bind(addr: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(addr).await.map_err(|e| match e.kind() {
+        std::io::ErrorKind::AddrInUse => {
+            anyhow::anyhow!("the address {addr} is in use: another process listens there, perhaps this region itself; stop it (`ss -tlpn` names it) or change {key}")
+        }
+        _ => anyhow::anyhow!("cannot listen on {addr} ({key}): {e}"),
+    })
+}
+
+fn entropy() -> anyhow::Result<u64> {
+    let mut seed = [0u8; 8];
+    aws_lc_rs::rand::fill(&mut seed).map_err(|_| anyhow::anyhow!("the system gives no random numbers"))?;
+    Ok(u64::from_le_bytes(seed))
+}
+
+async fn until_told(options: RunOptions) -> &'static str {
+    use tokio::signal::unix::{SignalKind, signal};
+    let told = |kind| async move {
+        match signal(kind) {
+            Ok(mut s) => {
+                s.recv().await;
+            }
+            Err(_) => std::future::pending().await,
+        }
+    };
+    let parent_gone = async {
+        if !options.exit_with_stdin {
+            return std::future::pending().await;
+        }
+        let mut stdin = tokio::io::stdin();
+        let mut buf = [0u8; 64];
+        while stdin.read(&mut buf).await.is_ok_and(|n| n > 0) {}
+    };
+    tokio::select! {
+        () = told(SignalKind::terminate()) => "SIGTERM",
+        () = told(SignalKind::interrupt()) => "interrupted",
+        () = parent_gone => "the process that started this one is gone",
+    }
+}

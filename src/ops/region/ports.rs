@@ -1,0 +1,111 @@
+//! The region's SQL ports: which connection is served here and which goes to the primary.
+//!
+//! The writer port always reaches the current writer: here when this region writes, else through this region's own link, as raw
+//! bytes (the login is with the primary). The decision is made for each connection, when it comes in.
+
+use crate::base::RegionName;
+use crate::endpoint::pg;
+use crate::head::sql::{SqlError, state};
+use crate::io::driver::Shared;
+use quinn::{RecvStream, SendStream};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, watch};
+
+/// What a port's server is handed.
+pub type Incoming = (TcpStream, SocketAddr);
+
+/// Takes connections until the region stops, and hands each to `on`.
+async fn accept_each(listener: TcpListener, mut stopping: watch::Receiver<bool>, mut on: impl AsyncFnMut(Incoming)) {
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = stopping.wait_for(|s| *s) => return,
+        };
+        match accepted {
+            Ok(incoming) => on(incoming).await,
+            Err(e) => {
+                // Out of file descriptors, or the client was gone already: others must not suffer, so a moment's rest.
+                tracing::warn!("cannot accept a connection: {e}");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+}
+
+/// The reader port: everything is served here.
+pub async fn accept(listener: TcpListener, to: mpsc::Sender<Incoming>, stopping: watch::Receiver<bool>) {
+    accept_each(listener, stopping, async |incoming| {
+        let _ = to.send(incoming).await;
+    })
+    .await;
+}
+
+/// The port of the region's one instance: its writer in the primary, its reader elsewhere.
+pub async fn route_instance(
+    listener: TcpListener,
+    writer: mpsc::Sender<Incoming>,
+    reader: mpsc::Sender<Incoming>,
+    shared: Arc<Shared>,
+    stopping: watch::Receiver<bool>,
+) {
+    accept_each(listener, stopping, async |incoming| {
+        let to = if shared.is_writer.load(Ordering::Acquire) { &writer } else { &reader };
+        let _ = to.send(incoming).await;
+    })
+    .await;
+}
+
+/// The writer port.
+pub async fn route_writer(listener: TcpListener, here: mpsc::Sender<Incoming>, shared: Arc<Shared>, own: RegionName, stopping: watch::Receiver<bool>) {
+    accept_each(listener, stopping, async |(stream, addr)| {
+        if shared.is_writer.load(Ordering::Acquire) {
+            let _ = here.send((stream, addr)).await;
+        } else {
+            tokio::spawn(forward(stream, Arc::clone(&shared), own.clone()));
+        }
+    })
+    .await;
+}
+
+/// Joins a client to the primary's writer port.
+async fn forward(stream: TcpStream, shared: Arc<Shared>, own: RegionName) {
+    let primary = shared.primary.read().clone();
+    let opened = match primary.as_ref().filter(|p| **p != own) {
+        None => Err("this region knows of no primary yet".to_owned()),
+        Some(primary) => match shared.link_to(primary) {
+            None => Err(format!("the primary {primary} cannot be reached from {own} now")),
+            Some(link) => link.open_forward().await.map_err(|e| e.to_string()),
+        },
+    };
+    match opened {
+        Ok((send, recv)) => join(stream, send, recv).await,
+        Err(reason) => {
+            let error = SqlError::new(state::CANNOT_CONNECT_NOW, reason)
+                .hint("Reads go on at this region's reader port. The writer port works again when the link does.");
+            pg::refuse(stream, &error).await;
+        }
+    }
+}
+
+/// The primary's end of a forwarded session: its own writer port, over loopback.
+pub async fn serve_forwarded(writer: SocketAddr, send: SendStream, recv: RecvStream) {
+    let mut target = writer;
+    if target.ip().is_unspecified() {
+        target.set_ip(if target.is_ipv4() { std::net::Ipv4Addr::LOCALHOST.into() } else { std::net::Ipv6Addr::LOCALHOST.into() });
+    }
+    match TcpStream::connect(target).await {
+        Ok(stream) => join(stream, send, recv).await,
+        Err(e) => tracing::warn!("a forwarded session cannot reach the own writer port {target}: {e}"),
+    }
+}
+
+async fn join(mut stream: TcpStream, send: SendStream, recv: RecvStream) {
+    let _ = stream.set_nodelay(true);
+    let mut remote = tokio::io::join(recv, send);
+    // Either side may end first; an error of one is the end of both.
+    let _ = tokio::io::copy_bidirectional(&mut stream, &mut remote).await;
+}

@@ -1,0 +1,220 @@
+//! What a region shows: its report and events to HTTP and admin, rows to SQL; and how it asks the others.
+
+use crate::base::{CopyId, RegionName};
+use crate::endpoint::http::RegionView;
+use crate::head::embedded::Engine;
+use crate::head::{GlobalStatusRow, InstanceStatusRow, StatusSource};
+use crate::io::clock;
+use crate::io::copies::Order;
+use crate::io::driver::{Inbox, Shared};
+use crate::io::link;
+use crate::io::quic::{Quic, RefusalKind};
+use crate::node::report::{LagReport, OperatorEvent, RegionReport, Role};
+use crate::ops::admin::{AdminAnswer, AdminPort, AdminRequest};
+use crate::ops::config::Config;
+use async_trait::async_trait;
+use parking_lot::{Mutex, RwLock};
+use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+/// Another region has so long to answer; `admin::answer` has its own, shorter limit.
+const ASK_TIMEOUT: Duration = Duration::from_secs(3);
+/// Reports of other regions are asked for so often, for SQL's status functions.
+const REFRESH_EVERY: Duration = Duration::from_secs(1);
+
+pub struct View {
+    config: Config,
+    shared: Arc<Shared>,
+    quic: Quic,
+    inbox: Inbox,
+    engine: OnceLock<Arc<Engine>>,
+    /// Links to regions that this one neither follows nor leads, kept for questions.
+    asking: tokio::sync::Mutex<BTreeMap<RegionName, link::Link>>,
+    /// The last reports of the other regions.
+    others: RwLock<BTreeMap<RegionName, RegionReport>>,
+    refresher: Mutex<Option<tokio::task::JoinHandle<()>>>,
+}
+
+impl View {
+    pub fn new(config: &Config, shared: Arc<Shared>, quic: Quic, inbox: Inbox) -> Arc<View> {
+        let view = Arc::new(View {
+            config: config.clone(),
+            shared,
+            quic,
+            inbox,
+            engine: OnceLock::new(),
+            asking: tokio::sync::Mutex::new(BTreeMap::new()),
+            others: RwLock::new(BTreeMap::new()),
+            refresher: Mutex::new(None),
+        });
+        let weak = Arc::downgrade(&view);
+        let task = tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(REFRESH_EVERY).await;
+                let Some(view) = weak.upgrade() else { return };
+                view.refresh().await;
+            }
+        });
+        *view.refresher.lock() = Some(task);
+        view
+    }
+
+    pub fn attach(&self, engine: &Arc<Engine>) {
+        let _ = self.engine.set(Arc::clone(engine));
+    }
+
+    async fn refresh(&self) {
+        for region in self.config.regions().into_iter().filter(|r| *r != self.config.region) {
+            let asked = tokio::time::timeout(REFRESH_EVERY, self.ask(&region, AdminRequest::Report)).await;
+            match asked {
+                Ok(Ok(AdminAnswer::Report(report))) => {
+                    self.others.write().insert(region, *report);
+                }
+                // Not known now: rather no row's figure than an old one.
+                _ => {
+                    self.others.write().remove(&region);
+                }
+            }
+        }
+    }
+
+    async fn link(&self, region: &RegionName) -> Result<link::Link, String> {
+        if let Some(link) = self.shared.link_to(region) {
+            return Ok(link);
+        }
+        let mut asking = self.asking.lock().await;
+        if let Some(link) = asking.get(region).filter(|l| !l.is_closed()) {
+            return Ok(link.clone());
+        }
+        let addr = self.config.member(region).map(|m| m.quic.clone()).ok_or_else(|| format!("{region} is not a member"))?;
+        let (link, mut events) = link::dial(&self.quic, region, &addr).await.map_err(|e| e.to_string())?;
+        // Only questions go over it; dropping the receiver would close it.
+        tokio::spawn(async move { while events.recv().await.is_some() {} });
+        asking.insert(region.clone(), link.clone());
+        Ok(link)
+    }
+}
+
+impl Drop for View {
+    fn drop(&mut self) {
+        if let Some(task) = self.refresher.lock().take() {
+            task.abort();
+        }
+    }
+}
+
+impl RegionView for View {
+    fn report(&self) -> RegionReport {
+        (**self.shared.report.read()).clone()
+    }
+
+    fn events(&self, after_no: u64) -> Vec<OperatorEvent> {
+        self.shared.events.lock().iter().filter(|e| e.no > after_no).cloned().collect()
+    }
+
+    fn refusals(&self) -> Vec<(String, u64)> {
+        RefusalKind::ALL.iter().map(|k| (k.label().to_owned(), self.quic.refusals().get(*k))).collect()
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "metrics are floating point")]
+    fn counters(&self) -> Vec<(&'static str, &'static str, f64)> {
+        let Some(engine) = self.engine.get() else { return Vec::new() };
+        let stats = engine.stats();
+        vec![
+            ("commits", "Transactions that wrote and were handed to the log", stats.commits as f64),
+            ("rollbacks", "Writing transactions that were rolled back", stats.rollbacks as f64),
+            ("statements", "SQL statements run", stats.statements as f64),
+            ("pool_hits", "Pages found in the buffer pool", stats.pool_hits as f64),
+            ("pool_misses", "Pages read from a copy", stats.pool_misses as f64),
+        ]
+    }
+}
+
+#[async_trait]
+impl AdminPort for View {
+    async fn ask(&self, region: &RegionName, request: AdminRequest) -> Result<AdminAnswer, String> {
+        let link = self.link(region).await?;
+        let bytes = link.request_admin(request.encode().into(), ASK_TIMEOUT).await.map_err(|e| e.to_string())?;
+        AdminAnswer::decode(&bytes).map_err(|e| e.to_string())
+    }
+
+    async fn set_copy_on_duty(&self, copy: CopyId, on_duty: bool) -> Result<String, String> {
+        self.inbox.order(copy, if on_duty { Order::Start } else { Order::Stop });
+        let what = if on_duty { "back on duty; it catches up by itself" } else { "out of duty until it is started again" };
+        Ok(format!("copy {copy} of {} is {what}", self.config.region))
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "a lag in whole milliseconds fits")]
+fn whole_ms(ms: Option<f64>) -> Option<i64> {
+    ms.map(|m| m.round() as i64)
+}
+
+fn lsn(lsn: crate::base::Lsn) -> Option<i64> {
+    i64::try_from(lsn.0).ok()
+}
+
+fn timestamp(at: crate::base::UnixMicros) -> Option<String> {
+    let at = jiff::Timestamp::from_microsecond(i64::try_from(at.0).ok()?).ok()?;
+    Some(at.strftime("%Y-%m-%d %H:%M:%S%.6f+00").to_string())
+}
+
+/// One region as SQL's status functions see it.
+struct Seen {
+    region: RegionName,
+    is_primary: bool,
+    /// `None`: not heard of now.
+    report: Option<RegionReport>,
+    lag: LagReport,
+}
+
+impl View {
+    fn seen(&self) -> Vec<Seen> {
+        let own = self.report();
+        let others = self.others.read();
+        let primary = own.primary.clone();
+        let regions = self.config.regions();
+        regions
+            .into_iter()
+            .map(|region| {
+                let report = if region == own.region { Some(own.clone()) } else { others.get(&region).cloned() };
+                // The primary hears of its secondaries ten times a second; that is newer than what was asked.
+                let told = own.secondaries.iter().find(|s| s.region == region).map(|s| s.lag);
+                let lag = told.or_else(|| report.as_ref().map(|r| r.lag)).unwrap_or_default();
+                let is_primary = report.as_ref().map_or(primary.as_ref() == Some(&region), |r| r.role == Role::Primary);
+                Seen { region, is_primary, report, lag }
+            })
+            .collect()
+    }
+}
+
+impl StatusSource for View {
+    fn global_status(&self) -> Vec<GlobalStatusRow> {
+        let rows = self.seen().into_iter().map(|s| GlobalStatusRow {
+            aws_region: s.region.to_string(),
+            highest_lsn_written: s.report.as_ref().and_then(|r| lsn(if s.is_primary { r.written_lsn } else { r.durable_lsn })),
+            durability_lag_in_msec: if s.is_primary { Some(-1) } else { whole_ms(s.lag.durability_ms) },
+            rpo_lag_in_msec: if s.is_primary { Some(-1) } else { whole_ms(s.lag.rpo_ms) },
+            last_lag_calculation_time: if s.is_primary { timestamp(clock::unix_now()) } else { s.lag.measured_at.and_then(timestamp) },
+            feedback_epoch: s.report.as_ref().map(|_| 0),
+            feedback_xmin: s.report.as_ref().map(|_| 0),
+        });
+        rows.collect()
+    }
+
+    fn instance_status(&self) -> Vec<InstanceStatusRow> {
+        let rows = self.seen().into_iter().map(|s| InstanceStatusRow {
+            server_id: format!("{}-1", s.region),
+            session_id: if s.is_primary { "MASTER_SESSION_ID".into() } else { format!("{}-{}", self.config.cluster, s.region) },
+            aws_region: s.region.to_string(),
+            durable_lsn: s.report.as_ref().and_then(|r| lsn(r.durable_lsn)),
+            highest_lsn_rcvd: s.report.as_ref().and_then(|r| lsn(r.written_lsn)),
+            feedback_epoch: s.report.as_ref().map(|_| 0),
+            feedback_xmin: s.report.as_ref().map(|_| 0),
+            oldest_read_view_lsn: s.report.as_ref().and_then(|r| lsn(r.oldest_read_view_lsn)),
+            visibility_lag_in_msec: if s.is_primary { Some(-1) } else { whole_ms(s.lag.visibility_ms) },
+        });
+        rows.collect()
+    }
+}
