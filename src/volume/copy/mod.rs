@@ -374,7 +374,7 @@ impl Copy {
             if !frame.is_control() {
                 let payload = frame.payload();
                 let records = redo::records(&payload).map_err(|e| format!("frame {} is durable and is no redo: {e}", frame.seq()))?;
-                bytes += payload.len();
+                bytes += records.iter().map(|r| pages::entry_bytes(&r.change)).sum::<usize>();
                 versions.push((frame.end_lsn(), records));
             }
             self.ingested = frame.log_end();
