@@ -272,7 +272,6 @@ impl Copy {
 
     fn raise(&mut self, generation: Generation, replies: &mut Vec<CopyReply>) -> Result<(), DiskError> {
         if self.admit(generation, replies)? {
-            self.flush_pending(replies)?;
             replies.push(CopyReply::Raised { generation, state: self.state() });
         }
         Ok(())

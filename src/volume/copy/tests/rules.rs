@@ -223,6 +223,15 @@ fn a_tail_is_replaced_only_by_a_newer_writer_and_never_becomes_pages() {
     let below = world.cut(keep - 3, Generation(9));
     let replies = drive(&mut copy, vec![new.append(below.frames[keep - 5..].to_vec(), durable)]);
     assert!(matches!(replies[..], [CopyReply::Misplaced { .. }]), "{replies:?}");
+    // Nor is anything cut by the writer who wrote it.
+    let mut same = world.clone();
+    same.frames.truncate(keep);
+    same.prng = Prng::new(77);
+    for _ in 0..12 {
+        same.write();
+    }
+    let replies = drive(&mut copy, vec![new.append(same.frames[keep..].to_vec(), durable)]);
+    assert!(matches!(replies[..], [CopyReply::Misplaced { .. }]), "{replies:?}");
     // Frames of the new history that lack the one that outranks the tail are refused.
     let only_old = new.frames[..keep].to_vec();
     assert_eq!(acknowledged(&drive(&mut copy, vec![new.append(only_old, durable)])), Some(world.end()), "held, cuts nothing");
@@ -338,6 +347,24 @@ fn log_files_go_when_nobody_needs_them_and_restarts_do_not_pile_them_up() {
     world.check_pages(&copy, world.end().end_lsn);
     let first = copy.state().first;
     assert_eq!(whole_log(&mut copy), world.frames[usize::try_from(first.0 - 1).unwrap()..]);
+}
+
+#[test]
+fn log_that_is_in_no_layer_is_never_trimmed() {
+    let disk = disk(9);
+    let mut copy = open(&disk);
+    let mut world = World::founded(9);
+    drive(&mut copy, vec![CopyRequest::Raise { generation: Generation(1) }]);
+    for _ in 0..60 {
+        world.write();
+    }
+    for frames in world.frames.chunks(4) {
+        let trim = world.end().seq;
+        let (generation, frames) = (world.generation, frames.to_vec());
+        drive(&mut copy, vec![CopyRequest::Append { generation, frames, vdl: LogEnd::EMPTY, horizon: Lsn(0), trim }]);
+    }
+    assert_eq!(copy.state().first, Seq(1));
+    assert_eq!(whole_log(&mut open(&disk)), world.frames);
 }
 
 #[test]
