@@ -70,7 +70,12 @@ impl ScramVerifier {
         let (iterations, salt) = parts.next()?.split_once(':')?;
         let (stored, server) = parts.next()?.split_once(':')?;
         let unb64 = |s: &str| STANDARD.decode(s).ok();
-        let v = ScramVerifier { iterations: iterations.parse().ok()?, salt: unb64(salt)?, stored_key: unb64(stored)?, server_key: unb64(server)? };
+        let v = ScramVerifier {
+            iterations: iterations.parse().ok()?,
+            salt: unb64(salt)?,
+            stored_key: unb64(stored)?,
+            server_key: unb64(server)?,
+        };
         let sound = (1..=ITERATIONS_MAX).contains(&v.iterations) && v.stored_key.len() == KEY_BYTES && v.server_key.len() == KEY_BYTES;
         (parts.next().is_none() && !v.salt.is_empty() && sound).then_some(v)
     }
@@ -79,7 +84,12 @@ impl ScramVerifier {
     fn for_unknown(user: &str, server_secret: &[u8]) -> ScramVerifier {
         let key = hmac::Key::new(hmac::HMAC_SHA256, server_secret);
         let salt = hmac::sign(&key, user.as_bytes()).as_ref()[..16].to_vec();
-        ScramVerifier { iterations: SCRAM_ITERATIONS, salt, stored_key: random::<KEY_BYTES>().to_vec(), server_key: random::<KEY_BYTES>().to_vec() }
+        ScramVerifier {
+            iterations: SCRAM_ITERATIONS,
+            salt,
+            stored_key: random::<KEY_BYTES>().to_vec(),
+            server_key: random::<KEY_BYTES>().to_vec(),
+        }
     }
 
     fn secret(&self) -> ScramSecret {

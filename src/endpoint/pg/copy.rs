@@ -104,7 +104,13 @@ fn parse(sql: &str) -> Result<Copy, SqlError> {
         let mut depth = 1;
         while depth > 0 {
             let t = r.tokens.get(r.at).ok_or_else(|| r.error())?;
-            depth = if t.is("(") { depth + 1 } else if t.is(")") { depth - 1 } else { depth };
+            depth = if t.is("(") {
+                depth + 1
+            } else if t.is(")") {
+                depth - 1
+            } else {
+                depth
+            };
             r.at += 1;
         }
         let offset = |i: usize| r.tokens[i].text.as_ptr() as usize - sql.as_ptr() as usize;
@@ -135,7 +141,8 @@ fn parse(sql: &str) -> Result<Copy, SqlError> {
         return Err(r.error());
     }
     if !r.accept(if from_client { "STDIN" } else { "STDOUT" }) {
-        return Err(refuse("COPY with files or programs of the server").hint("Use STDIN or STDOUT; in psql, \\copy reads and writes files of the client."));
+        return Err(refuse("COPY with files or programs of the server")
+            .hint("Use STDIN or STDOUT; in psql, \\copy reads and writes files of the client."));
     }
     let shape = shape(&mut r)?;
     Ok(Copy { source, columns, from_client, shape })
@@ -174,7 +181,8 @@ fn shape(r: &mut Reader) -> Result<Shape, SqlError> {
             if !matches!(r.text()?.to_ascii_uppercase().as_str(), "UTF8" | "UTF-8") {
                 return Err(refuse("an encoding other than UTF8"));
             }
-        } else if r.accept("BINARY") || r.accept("FORCE_QUOTE") || r.accept("FORCE_NULL") || r.accept("FORCE_NOT_NULL") || r.accept("FORCE") {
+        } else if r.accept("BINARY") || r.accept("FORCE_QUOTE") || r.accept("FORCE_NULL") || r.accept("FORCE_NOT_NULL") || r.accept("FORCE")
+        {
             let what = r.tokens[r.at - 1].text.to_ascii_uppercase();
             return Err(refuse(&what));
         } else if r.accept("WHERE") {
@@ -209,8 +217,11 @@ fn unescape(field: &[u8]) -> Vec<u8> {
             continue;
         }
         i += 1;
-        let digits = |from: usize, max: usize, radix: u32| field[from..].iter().take(max).take_while(|b| (**b as char).is_digit(radix)).count();
-        let number = |from: usize, n: usize, radix: u32| field[from..from + n].iter().fold(0_u32, |v, b| v * radix + (*b as char).to_digit(radix).unwrap_or(0));
+        let digits =
+            |from: usize, max: usize, radix: u32| field[from..].iter().take(max).take_while(|b| (**b as char).is_digit(radix)).count();
+        let number = |from: usize, n: usize, radix: u32| {
+            field[from..from + n].iter().fold(0_u32, |v, b| v * radix + (*b as char).to_digit(radix).unwrap_or(0))
+        };
         match field[i] {
             b'b' => out.push(8),
             b'f' => out.push(12),
@@ -471,8 +482,11 @@ impl Session {
         };
         let names = if copy.columns.is_empty() { "*".to_owned() } else { list(&copy.columns) };
         let description = self.watch.over(&mut self.wire, self.sql.describe(&format!("SELECT {names} FROM {table}"))).await?;
-        let columns: Vec<(String, PgType)> =
-            description.columns.iter().map(|c| (c.name.clone(), c.declared_type.as_deref().map_or(PgType::Text, PgType::from_declared))).collect();
+        let columns: Vec<(String, PgType)> = description
+            .columns
+            .iter()
+            .map(|c| (c.name.clone(), c.declared_type.as_deref().map_or(PgType::Text, PgType::from_declared)))
+            .collect();
         let insert_head = format!("INSERT INTO {table} ({}) VALUES ", list(columns.iter().map(|c| &c.0)));
         let batch_rows = (PARAMETERS_MAX / columns.len().max(1)).clamp(1, BATCH_ROWS_MAX);
         let target = Target { insert_head, columns, batch_rows };

@@ -68,10 +68,7 @@ impl Prepared {
 
 enum State {
     Ready,
-    Running {
-        rows: Rows,
-        types: Vec<PgType>,
-    },
+    Running { rows: Rows, types: Vec<PgType> },
     Done,
 }
 
@@ -144,7 +141,8 @@ impl Session {
                 Some(oid) => match PgType::from_oid(oid) {
                     Some(t) => (t, true),
                     None => {
-                        let e = SqlError::new(state::FEATURE_NOT_SUPPORTED, format!("parameters of the type with OID {oid} are not supported"));
+                        let e =
+                            SqlError::new(state::FEATURE_NOT_SUPPORTED, format!("parameters of the type with OID {oid} are not supported"));
                         return Err(e.hint("Send the value as text, a number, a boolean, bytes, a date or time, a UUID or JSON.").into());
                     }
                 },
@@ -222,7 +220,8 @@ impl Session {
                 Some(value) => {
                     bytes += value.len();
                     let format = Format::nth(&m.parameter_format_codes, i)?;
-                    types::decode(value, *ty, *declared, format).map_err(|e| SqlError { message: format!("{} (parameter ${})", e.message, i + 1), ..e })?
+                    types::decode(value, *ty, *declared, format)
+                        .map_err(|e| SqlError { message: format!("{} (parameter ${})", e.message, i + 1), ..e })?
                 }
             });
         }

@@ -106,10 +106,66 @@ fn is_name(t: &Token) -> bool {
 }
 
 const KEYWORDS: &[&str] = &[
-    "ALL", "AND", "AS", "ASC", "BETWEEN", "BY", "CASE", "COLLATE", "CROSS", "DELETE", "DESC", "DISTINCT", "ELSE", "END", "ESCAPE", "EXCEPT",
-    "EXISTS", "FILTER", "FROM", "FULL", "GLOB", "GROUP", "HAVING", "IN", "INDEXED", "INNER", "INSERT", "INTERSECT", "INTO", "IS", "ISNULL", "JOIN",
-    "LEFT", "LIKE", "LIMIT", "MATCH", "NATURAL", "NOT", "NOTNULL", "NULL", "OFFSET", "ON", "OR", "ORDER", "OUTER", "OVER", "REGEXP", "RETURNING",
-    "RIGHT", "SELECT", "SET", "THEN", "UNION", "UPDATE", "USING", "VALUES", "WHEN", "WHERE", "WINDOW", "WITH",
+    "ALL",
+    "AND",
+    "AS",
+    "ASC",
+    "BETWEEN",
+    "BY",
+    "CASE",
+    "COLLATE",
+    "CROSS",
+    "DELETE",
+    "DESC",
+    "DISTINCT",
+    "ELSE",
+    "END",
+    "ESCAPE",
+    "EXCEPT",
+    "EXISTS",
+    "FILTER",
+    "FROM",
+    "FULL",
+    "GLOB",
+    "GROUP",
+    "HAVING",
+    "IN",
+    "INDEXED",
+    "INNER",
+    "INSERT",
+    "INTERSECT",
+    "INTO",
+    "IS",
+    "ISNULL",
+    "JOIN",
+    "LEFT",
+    "LIKE",
+    "LIMIT",
+    "MATCH",
+    "NATURAL",
+    "NOT",
+    "NOTNULL",
+    "NULL",
+    "OFFSET",
+    "ON",
+    "OR",
+    "ORDER",
+    "OUTER",
+    "OVER",
+    "REGEXP",
+    "RETURNING",
+    "RIGHT",
+    "SELECT",
+    "SET",
+    "THEN",
+    "UNION",
+    "UPDATE",
+    "USING",
+    "VALUES",
+    "WHEN",
+    "WHERE",
+    "WINDOW",
+    "WITH",
 ];
 
 const COMPARISONS: &[&str] = &["=", "==", "<", ">", "<=", ">=", "<>", "!=", "IS"];
@@ -138,7 +194,13 @@ fn tables(tokens: &[Token]) -> Vec<(String, String)> {
         let starts = any_of(Some(t), &["FROM", "JOIN", "INTO", "UPDATE"]);
         in_from = match () {
             () if starts => true,
-            () if any_of(Some(t), &["WHERE", "ON", "GROUP", "ORDER", "SET", "VALUES", "SELECT", "LIMIT", "RETURNING", "UNION", "USING", "(", ")"]) => false,
+            () if any_of(
+                Some(t),
+                &["WHERE", "ON", "GROUP", "ORDER", "SET", "VALUES", "SELECT", "LIMIT", "RETURNING", "UNION", "USING", "(", ")"],
+            ) =>
+            {
+                false
+            }
             () => in_from,
         };
         if !(starts || (in_from && t.is(","))) {
@@ -348,7 +410,8 @@ fn columns(tokens: &[Token]) -> Vec<Hint> {
     let mut items = Vec::new();
     let (mut from, mut i) = (start, start);
     loop {
-        let ends = i >= tokens.len() || any_of(tokens.get(i), &["FROM", "WHERE", "UNION", "EXCEPT", "INTERSECT", "ORDER", "LIMIT", "GROUP", "HAVING", ";"]);
+        let ends = i >= tokens.len()
+            || any_of(tokens.get(i), &["FROM", "WHERE", "UNION", "EXCEPT", "INTERSECT", "ORDER", "LIMIT", "GROUP", "HAVING", ";"]);
         if ends || tokens[i].is(",") {
             items.push(&tokens[from..i]);
             from = i + 1;
@@ -368,7 +431,9 @@ fn columns(tokens: &[Token]) -> Vec<Hint> {
 fn without_alias<'a, 'b>(item: &'a [Token<'b>]) -> &'a [Token<'b>] {
     match item {
         [rest @ .., a, _] if a.is("AS") => rest,
-        [rest @ .., before, last] if is_name(last) && (before.is(")") || matches!(before.kind, Kind::Number | Kind::Text | Kind::Parameter)) => {
+        [rest @ .., before, last]
+            if is_name(last) && (before.is(")") || matches!(before.kind, Kind::Number | Kind::Text | Kind::Parameter)) =>
+        {
             &item[..rest.len() + 1]
         }
         [rest @ .., before, last] if is_name(last) && is_name(before) => &item[..rest.len() + 1],
@@ -464,14 +529,16 @@ fn call(name: &Token, arguments: &[Token]) -> Hint {
     let first = &arguments[..first];
     match name.unquoted().to_ascii_lowercase().as_str() {
         "cast" => arguments.iter().rposition(|t| t.is("AS")).map_or(Hint::Nothing, |i| cast_type(arguments, i + 1)),
-        "count" | "length" | "char_length" | "octet_length" | "instr" | "unicode" | "row_number" | "rank" | "dense_rank" | "ntile" | "changes"
-        | "total_changes" | "last_insert_rowid" | "random" | "unixepoch" | "sign" => Hint::Type(PgType::Int8),
+        "count" | "length" | "char_length" | "octet_length" | "instr" | "unicode" | "row_number" | "rank" | "dense_rank" | "ntile"
+        | "changes" | "total_changes" | "last_insert_rowid" | "random" | "unixepoch" | "sign" => Hint::Type(PgType::Int8),
         "avg" | "total" | "julianday" | "percent_rank" | "cume_dist" | "round" | "sqrt" | "power" | "pow" | "exp" | "ln" | "log" => {
             Hint::Type(PgType::Float8)
         }
-        "lower" | "upper" | "trim" | "ltrim" | "rtrim" | "substr" | "substring" | "replace" | "printf" | "format" | "hex" | "quote" | "char"
-        | "typeof" | "group_concat" | "string_agg" | "date" | "time" | "datetime" | "strftime" | "concat" | "concat_ws" | "version"
-        | "sqlite_version" | "json" | "json_object" | "json_array" | "json_group_array" | "json_group_object" => Hint::Type(PgType::Text),
+        "lower" | "upper" | "trim" | "ltrim" | "rtrim" | "substr" | "substring" | "replace" | "printf" | "format" | "hex" | "quote"
+        | "char" | "typeof" | "group_concat" | "string_agg" | "date" | "time" | "datetime" | "strftime" | "concat" | "concat_ws"
+        | "version" | "sqlite_version" | "json" | "json_object" | "json_array" | "json_group_array" | "json_group_object" => {
+            Hint::Type(PgType::Text)
+        }
         "randomblob" | "zeroblob" | "unhex" => Hint::Type(PgType::Bytea),
         "sum" | "abs" => match expression(first) {
             Hint::Nothing => Hint::Nothing,
@@ -498,7 +565,10 @@ mod tests {
             ("score".to_owned(), PgType::Float8),
             ("at".to_owned(), PgType::Timestamptz),
         ];
-        BTreeMap::from([("accounts".to_owned(), accounts), ("tags".to_owned(), vec![("tag".to_owned(), PgType::Varchar), ("owner".to_owned(), PgType::Int8)])])
+        BTreeMap::from([
+            ("accounts".to_owned(), accounts),
+            ("tags".to_owned(), vec![("tag".to_owned(), PgType::Varchar), ("owner".to_owned(), PgType::Int8)]),
+        ])
     }
 
     fn parameter_types(sql: &str) -> Vec<Option<PgType>> {
@@ -541,7 +611,10 @@ mod tests {
             ("select count(*), sum(id) as s, avg(id), max(name) m from accounts", vec![Some(Int8), Some(Int8), Some(Float8), Some(Text)]),
             ("select 1, 1.5, 'x', x'00', -2 as n", vec![Some(Int8), Some(Float8), Some(Text), Some(Bytea), Some(Int8)]),
             ("select id + 1, balance * 2, score / 2, name || '!' from accounts", vec![Some(Int8), Some(Numeric), Some(Float8), Some(Text)]),
-            ("select id > 3, cast(name as bigint), (id), case when 1 then 2 end from accounts", vec![Some(Int8), Some(Int8), Some(Int8), None]),
+            (
+                "select id > 3, cast(name as bigint), (id), case when 1 then 2 end from accounts",
+                vec![Some(Int8), Some(Int8), Some(Int8), None],
+            ),
             ("select row_number() over (order by id), count(*) filter (where id > 1) from accounts", vec![Some(Int8), Some(Int8)]),
             ("insert into accounts (id) values (1) returning id + 1, name", vec![Some(Int8), Some(Text)]),
             ("with q as (select 1 as a) select count(*) from q", vec![Some(Int8)]),

@@ -262,7 +262,14 @@ impl Shared {
         }
     }
 
-    async fn check(self: &Arc<Self>, wire: &mut Wire, peer: IpAddr, secure: bool, minor: u16, given: &BTreeMap<String, String>) -> Result<Admitted, Stop> {
+    async fn check(
+        self: &Arc<Self>,
+        wire: &mut Wire,
+        peer: IpAddr,
+        secure: bool,
+        minor: u16,
+        given: &BTreeMap<String, String>,
+    ) -> Result<Admitted, Stop> {
         let settings = &self.settings;
         let fatal = |e: SqlError| Stop::Fatal(e);
         if settings.require_tls && !secure && !peer.to_canonical().is_loopback() {

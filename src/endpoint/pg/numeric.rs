@@ -78,7 +78,12 @@ pub fn encode(text: &str, out: &mut BytesMut) -> Option<()> {
     whole.insert_str(0, &"0".repeat((4 - whole.len() % 4) % 4));
     let mut fraction = d.fraction;
     fraction.push_str(&"0".repeat((4 - fraction.len() % 4) % 4));
-    let groups: Vec<i16> = whole.as_bytes().chunks(4).chain(fraction.as_bytes().chunks(4)).map(|g| g.iter().fold(0, |n, b| n * 10 + i16::from(b - b'0'))).collect();
+    let groups: Vec<i16> = whole
+        .as_bytes()
+        .chunks(4)
+        .chain(fraction.as_bytes().chunks(4))
+        .map(|g| g.iter().fold(0, |n, b| n * 10 + i16::from(b - b'0')))
+        .collect();
     let leading = groups.iter().take_while(|g| **g == 0).count();
     let kept = &groups[leading..];
     let kept = &kept[..kept.iter().rposition(|g| *g != 0).map_or(0, |p| p + 1)];
@@ -142,7 +147,9 @@ mod tests {
         encode("-12345.678", &mut out).unwrap();
         // 3 digits (1, 2345, 6780), weight 1, negative, scale 3
         assert_eq!(out.to_vec(), [0, 3, 0, 1, 0x40, 0, 0, 3, 0, 1, 0x09, 0x29, 0x1a, 0x7c]);
-        for (text, back) in [("0", "0"), ("0.00", "0.00"), ("1e3", "1000"), ("1.5E-3", "0.0015"), ("-0.0001", "-0.0001"), ("10000", "10000"), (".5", "0.5")] {
+        for (text, back) in
+            [("0", "0"), ("0.00", "0.00"), ("1e3", "1000"), ("1.5E-3", "0.0015"), ("-0.0001", "-0.0001"), ("10000", "10000"), (".5", "0.5")]
+        {
             let mut out = BytesMut::new();
             encode(text, &mut out).unwrap();
             assert_eq!(decode(&out).unwrap(), back, "{text}");

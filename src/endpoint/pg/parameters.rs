@@ -168,7 +168,9 @@ impl Parameters {
             }
             (Some(v), Some(k)) => Some(accept(k, v)?),
             (Some(v), None) if v.len() <= VALUE_BYTES_MAX && self.values.len() < NAMES_MAX && name.len() <= 128 => Some(v.to_owned()),
-            (Some(_), None) => return Err(SqlError::new(state::PROGRAM_LIMIT_EXCEEDED, "too many or too long parameters of the session's own")),
+            (Some(_), None) => {
+                return Err(SqlError::new(state::PROGRAM_LIMIT_EXCEEDED, "too many or too long parameters of the session's own"));
+            }
             (None, _) => self.defaults.get(&key).cloned(),
         };
         let old = match new {
@@ -242,7 +244,11 @@ fn accept(k: &Known, value: &str) -> Result<String, SqlError> {
         Rule::Fixed => Err(invalid()),
         // A name or a zone is short; anything longer would only be memory held for a client.
         Rule::Any => {
-            if value.len() > VALUE_BYTES_MAX { Err(invalid()) } else { Ok(value.to_owned()) }
+            if value.len() > VALUE_BYTES_MAX {
+                Err(invalid())
+            } else {
+                Ok(value.to_owned())
+            }
         }
         Rule::Bool => bool_text(value).map(|b| if b { "on" } else { "off" }.to_owned()).ok_or_else(invalid),
         Rule::Duration => duration_ms(value).map(|ms| ms.to_string()).ok_or_else(invalid),
@@ -272,10 +278,18 @@ fn accept(k: &Known, value: &str) -> Result<String, SqlError> {
         Rule::SearchPath => {
             let harmless = ["", "$user", "public", "main", "pg_catalog"];
             let all = value.split(',').all(|s| harmless.contains(&s.trim().trim_matches('"').to_ascii_lowercase().as_str()));
-            if all { Ok(value.to_owned()) } else { Err(unsupported().hint("There is one schema; search_path may name \"$user\" and public.")) }
+            if all {
+                Ok(value.to_owned())
+            } else {
+                Err(unsupported().hint("There is one schema; search_path may name \"$user\" and public."))
+            }
         }
         Rule::Only(values) => {
-            if values.iter().any(|v| v.eq_ignore_ascii_case(value)) { Ok(values[0].to_owned()) } else { Err(unsupported()) }
+            if values.iter().any(|v| v.eq_ignore_ascii_case(value)) {
+                Ok(values[0].to_owned())
+            } else {
+                Err(unsupported())
+            }
         }
     }
 }

@@ -112,7 +112,9 @@ impl PgType {
         let base = lower.split('(').next().unwrap_or("").trim();
         let with_zone = lower.contains("with time zone") && !lower.contains("without");
         match base.split_whitespace().next().unwrap_or("") {
-            "integer" | "int" | "bigint" | "int8" | "serial" | "bigserial" | "serial8" | "mediumint" | "tinyint" | "unsigned" => PgType::Int8,
+            "integer" | "int" | "bigint" | "int8" | "serial" | "bigserial" | "serial8" | "mediumint" | "tinyint" | "unsigned" => {
+                PgType::Int8
+            }
             "int4" => PgType::Int4,
             "smallint" | "int2" | "smallserial" => PgType::Int2,
             "real" | "double" | "float" | "float8" => PgType::Float8,
@@ -345,7 +347,8 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 fn unhex(text: &str) -> Option<Vec<u8>> {
-    let digits: Vec<u8> = text.bytes().filter(|b| !b.is_ascii_whitespace()).map(|b| (b as char).to_digit(16).map(|d| d as u8)).collect::<Option<_>>()?;
+    let digits: Vec<u8> =
+        text.bytes().filter(|b| !b.is_ascii_whitespace()).map(|b| (b as char).to_digit(16).map(|d| d as u8)).collect::<Option<_>>()?;
     if digits.len() % 2 != 0 {
         return None;
     }
@@ -579,7 +582,13 @@ mod tests {
 
     #[test]
     fn times_are_brought_into_one_form() {
-        for sent in ["2024-01-01 12:00:00+02:00", "2024-01-01T10:00:00Z", "2024-01-01 10:00:00+00", "2024-01-01 10:00:00", "2024-01-01 10:00:00.000 UTC"] {
+        for sent in [
+            "2024-01-01 12:00:00+02:00",
+            "2024-01-01T10:00:00Z",
+            "2024-01-01 10:00:00+00",
+            "2024-01-01 10:00:00",
+            "2024-01-01 10:00:00.000 UTC",
+        ] {
             assert_eq!(decode(sent.as_bytes(), PgType::Timestamptz, true, Format::Text).unwrap(), text("2024-01-01 10:00:00+00"), "{sent}");
         }
         assert_eq!(decode(b"2024-01-01", PgType::Timestamp, true, Format::Text).unwrap(), text("2024-01-01 00:00:00"));
@@ -633,7 +642,15 @@ mod tests {
 
     #[test]
     fn floats_look_as_postgres_shows_them() {
-        for (f, shown) in [(1.0, "1"), (0.1, "0.1"), (1e15, "1e+15"), (1.5e-7, "1.5e-07"), (-1e300, "-1e+300"), (f64::INFINITY, "Infinity"), (0.0001, "0.0001")] {
+        for (f, shown) in [
+            (1.0, "1"),
+            (0.1, "0.1"),
+            (1e15, "1e+15"),
+            (1.5e-7, "1.5e-07"),
+            (-1e300, "-1e+300"),
+            (f64::INFINITY, "Infinity"),
+            (0.0001, "0.0001"),
+        ] {
             assert_eq!(float_text(f), shown);
         }
     }

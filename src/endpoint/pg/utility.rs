@@ -202,8 +202,8 @@ pub fn classify(sql: &str) -> Result<Command, SqlError> {
             if w.accept("ALL") { Utility::Nothing("CLOSE CURSOR ALL") } else { return Err(unsupported("CLOSE of a cursor")) }
         }
         "COPY" => return Ok(Command::Copy),
-        "LISTEN" | "NOTIFY" | "PREPARE" | "EXECUTE" | "DECLARE" | "FETCH" | "MOVE" | "LOCK" | "GRANT" | "REVOKE" | "DO" | "CALL" | "TRUNCATE"
-        | "COMMENT" | "CLUSTER" | "CHECKPOINT" | "LOAD" | "REFRESH" | "IMPORT" | "REASSIGN" | "SECURITY" => {
+        "LISTEN" | "NOTIFY" | "PREPARE" | "EXECUTE" | "DECLARE" | "FETCH" | "MOVE" | "LOCK" | "GRANT" | "REVOKE" | "DO" | "CALL"
+        | "TRUNCATE" | "COMMENT" | "CLUSTER" | "CHECKPOINT" | "LOAD" | "REFRESH" | "IMPORT" | "REASSIGN" | "SECURITY" => {
             let e = unsupported(&verb);
             return Err(match verb.as_str() {
                 "TRUNCATE" => e.hint("Use DELETE FROM without WHERE."),
@@ -216,7 +216,25 @@ pub fn classify(sql: &str) -> Result<Command, SqlError> {
             // What the engine would call a syntax error is known and named.
             let mut rest = words(sql).skip(1).filter(|t| !t.is("OR") && !t.is("REPLACE"));
             let what = rest.next().map(|t| t.text.to_ascii_uppercase()).unwrap_or_default();
-            let known = ["ROLE", "USER", "DATABASE", "SCHEMA", "EXTENSION", "FUNCTION", "PROCEDURE", "SEQUENCE", "TYPE", "DOMAIN", "PUBLICATION", "SUBSCRIPTION", "POLICY", "TABLESPACE", "SYSTEM", "SERVER", "MATERIALIZED"];
+            let known = [
+                "ROLE",
+                "USER",
+                "DATABASE",
+                "SCHEMA",
+                "EXTENSION",
+                "FUNCTION",
+                "PROCEDURE",
+                "SEQUENCE",
+                "TYPE",
+                "DOMAIN",
+                "PUBLICATION",
+                "SUBSCRIPTION",
+                "POLICY",
+                "TABLESPACE",
+                "SYSTEM",
+                "SERVER",
+                "MATERIALIZED",
+            ];
             return if known.contains(&what.as_str()) { Err(unsupported(&format!("{verb} {what}"))) } else { Ok(Command::Sql) };
         }
         _ => return Ok(Command::Sql),
@@ -435,7 +453,10 @@ mod tests {
         assert_eq!(utility("BEGIN TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"), begin(true));
         assert_eq!(utility("/* x */ begin immediate transaction"), begin(false));
         assert_eq!(utility("begin isolation level read committed read write not deferrable"), begin(false));
-        assert!(matches!(utility("start transaction read only"), Utility::Begin { tag: "START TRANSACTION", mode: TxMode { read_only: true } }));
+        assert!(matches!(
+            utility("start transaction read only"),
+            Utility::Begin { tag: "START TRANSACTION", mode: TxMode { read_only: true } }
+        ));
         assert_eq!(utility("end work"), Utility::Commit);
         assert_eq!(utility("commit and no chain"), Utility::Commit);
         assert_eq!(utility("abort"), Utility::Rollback);

@@ -160,7 +160,8 @@ impl Wire {
         let small = matches!(kind, b'D' | b'E' | b'C' | b'H' | b'S' | b'X' | b'c' | b'p' | b'f');
         let max = if small { self.message_bytes_max.min(LOGIN_MESSAGE_BYTES_MAX) } else { self.message_bytes_max };
         if length > max {
-            let error = SqlError::new(state::PROGRAM_LIMIT_EXCEEDED, format!("a message of {length} bytes is larger than the {max} bytes allowed"));
+            let error =
+                SqlError::new(state::PROGRAM_LIMIT_EXCEEDED, format!("a message of {length} bytes is larger than the {max} bytes allowed"));
             return Err(Stop::Fatal(error.hint("Send less in one statement; load much data with COPY.")));
         }
         if self.input.len() < 1 + length {
