@@ -1,1 +1,3 @@
-//! (being built)
+//! What operators and users run beside a region: the WAN emulator.
+
+pub mod netem;
