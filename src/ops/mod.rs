@@ -1,3 +1,11 @@
-//! What operators and users run beside a region: the WAN emulator.
+//! Operations: what people and their tools do with a running global cluster.
 
+pub mod admin;
+pub mod certs;
+pub mod config;
+pub mod events;
+pub mod lag;
+pub mod metrics;
 pub mod netem;
+pub mod status;
+pub mod text;

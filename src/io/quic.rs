@@ -1,0 +1,380 @@
+//! The QUIC endpoint of one region: one UDP socket, sized for the path, with mutual TLS 1.3.
+//!
+//! Decides: how the socket and the transport are sized, and of which kind a refused connection is. Never decides what a
+//! connected peer may do ([`crate::io::link`]). Driven by the region process, and by commands that ask one question.
+//!
+//! Three things a default endpoint gets wrong for us: one long stream with a big window dies of reassembly gaps under
+//! loss (so streams stay short and their window small, and only the connection's windows are big); the defaults fill
+//! 100 Mbit/s x 100 ms and no more; and the kernel's default UDP buffers drop what the windows allow.
+
+use crate::base::{ClusterName, RegionName};
+use crate::io::tls::{self, Material, PeerIdentity};
+use quinn::congestion::{BbrConfig, ControllerFactory, CubicConfig, NewRenoConfig};
+use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use quinn::{ConnectionError, EndpointConfig, IdleTimeout, TokioRuntime, TransportConfig, VarInt};
+use socket2::{Domain, Protocol, Socket, Type};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// Of one connection, over all its streams. Bounds memory, and fills 2.5 Gbit/s at 200 ms.
+const WINDOW_BYTES: u32 = 64 << 20;
+const UNI_STREAMS_MAX: u32 = 1024;
+const BIDI_STREAMS_MAX: u32 = 256;
+const KEEP_ALIVE: Duration = Duration::from_secs(2);
+/// Silence after which a connection is given up. The close packet is sent once and may be lost: it detects nothing.
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Between regions; only until the first measurement.
+const INITIAL_RTT: Duration = Duration::from_millis(100);
+const INCOMING_MAX: usize = 256;
+const INCOMING_BYTES_MAX: u64 = 64 << 10;
+const INCOMING_BYTES_TOTAL_MAX: u64 = 4 << 20;
+
+/// The congestion controller of every connection of an endpoint.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Congestion {
+    /// The default. Collapses with random loss on long paths.
+    #[default]
+    Cubic,
+    /// Bears loss, and overruns shallow queues; experimental in the library.
+    Bbr,
+    NewReno,
+}
+
+/// What can be set about the endpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QuicSettings {
+    pub congestion: Congestion,
+    /// Asked of the kernel for each direction.
+    pub udp_buffer_bytes: usize,
+}
+
+impl Default for QuicSettings {
+    fn default() -> QuicSettings {
+        QuicSettings { congestion: Congestion::Cubic, udp_buffer_bytes: 4 << 20 }
+    }
+}
+
+/// Why the endpoint cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum QuicError {
+    #[error(
+        "the UDP address {addr} is in use: another process listens there, perhaps this region itself; stop it (`ss -ulpn` names it) or change listen.quic"
+    )]
+    InUse { addr: SocketAddr },
+    #[error("the UDP address {addr} is not one of this machine's: change listen.quic")]
+    NotHere { addr: SocketAddr },
+    #[error("the UDP address {addr} cannot be opened: {source}")]
+    Socket { addr: SocketAddr, source: std::io::Error },
+    #[error("the TLS library cannot serve QUIC: {0}")]
+    Tls(String),
+}
+
+/// Why a connection between regions was refused, whichever side noticed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum RefusalKind {
+    WrongCa,
+    WrongCluster,
+    /// A member's certificate, but not that of the member who was dialled.
+    WrongRegion,
+    UnknownRegion,
+    /// Expired, or not valid yet.
+    Expired,
+    NoCertificate,
+    /// Another protocol or version of it, or streams that make no sense.
+    Protocol,
+    /// The handshake failed in some other way.
+    Handshake,
+}
+
+impl RefusalKind {
+    pub const ALL: [RefusalKind; 8] = [
+        RefusalKind::WrongCa,
+        RefusalKind::WrongCluster,
+        RefusalKind::WrongRegion,
+        RefusalKind::UnknownRegion,
+        RefusalKind::Expired,
+        RefusalKind::NoCertificate,
+        RefusalKind::Protocol,
+        RefusalKind::Handshake,
+    ];
+
+    /// As a label of a metric.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            RefusalKind::WrongCa => "wrong_ca",
+            RefusalKind::WrongCluster => "wrong_cluster",
+            RefusalKind::WrongRegion => "wrong_region",
+            RefusalKind::UnknownRegion => "unknown_region",
+            RefusalKind::Expired => "expired",
+            RefusalKind::NoCertificate => "no_certificate",
+            RefusalKind::Protocol => "protocol",
+            RefusalKind::Handshake => "handshake",
+        }
+    }
+
+    /// What it means and what to do.
+    #[must_use]
+    pub fn explanation(self) -> &'static str {
+        match self {
+            RefusalKind::WrongCa => {
+                "the certificates come from different CAs; all regions of a global cluster need certificates made with the same ca.pem"
+            }
+            RefusalKind::WrongCluster => "the certificate belongs to another global cluster; check `cluster` and [tls] dir on both sides",
+            RefusalKind::WrongRegion => "another region answered at that address; check the [[member]] addresses",
+            RefusalKind::UnknownRegion => "the certificate names no member of this global cluster; add it as a [[member]] on both sides",
+            RefusalKind::Expired => "a certificate is not valid now; run `parhelion certs --renew`, and check both clocks",
+            RefusalKind::NoCertificate => "no certificate was shown; only regions of this global cluster can connect",
+            RefusalKind::Protocol => "the other side speaks another protocol or another version of it",
+            RefusalKind::Handshake => "the handshake failed",
+        }
+    }
+
+    /// The code an application close carries, so that the other side names the same kind.
+    pub(crate) fn code(self) -> VarInt {
+        VarInt::from_u32(0x100 + self as u32)
+    }
+
+    pub(crate) fn of_code(code: VarInt) -> Option<RefusalKind> {
+        RefusalKind::ALL.into_iter().find(|kind| kind.code() == code)
+    }
+}
+
+/// Refused connections since the start of the process, by kind. Cheap to read at any time.
+#[derive(Debug, Default)]
+pub struct RefusalCounters {
+    counts: [AtomicU64; RefusalKind::ALL.len()],
+}
+
+impl RefusalCounters {
+    #[must_use]
+    pub fn get(&self, kind: RefusalKind) -> u64 {
+        self.counts[kind as usize].load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn count(&self, kind: RefusalKind) {
+        self.counts[kind as usize].fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Of which kind the failure of a connection attempt is. `None`: no refusal, just silence or an ordinary end.
+///
+/// The transport keeps only the text of a TLS error, and of the other side's refusal nothing but text arrives; so the text
+/// of the TLS library is what we have. The tests pin it.
+pub(crate) fn classify(error: &ConnectionError, cluster: &ClusterName) -> Option<RefusalKind> {
+    let text = match error {
+        ConnectionError::TransportError(e) => e.to_string(),
+        ConnectionError::ConnectionClosed(e) => e.to_string(),
+        ConnectionError::ApplicationClosed(e) => return RefusalKind::of_code(e.error_code),
+        ConnectionError::VersionMismatch => return Some(RefusalKind::Protocol),
+        ConnectionError::Reset | ConnectionError::TimedOut | ConnectionError::LocallyClosed | ConnectionError::CidsExhausted => {
+            return None;
+        }
+    };
+    Some(if text.contains("certificate expired") || text.contains("certificate not valid yet") {
+        RefusalKind::Expired
+    } else if text.contains("UnknownIssuer") || text.contains("BadSignature") {
+        // Two CAs made for one cluster name have the same subject: then only the signature tells them apart.
+        RefusalKind::WrongCa
+    } else if let Some((_, presented)) = text.split_once("is only valid for ") {
+        if presented.contains(&format!(".{cluster}.")) { RefusalKind::WrongRegion } else { RefusalKind::WrongCluster }
+    } else if text.contains("peer sent no certificates") {
+        RefusalKind::NoCertificate
+    } else if text.contains("known protocol") || text.contains("NoApplicationProtocol") || text.contains("incompatible") {
+        RefusalKind::Protocol
+    } else {
+        RefusalKind::Handshake
+    })
+}
+
+/// Text that came over the network, fit for a log line.
+pub(crate) fn printable(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(300).collect()
+}
+
+/// The endpoint of a region. Cheap to clone.
+#[derive(Clone)]
+pub struct Quic {
+    pub(crate) endpoint: quinn::Endpoint,
+    pub(crate) material: Arc<Material>,
+    members: Arc<[RegionName]>,
+    client: quinn::ClientConfig,
+    refusals: Arc<RefusalCounters>,
+}
+
+impl Quic {
+    /// Opens `addr` for connections in both directions. `members` are all regions of the global cluster, this one included.
+    /// Must be called inside a tokio runtime.
+    ///
+    /// # Errors
+    /// [`QuicError`]: the address is in use or not ours.
+    pub fn bind(addr: SocketAddr, material: Arc<Material>, members: &[RegionName], settings: &QuicSettings) -> Result<Quic, QuicError> {
+        let transport = Arc::new(transport(settings.congestion));
+        let crypto = QuicServerConfig::try_from(material.quic_server()).map_err(|e| QuicError::Tls(e.to_string()))?;
+        let mut server = quinn::ServerConfig::with_crypto(Arc::new(crypto));
+        server
+            .transport_config(Arc::clone(&transport))
+            .migration(false)
+            .max_incoming(INCOMING_MAX)
+            .incoming_buffer_size(INCOMING_BYTES_MAX)
+            .incoming_buffer_size_total(INCOMING_BYTES_TOTAL_MAX);
+        // With a secret that outlives the process, a region that was killed and restarted answers the packets of its
+        // old connections with a reset, and the peers need not wait for their idle timeout.
+        let reset_key = aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, material.reset_secret());
+        let mut endpoint = EndpointConfig::new(Arc::new(reset_key));
+        endpoint.cid_generator(|| Box::new(RandomCids));
+        Quic::open(addr, material, members, settings, &transport, endpoint, Some(server))
+    }
+
+    /// An endpoint that only dials, for a command: any free port, next to the region process.
+    ///
+    /// # Errors
+    /// [`QuicError`]
+    pub fn dialler(for_addr: SocketAddr, material: Arc<Material>) -> Result<Quic, QuicError> {
+        let settings = QuicSettings { udp_buffer_bytes: 256 << 10, ..QuicSettings::default() };
+        let any: SocketAddr = if for_addr.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0u16; 8], 0).into() };
+        Quic::open(any, material, &[], &settings, &Arc::new(transport(settings.congestion)), EndpointConfig::default(), None)
+    }
+
+    fn open(
+        addr: SocketAddr,
+        material: Arc<Material>,
+        members: &[RegionName],
+        settings: &QuicSettings,
+        transport: &Arc<TransportConfig>,
+        endpoint: EndpointConfig,
+        server: Option<quinn::ServerConfig>,
+    ) -> Result<Quic, QuicError> {
+        let crypto = QuicClientConfig::try_from(material.quic_client()).map_err(|e| QuicError::Tls(e.to_string()))?;
+        let mut client = quinn::ClientConfig::new(Arc::new(crypto));
+        client.transport_config(Arc::clone(transport));
+        let socket = socket(addr, settings.udp_buffer_bytes).map_err(|source| match source.kind() {
+            std::io::ErrorKind::AddrInUse => QuicError::InUse { addr },
+            std::io::ErrorKind::AddrNotAvailable => QuicError::NotHere { addr },
+            _ => QuicError::Socket { addr, source },
+        })?;
+        let endpoint =
+            quinn::Endpoint::new(endpoint, server, socket, Arc::new(TokioRuntime)).map_err(|source| QuicError::Socket { addr, source })?;
+        Ok(Quic { endpoint, material, members: members.into(), client, refusals: Arc::default() })
+    }
+
+    /// The address in use, with the real port when 0 was asked for.
+    ///
+    /// # Errors
+    /// When the socket is gone.
+    pub fn local_addr(&self) -> std::io::Result<SocketAddr> {
+        self.endpoint.local_addr()
+    }
+
+    #[must_use]
+    pub fn region(&self) -> &RegionName {
+        self.material.region()
+    }
+
+    #[must_use]
+    pub fn refusals(&self) -> &Arc<RefusalCounters> {
+        &self.refusals
+    }
+
+    /// Says goodbye to all peers and waits a moment for the packets to leave.
+    pub async fn close(&self, reason: &str) {
+        self.endpoint.close(VarInt::from_u32(0), reason.as_bytes());
+        // Peers need not confirm: an end that is not heard is noticed by silence.
+        let _ = tokio::time::timeout(Duration::from_millis(50), self.endpoint.wait_idle()).await;
+    }
+
+    pub(crate) fn connect(&self, region: &RegionName, addr: SocketAddr) -> Result<quinn::Connecting, quinn::ConnectError> {
+        self.endpoint.connect_with(self.client.clone(), addr, &tls::dns_name(self.material.cluster(), region))
+    }
+
+    /// Which member is at the other end. The handshake has verified its certificate against our CA.
+    pub(crate) fn identify(&self, connection: &quinn::Connection) -> Result<RegionName, (RefusalKind, String)> {
+        let chain = connection.peer_identity().and_then(|any| any.downcast::<Vec<rustls::pki_types::CertificateDer<'static>>>().ok());
+        let Some(leaf) = chain.as_deref().and_then(|chain| chain.first()) else {
+            return Err((RefusalKind::NoCertificate, "no certificate".to_owned()));
+        };
+        match tls::identify(leaf, self.material.cluster(), &self.members) {
+            PeerIdentity::Region(region) => Ok(region),
+            PeerIdentity::WrongCluster(name) => Err((RefusalKind::WrongCluster, name)),
+            PeerIdentity::UnknownRegion(name) => Err((RefusalKind::UnknownRegion, name)),
+        }
+    }
+
+    /// One refusal: counted, and one line in the log.
+    pub(crate) fn refuse(&self, kind: RefusalKind, peer: SocketAddr, detail: &str) {
+        self.refusals.count(kind);
+        let detail = printable(detail);
+        tracing::warn!(%peer, kind = kind.label(), detail, "connection refused: {}", kind.explanation());
+    }
+}
+
+fn transport(congestion: Congestion) -> TransportConfig {
+    let controller: Arc<dyn ControllerFactory + Send + Sync> = match congestion {
+        Congestion::Cubic => Arc::new(CubicConfig::default()),
+        Congestion::Bbr => Arc::new(BbrConfig::default()),
+        Congestion::NewReno => Arc::new(NewRenoConfig::default()),
+    };
+    let mut transport = TransportConfig::default();
+    // stream_receive_window stays at its default of 1.25 MB: more than one batch, too little for 1024 gaps.
+    transport
+        .receive_window(VarInt::from_u32(WINDOW_BYTES))
+        .send_window(u64::from(WINDOW_BYTES))
+        .max_concurrent_uni_streams(VarInt::from_u32(UNI_STREAMS_MAX))
+        .max_concurrent_bidi_streams(VarInt::from_u32(BIDI_STREAMS_MAX))
+        .keep_alive_interval(Some(KEEP_ALIVE))
+        .max_idle_timeout(Some(IdleTimeout::try_from(IDLE_TIMEOUT).expect("BUG: ten seconds fit")))
+        .initial_rtt(INITIAL_RTT)
+        // Batches leave in the order of the log: the oldest is the one the other side waits for.
+        .send_fairness(false)
+        .congestion_controller_factory(controller);
+    transport
+}
+
+fn socket(addr: SocketAddr, buffer_bytes: usize) -> std::io::Result<std::net::UdpSocket> {
+    let socket = Socket::new(Domain::for_address(addr), Type::DGRAM, Some(Protocol::UDP))?;
+    if addr.is_ipv6() && addr.ip().is_unspecified() {
+        socket.set_only_v6(false)?;
+    }
+    // A refused size is not an error: the kernel takes what its limit allows, and we say so below.
+    let _ = socket.set_recv_buffer_size(buffer_bytes);
+    let _ = socket.set_send_buffer_size(buffer_bytes);
+    let sizes = [("net.core.rmem_max", socket.recv_buffer_size()?), ("net.core.wmem_max", socket.send_buffer_size()?)];
+    for (setting, got) in sizes {
+        // Linux reports twice what it grants.
+        let granted_bytes = if cfg!(target_os = "linux") { got / 2 } else { got };
+        if granted_bytes < buffer_bytes {
+            tracing::warn!(
+                wanted_bytes = buffer_bytes,
+                granted_bytes,
+                "the kernel clamps the UDP buffer and shipping over long paths will be slow; run: sysctl -w {setting}={buffer_bytes}"
+            );
+        }
+    }
+    socket.bind(&addr.into())?;
+    socket.set_nonblocking(true)?;
+    Ok(socket.into())
+}
+
+/// Random connection ids that any incarnation of the region takes for its own, so that it can reset those of the last one.
+struct RandomCids;
+
+const CID_BYTES: usize = 8;
+
+impl quinn::ConnectionIdGenerator for RandomCids {
+    fn generate_cid(&mut self) -> quinn::ConnectionId {
+        let mut id = [0; CID_BYTES];
+        aws_lc_rs::rand::fill(&mut id).expect("BUG: the system's generator of randomness is always there");
+        quinn::ConnectionId::new(&id)
+    }
+
+    fn cid_len(&self) -> usize {
+        CID_BYTES
+    }
+
+    fn cid_lifetime(&self) -> Option<Duration> {
+        None
+    }
+}

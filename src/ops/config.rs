@@ -1,0 +1,470 @@
+//! The configuration of one region: a TOML file as people write it becomes a [`Config`] that is complete and checked.
+//!
+//! Decides: what a key means, what it is when left out, and which combinations are mistakes; all in one place and once, so
+//! that nothing behind it checks again. Never says who is primary: that is state. The file names members, and the
+//! region that founds the global cluster on empty disks. Unknown keys are errors: a typing mistake must not
+//! silently become a default.
+
+use crate::base::{ClusterName, Limits, RegionName};
+use crate::io::quic::{Congestion, QuicSettings};
+use crate::ops::certs::PASSWORD_FILE;
+use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// What stands in `regions/*.toml`. Paths are relative to the file's directory.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawConfig {
+    pub cluster: ClusterName,
+    pub region: RegionName,
+    pub data_dir: PathBuf,
+    pub founder: RegionName,
+    pub listen: RawListen,
+    pub tls: RawTls,
+    pub sql: RawSql,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub netem: Option<RawNetem>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log: Option<RawLog>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quic: Option<RawQuic>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limits: Option<RawLimits>,
+    #[serde(default)]
+    pub member: Vec<RawMember>,
+}
+
+/// `[listen]`: addresses as `IP:port`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawListen {
+    pub quic: String,
+    pub writer: String,
+    pub reader: String,
+    pub http: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub instance: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expose: Option<bool>,
+}
+
+/// `[[member]]`: one region of the global cluster, as this region reaches it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawMember {
+    pub region: RegionName,
+    pub quic: String,
+}
+
+/// `[tls]`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawTls {
+    pub dir: PathBuf,
+}
+
+/// `[sql]`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawSql {
+    pub user: String,
+    pub database: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub password_file: Option<PathBuf>,
+}
+
+/// `[netem]`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawNetem {
+    pub control: PathBuf,
+}
+
+/// `[log]`
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawLog {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub level: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub format: Option<LogFormat>,
+}
+
+/// `[quic]`
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawQuic {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub congestion: Option<Congestion>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub udp_buffer_bytes: Option<usize>,
+}
+
+/// `[limits]`: what may be set; the rest keeps its default.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawLimits {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub secondaries_max: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log_retain_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memtable_bytes_max: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub readers: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pool_bytes_max: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub connections_max: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub idle_in_transaction_ms: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub commit_wait_ms: Option<u64>,
+}
+
+/// How log lines are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    #[default]
+    Text,
+    Json,
+}
+
+/// A region's configuration: complete, checked, paths absolute or relative to the working directory.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The file this came from, to be named in messages.
+    pub file: PathBuf,
+    pub cluster: ClusterName,
+    pub region: RegionName,
+    /// Creates the global cluster, once, on empty disks. Means nothing afterwards.
+    pub founder: RegionName,
+    pub data_dir: PathBuf,
+    pub listen: Listen,
+    /// All regions of the global cluster, this one among them, in the order of the file.
+    pub members: Vec<Member>,
+    pub tls_dir: PathBuf,
+    pub sql: Sql,
+    /// The control file or socket of the demo's WAN emulator.
+    pub netem_control: Option<PathBuf>,
+    pub log: LogSettings,
+    pub quic: QuicSettings,
+    pub limits: Limits,
+    pub serving: Serving,
+}
+
+/// Where this region listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listen {
+    pub quic: SocketAddr,
+    pub writer: SocketAddr,
+    pub reader: SocketAddr,
+    pub http: SocketAddr,
+    /// Of instance 0; instance n listens n ports above.
+    pub instance: SocketAddr,
+}
+
+/// One region of the global cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    pub region: RegionName,
+    /// `host:port` by which this region reaches it. A host name is looked up at every connection attempt.
+    pub quic: String,
+}
+
+/// Who may log in.
+#[derive(Clone, Debug)]
+pub struct Sql {
+    pub user: String,
+    pub database: String,
+    pub password_file: PathBuf,
+}
+
+#[derive(Clone, Debug)]
+pub struct LogSettings {
+    /// As of tracing's filters: `info`, `parhelion=debug,quinn=warn`.
+    pub level: String,
+    pub format: LogFormat,
+}
+
+/// Bounds of what serves clients.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Serving {
+    /// Read connections of an instance (threads), 1 to 256.
+    pub readers: usize,
+    /// Page versions an instance keeps in memory, bytes.
+    pub pool_bytes_max: usize,
+    /// SQL clients at a time, over all ports.
+    pub connections_max: usize,
+    /// A transaction whose client says nothing for so long is ended.
+    pub idle_in_transaction: Duration,
+    /// A commit that is not durable after so long is answered with an error (its outcome is then unknown).
+    pub commit_wait: Duration,
+}
+
+/// Why a configuration is refused. Each names the file and says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("{} cannot be read: {source}; name a region's file with --config, for example regions/us-east.toml", file.display())]
+    Unreadable { file: PathBuf, source: std::io::Error },
+    #[error("{}:{line}: {message}", file.display())]
+    Parse { file: PathBuf, line: usize, message: String },
+    #[error("{}: {message}", file.display())]
+    Invalid { file: PathBuf, message: String },
+    #[error("the password file {} {reason}", file.display())]
+    Password { file: PathBuf, reason: String },
+}
+
+impl Config {
+    /// Reads and checks the file of a region; `PARHELION_DATA_DIR`, `PARHELION_LOG` (level) and `PARHELION_LOG_FORMAT`
+    /// override it.
+    ///
+    /// # Errors
+    /// [`ConfigError`], as a sentence for the operator.
+    pub fn load(file: &Path) -> Result<Config, ConfigError> {
+        Config::load_with(file, &|name| std::env::var(name).ok())
+    }
+
+    /// As [`Config::load`], with the environment as an argument.
+    ///
+    /// # Errors
+    /// [`ConfigError`], as a sentence for the operator.
+    pub fn load_with(file: &Path, env: &dyn Fn(&str) -> Option<String>) -> Result<Config, ConfigError> {
+        let text = std::fs::read_to_string(file).map_err(|source| ConfigError::Unreadable { file: file.to_path_buf(), source })?;
+        Config::complete(parse(file, &text)?, file, env)
+    }
+
+    /// Checks `raw` as if it stood in `file`, and fills in what it leaves out.
+    ///
+    /// # Errors
+    /// [`ConfigError::Invalid`] with what is wrong and what would be right.
+    pub fn complete(raw: RawConfig, file: &Path, env: &dyn Fn(&str) -> Option<String>) -> Result<Config, ConfigError> {
+        let invalid = |message: String| ConfigError::Invalid { file: file.to_path_buf(), message };
+        let base = file.parent().unwrap_or(Path::new(""));
+        let listen = listen(&raw.listen).map_err(invalid)?;
+        let given = raw.limits.unwrap_or_default();
+        let limits = limits(&given).map_err(invalid)?;
+        let members = members(&raw.region, &raw.founder, raw.member, limits.secondaries_max).map_err(invalid)?;
+        for (key, value) in [("user", &raw.sql.user), ("database", &raw.sql.database)] {
+            if value.is_empty() || value.len() > 63 || value.contains(char::is_control) {
+                return Err(invalid(format!("sql.{key} = {value:?}: write 1 to 63 characters")));
+            }
+        }
+        let tls_dir = base.join(raw.tls.dir);
+        let log = raw.log.unwrap_or_default();
+        let format = match env("PARHELION_LOG_FORMAT").as_deref() {
+            None => log.format.unwrap_or_default(),
+            Some("text") => LogFormat::Text,
+            Some("json") => LogFormat::Json,
+            Some(other) => return Err(invalid(format!("PARHELION_LOG_FORMAT is '{other}' in the environment: text or json"))),
+        };
+        Ok(Config {
+            file: file.to_path_buf(),
+            cluster: raw.cluster,
+            region: raw.region,
+            founder: raw.founder,
+            data_dir: env("PARHELION_DATA_DIR").map_or_else(|| base.join(raw.data_dir), PathBuf::from),
+            listen,
+            members,
+            sql: Sql {
+                user: raw.sql.user,
+                database: raw.sql.database,
+                password_file: raw.sql.password_file.map_or_else(|| tls_dir.join(PASSWORD_FILE), |f| base.join(f)),
+            },
+            tls_dir,
+            netem_control: raw.netem.map(|n| base.join(n.control)),
+            log: LogSettings { level: env("PARHELION_LOG").or(log.level).unwrap_or_else(|| "info".to_owned()), format },
+            quic: quic(&raw.quic.unwrap_or_default()).map_err(invalid)?,
+            limits,
+            serving: serving(&given).map_err(invalid)?,
+        })
+    }
+
+    /// Names of all members, in the order of the file.
+    #[must_use]
+    pub fn regions(&self) -> Vec<RegionName> {
+        self.members.iter().map(|m| m.region.clone()).collect()
+    }
+
+    /// The member of that name.
+    #[must_use]
+    pub fn member(&self, region: &RegionName) -> Option<&Member> {
+        self.members.iter().find(|m| m.region == *region)
+    }
+
+    /// `host:port` at which a command reaches this region's process.
+    #[must_use]
+    pub fn admin_addr(&self) -> &str {
+        &self.member(&self.region).expect("BUG: a region is a member of its own configuration").quic
+    }
+
+    /// The SQL user's password.
+    ///
+    /// # Errors
+    /// When the file is missing, empty, or readable by others.
+    pub fn password(&self) -> Result<String, ConfigError> {
+        let file = &self.sql.password_file;
+        let wrong = |reason: String| ConfigError::Password { file: file.clone(), reason };
+        let text = std::fs::read_to_string(file).map_err(|e| match e.kind() {
+            std::io::ErrorKind::NotFound => wrong(format!("does not exist; run: parhelion certs --config {}", self.file.display())),
+            _ => wrong(format!("cannot be read: {e}")),
+        })?;
+        let metadata = std::fs::metadata(file).map_err(|e| wrong(format!("cannot be read: {e}")))?;
+        let mode = metadata.permissions().mode() & 0o777;
+        if mode & 0o077 != 0 {
+            return Err(wrong(format!("can be read by other users (mode {mode:04o}); run: chmod 600 {}", file.display())));
+        }
+        let password = text.lines().next().unwrap_or("").trim();
+        if password.is_empty() {
+            return Err(wrong("is empty; write the password into its first line".to_owned()));
+        }
+        Ok(password.to_owned())
+    }
+}
+
+/// The TOML text of a configuration, as the demo writes it.
+#[must_use]
+pub fn render(raw: &RawConfig) -> String {
+    let body = toml::to_string(raw).expect("BUG: a configuration is made of tables, strings and numbers");
+    format!("# Region {} of the global cluster {}. Who is primary is state, not configuration.\n\n{body}", raw.region, raw.cluster)
+}
+
+fn parse(file: &Path, text: &str) -> Result<RawConfig, ConfigError> {
+    toml::from_str(text).map_err(|e| {
+        let line = e.span().map_or(1, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
+        ConfigError::Parse { file: file.to_path_buf(), line, message: sentence(e.message()) }
+    })
+}
+
+/// The parser's words in ours: a key, not a field; and what the keys are.
+fn sentence(message: &str) -> String {
+    if let Some(rest) = message.strip_prefix("unknown field ") {
+        let rest = rest.replace(", expected one of ", "; the keys here are ").replace(", expected ", "; the only key here is ");
+        return format!("unknown key {rest}").replace('`', "'");
+    }
+    if let Some(key) = message.strip_prefix("missing field ") {
+        let key = key.replace('`', "'");
+        let why = match key.as_str() {
+            "'founder'" => ": the region that creates the global cluster, once, on empty disks",
+            "'data_dir'" => ": the directory of this region's data",
+            "'cluster'" => ": the name of the global cluster",
+            "'region'" => ": the name of this region",
+            _ => "",
+        };
+        return format!("the key {key} is missing{why}");
+    }
+    message.replace('`', "'")
+}
+
+fn listen(raw: &RawListen) -> Result<Listen, String> {
+    let parse = |key: &str, text: &str| {
+        text.parse::<SocketAddr>().map_err(|_| format!("listen.{key} = \"{text}\" is no address: write IP:port, as in 127.0.0.1:7400"))
+    };
+    let (quic, writer) = (parse("quic", &raw.quic)?, parse("writer", &raw.writer)?);
+    let instance = match &raw.instance {
+        Some(text) => parse("instance", text)?,
+        // Base + 10 + n, in the numbering of the demo. A base of 0 means "any free port", here too.
+        None if quic.port() == 0 => SocketAddr::new(writer.ip(), 0),
+        None => match quic.port().checked_add(10) {
+            Some(port) => SocketAddr::new(writer.ip(), port),
+            None => return Err("listen.quic has a port above 65525: name listen.instance as well".to_owned()),
+        },
+    };
+    let listen = Listen { quic, writer, reader: parse("reader", &raw.reader)?, http: parse("http", &raw.http)?, instance };
+    let all =
+        [("quic", listen.quic), ("writer", listen.writer), ("reader", listen.reader), ("http", listen.http), ("instance", listen.instance)];
+    if raw.expose != Some(true)
+        && let Some((key, addr)) = all.iter().find(|(_, addr)| !addr.ip().is_loopback())
+    {
+        return Err(format!(
+            "listen.{key} = \"{addr}\" can be reached from other machines: write 127.0.0.1, or say `expose = true` in [listen]"
+        ));
+    }
+    // QUIC is UDP: only the others can collide.
+    let tcp = &all[1..];
+    for (i, (key, addr)) in tcp.iter().enumerate() {
+        if let Some((other, _)) = tcp[..i].iter().find(|(_, other)| other == addr && addr.port() != 0) {
+            return Err(format!("listen.{other} and listen.{key} are both {addr}: each needs a port of its own"));
+        }
+    }
+    Ok(listen)
+}
+
+fn members(region: &RegionName, founder: &RegionName, raw: Vec<RawMember>, secondaries_max: usize) -> Result<Vec<Member>, String> {
+    let mut members: Vec<Member> = Vec::new();
+    for RawMember { region, quic } in raw {
+        if members.iter().any(|m| m.region == region) {
+            return Err(format!("the member {region} is listed twice"));
+        }
+        let good = quic.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|p| p > 0));
+        if !good {
+            return Err(format!("quic = \"{quic}\" of the member {region} is no address: write host:port, as in 127.0.0.1:7400"));
+        }
+        if quic.parse::<SocketAddr>().is_ok_and(|a| a.ip().is_unspecified()) {
+            return Err(format!("quic = \"{quic}\" of the member {region} can be listened on but not reached: name its real address"));
+        }
+        members.push(Member { region, quic });
+    }
+    let names = || members.iter().map(|m| m.region.to_string()).collect::<Vec<_>>().join(", ");
+    if members.len() < 2 {
+        return Err("a global cluster has at least 2 regions: add a [[member]] with `region` and `quic` for each".to_owned());
+    }
+    if members.len() > secondaries_max + 1 {
+        let count = members.len() - 1;
+        return Err(format!(
+            "a global cluster has one primary and at most {secondaries_max} secondaries, and here are {count}: take members out ({})",
+            names()
+        ));
+    }
+    for (key, name) in [("region", region), ("founder", founder)] {
+        if !members.iter().any(|m| m.region == *name) {
+            return Err(format!("{key} = \"{name}\" is not among the members ({}): add a [[member]] or correct the name", names()));
+        }
+    }
+    Ok(members)
+}
+
+fn within<T: PartialOrd + std::fmt::Display>(key: &str, value: T, min: T, max: T) -> Result<T, String> {
+    if value < min || value > max { Err(format!("limits.{key} = {value}: it must lie between {min} and {max}")) } else { Ok(value) }
+}
+
+fn limits(raw: &RawLimits) -> Result<Limits, String> {
+    let d = Limits::default();
+    Ok(Limits {
+        secondaries_max: within("secondaries_max", raw.secondaries_max.unwrap_or(d.secondaries_max), 1, 15)?,
+        log_retain_bytes: within("log_retain_bytes", raw.log_retain_bytes.unwrap_or(d.log_retain_bytes), 1 << 20, 1 << 44)?,
+        memtable_bytes_max: within("memtable_bytes_max", raw.memtable_bytes_max.unwrap_or(d.memtable_bytes_max), 1 << 16, 1 << 32)?,
+        ..d
+    })
+}
+
+fn serving(raw: &RawLimits) -> Result<Serving, String> {
+    Ok(Serving {
+        readers: within("readers", raw.readers.unwrap_or(4), 1, 256)?,
+        pool_bytes_max: within("pool_bytes_max", raw.pool_bytes_max.unwrap_or(32 << 20), 1 << 20, 1 << 40)?,
+        connections_max: within("connections_max", raw.connections_max.unwrap_or(200), 1, 100_000)?,
+        idle_in_transaction: Duration::from_millis(within(
+            "idle_in_transaction_ms",
+            raw.idle_in_transaction_ms.unwrap_or(5_000),
+            10,
+            3_600_000,
+        )?),
+        commit_wait: Duration::from_millis(within("commit_wait_ms", raw.commit_wait_ms.unwrap_or(10_000), 10, 3_600_000)?),
+    })
+}
+
+fn quic(raw: &RawQuic) -> Result<QuicSettings, String> {
+    let d = QuicSettings::default();
+    let udp_buffer_bytes = raw.udp_buffer_bytes.unwrap_or(d.udp_buffer_bytes);
+    if !(64 << 10..=1 << 30).contains(&udp_buffer_bytes) {
+        return Err(format!("quic.udp_buffer_bytes = {udp_buffer_bytes}: it must lie between 65536 and 1073741824"));
+    }
+    Ok(QuicSettings { congestion: raw.congestion.unwrap_or(d.congestion), udp_buffer_bytes })
+}
+
+#[cfg(test)]
+mod tests;
