@@ -1,1 +1,3 @@
-//! (being built)
+//! What clients connect to.
+
+pub mod http;
