@@ -1,7 +1,7 @@
 //! The embedded head behind the endpoints: its sessions as the endpoint's sessions.
 
 use super::{Port, SqlService, SqlSession};
-use crate::head::embedded::{self, Engine, Session};
+use crate::head::embedded::{Engine, Session};
 use crate::head::sql::{Description, Outcome, SqlError, TxMode, TxState, Value};
 use async_trait::async_trait;
 use std::sync::Arc;
@@ -19,10 +19,6 @@ impl EmbeddedService {
 
 impl SqlService for EmbeddedService {
     fn open(&self, port: Port) -> Result<Box<dyn SqlSession>, SqlError> {
-        let port = match port {
-            Port::Writer => embedded::Port::Writer,
-            Port::Reader => embedded::Port::Reader,
-        };
         Ok(Box::new(self.engine.session(port)))
     }
 

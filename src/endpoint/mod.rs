@@ -4,19 +4,15 @@
 //! durable or who may write: for that it asks a [`SqlService`] for sessions and believes their answers. Driven by the
 //! process that owns the ports.
 
+mod embedded;
+pub mod http;
 pub mod pg;
+
+pub use crate::head::embedded::Port;
+pub use embedded::EmbeddedService;
 
 use crate::head::sql::{Description, Outcome, SqlError, TxMode, TxState, Value};
 use async_trait::async_trait;
-
-/// Which of a region's ports a client came in through.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Port {
-    /// Reaches the writer.
-    Writer,
-    /// Reaches one of the region's readers.
-    Reader,
-}
 
 /// One client's conversation with an engine. One statement at a time. Dropping it rolls back what is open; dropping the
 /// receiver of an [`Outcome::Rows`] stops the statement.

@@ -286,8 +286,8 @@ impl Material {
 
     /// For the PostgreSQL ports: TLS 1.2 and 1.3 with the same certificate; clients show none (they have passwords).
     #[must_use]
-    pub fn postgres_acceptor(&self) -> tokio_rustls::TlsAcceptor {
-        tokio_rustls::TlsAcceptor::from(Arc::clone(&self.postgres))
+    pub fn postgres(&self) -> Arc<ServerConfig> {
+        Arc::clone(&self.postgres)
     }
 
     /// Survives a restart of the process: lets it tell a peer at once that the old connection is gone.

@@ -463,7 +463,10 @@ mod tests {
                 let connector = tokio_rustls::TlsConnector::from(Arc::new(client));
                 let (near, far) = tokio::io::duplex(1 << 14);
                 let both = async {
-                    tokio::join!(connector.connect(ServerName::try_from(name).unwrap(), near), material.postgres_acceptor().accept(far))
+                    tokio::join!(
+                        connector.connect(ServerName::try_from(name).unwrap(), near),
+                        tokio_rustls::TlsAcceptor::from(material.postgres()).accept(far)
+                    )
                 };
                 let (client, server) = runtime.block_on(both);
                 client.unwrap();

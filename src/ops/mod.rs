@@ -1,5 +1,12 @@
 //! Operations: what people and their tools do with a running global cluster.
 
+pub mod admin;
 pub mod certs;
 pub mod config;
+pub mod events;
+pub mod lag;
+pub mod metrics;
 pub mod netem;
+pub mod region;
+pub mod status;
+pub mod text;

@@ -29,12 +29,12 @@ use pgwire::messages::PgWireBackendMessage as Out;
 use pgwire::messages::startup::{Authentication, BackendKeyData, NegotiateProtocolVersion, ParameterStatus, SecretKey};
 use session::{Session, Target, Watch, stopped};
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::time::Duration;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::net::TcpStream;
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use wire::{MESSAGE_BYTES_MAX, Opening, Stop, Wire};
@@ -76,10 +76,11 @@ struct Shared {
     targets: Mutex<BTreeMap<(i32, i32), Arc<Target>>>,
 }
 
-/// Serves a port until `shutdown` becomes true (or its sender is gone). Sessions then end with 57P01, statements that run are
-/// cancelled; returns when all have ended, after at most a few seconds.
+/// Serves the connections that it is handed (which of a port's connections those are is decided by who accepts them) until
+/// `shutdown` becomes true (or its sender is gone). Sessions then end with 57P01, statements that run are cancelled; returns
+/// when all have ended, after at most a few seconds.
 pub async fn serve(
-    listener: TcpListener,
+    mut incoming: mpsc::Receiver<(TcpStream, SocketAddr)>,
     port: Port,
     settings: Arc<PgSettings>,
     service: Arc<dyn SqlService>,
@@ -99,20 +100,11 @@ pub async fn serve(
     let logins = Arc::new(Semaphore::new(LOGINS_MAX));
     let mut clients = JoinSet::new();
     loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+        let (stream, peer) = tokio::select! {
+            Some(handed) = incoming.recv() => handed,
             () = stopped(&mut shutdown) => break,
         };
         while clients.try_join_next().is_some() {}
-        let (stream, peer) = match accepted {
-            Ok(a) => a,
-            Err(e) => {
-                // Out of file descriptors, or the client was gone already: others must not suffer, so a moment's rest.
-                tracing::warn!(error = %e, ?port, "cannot accept a connection");
-                tokio::time::sleep(Duration::from_millis(50)).await;
-                continue;
-            }
-        };
         let Ok(login) = logins.clone().try_acquire_owned() else {
             tracing::warn!(%peer, ?port, "too many logins at once, connection closed");
             continue;
@@ -129,7 +121,7 @@ pub async fn serve(
             }
         });
     }
-    drop(listener);
+    drop(incoming);
     let _ = tokio::time::timeout(STOP_TIMEOUT, async { while clients.join_next().await.is_some() {} }).await;
     clients.shutdown().await;
 }

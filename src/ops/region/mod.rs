@@ -12,12 +12,12 @@ use crate::base::{ConnId, Prng, RegionName};
 use crate::endpoint::pg::auth::ScramVerifier;
 use crate::endpoint::{EmbeddedService, Port, http, pg};
 use crate::head::embedded::{Engine, EngineSettings};
+use crate::io::clock;
 use crate::io::copies::Copies;
 use crate::io::driver::{Dialler, Driver, Inbox, Queue, Shared};
 use crate::io::link::{self, Arrival, Link, LinkEvent};
 use crate::io::quic::Quic;
 use crate::io::tls::Material;
-use crate::io::clock;
 use crate::node::{Event, Identity, Node};
 use crate::ship::wire::{Lane, Message};
 use anyhow::{Context, bail};
@@ -25,7 +25,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use view::View;
@@ -77,7 +76,7 @@ pub async fn run(config: Config, options: RunOptions) -> anyhow::Result<()> {
     view.attach(&engine);
 
     let conns = Arc::new(AtomicU64::new(1));
-    let world = Arc::new(World { inbox: inbox.clone(), shared: Arc::clone(&shared), view: view.clone(), regions, writer: config.listen.writer });
+    let world = Arc::new(World { inbox: inbox.clone(), view: view.clone(), regions, writer: config.listen.writer });
     let dialler = RegionDialler {
         quic: quic.clone(),
         config: config.clone(),
@@ -86,7 +85,8 @@ pub async fn run(config: Config, options: RunOptions) -> anyhow::Result<()> {
         runtime: tokio::runtime::Handle::current(),
     };
     let driver = Driver::new(node, queue, copies, Arc::clone(&engine), Arc::clone(&shared), Box::new(dialler));
-    let driver = std::thread::Builder::new().name("node".into()).spawn(move || driver.run()).context("the node's thread cannot be started")?;
+    let driver =
+        std::thread::Builder::new().name("node".into()).spawn(move || driver.run()).context("the node's thread cannot be started")?;
 
     let settings = Arc::new(pg::PgSettings {
         user: config.sql.user.clone(),
@@ -94,7 +94,7 @@ pub async fn run(config: Config, options: RunOptions) -> anyhow::Result<()> {
         database: config.sql.database.clone(),
         connections_max: config.serving.connections_max,
         require_tls: true,
-        tls: Some(material.postgres_server()),
+        tls: Some(material.postgres()),
     });
     let service: Arc<dyn crate::endpoint::SqlService> = Arc::new(EmbeddedService::new(Arc::clone(&engine)));
     let mut servers = tokio::task::JoinSet::new();
@@ -139,7 +139,6 @@ pub async fn run(config: Config, options: RunOptions) -> anyhow::Result<()> {
 /// What the links' tasks share.
 struct World {
     inbox: Inbox,
-    shared: Arc<Shared>,
     view: Arc<View>,
     regions: Vec<RegionName>,
     writer: SocketAddr,
@@ -184,7 +183,7 @@ impl World {
     async fn answer(&self, request: &[u8]) -> bytes::Bytes {
         let answer = match AdminRequest::decode(request) {
             Ok(request) => admin::answer(request, self.view.clone(), self.view.clone(), &self.regions).await,
-            Err(e) => AdminAnswer::Refused { reason: e.to_string() },
+            Err(e) => AdminAnswer::Refused(e.to_string()),
         };
         answer.encode().into()
     }
@@ -237,7 +236,8 @@ fn engine_settings(config: &Config) -> EngineSettings {
 /// One process for one directory: the second one is told which the first is.
 fn lock(config: &Config) -> anyhow::Result<std::fs::File> {
     let dir = &config.data_dir;
-    std::fs::create_dir_all(dir).with_context(|| format!("the data directory {} cannot be made; see data_dir in {}", dir.display(), config.file.display()))?;
+    std::fs::create_dir_all(dir)
+        .with_context(|| format!("the data directory {} cannot be made; see data_dir in {}", dir.display(), config.file.display()))?;
     let path = dir.join("LOCK");
     let mut file = std::fs::OpenOptions::new()
         .create(true)
@@ -258,7 +258,12 @@ fn lock(config: &Config) -> anyhow::Result<std::fs::File> {
         }
         Err(std::fs::TryLockError::WouldBlock) => {
             let pid = std::fs::read_to_string(&path).unwrap_or_default();
-            bail!("region {} already runs on {} (process {}); stop that one first, or give this one another data_dir", config.region, dir.display(), pid.trim())
+            bail!(
+                "region {} already runs on {} (process {}); stop that one first, or give this one another data_dir",
+                config.region,
+                dir.display(),
+                pid.trim()
+            )
         }
         Err(std::fs::TryLockError::Error(e)) => bail!("{} cannot be locked: {e}", path.display()),
     }
@@ -293,9 +298,13 @@ async fn until_told(options: RunOptions) -> &'static str {
         if !options.exit_with_stdin {
             return std::future::pending().await;
         }
-        let mut stdin = tokio::io::stdin();
-        let mut buf = [0u8; 64];
-        while stdin.read(&mut buf).await.is_ok_and(|n| n > 0) {}
+        // A thread of its own: a read of standard input cannot be taken back.
+        let (gone, told) = tokio::sync::oneshot::channel();
+        std::thread::spawn(move || {
+            let ended = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+            let _ = gone.send(ended);
+        });
+        let _ = told.await;
     };
     tokio::select! {
         () = told(SignalKind::terminate()) => "SIGTERM",

@@ -19,14 +19,14 @@ use tokio::sync::{mpsc, watch};
 pub type Incoming = (TcpStream, SocketAddr);
 
 /// Takes connections until the region stops, and hands each to `on`.
-async fn accept_each(listener: TcpListener, mut stopping: watch::Receiver<bool>, mut on: impl AsyncFnMut(Incoming)) {
+async fn accept_each(listener: TcpListener, mut stopping: watch::Receiver<bool>, on: impl Fn(Incoming) + Send) {
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             _ = stopping.wait_for(|s| *s) => return,
         };
         match accepted {
-            Ok(incoming) => on(incoming).await,
+            Ok(incoming) => on(incoming),
             Err(e) => {
                 // Out of file descriptors, or the client was gone already: others must not suffer, so a moment's rest.
                 tracing::warn!("cannot accept a connection: {e}");
@@ -36,12 +36,15 @@ async fn accept_each(listener: TcpListener, mut stopping: watch::Receiver<bool>,
     }
 }
 
+fn hand(to: &mpsc::Sender<Incoming>, incoming: Incoming) {
+    if let Err(mpsc::error::TrySendError::Full((_, peer))) = to.try_send(incoming) {
+        tracing::warn!(%peer, "too many connections at once, this one is closed");
+    }
+}
+
 /// The reader port: everything is served here.
 pub async fn accept(listener: TcpListener, to: mpsc::Sender<Incoming>, stopping: watch::Receiver<bool>) {
-    accept_each(listener, stopping, async |incoming| {
-        let _ = to.send(incoming).await;
-    })
-    .await;
+    accept_each(listener, stopping, |incoming| hand(&to, incoming)).await;
 }
 
 /// The port of the region's one instance: its writer in the primary, its reader elsewhere.
@@ -52,18 +55,21 @@ pub async fn route_instance(
     shared: Arc<Shared>,
     stopping: watch::Receiver<bool>,
 ) {
-    accept_each(listener, stopping, async |incoming| {
-        let to = if shared.is_writer.load(Ordering::Acquire) { &writer } else { &reader };
-        let _ = to.send(incoming).await;
-    })
-    .await;
+    let on = |incoming| hand(if shared.is_writer.load(Ordering::Acquire) { &writer } else { &reader }, incoming);
+    accept_each(listener, stopping, on).await;
 }
 
 /// The writer port.
-pub async fn route_writer(listener: TcpListener, here: mpsc::Sender<Incoming>, shared: Arc<Shared>, own: RegionName, stopping: watch::Receiver<bool>) {
-    accept_each(listener, stopping, async |(stream, addr)| {
+pub async fn route_writer(
+    listener: TcpListener,
+    here: mpsc::Sender<Incoming>,
+    shared: Arc<Shared>,
+    own: RegionName,
+    stopping: watch::Receiver<bool>,
+) {
+    accept_each(listener, stopping, |(stream, addr)| {
         if shared.is_writer.load(Ordering::Acquire) {
-            let _ = here.send((stream, addr)).await;
+            hand(&here, (stream, addr));
         } else {
             tokio::spawn(forward(stream, Arc::clone(&shared), own.clone()));
         }

@@ -1,0 +1,259 @@
+//! The admin protocol: one question, one answer, between a command and a region, and between regions.
+//!
+//! Decides: what may be asked, how it is encoded, and how a question about the whole global cluster is spread over the
+//! members and merged. Never decides what is true of a region: its [`RegionView`] says that. The question travels over the
+//! region's QUIC port with mutual TLS (`io::link`), so whoever asks holds a certificate of this global cluster.
+//!
+//! ```text
+//!  byte 0   version of this protocol (1)
+//!  rest     bincode, standard configuration; variants are only ever appended
+//! ```
+
+use super::events::{self, EventCursor};
+use super::status::{self, ClusterStatus};
+use crate::base::{CopyId, RegionName};
+use crate::endpoint::http::RegionView;
+use crate::node::report::{OperatorEvent, RegionReport};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::task::JoinSet;
+
+/// First byte of every question and answer.
+pub const ADMIN_VERSION: u8 = 1;
+/// Longest question, bytes.
+pub const REQUEST_BYTES_MAX: usize = 16 << 10;
+/// Longest answer, bytes; also what a decoder may allocate for one, several times over.
+pub const ANSWER_BYTES_MAX: usize = 1 << 20;
+/// A region that has not answered after so long is shown as disconnected.
+pub const REGION_TIMEOUT: Duration = Duration::from_millis(1500);
+/// Containers are charged by their size in memory, which is some times that on the wire.
+const DECODE_MEMORY_MAX: usize = 8 << 20;
+const REQUEST_MEMORY_MAX: usize = 64 << 10;
+
+/// A question to one region.
+#[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+pub enum AdminRequest {
+    /// What it says of itself.
+    Report,
+    /// Its events after the cursor.
+    Events {
+        after: EventCursor,
+    },
+    /// What it and all others say of themselves, merged.
+    Cluster,
+    /// The events of all regions, each after its cursor (from the beginning where there is none).
+    ClusterEvents {
+        after: Vec<(RegionName, EventCursor)>,
+    },
+    /// A drill: takes a copy of this region out of duty until it is started again.
+    StopCopy {
+        copy: CopyId,
+    },
+    StartCopy {
+        copy: CopyId,
+    },
+}
+
+/// The answer to it.
+#[derive(Clone, Debug, PartialEq, bincode::Encode, bincode::Decode)]
+pub enum AdminAnswer {
+    Report(Box<RegionReport>),
+    Events(Vec<OperatorEvent>),
+    Cluster(Box<ClusterStatus>),
+    /// With the regions that did not answer, and why.
+    ClusterEvents {
+        events: Vec<OperatorEvent>,
+        silent: Vec<(RegionName, String)>,
+    },
+    /// Done; a sentence.
+    Done(String),
+    /// Not done, and why; a sentence that says what to do.
+    Refused(String),
+}
+
+/// Why bytes are not a question or an answer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AdminCodecError {
+    #[error(
+        "the other side speaks version {given} of the admin protocol, this program speaks {ADMIN_VERSION}; use the same version of parhelion on both"
+    )]
+    Version { given: u8 },
+    #[error("an admin message of {bytes} bytes is longer than the {max} that are allowed")]
+    TooLong { bytes: usize, max: usize },
+    #[error("the bytes are no admin message: {0}; is the other side the same version of parhelion?")]
+    Malformed(String),
+}
+
+impl AdminRequest {
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        encode(self)
+    }
+
+    /// # Errors
+    /// [`AdminCodecError`]
+    pub fn decode(bytes: &[u8]) -> Result<AdminRequest, AdminCodecError> {
+        let body = body(bytes, REQUEST_BYTES_MAX)?;
+        let request = finish(bincode::decode_from_slice(body, bincode::config::standard().with_limit::<REQUEST_MEMORY_MAX>()), body)?;
+        match &request {
+            AdminRequest::StopCopy { copy } | AdminRequest::StartCopy { copy } if !CopyId::all().contains(copy) => {
+                Err(AdminCodecError::Malformed(format!("copy {} of six", copy.0)))
+            }
+            _ => Ok(request),
+        }
+    }
+}
+
+impl AdminAnswer {
+    /// At most [`ANSWER_BYTES_MAX`]: of too many events the oldest are left out.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let bytes = encode(self);
+        if bytes.len() <= ANSWER_BYTES_MAX {
+            return bytes;
+        }
+        let newest = |events: &[OperatorEvent]| events[events.len().div_ceil(2)..].to_vec();
+        match self {
+            AdminAnswer::Events(events) if !events.is_empty() => AdminAnswer::Events(newest(events)).encode(),
+            AdminAnswer::ClusterEvents { events, silent } if !events.is_empty() => {
+                AdminAnswer::ClusterEvents { events: newest(events), silent: silent.clone() }.encode()
+            }
+            _ => encode(&AdminAnswer::Refused(format!("the answer would have {} bytes, {ANSWER_BYTES_MAX} are allowed", bytes.len()))),
+        }
+    }
+
+    /// # Errors
+    /// [`AdminCodecError`]
+    pub fn decode(bytes: &[u8]) -> Result<AdminAnswer, AdminCodecError> {
+        let body = body(bytes, ANSWER_BYTES_MAX)?;
+        finish(bincode::decode_from_slice(body, bincode::config::standard().with_limit::<DECODE_MEMORY_MAX>()), body)
+    }
+}
+
+fn encode<T: bincode::Encode>(message: &T) -> Vec<u8> {
+    let mut bytes = vec![ADMIN_VERSION];
+    bytes.extend(bincode::encode_to_vec(message, bincode::config::standard()).expect("BUG: an admin message is plain data"));
+    bytes
+}
+
+fn body(bytes: &[u8], max: usize) -> Result<&[u8], AdminCodecError> {
+    match bytes.split_first() {
+        _ if bytes.len() > max => Err(AdminCodecError::TooLong { bytes: bytes.len(), max }),
+        None => Err(AdminCodecError::Malformed("it is empty".to_owned())),
+        Some((&ADMIN_VERSION, body)) => Ok(body),
+        Some((&given, _)) => Err(AdminCodecError::Version { given }),
+    }
+}
+
+fn finish<T>(decoded: Result<(T, usize), bincode::error::DecodeError>, body: &[u8]) -> Result<T, AdminCodecError> {
+    match decoded {
+        Ok((message, read)) if read == body.len() => Ok(message),
+        Ok((_, read)) => Err(AdminCodecError::Malformed(format!("{} bytes follow its end", body.len() - read))),
+        Err(error) => Err(AdminCodecError::Malformed(error.to_string())),
+    }
+}
+
+/// What answering needs of the region process around it.
+#[async_trait::async_trait]
+pub trait AdminPort: Send + Sync + 'static {
+    /// Asks another region. The error is a sentence. [`answer`] sets the time limit.
+    async fn ask(&self, region: &RegionName, request: AdminRequest) -> Result<AdminAnswer, String>;
+
+    /// Takes one of this region's copies out of duty, or back. Both ways a sentence.
+    async fn set_copy_on_duty(&self, copy: CopyId, on_duty: bool) -> Result<String, String>;
+}
+
+/// Answers a question. `members` are all regions, in the order to show them; the one `view` tells of is not asked over the wire.
+pub async fn answer(request: AdminRequest, view: Arc<dyn RegionView>, port: Arc<dyn AdminPort>, members: &[RegionName]) -> AdminAnswer {
+    answer_within(REGION_TIMEOUT, request, view, port, members).await
+}
+
+async fn answer_within(
+    timeout: Duration,
+    request: AdminRequest,
+    view: Arc<dyn RegionView>,
+    port: Arc<dyn AdminPort>,
+    members: &[RegionName],
+) -> AdminAnswer {
+    match request {
+        AdminRequest::Report => AdminAnswer::Report(Box::new(view.report())),
+        AdminRequest::Events { after } => AdminAnswer::Events(after.after(view.events(0))),
+        AdminRequest::Cluster => {
+            let own = view.report();
+            let questions = others(members, &own.region).map(|r| (r, AdminRequest::Report)).collect();
+            let mut answers: BTreeMap<RegionName, Result<RegionReport, String>> =
+                ask_all(timeout, &port, questions).await.into_iter().map(|(region, answer)| (region, answer.and_then(report_of))).collect();
+            let (region, at) = (own.region.clone(), own.reported_at);
+            answers.insert(region.clone(), Ok(own));
+            AdminAnswer::Cluster(Box::new(status::merge(&region, at, members, &answers)))
+        }
+        AdminRequest::ClusterEvents { after } => {
+            let cursor = |region: &RegionName| after.iter().find(|(r, _)| r == region).map(|(_, c)| *c).unwrap_or_default();
+            let own = view.report().region;
+            let questions = others(members, &own).map(|r| (r.clone(), AdminRequest::Events { after: cursor(&r) })).collect();
+            let mut events = cursor(&own).after(view.events(0));
+            let mut silent = Vec::new();
+            for (region, answer) in ask_all(timeout, &port, questions).await {
+                match answer.and_then(events_of) {
+                    Ok(more) => events.extend(more),
+                    Err(why) => silent.push((region, why)),
+                }
+            }
+            events::order(&mut events);
+            AdminAnswer::ClusterEvents { events, silent }
+        }
+        AdminRequest::StopCopy { copy } => done(port.set_copy_on_duty(copy, false).await),
+        AdminRequest::StartCopy { copy } => done(port.set_copy_on_duty(copy, true).await),
+    }
+}
+
+fn others<'a>(members: &'a [RegionName], own: &RegionName) -> impl Iterator<Item = RegionName> + use<'a> {
+    let own = own.clone();
+    members.iter().filter(move |m| **m != own).cloned()
+}
+
+fn done(result: Result<String, String>) -> AdminAnswer {
+    match result {
+        Ok(what) => AdminAnswer::Done(what),
+        Err(why) => AdminAnswer::Refused(why),
+    }
+}
+
+fn report_of(answer: AdminAnswer) -> Result<RegionReport, String> {
+    match answer {
+        AdminAnswer::Report(report) => Ok(*report),
+        AdminAnswer::Refused(why) => Err(why),
+        _ => Err("it answered something else; is it the same version of parhelion?".to_owned()),
+    }
+}
+
+fn events_of(answer: AdminAnswer) -> Result<Vec<OperatorEvent>, String> {
+    match answer {
+        AdminAnswer::Events(events) => Ok(events),
+        AdminAnswer::Refused(why) => Err(why),
+        _ => Err("it answered something else; is it the same version of parhelion?".to_owned()),
+    }
+}
+
+/// All at once, each with its own time limit: one dead region costs no more than [`REGION_TIMEOUT`] in all.
+async fn ask_all(
+    timeout: Duration,
+    port: &Arc<dyn AdminPort>,
+    questions: Vec<(RegionName, AdminRequest)>,
+) -> BTreeMap<RegionName, Result<AdminAnswer, String>> {
+    let mut asking = JoinSet::new();
+    for (region, request) in questions {
+        let port = Arc::clone(port);
+        asking.spawn(async move {
+            let answer = tokio::time::timeout(timeout, port.ask(&region, request)).await;
+            let answer = answer.unwrap_or_else(|_| Err(format!("no answer within {} ms", timeout.as_millis())));
+            (region, answer)
+        });
+    }
+    asking.join_all().await.into_iter().collect()
+}
+
+#[cfg(test)]
+#[path = "admin_tests.rs"]
+mod tests;

@@ -1,0 +1,141 @@
+//! The metrics of one region as OpenMetrics text.
+//!
+//! Decides names and labels; they are stable. Made anew from one report at every scrape, so nothing can be stale and a
+//! figure that is not known has no line at all. Never measures anything itself.
+//!
+//! `parhelion_lag_*` are this region's own measurements (label `region`: itself), absent in the primary;
+//! `parhelion_secondary_*` are the primary's view of the others.
+
+use crate::base::Lsn;
+use crate::endpoint::http::RegionView;
+use crate::node::report::{RegionState, Role};
+use crate::ops::text;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+use std::sync::atomic::AtomicU64;
+
+/// The content type of [`render`].
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+type Labels = Vec<(&'static str, String)>;
+type Float = Gauge<f64, AtomicU64>;
+
+const STATES: [RegionState; 8] = [
+    RegionState::Writable,
+    RegionState::Idle,
+    RegionState::Streaming,
+    RegionState::CatchingUp,
+    RegionState::Stalled,
+    RegionState::Disconnected,
+    RegionState::Fenced,
+    RegionState::Starting,
+];
+
+struct Page {
+    registry: Registry,
+}
+
+impl Page {
+    fn int(&mut self, name: &str, help: &str, value: u64) {
+        let gauge = Gauge::<i64>::default();
+        gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+        self.registry.register(name, help, gauge);
+    }
+
+    fn ints(&mut self, name: &str, help: &str, values: Vec<(Labels, u64)>) {
+        let family = Family::<Labels, Gauge>::default();
+        for (labels, value) in values {
+            family.get_or_create(&labels).set(i64::try_from(value).unwrap_or(i64::MAX));
+        }
+        self.registry.register(name, help, family);
+    }
+
+    /// What is `None` gets no line.
+    fn floats(&mut self, name: &str, help: &str, values: Vec<(Labels, Option<f64>)>) {
+        let family = Family::<Labels, Float>::default();
+        for (labels, value) in values {
+            if let Some(value) = value {
+                family.get_or_create(&labels).set(value);
+            }
+        }
+        self.registry.register(name, help, family);
+    }
+}
+
+/// The whole page, ending in `# EOF`.
+#[must_use]
+pub fn render(view: &dyn RegionView) -> String {
+    let report = view.report();
+    let mut page = Page { registry: Registry::with_prefix("parhelion") };
+    let own = || vec![("region", report.region.to_string())];
+    let info = vec![("cluster", report.cluster.clone()), ("region", report.region.to_string()), ("version", report.version.clone())];
+    page.ints("info", "What this is; always 1", vec![(info, 1)]);
+    page.int("epoch", "The reign this region knows of", report.epoch.0);
+    page.int("is_primary", "1 where this region is the primary of the global cluster", u64::from(report.role == Role::Primary));
+    let states = STATES.map(|s| (vec![("state", text::word(&s))], u64::from(s == report.state))).into();
+    page.ints("state", "1 for the state this region is in", states);
+    page.int("written_lsn", "Log position assigned (primary) or received (secondary)", report.written_lsn.0);
+    page.int("durable_lsn", "Log position durable on 4 of 6 copies, the VDL", report.durable_lsn.0);
+    page.int("visible_lsn", "Log position that readers here see", report.visible_lsn.0);
+    page.int("oldest_read_view_lsn", "Oldest log position that a reader here still looks at", report.oldest_read_view_lsn.0);
+    page.int("readers", "Instances that answer reads", u64::from(report.readers));
+
+    let copy = |c: &crate::node::report::CopyReport| vec![("copy", c.name.clone()), ("az", c.az.clone())];
+    let up = report.copies.iter().map(|c| (copy(c), u64::from(c.state == "up"))).collect();
+    page.ints("copy_up", "1 while the copy is up to date and acknowledges", up);
+    let durable = report.copies.iter().map(|c| (copy(c), c.durable_lsn.0)).collect();
+    page.ints("copy_durable_lsn", "Log position durable on the copy", durable);
+
+    if report.role != Role::Primary {
+        let lag = &report.lag;
+        let known = lag.known();
+        page.int("lag_known", "1 while the lags of this region are known", u64::from(known));
+        let figure = |v: Option<f64>| vec![(own(), v.filter(|_| known))];
+        page.floats("lag_durability_milliseconds", "Age of the oldest log that may not be durable here", figure(lag.durability_ms));
+        page.floats("lag_rpo_milliseconds", "Commits younger than this may not be durable here", figure(lag.rpo_ms));
+        page.floats("lag_visibility_milliseconds", "Age of what a reader sees here", figure(lag.visibility_ms));
+        #[expect(clippy::cast_precision_loss, reason = "a gauge of bytes")]
+        let amount = |v: Option<u64>| figure(v.map(|n| n as f64));
+        page.floats("lag_durability_bytes", "Log bytes durable in the primary and not here", amount(lag.durability_bytes));
+        page.floats("lag_visibility_bytes", "Log bytes durable in the primary and not visible here", amount(lag.visibility_bytes));
+        page.floats("clock_offset_milliseconds", "The primary's clock minus this one, estimated", vec![(own(), lag.clock_offset_ms)]);
+        page.floats("clock_error_milliseconds", "Bound of the error of that estimate", vec![(own(), lag.clock_error_ms)]);
+        page.floats("round_trip_milliseconds", "Round trip to the primary", vec![(own(), lag.round_trip_ms)]);
+    }
+
+    let secondaries = &report.secondaries;
+    let of = |r: &crate::node::report::SecondaryReport| vec![("region", r.region.to_string())];
+    let lsns = |pick: fn(&crate::node::report::SecondaryReport) -> Lsn| secondaries.iter().map(|s| (of(s), pick(s).0)).collect();
+    if report.role == Role::Primary {
+        let connected = secondaries.iter().map(|s| (of(s), u64::from(s.state != RegionState::Disconnected))).collect();
+        page.ints("secondary_connected", "1 while the primary has a connection to the secondary", connected);
+        page.ints("secondary_shipped_lsn", "Log position sent to the secondary", lsns(|s| s.shipped_lsn));
+        page.ints("secondary_durable_lsn", "Log position durable in the secondary, as last heard", lsns(|s| s.durable_lsn));
+        page.ints("secondary_visible_lsn", "Log position visible in the secondary, as last heard", lsns(|s| s.visible_lsn));
+        let in_flight = secondaries.iter().map(|s| (of(s), s.bytes_in_flight)).collect();
+        page.ints("secondary_in_flight_bytes", "Log bytes sent to the secondary and not yet durable there", in_flight);
+        let lag = |pick: fn(&crate::node::report::LagReport) -> Option<f64>| {
+            secondaries.iter().map(|s| (of(s), pick(&s.lag).filter(|_| s.lag.known()))).collect()
+        };
+        page.floats("secondary_lag_durability_milliseconds", "As the primary sees it", lag(|l| l.durability_ms));
+        page.floats("secondary_lag_rpo_milliseconds", "As the primary sees it", lag(|l| l.rpo_ms));
+        page.floats("secondary_lag_visibility_milliseconds", "As the primary sees it", lag(|l| l.visibility_ms));
+    }
+
+    let refusals = Family::<Labels, Counter>::default();
+    for (kind, count) in view.refusals() {
+        refusals.get_or_create(&vec![("kind", kind)]).inc_by(count);
+    }
+    page.registry.register("refusals", "Connections and requests refused, by kind", refusals);
+    for (name, help, value) in view.counters() {
+        let counter = Counter::<f64, AtomicU64>::default();
+        counter.inc_by(value);
+        page.registry.register(name, help, counter);
+    }
+    let mut text = String::new();
+    encode(&mut text, &page.registry).expect("BUG: writing to a string failed");
+    text
+}

@@ -1,0 +1,364 @@
+//! The state of the whole global cluster, merged from what each region says of itself.
+//!
+//! Decides: whom to believe where two regions say different things (a region about itself; the primary about a region that
+//! is silent), and what to tell an operator in sentences. Never asks anyone (`ops::admin` does) and never shows a figure that
+//! nobody measured: an unknown lag is `None`, with since when. Driven by the region that is asked, and by the demo.
+
+use super::text;
+use crate::base::{Epoch, Lsn, RegionName, UnixMicros};
+use crate::node::report::{CopyReport, RegionReport, RegionState, Role, SecondaryReport};
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+/// A global cluster as one value. `status --json` is exactly this.
+#[derive(Clone, Debug, PartialEq, bincode::Encode, bincode::Decode, serde::Serialize, serde::Deserialize)]
+pub struct ClusterStatus {
+    pub cluster: String,
+    /// The newest epoch that any region knows.
+    pub epoch: Epoch,
+    /// The primary of that epoch; `None` when no region that answers knows one.
+    pub primary: Option<RegionName>,
+    /// The region that asked the others.
+    pub answered_by: RegionName,
+    /// On the clock of `answered_by`.
+    pub at: UnixMicros,
+    /// In the order of the members.
+    pub regions: Vec<RegionStatus>,
+    /// A sentence for everything that is not as it should be; empty when all is well.
+    pub notes: Vec<String>,
+}
+
+/// One region. Lags are null when they are not known; the primary's own are 0 with `lag_known` true, as it is by definition
+/// not behind itself.
+#[derive(Clone, Debug, PartialEq, bincode::Encode, bincode::Decode, serde::Serialize, serde::Deserialize)]
+pub struct RegionStatus {
+    pub name: RegionName,
+    pub role: Role,
+    pub state: RegionState,
+    pub reason: Option<String>,
+    /// Whether it answered. If not, the figures are what the primary last knew of it.
+    pub answered: bool,
+    pub epoch: Option<Epoch>,
+    /// null when nobody who answers knows.
+    pub durable_lsn: Option<Lsn>,
+    pub visible_lsn: Option<Lsn>,
+    pub durability_lag_ms: Option<f64>,
+    pub rpo_lag_ms: Option<f64>,
+    pub visibility_lag_ms: Option<f64>,
+    pub lag_known: bool,
+    /// Microseconds since 1970 (UTC), as are all times here.
+    pub lag_unknown_since: Option<UnixMicros>,
+    pub lag_measured_at: Option<UnixMicros>,
+    pub durability_lag_bytes: Option<u64>,
+    pub visibility_lag_bytes: Option<u64>,
+    pub round_trip_ms: Option<f64>,
+    pub clock_offset_ms: Option<f64>,
+    pub clock_error_ms: Option<f64>,
+    pub disconnected_since: Option<UnixMicros>,
+    /// Pages sent so far and in all, while it is being seeded.
+    pub seeding: Option<(u64, u64)>,
+    /// Empty when it did not answer.
+    pub copies: Vec<CopyReport>,
+    /// Instances that answer reads; null when it did not answer.
+    pub readers: Option<u32>,
+    pub version: Option<String>,
+}
+
+/// What the regions answered, or why they did not. `members` gives the order, and who should have answered.
+#[must_use]
+pub fn merge(
+    answered_by: &RegionName,
+    at: UnixMicros,
+    members: &[RegionName],
+    answers: &BTreeMap<RegionName, Result<RegionReport, String>>,
+) -> ClusterStatus {
+    let reports = || answers.values().filter_map(|a| a.as_ref().ok());
+    let epoch = reports().map(|r| r.epoch).max().unwrap_or_default();
+    // Whoever is in the newest epoch knows who leads it; the leader's own word first.
+    let newest = || reports().filter(|r| r.epoch == epoch);
+    let primary = newest().find(|r| r.role == Role::Primary).map(|r| r.region.clone()).or_else(|| newest().find_map(|r| r.primary.clone()));
+    let leader = primary.as_ref().and_then(|p| answers.get(p)).and_then(|a| a.as_ref().ok()).filter(|r| r.role == Role::Primary);
+    let seen_by_primary = |name: &RegionName| leader.and_then(|l| l.secondaries.iter().find(|s| s.region == *name));
+    let regions: Vec<RegionStatus> = members
+        .iter()
+        .map(|name| match answers.get(name) {
+            Some(Ok(report)) => answered(report, seen_by_primary(name)),
+            _ => silent(name, primary.as_ref() == Some(name), seen_by_primary(name), reports()),
+        })
+        .collect();
+    let mut status = ClusterStatus {
+        cluster: reports().next().map_or_else(String::new, |r| r.cluster.clone()),
+        epoch,
+        primary,
+        answered_by: answered_by.clone(),
+        at,
+        regions,
+        notes: Vec::new(),
+    };
+    status.notes = notes(&status, answers);
+    status
+}
+
+/// How bad a secondary's state is. Both ends of a link may notice; the worse word holds.
+fn badness(state: RegionState) -> u8 {
+    match state {
+        RegionState::Writable | RegionState::Idle => 0,
+        RegionState::Streaming => 1,
+        RegionState::CatchingUp => 2,
+        RegionState::Stalled => 3,
+        RegionState::Fenced => 4,
+        RegionState::Disconnected => 5,
+        RegionState::Starting => 6,
+    }
+}
+
+fn answered(report: &RegionReport, seen: Option<&SecondaryReport>) -> RegionStatus {
+    let leads = report.role == Role::Primary;
+    let (mut state, mut disconnected_since) = (report.state, report.disconnected_since);
+    if let Some(seen) = seen.filter(|s| report.role == Role::Secondary && s.state != RegionState::Starting) {
+        // `idle` and `streaming` differ by the moment of asking: the region's own word is as good as the primary's.
+        if badness(seen.state) > badness(state).max(1) {
+            state = seen.state;
+        }
+        disconnected_since = disconnected_since.or(seen.disconnected_since);
+    }
+    let lag = &report.lag;
+    let known = leads || lag.known();
+    let figure = |ms: Option<f64>| if leads { Some(0.0) } else { ms.filter(|_| known) };
+    let amount = |bytes: Option<u64>| if leads { Some(0) } else { bytes.filter(|_| known) };
+    RegionStatus {
+        name: report.region.clone(),
+        role: report.role,
+        state,
+        reason: report.reason.clone(),
+        answered: true,
+        epoch: Some(report.epoch),
+        durable_lsn: Some(report.durable_lsn),
+        visible_lsn: Some(report.visible_lsn),
+        durability_lag_ms: figure(lag.durability_ms),
+        rpo_lag_ms: figure(lag.rpo_ms),
+        visibility_lag_ms: figure(lag.visibility_ms),
+        lag_known: known,
+        lag_unknown_since: lag.unknown_since.filter(|_| !known).or(disconnected_since.filter(|_| !known)),
+        lag_measured_at: if leads { Some(report.reported_at) } else { lag.measured_at },
+        durability_lag_bytes: amount(lag.durability_bytes),
+        visibility_lag_bytes: amount(lag.visibility_bytes),
+        round_trip_ms: lag.round_trip_ms,
+        clock_offset_ms: lag.clock_offset_ms,
+        clock_error_ms: lag.clock_error_ms,
+        disconnected_since,
+        seeding: seen.and_then(|s| s.seeding),
+        copies: report.copies.clone(),
+        readers: Some(report.readers),
+        version: Some(report.version.clone()),
+    }
+}
+
+fn silent<'a>(
+    name: &RegionName,
+    leads: bool,
+    seen: Option<&SecondaryReport>,
+    others: impl Iterator<Item = &'a RegionReport>,
+) -> RegionStatus {
+    // Nobody but the primary knows a secondary; of a silent primary the secondaries know when they last heard it.
+    let since = match seen {
+        Some(s) => s.disconnected_since.or(s.lag.unknown_since).or(s.lag.measured_at),
+        None if leads => others.filter_map(|r| r.disconnected_since).max(),
+        None => None,
+    };
+    RegionStatus {
+        name: name.clone(),
+        role: if leads {
+            Role::Primary
+        } else if seen.is_some() {
+            Role::Secondary
+        } else {
+            Role::Unknown
+        },
+        state: RegionState::Disconnected,
+        reason: None,
+        answered: false,
+        epoch: None,
+        durable_lsn: seen.map(|s| s.durable_lsn),
+        visible_lsn: seen.map(|s| s.visible_lsn),
+        durability_lag_ms: None,
+        rpo_lag_ms: None,
+        visibility_lag_ms: None,
+        lag_known: false,
+        lag_unknown_since: since,
+        lag_measured_at: seen.and_then(|s| s.lag.measured_at),
+        durability_lag_bytes: None,
+        visibility_lag_bytes: None,
+        round_trip_ms: None,
+        clock_offset_ms: None,
+        clock_error_ms: None,
+        disconnected_since: since,
+        seeding: None,
+        copies: Vec::new(),
+        readers: None,
+        version: None,
+    }
+}
+
+fn notes(status: &ClusterStatus, answers: &BTreeMap<RegionName, Result<RegionReport, String>>) -> Vec<String> {
+    let mut notes = Vec::new();
+    let since = |at: Option<UnixMicros>| at.map_or(String::new(), |t| format!(" since {}", text::clock(t, status.at)));
+    match &status.primary {
+        None => notes.push("no region that answers knows a primary; the first start of the founder region makes one".to_owned()),
+        Some(primary) => {
+            let row = status.regions.iter().find(|r| r.name == *primary);
+            if let Some(row) = row.filter(|r| r.answered && r.state != RegionState::Writable) {
+                let why = row.reason.as_deref().unwrap_or("no reason given");
+                notes.push(format!("writes are stopped: the primary {primary} is {}: {why}", text::word(&row.state)));
+            }
+        }
+    }
+    for region in &status.regions {
+        let name = &region.name;
+        if let Some(Err(why)) = answers.get(name) {
+            notes.push(format!(
+                "{name} does not answer ({why}); not heard of{}; if its process ended, start it again: parhelion region --config FILE-OF-{name}",
+                since(region.disconnected_since)
+            ));
+            continue;
+        }
+        if region.role == Role::Primary && status.primary.as_ref() != Some(name) {
+            let epoch = region.epoch.unwrap_or_default();
+            notes.push(format!("{name} still believes it is the primary of epoch {epoch}; epoch {} has another", status.epoch));
+        }
+        match region.state {
+            RegionState::Disconnected => {
+                notes.push(format!(
+                    "{name} has no connection to the primary{}; it serves what it had then",
+                    since(region.disconnected_since)
+                ));
+            }
+            RegionState::Stalled => notes.push(format!("{name} is connected and behind, and its durable position does not move")),
+            RegionState::CatchingUp => notes.push(match (region.seeding, region.durability_lag_bytes) {
+                (Some((sent, all)), _) => format!("{name} is being seeded: {sent} of {all} pages sent"),
+                (None, Some(behind)) => format!("{name} is catching up: {} behind", text::bytes(behind)),
+                (None, None) => format!("{name} is catching up"),
+            }),
+            RegionState::Starting | RegionState::Fenced if region.role != Role::Primary || status.primary.as_ref() != Some(name) => {
+                let why = region.reason.as_deref().map_or(String::new(), |r| format!(": {r}"));
+                notes.push(format!("{name} is {}{why}", text::word(&region.state)));
+            }
+            _ => {
+                if !region.lag_known && region.role == Role::Secondary {
+                    notes.push(format!("the lag of {name} is not known{}", since(region.lag_unknown_since)));
+                }
+            }
+        }
+        copy_notes(region, &mut notes);
+    }
+    let versions: std::collections::BTreeSet<&str> = status.regions.iter().filter_map(|r| r.version.as_deref()).collect();
+    if versions.len() > 1 {
+        let list: Vec<&str> = versions.into_iter().collect();
+        notes.push(format!("the regions run different versions: {}", list.join(", ")));
+    }
+    notes
+}
+
+fn copy_notes(region: &RegionStatus, notes: &mut Vec<String>) {
+    let up = region.copies.iter().filter(|c| c.state == "up").count();
+    let off: Vec<&CopyReport> = region.copies.iter().filter(|c| c.state == "down").collect();
+    if off.is_empty() {
+        return;
+    }
+    let mut note = String::new();
+    for (i, copy) in off.iter().enumerate() {
+        let why = copy.reason.as_deref().map_or(String::new(), |r| format!(" ({r})"));
+        let _ = write!(note, "{}{}{why}", if i == 0 { "" } else { ", " }, copy.name);
+    }
+    let name = &region.name;
+    let rule = if up >= 4 { "4 are enough, nothing stops" } else { "4 are needed: nothing becomes durable there until one is back" };
+    notes.push(format!("{name}: copy {note} down; {up} of 6 are up ({rule})"));
+}
+
+/// One mark per copy, by AZ: `a:++ b:++ c:+-`.
+#[must_use]
+pub fn copy_marks(copies: &[CopyReport]) -> String {
+    let mut by_az: BTreeMap<&str, String> = BTreeMap::new();
+    for copy in copies {
+        by_az.entry(&copy.az).or_default().push(match copy.state.as_str() {
+            "up" => '+',
+            "catching_up" | "seeding" => '~',
+            "starting" => '.',
+            "down" => '-',
+            _ => '?',
+        });
+    }
+    if by_az.is_empty() { "?".to_owned() } else { by_az.iter().map(|(az, marks)| format!("{az}:{marks}")).collect::<Vec<_>>().join(" ") }
+}
+
+const LEGEND: &str = "copies by zone: + up  ~ catching up  . starting  - down  ? not known.  Times are UTC.";
+
+/// The three lag cells of a region.
+#[must_use]
+pub fn lag_cells(region: &RegionStatus, now: UnixMicros) -> [String; 3] {
+    if region.role == Role::Primary && region.lag_known {
+        return ["-".to_owned(), "-".to_owned(), "-".to_owned()];
+    }
+    if !region.lag_known {
+        let first = region.lag_unknown_since.map_or_else(|| "unknown".to_owned(), |t| format!("unknown since {}", text::clock(t, now)));
+        return [first, "unknown".to_owned(), "unknown".to_owned()];
+    }
+    [region.durability_lag_ms, region.rpo_lag_ms, region.visibility_lag_ms].map(|ms| ms.map_or_else(|| "unknown".to_owned(), text::lag_ms))
+}
+
+/// The table and the sentences, for a person.
+#[must_use]
+pub fn render(status: &ClusterStatus) -> String {
+    let primary = status.primary.as_ref().map_or_else(|| "not known".to_owned(), ToString::to_string);
+    let mut out = format!(
+        "global cluster {}   epoch {}   primary {primary}   {} UTC, told by {}\n\n",
+        status.cluster,
+        status.epoch,
+        text::clock(status.at, status.at),
+        status.answered_by
+    );
+    let number = |lsn: Option<Lsn>| lsn.map_or_else(|| "?".to_owned(), |l| l.to_string());
+    let rows = status
+        .regions
+        .iter()
+        .map(|r| {
+            let [durability, rpo, visibility] = lag_cells(r, status.at);
+            vec![
+                r.name.to_string(),
+                text::word(&r.role),
+                text::word(&r.state),
+                number(r.durable_lsn),
+                number(r.visible_lsn),
+                durability,
+                rpo,
+                visibility,
+                r.readers.map_or_else(|| "?".to_owned(), |n| n.to_string()),
+                copy_marks(&r.copies),
+            ]
+        })
+        .collect();
+    let header = ["REGION", "ROLE", "STATE", "DURABLE", "VISIBLE", "DURABILITY", "RPO", "VISIBILITY", "READERS", "COPIES"];
+    out.push_str(&text::table(&header, &[3, 4, 5, 6, 7, 8], rows));
+    let _ = writeln!(out, "\n{LEGEND}");
+    for note in &status.notes {
+        let _ = writeln!(out, "! {note}");
+    }
+    out
+}
+
+impl ClusterStatus {
+    /// Whether there is a primary that takes writes and every other region is connected to it with a known lag.
+    #[must_use]
+    pub fn healthy(&self) -> bool {
+        let fine = |r: &RegionStatus| match r.role {
+            Role::Primary => Some(&r.name) == self.primary.as_ref() && r.state == RegionState::Writable,
+            Role::Secondary => r.lag_known && matches!(r.state, RegionState::Idle | RegionState::Streaming),
+            Role::Unknown => false,
+        };
+        self.primary.is_some() && self.regions.iter().all(fine)
+    }
+}
+
+#[cfg(test)]
+#[path = "status_tests.rs"]
+pub(crate) mod tests;

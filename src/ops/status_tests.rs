@@ -1,0 +1,210 @@
+//! Merging with regions missing, the exact JSON keys, and what the table says of an unknown lag.
+
+use super::*;
+use crate::base::CopyId;
+use crate::node::report::LagReport;
+
+pub(crate) const NOW: UnixMicros = UnixMicros(1_795_171_265_000_000); // 10:41:05 UTC
+
+pub(crate) fn name(text: &str) -> RegionName {
+    RegionName::new(text).unwrap()
+}
+
+/// A healthy region: the primary, or a secondary 40 ms behind.
+pub(crate) fn sample(region: &str, role: Role) -> RegionReport {
+    let leads = role == Role::Primary;
+    let ms = |v: f64| (!leads).then_some(v);
+    RegionReport {
+        cluster: "demo".into(),
+        region: name(region),
+        version: "0.1.0".into(),
+        role,
+        state: if leads { RegionState::Writable } else { RegionState::Streaming },
+        reason: None,
+        epoch: Epoch(1),
+        lineage: None,
+        primary: Some(name("us-east")),
+        reported_at: NOW,
+        written_lsn: Lsn(120),
+        durable_lsn: Lsn(100),
+        visible_lsn: Lsn(90),
+        oldest_read_view_lsn: Lsn(80),
+        disconnected_since: None,
+        lag: LagReport {
+            durability_ms: ms(40.0),
+            rpo_ms: ms(40.5),
+            visibility_ms: ms(41.0),
+            durability_bytes: (!leads).then_some(20),
+            visibility_bytes: (!leads).then_some(30),
+            measured_at: (!leads).then_some(NOW),
+            ..LagReport::default()
+        },
+        copies: CopyId::all()
+            .iter()
+            .map(|c| CopyReport { name: c.to_string(), az: c.az().to_string(), state: "up".into(), durable_lsn: Lsn(100), reason: None })
+            .collect(),
+        readers: 1,
+        secondaries: if leads { ["eu-west", "ap-south"].map(seen).into() } else { Vec::new() },
+    }
+}
+
+fn seen(region: &str) -> SecondaryReport {
+    SecondaryReport {
+        region: name(region),
+        state: RegionState::Streaming,
+        disconnected_since: None,
+        shipped_lsn: Lsn(100),
+        received_lsn: Lsn(99),
+        durable_lsn: Lsn(97),
+        visible_lsn: Lsn(95),
+        bytes_in_flight: 1,
+        seeding: None,
+        lag: LagReport::default(),
+    }
+}
+
+fn members() -> Vec<RegionName> {
+    ["us-east", "eu-west", "ap-south"].map(name).into()
+}
+
+fn healthy() -> BTreeMap<RegionName, Result<RegionReport, String>> {
+    let roles = [("us-east", Role::Primary), ("eu-west", Role::Secondary), ("ap-south", Role::Secondary)];
+    roles.into_iter().map(|(n, r)| (name(n), Ok(sample(n, r)))).collect()
+}
+
+fn merged(answers: &BTreeMap<RegionName, Result<RegionReport, String>>) -> ClusterStatus {
+    merge(&name("eu-west"), NOW, &members(), answers)
+}
+
+#[test]
+fn a_healthy_cluster_in_the_documented_json() {
+    let status = merged(&healthy());
+    assert!(status.healthy() && status.notes.is_empty(), "{:?}", status.notes);
+    let json = serde_json::to_value(&status).unwrap();
+    assert_eq!((&json["cluster"], &json["epoch"], &json["primary"]), (&"demo".into(), &1.into(), &"us-east".into()));
+    let keys = [
+        "name",
+        "role",
+        "state",
+        "durable_lsn",
+        "visible_lsn",
+        "durability_lag_ms",
+        "rpo_lag_ms",
+        "visibility_lag_ms",
+        "lag_known",
+        "copies",
+        "readers",
+    ];
+    for region in json["regions"].as_array().unwrap() {
+        for key in keys {
+            assert!(region.get(key).is_some(), "{key} is missing");
+        }
+        let copy = &region["copies"][5];
+        assert_eq!((&copy["az"], &copy["state"], &copy["durable_lsn"]), (&"c".into(), &"up".into(), &100.into()));
+    }
+    let [primary, west] = [&json["regions"][0], &json["regions"][1]];
+    assert_eq!((&primary["role"], &primary["state"], &primary["lag_known"]), (&"primary".into(), &"writable".into(), &true.into()));
+    assert_eq!(primary["visibility_lag_ms"], 0.0, "the primary is not behind itself");
+    assert_eq!((&west["visibility_lag_ms"], &west["durable_lsn"]), (&41.0.into(), &100.into()));
+    assert_eq!(status.regions.iter().map(|r| r.name.as_str()).collect::<Vec<_>>(), ["us-east", "eu-west", "ap-south"]);
+    let back: ClusterStatus = serde_json::from_value(json).unwrap();
+    assert_eq!(back, status);
+}
+
+#[test]
+fn a_silent_secondary_is_disconnected_with_what_the_primary_last_knew() {
+    let mut answers = healthy();
+    answers.insert(name("ap-south"), Err("no answer within 1.5 s".into()));
+    if let Some(Ok(primary)) = answers.get_mut(&name("us-east")) {
+        primary.secondaries[1].state = RegionState::Disconnected;
+        primary.secondaries[1].disconnected_since = Some(UnixMicros(NOW.0 - 30_000_000));
+    }
+    let status = merged(&answers);
+    let row = &status.regions[2];
+    assert_eq!((row.role, row.state, row.answered, row.lag_known), (Role::Secondary, RegionState::Disconnected, false, false));
+    assert_eq!((row.durable_lsn, row.visible_lsn), (Some(Lsn(97)), Some(Lsn(95))));
+    let text = render(&status);
+    assert!(text.contains("unknown since 10:40:35"), "{text}");
+    assert!(text.contains("! ap-south does not answer (no answer within 1.5 s)"), "{text}");
+    assert!(!status.healthy());
+    let json = serde_json::to_value(&status).unwrap();
+    assert!(json["regions"][2]["durability_lag_ms"].is_null() && json["regions"][2]["lag_known"] == false);
+}
+
+#[test]
+fn a_silent_primary_is_still_named_and_what_it_had_is_unknown() {
+    let mut answers = healthy();
+    answers.insert(name("us-east"), Err("timed out".into()));
+    for (region, since) in [("eu-west", 20), ("ap-south", 10)] {
+        if let Some(Ok(r)) = answers.get_mut(&name(region)) {
+            r.state = RegionState::Disconnected;
+            r.disconnected_since = Some(UnixMicros(NOW.0 - since * 1_000_000));
+            r.lag.unknown_since = r.disconnected_since;
+        }
+    }
+    let status = merged(&answers);
+    assert_eq!(status.primary, Some(name("us-east")));
+    let row = &status.regions[0];
+    assert_eq!((row.role, row.state, row.durable_lsn, row.lag_known), (Role::Primary, RegionState::Disconnected, None, false));
+    assert_eq!(row.disconnected_since, Some(UnixMicros(NOW.0 - 10_000_000)), "the last time anyone heard it");
+    // A lag that was measured before does not count: it is unknown, and no old figure is shown.
+    assert_eq!((status.regions[1].visibility_lag_ms, status.regions[1].lag_known), (None, false));
+    let text = render(&status);
+    assert!(text.contains("unknown since 10:40:45") && !text.contains("41.0 ms"), "{text}");
+}
+
+#[test]
+fn nobody_answers_or_nobody_knows_a_primary() {
+    let nobody = members().into_iter().map(|m| (m, Err("timed out".to_owned()))).collect();
+    let status = merged(&nobody);
+    assert_eq!((status.primary.as_ref(), status.epoch), (None, Epoch(0)));
+    assert!(status.regions.iter().all(|r| r.role == Role::Unknown && r.state == RegionState::Disconnected && r.readers.is_none()));
+    assert!(render(&status).contains("primary not known"));
+    let status = merged(&BTreeMap::new());
+    assert_eq!(status.regions.len(), 3);
+}
+
+#[test]
+fn the_newest_epoch_names_the_primary_and_the_deposed_one_is_told() {
+    let mut answers = healthy();
+    if let Some(Ok(west)) = answers.get_mut(&name("eu-west")) {
+        *west = sample("eu-west", Role::Primary);
+        (west.epoch, west.primary) = (Epoch(2), Some(name("eu-west")));
+    }
+    let status = merged(&answers);
+    assert_eq!((status.epoch, status.primary.as_ref()), (Epoch(2), Some(&name("eu-west"))));
+    assert!(status.notes.iter().any(|n| n.starts_with("us-east still believes it is the primary of epoch 1")), "{:?}", status.notes);
+}
+
+#[test]
+fn the_worse_word_of_both_ends_holds() {
+    let mut answers = healthy();
+    if let Some(Ok(primary)) = answers.get_mut(&name("us-east")) {
+        primary.secondaries[0].state = RegionState::Stalled;
+        primary.secondaries[1].state = RegionState::Idle;
+    }
+    let status = merged(&answers);
+    assert_eq!(status.regions[1].state, RegionState::Stalled);
+    assert_eq!(status.regions[2].state, RegionState::Streaming);
+    assert!(status.notes[0].contains("eu-west is connected and behind"));
+}
+
+#[test]
+fn copies_are_one_mark_each_and_a_lost_quorum_is_a_sentence() {
+    let mut answers = healthy();
+    if let Some(Ok(primary)) = answers.get_mut(&name("us-east")) {
+        for i in [3, 4, 5] {
+            primary.copies[i].state = "down".into();
+            primary.copies[i].reason = Some("stopped by an operator".into());
+        }
+        primary.copies[0].state = "catching_up".into();
+        primary.state = RegionState::Fenced;
+        primary.reason = Some("3 of 6 copies are up, 4 are needed".into());
+    }
+    let status = merged(&answers);
+    let text = render(&status);
+    assert!(text.contains("a:~+ b:+- c:--"), "{text}");
+    assert!(text.contains("! writes are stopped: the primary us-east is fenced: 3 of 6"), "{text}");
+    assert!(text.contains("4 are needed"), "{text}");
+    assert_eq!(copy_marks(&[]), "?");
+}
