@@ -7,6 +7,7 @@ use crate::base::RegionName;
 use crate::endpoint::pg;
 use crate::head::sql::{SqlError, state};
 use crate::io::driver::Shared;
+use crate::io::link::Link;
 use quinn::{RecvStream, SendStream};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -14,6 +15,11 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
+
+/// The primary has so long to take a session.
+const FORWARD_TIMEOUT: Duration = Duration::from_secs(3);
+/// First byte of the primary's answer on a forwarded stream.
+const JOINED: u8 = b'J';
 
 /// What a port's server is handed.
 pub type Incoming = (TcpStream, SocketAddr);
@@ -84,7 +90,10 @@ async fn forward(stream: TcpStream, shared: Arc<Shared>, own: RegionName) {
         None => Err("this region knows of no primary yet".to_owned()),
         Some(primary) => match shared.link_to(primary) {
             None => Err(format!("the primary {primary} cannot be reached from {own} now")),
-            Some(link) => link.open_forward().await.map_err(|e| e.to_string()),
+            Some(link) => match tokio::time::timeout(FORWARD_TIMEOUT, open(&link)).await {
+                Ok(opened) => opened,
+                Err(_) => Err(format!("the primary {primary} does not answer {own}")),
+            },
         },
     };
     match opened {
@@ -97,14 +106,26 @@ async fn forward(stream: TcpStream, shared: Arc<Shared>, own: RegionName) {
     }
 }
 
+/// A session's stream, once the other end has said that it is joined to its writer port: a link may be dead and not know it.
+async fn open(link: &Link) -> Result<(SendStream, RecvStream), String> {
+    let (send, mut recv) = link.open_forward().await.map_err(|e| e.to_string())?;
+    let mut joined = [0];
+    recv.read_exact(&mut joined).await.map_err(|e| format!("{} did not take the session: {e}", link.peer()))?;
+    Ok((send, recv))
+}
+
 /// The primary's end of a forwarded session: its own writer port, over loopback.
-pub async fn serve_forwarded(writer: SocketAddr, send: SendStream, recv: RecvStream) {
+pub async fn serve_forwarded(writer: SocketAddr, mut send: SendStream, recv: RecvStream) {
     let mut target = writer;
     if target.ip().is_unspecified() {
         target.set_ip(if target.is_ipv4() { std::net::Ipv4Addr::LOCALHOST.into() } else { std::net::Ipv6Addr::LOCALHOST.into() });
     }
     match TcpStream::connect(target).await {
-        Ok(stream) => join(stream, send, recv).await,
+        Ok(stream) => {
+            if send.write_all(&[JOINED]).await.is_ok() {
+                join(stream, send, recv).await;
+            }
+        }
         Err(e) => tracing::warn!("a forwarded session cannot reach the own writer port {target}: {e}"),
     }
 }
