@@ -5,7 +5,8 @@
 //! enough), which is what nearly every driver sends. Driven by the session.
 
 use super::infer::{Plan, Schema};
-use super::session::{Rows, Session};
+use super::running::Rows;
+use super::session::Session;
 use super::split;
 use super::types::{self, Format, PgType};
 use super::utility::{Command, Tag, Utility};

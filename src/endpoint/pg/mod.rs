@@ -7,10 +7,13 @@
 
 pub mod auth;
 mod copy;
+mod copy_format;
+mod datetime;
 mod extended;
 mod infer;
 mod numeric;
 mod parameters;
+mod running;
 mod session;
 mod split;
 #[cfg(test)]
@@ -27,7 +30,8 @@ use parameters::Parameters;
 use parking_lot::Mutex;
 use pgwire::messages::PgWireBackendMessage as Out;
 use pgwire::messages::startup::{Authentication, BackendKeyData, NegotiateProtocolVersion, ParameterStatus, SecretKey};
-use session::{Session, Target, Watch, stopped};
+use running::{Target, Watch, stopped};
+use session::Session;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
