@@ -103,7 +103,8 @@ impl Lines {
             if line == b"\\." {
                 self.ended = true;
             }
-            if !self.ended && !(self.shape.header && self.number == 1) {
+            let header = self.shape.header && self.number == 1;
+            if !self.ended && !header {
                 if self.quoted {
                     return Err(SqlError::new(BAD_COPY, "unterminated CSV quoted field"));
                 }

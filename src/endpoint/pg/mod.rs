@@ -35,7 +35,7 @@ use session::Session;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
@@ -89,17 +89,7 @@ pub async fn serve(
     service: Arc<dyn SqlService>,
     mut shutdown: watch::Receiver<bool>,
 ) {
-    let shared = Arc::new(Shared {
-        port,
-        service,
-        shutdown: shutdown.clone(),
-        tls: settings.tls.clone().map(TlsAcceptor::from),
-        secret: auth::random(),
-        connections: Arc::new(Semaphore::new(settings.connections_max)),
-        next_pid: AtomicI32::new(1),
-        targets: Mutex::new(BTreeMap::new()),
-        settings,
-    });
+    let shared = Arc::new(Shared::new(port, settings, service, shutdown.clone()));
     let logins = Arc::new(Semaphore::new(LOGINS_MAX));
     let mut clients = JoinSet::new();
     loop {
@@ -199,6 +189,20 @@ impl Drop for Registered {
 }
 
 impl Shared {
+    fn new(port: Port, settings: Arc<PgSettings>, service: Arc<dyn SqlService>, shutdown: watch::Receiver<bool>) -> Shared {
+        Shared {
+            port,
+            service,
+            shutdown,
+            tls: settings.tls.clone().map(TlsAcceptor::from),
+            secret: auth::random(),
+            connections: Arc::new(Semaphore::new(settings.connections_max.min(Semaphore::MAX_PERMITS))),
+            next_pid: AtomicI32::new(1),
+            targets: Mutex::new(BTreeMap::new()),
+            settings,
+        }
+    }
+
     async fn login(self: &Arc<Self>, stream: TcpStream, peer: IpAddr) -> Option<Client> {
         let mut wire = Wire::new(Box::new(stream));
         let mut secure = false;
@@ -243,8 +247,8 @@ impl Shared {
 
     fn cancel(&self, pid: i32, secret: i32) {
         let target = self.targets.lock().get(&(pid, secret)).cloned();
-        if let Some(target) = target.filter(|t| t.busy.load(Ordering::Acquire)) {
-            (target.cancel)();
+        if let Some(target) = target {
+            target.cancel();
         }
     }
 
@@ -313,7 +317,7 @@ impl Shared {
             }
         }
         let sql = self.service.open(self.port).map_err(fatal)?;
-        let target = Arc::new(Target { cancel: sql.canceller(), busy: AtomicBool::new(false) });
+        let target = Arc::new(Target::new(sql.canceller()));
         let key = (self.next_pid.fetch_add(1, Ordering::Relaxed), i32::from_be_bytes(auth::random()));
         self.targets.lock().insert(key, target.clone());
         let registered = Registered { shared: self.clone(), key };

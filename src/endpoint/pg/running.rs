@@ -23,13 +23,38 @@ const CANCEL_AGAIN: Duration = Duration::from_millis(50);
 /// What another connection may do to this one.
 pub struct Target {
     pub cancel: Box<dyn Fn() + Send + Sync>,
-    /// A cancel that arrives between statements must not hit the next one.
-    pub busy: AtomicBool,
+    /// A cancel that arrives between messages must not hit the next one.
+    busy: AtomicBool,
+    requested: AtomicBool,
+}
+
+impl Target {
+    pub fn new(cancel: Box<dyn Fn() + Send + Sync>) -> Target {
+        Target { cancel, busy: AtomicBool::new(false), requested: AtomicBool::new(false) }
+    }
+
+    /// Cancels what the session does now, if it does anything.
+    pub fn cancel(&self) {
+        if self.busy.load(Ordering::Acquire) {
+            self.requested.store(true, Ordering::Release);
+            (self.cancel)();
+        }
+    }
+
+    /// From here to [`Target::idle`] a cancel counts.
+    pub fn busy(&self) {
+        self.busy.store(true, Ordering::Release);
+    }
+
+    pub fn idle(&self) {
+        self.busy.store(false, Ordering::Release);
+        self.requested.store(false, Ordering::Release);
+    }
 }
 
 /// Everything that may end a statement before its time.
 pub struct Watch {
-    target: Arc<Target>,
+    pub target: Arc<Target>,
     pub shutdown: watch::Receiver<bool>,
     /// Runs while a statement with a timeout does.
     timer: Option<Pin<Box<Sleep>>>,
@@ -57,7 +82,6 @@ impl Watch {
     /// first: rows that are always ready must not keep them waiting.
     pub async fn over<T>(&mut self, wire: &mut Wire, work: impl Future<Output = Result<T, SqlError>>) -> Result<T, Stop> {
         tokio::pin!(work);
-        self.target.busy.store(true, Ordering::Release);
         let mut grace: Option<Pin<Box<Sleep>>> = None;
         let result = loop {
             let stopping = grace.is_some();
@@ -68,11 +92,12 @@ impl Watch {
                 () = elapsed(&mut grace), if stopping => break Err(shutting_down()),
                 () = elapsed(&mut self.timer), if !self.timed_out => self.timed_out = true,
                 result = &mut work => break result,
-                () = tokio::time::sleep(CANCEL_AGAIN), if self.gone || self.timed_out || stopping => {}
+                () = tokio::time::sleep(CANCEL_AGAIN) => {}
             }
-            (self.target.cancel)();
+            if self.gone || self.timed_out || grace.is_some() || self.target.requested.load(Ordering::Acquire) {
+                (self.target.cancel)();
+            }
         };
-        self.target.busy.store(false, Ordering::Release);
         result.map_err(|e| {
             let cancelled = e.code == state::QUERY_CANCELED;
             if self.gone {

@@ -72,6 +72,7 @@ impl Session {
                 Err(stop) => return stop,
             };
             let is_extended = message.is_extended_query();
+            self.watch.target.busy();
             let result = match message {
                 In::Terminate(_) => return Stop::Gone,
                 In::Sync(_) => {
@@ -167,6 +168,7 @@ impl Session {
                 self.put_parameter(report)?;
             }
         }
+        self.watch.target.idle();
         let status = self.status();
         self.wire.put(&Out::ReadyForQuery(ReadyForQuery::new(status)))?;
         self.wire.flush().await

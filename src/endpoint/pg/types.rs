@@ -343,7 +343,7 @@ fn hex(bytes: &[u8]) -> String {
 fn unhex(text: &str) -> Option<Vec<u8>> {
     let digits: Vec<u8> =
         text.bytes().filter(|b| !b.is_ascii_whitespace()).map(|b| (b as char).to_digit(16).map(|d| d as u8)).collect::<Option<_>>()?;
-    if digits.len() % 2 != 0 {
+    if !digits.len().is_multiple_of(2) {
         return None;
     }
     Some(digits.chunks(2).map(|p| p[0] << 4 | p[1]).collect())
@@ -388,7 +388,11 @@ fn uuid_bytes(text: &str) -> Option<Vec<u8>> {
 }
 
 fn utf8(bytes: &[u8]) -> Result<&str, SqlError> {
-    std::str::from_utf8(bytes).map_err(|_| SqlError::new(NOT_UTF8, "invalid byte sequence for encoding \"UTF8\""))
+    // A NUL would end the text for half of the engine's functions and not for the others.
+    match std::str::from_utf8(bytes) {
+        Ok(text) if !bytes.contains(&0) => Ok(text),
+        _ => Err(SqlError::new(NOT_UTF8, "invalid byte sequence for encoding \"UTF8\"")),
+    }
 }
 
 /// A parameter as the client sent it. `declared`: the client named the type itself (or it was cast), so a text that is not of
@@ -414,6 +418,11 @@ pub fn decode(bytes: &[u8], ty: PgType, declared: bool, format: Format) -> Resul
     }
 }
 
+/// The engine would silently make NULL of NaN.
+fn real(f: f64) -> Option<Value> {
+    (!f.is_nan()).then_some(Value::Real(f))
+}
+
 fn decode_text(text: &str, ty: PgType) -> Result<Value, &'static str> {
     let integer = |low: i64, high: i64| match text.trim().parse::<i128>() {
         Ok(i) => i64::try_from(i).ok().filter(|i| (low..=high).contains(i)).map(Value::Integer).ok_or(OUT_OF_RANGE),
@@ -425,7 +434,7 @@ fn decode_text(text: &str, ty: PgType) -> Result<Value, &'static str> {
         PgType::Int4 => integer(i64::from(i32::MIN), i64::from(i32::MAX)),
         PgType::Int8 => integer(i64::MIN, i64::MAX),
         PgType::Oid => integer(0, i64::from(u32::MAX)),
-        PgType::Float4 | PgType::Float8 => text.trim().parse().map(Value::Real).map_err(|_| INVALID_TEXT),
+        PgType::Float4 | PgType::Float8 => text.trim().parse().map_err(|_| INVALID_TEXT).and_then(|f| real(f).ok_or(OUT_OF_RANGE)),
         PgType::Numeric => numeric::value(text.trim()).ok_or(INVALID_TEXT),
         PgType::Bytea => bytea(text).map(Value::Blob).ok_or(INVALID_TEXT),
         PgType::Uuid => uuid_bytes(text).map(|b| Value::Text(uuid_text(&b))).ok_or(INVALID_TEXT),
@@ -453,8 +462,8 @@ fn decode_binary(b: &[u8], ty: PgType) -> Result<Option<Value>, SqlError> {
         PgType::Int4 => i32_().map(|i| Value::Integer(i64::from(i))),
         PgType::Int8 => i64_().map(Value::Integer),
         PgType::Oid => b.try_into().ok().map(|a| Value::Integer(i64::from(u32::from_be_bytes(a)))),
-        PgType::Float4 => b.try_into().ok().map(|a| Value::Real(f64::from(f32::from_be_bytes(a)))),
-        PgType::Float8 => b.try_into().ok().map(|a| Value::Real(f64::from_be_bytes(a))),
+        PgType::Float4 => b.try_into().ok().and_then(|a| real(f64::from(f32::from_be_bytes(a)))),
+        PgType::Float8 => b.try_into().ok().and_then(|a| real(f64::from_be_bytes(a))),
         PgType::Numeric => numeric::decode(b).and_then(|t| numeric::value(&t)),
         PgType::Bytea => Some(Value::Blob(b.to_vec())),
         PgType::Uuid => (b.len() == 16).then(|| Value::Text(uuid_text(b))),
@@ -557,6 +566,13 @@ mod tests {
             assert_eq!(sent(&value, ty, Format::Binary).unwrap_err().code, state::DATATYPE_MISMATCH, "{value:?} as {ty:?}");
             assert_eq!(sent(&value, ty, Format::Text).unwrap(), plain_text(&value).into_bytes());
         }
+    }
+
+    #[test]
+    fn what_the_engine_would_change_silently_is_refused() {
+        assert_eq!(decode(b"a\0b", PgType::Text, false, Format::Text).unwrap_err().code, "22021");
+        assert_eq!(decode(b"NaN", PgType::Float8, true, Format::Text).unwrap_err().code, "22003");
+        assert_eq!(decode(&f64::NAN.to_be_bytes(), PgType::Float8, true, Format::Binary).unwrap_err().code, INVALID_BINARY);
     }
 
     #[test]
