@@ -5,7 +5,8 @@
 //! enough), which is what nearly every driver sends. Driven by the session.
 
 use super::infer::{Plan, Schema};
-use super::session::{Rows, Session};
+use super::running::Rows;
+use super::session::Session;
 use super::split;
 use super::types::{self, Format, PgType};
 use super::utility::{Command, Tag, Utility};
@@ -370,6 +371,10 @@ impl Session {
         let State::Running { rows, types } = &mut portal.state else {
             return self.put_complete(prepared.tag.with(0));
         };
+        if max != u64::MAX && !prepared.reads_only() {
+            // What RETURNING gives may be read in parts or not at all; the write itself is done as a whole.
+            rows.take_in(&mut self.wire, &mut self.watch, PORTAL_ROWS_BYTES_MAX).await?;
+        }
         let (sent, more) = self.send_rows(rows, types, &portal.formats, max).await?;
         if more {
             return self.wire.put(&Out::PortalSuspended(PortalSuspended::new()));

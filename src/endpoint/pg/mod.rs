@@ -7,10 +7,13 @@
 
 pub mod auth;
 mod copy;
+mod copy_format;
+mod datetime;
 mod extended;
 mod infer;
 mod numeric;
 mod parameters;
+mod running;
 mod session;
 mod split;
 #[cfg(test)]
@@ -27,11 +30,12 @@ use parameters::Parameters;
 use parking_lot::Mutex;
 use pgwire::messages::PgWireBackendMessage as Out;
 use pgwire::messages::startup::{Authentication, BackendKeyData, NegotiateProtocolVersion, ParameterStatus, SecretKey};
-use session::{Session, Target, Watch, stopped};
+use running::{Target, Watch, stopped};
+use session::Session;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -86,17 +90,7 @@ pub async fn serve(
     service: Arc<dyn SqlService>,
     mut shutdown: watch::Receiver<bool>,
 ) {
-    let shared = Arc::new(Shared {
-        port,
-        service,
-        shutdown: shutdown.clone(),
-        tls: settings.tls.clone().map(TlsAcceptor::from),
-        secret: auth::random(),
-        connections: Arc::new(Semaphore::new(settings.connections_max)),
-        next_pid: AtomicI32::new(1),
-        targets: Mutex::new(BTreeMap::new()),
-        settings,
-    });
+    let shared = Arc::new(Shared::new(port, settings, service, shutdown.clone()));
     let logins = Arc::new(Semaphore::new(LOGINS_MAX));
     let mut clients = JoinSet::new();
     loop {
@@ -187,6 +181,20 @@ impl Drop for Registered {
 }
 
 impl Shared {
+    fn new(port: Port, settings: Arc<PgSettings>, service: Arc<dyn SqlService>, shutdown: watch::Receiver<bool>) -> Shared {
+        Shared {
+            port,
+            service,
+            shutdown,
+            tls: settings.tls.clone().map(TlsAcceptor::from),
+            secret: auth::random(),
+            connections: Arc::new(Semaphore::new(settings.connections_max.min(Semaphore::MAX_PERMITS))),
+            next_pid: AtomicI32::new(1),
+            targets: Mutex::new(BTreeMap::new()),
+            settings,
+        }
+    }
+
     async fn login(self: &Arc<Self>, stream: TcpStream, peer: IpAddr) -> Option<Client> {
         let mut wire = Wire::new(Box::new(stream));
         let mut secure = false;
@@ -231,8 +239,8 @@ impl Shared {
 
     fn cancel(&self, pid: i32, secret: i32) {
         let target = self.targets.lock().get(&(pid, secret)).cloned();
-        if let Some(target) = target.filter(|t| t.busy.load(Ordering::Acquire)) {
-            (target.cancel)();
+        if let Some(target) = target {
+            target.cancel();
         }
     }
 
@@ -301,7 +309,7 @@ impl Shared {
             }
         }
         let sql = self.service.open(self.port).map_err(fatal)?;
-        let target = Arc::new(Target { cancel: sql.canceller(), busy: AtomicBool::new(false) });
+        let target = Arc::new(Target::new(sql.canceller()));
         let key = (self.next_pid.fetch_add(1, Ordering::Relaxed), i32::from_be_bytes(auth::random()));
         self.targets.lock().insert(key, target.clone());
         let registered = Registered { shared: self.clone(), key };

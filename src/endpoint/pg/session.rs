@@ -7,6 +7,7 @@
 
 use super::extended::{Guesses, Portal, Prepared};
 use super::parameters::{Parameters, Report, Scope};
+use super::running::{Rows, STOP_GRACE, Watch, elapsed, shutting_down, stopped};
 use super::split;
 use super::types::{self, Format, PgType};
 use super::utility::{Command, Tag, Utility, classify};
@@ -18,187 +19,8 @@ use pgwire::messages::data::{DataRow, FieldDescription, RowDescription};
 use pgwire::messages::response::{CommandComplete, EmptyQueryResponse, ReadyForQuery, TransactionStatus};
 use pgwire::messages::startup::ParameterStatus;
 use pgwire::messages::{PgWireBackendMessage as Out, PgWireFrontendMessage as In};
-use std::collections::{BTreeMap, VecDeque};
-use std::future::Future;
-use std::pin::Pin;
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
-use tokio::sync::{mpsc, watch};
-use tokio::time::Sleep;
-
-/// How long a statement may go on after it was told to stop because the server does.
-const STOP_GRACE: Duration = Duration::from_secs(2);
-/// A cancel that falls between two steps of a statement is said again after this.
-const CANCEL_AGAIN: Duration = Duration::from_millis(50);
-
-/// What another connection may do to this one.
-pub struct Target {
-    pub cancel: Box<dyn Fn() + Send + Sync>,
-    /// A cancel that arrives between statements must not hit the next one.
-    pub busy: AtomicBool,
-}
-
-/// Everything that may end a statement before its time.
-pub struct Watch {
-    pub target: Arc<Target>,
-    pub shutdown: watch::Receiver<bool>,
-    /// Runs while a statement with a timeout does.
-    timer: Option<Pin<Box<Sleep>>>,
-}
-
-impl Watch {
-    pub fn new(target: Arc<Target>, shutdown: watch::Receiver<bool>) -> Watch {
-        Watch { target, shutdown, timer: None }
-    }
-
-    /// Does the engine's work while looking out for a client that has gone, the timeout and the end of the server.
-    pub async fn over<T>(&mut self, wire: &mut Wire, work: impl Future<Output = Result<T, SqlError>>) -> Result<T, Stop> {
-        tokio::pin!(work);
-        self.target.busy.store(true, Ordering::Release);
-        let (mut gone, mut stopping, mut timed_out) = (false, false, false);
-        let mut grace: Option<Pin<Box<Sleep>>> = None;
-        let result = loop {
-            let cancelled = gone || stopping || timed_out;
-            tokio::select! {
-                biased;
-                result = &mut work => break result,
-                () = wire.peer_gone(), if !gone => gone = true,
-                () = stopped(&mut self.shutdown), if !stopping => {
-                    stopping = true;
-                    grace = Some(Box::pin(tokio::time::sleep(STOP_GRACE)));
-                }
-                () = elapsed(&mut grace), if stopping => {
-                    self.target.busy.store(false, Ordering::Release);
-                    return Err(Stop::Fatal(shutting_down()));
-                }
-                () = elapsed(&mut self.timer), if !timed_out => timed_out = true,
-                () = tokio::time::sleep(CANCEL_AGAIN), if cancelled => {}
-            }
-            (self.target.cancel)();
-        };
-        self.target.busy.store(false, Ordering::Release);
-        if timed_out {
-            self.timer = None;
-        }
-        match result {
-            Err(_) if gone => Err(Stop::Gone),
-            Err(e) if stopping && e.code == state::QUERY_CANCELED => Err(Stop::Fatal(shutting_down())),
-            Err(e) if timed_out && e.code == state::QUERY_CANCELED => {
-                Err(Stop::Sql(SqlError::new(state::QUERY_CANCELED, "canceling statement due to statement timeout")))
-            }
-            result => result.map_err(Stop::Sql),
-        }
-    }
-}
-
-async fn elapsed(timer: &mut Option<Pin<Box<Sleep>>>) {
-    match timer {
-        Some(timer) => timer.as_mut().await,
-        None => std::future::pending().await,
-    }
-}
-
-/// Returns when the server stops, also when nobody is left to say so.
-pub async fn stopped(shutdown: &mut watch::Receiver<bool>) {
-    let _ = shutdown.wait_for(|stop| *stop).await;
-}
-
-pub fn shutting_down() -> SqlError {
-    SqlError::new(state::ADMIN_SHUTDOWN, "terminating connection: the server is stopping or its role has changed")
-        .hint("Connect again; what was acknowledged is safe, a transaction that was open is rolled back.")
-}
-
-/// Rows on their way from the engine.
-pub struct Rows {
-    columns: Arc<[Column]>,
-    receiver: Option<mpsc::Receiver<Result<Vec<Row>, SqlError>>>,
-    ready: VecDeque<Row>,
-    /// An error that came while the rows were taken in ahead of time; it is reported after them.
-    late: Option<SqlError>,
-}
-
-impl Rows {
-    pub fn new(columns: Arc<[Column]>, receiver: mpsc::Receiver<Result<Vec<Row>, SqlError>>) -> Rows {
-        Rows { columns, receiver: Some(receiver), ready: VecDeque::new(), late: None }
-    }
-
-    /// Rows that are here already.
-    pub fn of(names: &[&str], rows: Vec<Row>) -> Rows {
-        let columns = names.iter().map(|n| Column { name: (*n).to_owned(), declared_type: Some("text".into()) }).collect();
-        Rows { columns, receiver: None, ready: rows.into(), late: None }
-    }
-
-    pub fn columns(&self) -> &Arc<[Column]> {
-        &self.columns
-    }
-
-    /// Waits until there is a row, or none will come; true: there is one.
-    pub async fn any(&mut self, wire: &mut Wire, watch: &mut Watch) -> Result<bool, Stop> {
-        while self.ready.is_empty() {
-            let Some(receiver) = &mut self.receiver else {
-                return self.late.take().map_or(Ok(false), |e| Err(Stop::Sql(e)));
-            };
-            match watch.over(wire, async { receiver.recv().await.transpose() }).await {
-                Ok(Some(batch)) => self.ready.extend(batch),
-                Ok(None) => self.receiver = None,
-                Err(e) => {
-                    self.receiver = None;
-                    return Err(e);
-                }
-            }
-        }
-        Ok(true)
-    }
-
-    pub async fn next(&mut self, wire: &mut Wire, watch: &mut Watch) -> Result<Option<Row>, Stop> {
-        Ok(if self.any(wire, watch).await? { self.ready.pop_front() } else { None })
-    }
-
-    /// Takes in all that is left, so that the engine is free for another statement; at most `bytes_max`.
-    pub async fn take_in(&mut self, wire: &mut Wire, watch: &mut Watch, bytes_max: usize) -> Result<(), Stop> {
-        let mut bytes = 0;
-        while let Some(receiver) = &mut self.receiver {
-            match watch.over(wire, async { receiver.recv().await.transpose() }).await {
-                Ok(Some(batch)) => {
-                    bytes += batch.iter().flatten().map(value_bytes).sum::<usize>();
-                    self.ready.extend(batch);
-                }
-                Ok(None) => self.receiver = None,
-                Err(Stop::Sql(e)) => {
-                    self.receiver = None;
-                    self.late = Some(e);
-                }
-                Err(stop) => return Err(stop),
-            }
-            if bytes > bytes_max && self.receiver.is_some() {
-                self.receiver = None;
-                let text = "the rows left of a suspended portal are too many to keep while another statement runs";
-                self.late = Some(SqlError::new(state::PROGRAM_LIMIT_EXCEEDED, text).hint("Read the portal to its end first."));
-            }
-        }
-        Ok(())
-    }
-
-    /// The types to describe the columns with: declared, else guessed, else the first row's.
-    pub fn types(&self, guessed: &[Option<PgType>]) -> Vec<PgType> {
-        let first = self.ready.front();
-        let kind = |i: usize, c: &Column| {
-            let declared = c.declared_type.as_deref().map(PgType::from_declared);
-            let seen = || self.ready.iter().take(100).find_map(|row| PgType::of_value(row.get(i)?));
-            declared.or_else(|| guessed.get(i).copied().flatten()).or_else(|| first.and_then(|_| seen())).unwrap_or(PgType::Text)
-        };
-        self.columns.iter().enumerate().map(|(i, c)| kind(i, c)).collect()
-    }
-}
-
-fn value_bytes(v: &Value) -> usize {
-    32 + match v {
-        Value::Text(t) => t.len(),
-        Value::Blob(b) => b.len(),
-        _ => 0,
-    }
-}
 
 pub struct Session {
     pub(super) wire: Wire,
@@ -250,6 +72,7 @@ impl Session {
                 Err(stop) => return stop,
             };
             let is_extended = message.is_extended_query();
+            self.watch.target.busy();
             let result = match message {
                 In::Terminate(_) => return Stop::Gone,
                 In::Sync(_) => {
@@ -345,6 +168,7 @@ impl Session {
                 self.put_parameter(report)?;
             }
         }
+        self.watch.target.idle();
         let status = self.status();
         self.wire.put(&Out::ReadyForQuery(ReadyForQuery::new(status)))?;
         self.wire.flush().await
@@ -360,11 +184,11 @@ impl Session {
 
     /// A statement begins: its timeout runs from here.
     pub(super) fn start_timer(&mut self) {
-        self.watch.timer = self.parameters.statement_timeout().map(|d| Box::pin(tokio::time::sleep(d)));
+        self.watch.start(self.parameters.statement_timeout());
     }
 
     pub(super) fn stop_timer(&mut self) {
-        self.watch.timer = None;
+        self.watch.end();
     }
 
     async fn simple(&mut self, text: &str) -> Result<(), Stop> {
@@ -484,7 +308,7 @@ impl Session {
             if sent == max {
                 return Ok((sent, true));
             }
-            let Some(row) = rows.ready.pop_front() else { break };
+            let Some(row) = rows.pop() else { break };
             if row.len() != types.len() {
                 return Err(SqlError::new(state::INTERNAL_ERROR, "a row has another number of columns than its description").into());
             }

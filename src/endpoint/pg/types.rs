@@ -10,22 +10,16 @@
 //! * Dates and times are ISO text in the engine. Parameters of a date or time type are brought into one form, in UTC
 //!   (`2026-11-20 10:41:00.5+00`), so that they compare as text whatever the driver sent.
 
+use super::datetime::{date_text, datetime_text, days, micros, time_micros, time_text};
 use super::numeric;
 use crate::head::sql::{SqlError, Value, state};
 use bytes::{BufMut, BytesMut};
-use jiff::Timestamp;
-use jiff::civil::{Date, DateTime, Time};
-use jiff::tz::TimeZone;
 
 pub const INVALID_TEXT: &str = "22P02";
 pub const INVALID_BINARY: &str = "22P03";
 const INVALID_DATETIME: &str = "22007";
 const OUT_OF_RANGE: &str = "22003";
 const NOT_UTF8: &str = "22021";
-
-/// PostgreSQL counts days and microseconds from 2000-01-01.
-const EPOCH_DAYS: i64 = 10_957;
-const EPOCH_MICROS: i64 = EPOCH_DAYS * 86_400_000_000;
 
 /// The types that clients see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -349,7 +343,7 @@ fn hex(bytes: &[u8]) -> String {
 fn unhex(text: &str) -> Option<Vec<u8>> {
     let digits: Vec<u8> =
         text.bytes().filter(|b| !b.is_ascii_whitespace()).map(|b| (b as char).to_digit(16).map(|d| d as u8)).collect::<Option<_>>()?;
-    if digits.len() % 2 != 0 {
+    if !digits.len().is_multiple_of(2) {
         return None;
     }
     Some(digits.chunks(2).map(|p| p[0] << 4 | p[1]).collect())
@@ -393,59 +387,12 @@ fn uuid_bytes(text: &str) -> Option<Vec<u8>> {
     unhex(&digits).filter(|b| b.len() == 16)
 }
 
-/// The moment a text names; without an offset it is taken as UTC.
-fn timestamp(text: &str) -> Option<Timestamp> {
-    let text = text.trim();
-    let text = text.strip_suffix(" UTC").unwrap_or(text);
-    if let Ok(t) = text.parse::<Timestamp>() {
-        return Some(t);
-    }
-    text.parse::<DateTime>().ok()?.to_zoned(TimeZone::UTC).ok().map(|z| z.timestamp())
-}
-
-fn micros(text: &str) -> Option<i64> {
-    timestamp(text)?.as_microsecond().checked_sub(EPOCH_MICROS)
-}
-
-fn days(text: &str) -> Option<i64> {
-    let date: Date = text.get(..10).filter(|_| text.len() > 10).unwrap_or(text).parse().ok()?;
-    let at_midnight = date.to_zoned(TimeZone::UTC).ok()?.timestamp().as_second();
-    Some(at_midnight.div_euclid(86_400) - EPOCH_DAYS)
-}
-
-fn time_micros(text: &str) -> Option<i64> {
-    let t: Time = text.parse().ok()?;
-    let seconds = i64::from(t.hour()) * 3600 + i64::from(t.minute()) * 60 + i64::from(t.second());
-    Some(seconds * 1_000_000 + i64::from(t.subsec_nanosecond()) / 1000)
-}
-
-fn fraction(micros: i64) -> String {
-    if micros == 0 { String::new() } else { format!(".{micros:06}").trim_end_matches('0').to_owned() }
-}
-
-fn datetime_text(micros_since_2000: i64, zone: &str) -> Option<String> {
-    let t = Timestamp::from_microsecond(micros_since_2000.checked_add(EPOCH_MICROS)?).ok()?;
-    let d = TimeZone::UTC.to_datetime(t);
-    if d.year() < 1 {
-        return None;
-    }
-    let (date, fraction) = (d.date(), fraction(i64::from(d.subsec_nanosecond()) / 1000));
-    Some(format!("{date} {:02}:{:02}:{:02}{fraction}{zone}", d.hour(), d.minute(), d.second()))
-}
-
-fn date_text(days_since_2000: i64) -> Option<String> {
-    let seconds = (days_since_2000 + EPOCH_DAYS).checked_mul(86_400)?;
-    let d = TimeZone::UTC.to_datetime(Timestamp::from_second(seconds).ok()?).date();
-    (d.year() >= 1).then(|| d.to_string())
-}
-
-fn time_text(micros: i64) -> Option<String> {
-    let s = micros.checked_div(1_000_000).filter(|s| micros >= 0 && (0..86_400).contains(s))?;
-    Some(format!("{:02}:{:02}:{:02}{}", s / 3600, s / 60 % 60, s % 60, fraction(micros % 1_000_000)))
-}
-
 fn utf8(bytes: &[u8]) -> Result<&str, SqlError> {
-    std::str::from_utf8(bytes).map_err(|_| SqlError::new(NOT_UTF8, "invalid byte sequence for encoding \"UTF8\""))
+    // A NUL would end the text for half of the engine's functions and not for the others.
+    match std::str::from_utf8(bytes) {
+        Ok(text) if !bytes.contains(&0) => Ok(text),
+        _ => Err(SqlError::new(NOT_UTF8, "invalid byte sequence for encoding \"UTF8\"")),
+    }
 }
 
 /// A parameter as the client sent it. `declared`: the client named the type itself (or it was cast), so a text that is not of
@@ -471,6 +418,11 @@ pub fn decode(bytes: &[u8], ty: PgType, declared: bool, format: Format) -> Resul
     }
 }
 
+/// The engine would silently make NULL of NaN.
+fn real(f: f64) -> Option<Value> {
+    (!f.is_nan()).then_some(Value::Real(f))
+}
+
 fn decode_text(text: &str, ty: PgType) -> Result<Value, &'static str> {
     let integer = |low: i64, high: i64| match text.trim().parse::<i128>() {
         Ok(i) => i64::try_from(i).ok().filter(|i| (low..=high).contains(i)).map(Value::Integer).ok_or(OUT_OF_RANGE),
@@ -482,7 +434,7 @@ fn decode_text(text: &str, ty: PgType) -> Result<Value, &'static str> {
         PgType::Int4 => integer(i64::from(i32::MIN), i64::from(i32::MAX)),
         PgType::Int8 => integer(i64::MIN, i64::MAX),
         PgType::Oid => integer(0, i64::from(u32::MAX)),
-        PgType::Float4 | PgType::Float8 => text.trim().parse().map(Value::Real).map_err(|_| INVALID_TEXT),
+        PgType::Float4 | PgType::Float8 => text.trim().parse().map_err(|_| INVALID_TEXT).and_then(|f| real(f).ok_or(OUT_OF_RANGE)),
         PgType::Numeric => numeric::value(text.trim()).ok_or(INVALID_TEXT),
         PgType::Bytea => bytea(text).map(Value::Blob).ok_or(INVALID_TEXT),
         PgType::Uuid => uuid_bytes(text).map(|b| Value::Text(uuid_text(&b))).ok_or(INVALID_TEXT),
@@ -510,8 +462,8 @@ fn decode_binary(b: &[u8], ty: PgType) -> Result<Option<Value>, SqlError> {
         PgType::Int4 => i32_().map(|i| Value::Integer(i64::from(i))),
         PgType::Int8 => i64_().map(Value::Integer),
         PgType::Oid => b.try_into().ok().map(|a| Value::Integer(i64::from(u32::from_be_bytes(a)))),
-        PgType::Float4 => b.try_into().ok().map(|a| Value::Real(f64::from(f32::from_be_bytes(a)))),
-        PgType::Float8 => b.try_into().ok().map(|a| Value::Real(f64::from_be_bytes(a))),
+        PgType::Float4 => b.try_into().ok().and_then(|a| real(f64::from(f32::from_be_bytes(a)))),
+        PgType::Float8 => b.try_into().ok().and_then(|a| real(f64::from_be_bytes(a))),
         PgType::Numeric => numeric::decode(b).and_then(|t| numeric::value(&t)),
         PgType::Bytea => Some(Value::Blob(b.to_vec())),
         PgType::Uuid => (b.len() == 16).then(|| Value::Text(uuid_text(b))),
@@ -614,6 +566,13 @@ mod tests {
             assert_eq!(sent(&value, ty, Format::Binary).unwrap_err().code, state::DATATYPE_MISMATCH, "{value:?} as {ty:?}");
             assert_eq!(sent(&value, ty, Format::Text).unwrap(), plain_text(&value).into_bytes());
         }
+    }
+
+    #[test]
+    fn what_the_engine_would_change_silently_is_refused() {
+        assert_eq!(decode(b"a\0b", PgType::Text, false, Format::Text).unwrap_err().code, "22021");
+        assert_eq!(decode(b"NaN", PgType::Float8, true, Format::Text).unwrap_err().code, "22003");
+        assert_eq!(decode(&f64::NAN.to_be_bytes(), PgType::Float8, true, Format::Binary).unwrap_err().code, INVALID_BINARY);
     }
 
     #[test]

@@ -146,3 +146,83 @@ async fn pgbench_runs_a_script_in_all_modes() {
     assert_eq!(row.get::<_, i64>(0), 90);
     assert_eq!(row.get::<_, i64>(2), 1);
 }
+
+/// psycopg 3 sends types that it knows, leaves others open, and reads text and binary.
+const PSYCOPG: &str = r#"
+import datetime, decimal, psycopg, uuid
+c = psycopg.connect("", autocommit=False)
+assert c.info.server_version == 150000, c.info.server_version
+x = c.cursor()
+x.execute("create table t (id integer primary key, name text, data bytea, n numeric(10,2), at timestamptz, d date, ok boolean, f real, u uuid)")
+at = datetime.datetime(2024, 2, 29, 12, 30, 0, 500, tzinfo=datetime.timezone(datetime.timedelta(hours=2)))
+u = uuid.uuid4()
+row = (1, "on\u00e9", b"\x00\xff", decimal.Decimal("12.50"), at, datetime.date(2024, 2, 29), True, 1.5, u)
+x.execute("insert into t values (%s, %s, %s, %s, %s, %s, %s, %s, %s)", row)
+assert x.rowcount == 1
+for binary in (False, True):
+    r = c.cursor(binary=binary).execute("select * from t where id = %s", (1,)).fetchone()
+    assert r == row, r
+c.commit()
+x.executemany("insert into t (id, name) values (%s, %s)", [(i, f"n{i}") for i in range(2, 102)])
+assert x.rowcount == 100, x.rowcount
+assert x.execute("select count(*), sum(id), avg(f), max(name) from t").fetchone() == (101, 5151, 1.5, "on\u00e9")
+assert x.execute("select %s + 1, %s || 'x', abs(%s)", (1, "a", -3)).fetchone() == (2, "ax", 3)
+assert x.execute("select name from t where id in (%s, %s) order by id limit %s", (3, 2, 5)).fetchall() == [("n2",), ("n3",)]
+for i in range(20):  # psycopg prepares a statement after five executions
+    assert x.execute("select id, case when id > 1 then 'b' else 'a' end from t where id = %s", (i + 1,)).fetchone()[0] == i + 1
+c.rollback()
+assert x.execute("select count(*) from t").fetchone() == (1,)
+with x.copy("copy t (id, name) from stdin") as copy:
+    for i in range(10, 1010):
+        copy.write_row((i, None if i % 2 else f"a\tb{i}"))
+with x.copy("copy (select id, name from t where id between 10 and 11 order by id) to stdout") as copy:
+    assert [tuple(r) for r in copy.rows()] == [("10", "a\tb10"), ("11", None)]
+try:
+    x.execute("insert into t (id) values (10)")
+    assert False
+except psycopg.errors.UniqueViolation:
+    pass
+try:
+    x.execute("select 1")
+    assert False
+except psycopg.errors.InFailedSqlTransaction:
+    pass
+c.rollback()
+with c.pipeline():
+    for i in range(50, 60):
+        x.execute("insert into t (id) values (%s)", (i,))
+c.commit()
+assert x.execute("select count(*) from t").fetchone() == (11,)
+with c.transaction():
+    try:
+        with c.transaction():
+            x.execute("delete from t")
+            raise RuntimeError
+    except RuntimeError:
+        pass
+assert x.execute("select count(*) from t").fetchone() == (11,)
+for row in x.stream("select id from t order by id"):
+    pass
+c.rollback()
+c.read_only = True
+try:
+    x.execute("delete from t")
+    assert False
+except psycopg.errors.ReadOnlySqlTransaction:
+    pass
+c.rollback()
+c.close()
+print("fine")
+"#;
+
+#[tokio::test]
+async fn psycopg_does_what_applications_do() {
+    let Some(python) = std::env::var("PYTHON").ok().or_else(|| program("python3")) else { return };
+    let server = Server::start().await;
+    if !run(&python, &server, &["-c", "import psycopg"], "").await.status.success() {
+        eprintln!("skipped: psycopg 3 is not installed (set PYTHON to an interpreter that has it)");
+        return;
+    }
+    let out = run(&python, &server, &["-"], PSYCOPG).await;
+    assert!(out.status.success() && text(&out.stdout) == "fine\n", "{}{}", text(&out.stdout), text(&out.stderr));
+}

@@ -3,7 +3,7 @@
 use super::engine::Engine;
 use super::{Options, PASSWORD, Server, code, connect};
 use crate::endpoint::Port;
-use crate::endpoint::pg::refuse;
+use crate::endpoint::pg::{PgSettings, ScramVerifier, Shared, refuse};
 use crate::head::sql::SqlError;
 use bytes::Bytes;
 use futures::{SinkExt, StreamExt, TryStreamExt};
@@ -298,6 +298,52 @@ async fn who_may_not_come_in_is_told_why() {
     while connect(&server.config()).await.is_err() {
         tokio::task::yield_now().await;
     }
+}
+
+#[tokio::test]
+async fn plain_text_from_another_machine_is_refused_where_tls_is_required() {
+    let settings = PgSettings {
+        user: "app".into(),
+        scram: ScramVerifier::generate(PASSWORD),
+        database: "parhelion".into(),
+        connections_max: 5,
+        require_tls: true,
+        tls: None,
+    };
+    let (_stop, shutdown) = tokio::sync::watch::channel(false);
+    let shared = Arc::new(Shared::new(Port::Writer, Arc::new(settings), Arc::new(Engine::new()), shutdown));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    for (peer, refused) in [("192.0.2.7", true), ("::ffff:192.0.2.7", true), ("127.0.0.1", false), ("::1", false)] {
+        let shared = shared.clone();
+        let (login, client) = tokio::join!(
+            async {
+                let (stream, _) = listener.accept().await.unwrap();
+                shared.login(stream, peer.parse().unwrap()).await
+            },
+            async {
+                let mut config = tokio_postgres::Config::new();
+                config.host("127.0.0.1").port(port).user("app").password(PASSWORD);
+                connect(&config).await
+            }
+        );
+        assert_eq!(login.is_none(), refused, "{peer}");
+        assert_eq!(client.err().map(|e| code(&e)), refused.then(|| "28000".to_owned()), "{peer}");
+    }
+}
+
+#[tokio::test]
+async fn what_returning_gives_may_stay_unread() {
+    let server = Server::start().await;
+    let mut c = server.connect().await;
+    c.batch_execute("create table t (id integer primary key)").await.unwrap();
+    let tx = c.transaction().await.unwrap();
+    let sql = "insert into t with recursive n(i) as (values (1) union all select i + 1 from n where i < 500) select i from n returning id";
+    let portal = tx.bind(sql, &[]).await.unwrap();
+    assert_eq!(tx.query_portal(&portal, 3).await.unwrap().len(), 3);
+    drop(portal);
+    tx.commit().await.unwrap();
+    assert_eq!(c.query_one("select count(*) from t", &[]).await.unwrap().get::<_, i64>(0), 500);
 }
 
 #[tokio::test]

@@ -110,9 +110,7 @@ fn run(c: &Connection, sql: &str, params: &[Value], reply: oneshot::Sender<Resul
         let mut s = c.prepare_cached(sql)?;
         bind(&mut s, params)?;
         if s.column_count() == 0 {
-            let before = c.total_changes();
-            s.raw_execute()?;
-            let changed = c.total_changes() - before;
+            let changed = s.raw_execute()? as u64;
             let _ = reply.take().expect("once").send(Ok(Outcome::Done { changed }));
             return Ok(());
         }

@@ -3,6 +3,7 @@
 mod clients;
 mod driver;
 mod engine;
+mod infer;
 
 use super::{PgSettings, ScramVerifier, serve};
 use crate::endpoint::Port;
