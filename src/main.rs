@@ -1,7 +1,15 @@
-fn main() -> anyhow::Result<()> {
-    tracing_subscriber::fmt().init();
-    let file = std::env::args().nth(1).unwrap();
-    let config = parhelion::ops::config::Config::load(std::path::Path::new(&file))?;
-    let rt = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    rt.block_on(parhelion::ops::region::run(config, parhelion::ops::region::RunOptions::default()))
+//! The `parhelion` binary: parse, do, and say how it failed. Everything else is in the library.
+
+use clap::Parser as _;
+use parhelion::ops::cli::{self, Cli};
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    match cli::run(Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            failure.print();
+            ExitCode::from(failure.code)
+        }
+    }
 }

@@ -169,6 +169,15 @@ pub async fn answer(request: AdminRequest, view: Arc<dyn RegionView>, port: Arc<
     answer_within(REGION_TIMEOUT, request, view, port, members).await
 }
 
+/// As [`answer`], from bytes to bytes: what the region process does with a question that arrives.
+pub async fn respond(request: &[u8], view: Arc<dyn RegionView>, port: Arc<dyn AdminPort>, members: &[RegionName]) -> Vec<u8> {
+    let answer = match AdminRequest::decode(request) {
+        Ok(request) => answer(request, view, port, members).await,
+        Err(error) => AdminAnswer::Refused(error.to_string()),
+    };
+    answer.encode()
+}
+
 async fn answer_within(
     timeout: Duration,
     request: AdminRequest,

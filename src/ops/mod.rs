@@ -2,8 +2,12 @@
 
 pub mod admin;
 pub mod certs;
+pub mod cli;
+pub mod client;
 pub mod config;
+pub mod demo;
 pub mod events;
+pub mod failure;
 pub mod lag;
 pub mod metrics;
 pub mod netem;

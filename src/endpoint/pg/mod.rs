@@ -37,7 +37,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
@@ -78,6 +78,24 @@ struct Shared {
     next_pid: AtomicI32,
     /// Who can be cancelled, by what they were told at login.
     targets: Mutex<BTreeMap<(i32, i32), Arc<Target>>>,
+}
+
+/// Takes a listener's connections until `shutdown` becomes true (or its sender is gone), and gives each to `on`.
+pub async fn accept(listener: TcpListener, mut shutdown: watch::Receiver<bool>, on: impl Fn((TcpStream, SocketAddr)) + Send) {
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = stopped(&mut shutdown) => return,
+        };
+        match accepted {
+            Ok(incoming) => on(incoming),
+            Err(e) => {
+                // Out of file descriptors, or the client was gone already: others must not suffer, so a moment's rest.
+                tracing::warn!(error = %e, "cannot accept a connection");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
 }
 
 /// Serves the connections that it is handed (which of a port's connections those are is decided by who accepts them) until

@@ -40,11 +40,11 @@ pub struct RunOptions {
     pub exit_with_stdin: bool,
 }
 
-/// Runs the region of `config` until it is told to stop.
+/// Runs the region of `config` until `shutdown` says so.
 ///
 /// # Errors
 /// When it cannot start, with a sentence that says what to do.
-pub async fn run(config: Config, options: RunOptions) -> anyhow::Result<()> {
+pub async fn run(config: Config, options: RunOptions, shutdown: watch::Receiver<bool>) -> anyhow::Result<()> {
     let _lock = lock(&config)?;
     let material = Arc::new(Material::load(&config.tls_dir, &config.cluster, &config.region, &config.file, clock::unix_now())?);
     if let Some(warning) = material.expiry_warning(clock::unix_now(), &config.file) {
@@ -125,7 +125,7 @@ pub async fn run(config: Config, options: RunOptions) -> anyhow::Result<()> {
         "the region process runs"
     );
 
-    let why = until_told(options).await;
+    let why = until_told(options, shutdown).await;
     tracing::info!("stopping: {why}");
     let _ = stop.send(true);
     while servers.join_next().await.is_some() {}
@@ -284,16 +284,8 @@ fn entropy() -> anyhow::Result<u64> {
     Ok(u64::from_le_bytes(seed))
 }
 
-async fn until_told(options: RunOptions) -> &'static str {
-    use tokio::signal::unix::{SignalKind, signal};
-    let told = |kind| async move {
-        match signal(kind) {
-            Ok(mut s) => {
-                s.recv().await;
-            }
-            Err(_) => std::future::pending().await,
-        }
-    };
+/// What ended it.
+async fn until_told(options: RunOptions, mut shutdown: watch::Receiver<bool>) -> &'static str {
     let parent_gone = async {
         if !options.exit_with_stdin {
             return std::future::pending().await;
@@ -307,8 +299,7 @@ async fn until_told(options: RunOptions) -> &'static str {
         let _ = told.await;
     };
     tokio::select! {
-        () = told(SignalKind::terminate()) => "SIGTERM",
-        () = told(SignalKind::interrupt()) => "interrupted",
+        _ = shutdown.wait_for(|told| *told) => "it was told to",
         () = parent_gone => "the process that started this one is gone",
     }
 }

@@ -24,24 +24,6 @@ const JOINED: u8 = b'J';
 /// What a port's server is handed.
 pub type Incoming = (TcpStream, SocketAddr);
 
-/// Takes connections until the region stops, and hands each to `on`.
-async fn accept_each(listener: TcpListener, mut stopping: watch::Receiver<bool>, on: impl Fn(Incoming) + Send) {
-    loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            _ = stopping.wait_for(|s| *s) => return,
-        };
-        match accepted {
-            Ok(incoming) => on(incoming),
-            Err(e) => {
-                // Out of file descriptors, or the client was gone already: others must not suffer, so a moment's rest.
-                tracing::warn!("cannot accept a connection: {e}");
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-        }
-    }
-}
-
 fn hand(to: &mpsc::Sender<Incoming>, incoming: Incoming) {
     if let Err(mpsc::error::TrySendError::Full((_, peer))) = to.try_send(incoming) {
         tracing::warn!(%peer, "too many connections at once, this one is closed");
@@ -50,7 +32,7 @@ fn hand(to: &mpsc::Sender<Incoming>, incoming: Incoming) {
 
 /// The reader port: everything is served here.
 pub async fn accept(listener: TcpListener, to: mpsc::Sender<Incoming>, stopping: watch::Receiver<bool>) {
-    accept_each(listener, stopping, |incoming| hand(&to, incoming)).await;
+    pg::accept(listener, stopping, |incoming| hand(&to, incoming)).await;
 }
 
 /// The port of the region's one instance: its writer in the primary, its reader elsewhere.
@@ -62,7 +44,7 @@ pub async fn route_instance(
     stopping: watch::Receiver<bool>,
 ) {
     let on = |incoming| hand(if shared.is_writer.load(Ordering::Acquire) { &writer } else { &reader }, incoming);
-    accept_each(listener, stopping, on).await;
+    pg::accept(listener, stopping, on).await;
 }
 
 /// The writer port.
@@ -73,7 +55,7 @@ pub async fn route_writer(
     own: RegionName,
     stopping: watch::Receiver<bool>,
 ) {
-    accept_each(listener, stopping, |(stream, addr)| {
+    pg::accept(listener, stopping, |(stream, addr)| {
         if shared.is_writer.load(Ordering::Acquire) {
             hand(&here, (stream, addr));
         } else {

@@ -5,7 +5,7 @@ mod driver;
 mod engine;
 mod infer;
 
-use super::{PgSettings, ScramVerifier, serve};
+use super::{PgSettings, ScramVerifier, accept, serve};
 use crate::endpoint::Port;
 use engine::Engine;
 use std::net::SocketAddr;
@@ -50,7 +50,9 @@ impl Server {
             tls: options.tls,
         };
         let (stop, shutdown) = watch::channel(false);
-        let task = tokio::spawn(serve(listener, options.port, Arc::new(settings), engine, shutdown));
+        let (hand, incoming) = tokio::sync::mpsc::channel(64);
+        tokio::spawn(accept(listener, shutdown.clone(), move |connection| drop(hand.try_send(connection))));
+        let task = tokio::spawn(serve(incoming, options.port, Arc::new(settings), engine, shutdown));
         Server { address, stop, task }
     }
 

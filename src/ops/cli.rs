@@ -1,0 +1,521 @@
+//! The command line: what one can type, and which part of the program does it.
+//!
+//! Decides: names, defaults and help of verbs and flags; how answers are printed; how a process is told to end. Never knows
+//! how anything works. With `--json` stdout carries JSON and nothing else; errors go to stderr in both cases.
+
+use super::admin::{AdminAnswer, AdminRequest};
+use super::certs::{self, CertOptions};
+use super::client::{Client, DEMO_DIR};
+use super::config::{Config, LogFormat, LogSettings};
+use super::demo::{self, DemoArgs};
+use super::events::{self, Follower};
+use super::failure::{EXIT_CODES, FAILED, Failure, REFUSED, USAGE};
+use super::lag::{self, LagView};
+use super::netem::{self, CONTROL_SOCKET};
+use super::status::{self, ClusterStatus};
+use super::text;
+use crate::base::{ClusterName, CopyId, RegionName};
+use crate::io::clock;
+use super::region::{self, RunOptions};
+use clap::{Args, Parser, Subcommand};
+use std::io::{IsTerminal as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// One primary region, up to five images of it.
+#[derive(Debug, Parser)]
+#[command(name = "parhelion", version, after_help = EXIT_CODES, disable_help_subcommand = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Run a whole global cluster on this machine, one process per region, with a WAN between them
+    Demo(DemoArgs),
+    /// Run one region
+    Region(RegionArgs),
+    /// Make the CA, the regions' certificates and the SQL password, where they are missing
+    Certs(CertsArgs),
+    /// Show the global cluster: roles, states, positions, lags, copies
+    Status(StatusArgs),
+    /// Show how far each region is behind, and how that was measured
+    Lag(WatchArgs),
+    /// Show what happened in all regions
+    Events(EventsArgs),
+    /// Look at or change the demo's emulated network
+    Netem {
+        #[command(subcommand)]
+        what: NetemVerb,
+    },
+    /// Drill: take one of a region's six copies out of duty, and back
+    Copy {
+        #[command(subcommand)]
+        what: CopyVerb,
+    },
+    /// Show the version
+    Version {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// Which region to ask.
+#[derive(Clone, Debug, Args)]
+pub struct AskArgs {
+    /// The file of any region [default: one of ./parhelion-demo/regions]
+    #[arg(long, value_name = "FILE", env = "PARHELION_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct RegionArgs {
+    /// The region's file
+    #[arg(long, value_name = "FILE", env = "PARHELION_CONFIG")]
+    pub config: PathBuf,
+    /// End when stdin ends: the process that started this one is gone
+    #[arg(long, hide = true)]
+    pub exit_with_parent: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct CertsArgs {
+    /// The file of any region: it names the cluster, the members and the directory
+    #[arg(long, value_name = "FILE", env = "PARHELION_CONFIG", required_unless_present = "dir")]
+    pub config: Option<PathBuf>,
+    /// Without --config: the directory to put them in
+    #[arg(long, value_name = "DIR", requires_all = ["cluster", "region"])]
+    pub dir: Option<PathBuf>,
+    /// With --dir: the name of the global cluster
+    #[arg(long, value_name = "NAME")]
+    pub cluster: Option<ClusterName>,
+    /// With --dir: a region (repeat it for each)
+    #[arg(long, value_name = "NAME")]
+    pub region: Vec<RegionName>,
+    /// Make the regions' certificates anew, even where they are fit
+    #[arg(long)]
+    pub renew: bool,
+    /// Validity of a new certificate
+    #[arg(long, default_value_t = 365, value_name = "DAYS")]
+    pub days: u32,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct WatchArgs {
+    #[command(flatten)]
+    pub ask: AskArgs,
+    /// Show it again and again, until Ctrl-C (with --json: one line each time)
+    #[arg(long)]
+    pub watch: bool,
+    /// With --watch: how often
+    #[arg(long, default_value = "1s", value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub every: Duration,
+}
+
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    #[command(flatten)]
+    pub watch: WatchArgs,
+    /// Exit with 4 unless the primary takes writes and every other region follows it with a known lag
+    #[arg(long, conflicts_with = "watch")]
+    pub check: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct EventsArgs {
+    #[command(flatten)]
+    pub ask: AskArgs,
+    /// Go on as they happen, until Ctrl-C
+    #[arg(long)]
+    pub follow: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct NetemArgs {
+    /// The demo's directory [default: ./parhelion-demo]
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+    /// Or the file of any of its regions
+    #[arg(long, value_name = "FILE", env = "PARHELION_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum NetemVerb {
+    /// Change one direction: parhelion netem set us-east eu-west delay=38ms loss=0.5%
+    Set {
+        /// A region, or * for all
+        from: String,
+        /// A region, or * for all
+        to: String,
+        #[arg(required = true, value_name = "KEY=VALUE", help = netem::settings::KEYS)]
+        settings: Vec<String>,
+        /// The way back, too
+        #[arg(long)]
+        both: bool,
+        #[command(flatten)]
+        at: NetemArgs,
+    },
+    /// Show every direction, with what it did to packets
+    Show(NetemArgs),
+}
+
+#[derive(Debug, Subcommand)]
+pub enum CopyVerb {
+    /// Take a copy out of duty, as if its disk had gone
+    Stop {
+        /// a1 a2 b1 b2 c1 or c2
+        copy: CopyId,
+        #[command(flatten)]
+        ask: AskArgs,
+    },
+    /// Bring it back: it catches up from its peers
+    Start {
+        /// a1 a2 b1 b2 c1 or c2
+        copy: CopyId,
+        #[command(flatten)]
+        ask: AskArgs,
+    },
+    /// Show the six copies of the region
+    List(AskArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct SimArgs {
+    /// So many seeds, from --seed upwards
+    #[arg(long, default_value_t = 100)]
+    pub seeds: u64,
+    /// The first (or with --seeds 1: the only) seed
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Steps of the safety phase, per seed
+    #[arg(long)]
+    pub steps: Option<u64>,
+}
+
+/// Does what was typed.
+///
+/// # Errors
+/// [`Failure`], for `main` to print.
+pub fn run(cli: Cli) -> Result<(), Failure> {
+    match cli.verb {
+        Verb::Demo(args) => runtime(true)?.block_on(demo::run(args)),
+        Verb::Region(args) => run_region(&args),
+        Verb::Certs(args) => make_certs(args),
+        Verb::Status(args) => runtime(false)?.block_on(show_status(&args)),
+        Verb::Lag(args) => {
+            runtime(false)?.block_on(watch(&args, |status| if args.ask.json { json(&LagView::of(status)) } else { lag::render(status) }))
+        }
+        Verb::Events(args) => runtime(false)?.block_on(show_events(&args)),
+        Verb::Netem { what } => run_netem(what),
+        Verb::Copy { what } => runtime(false)?.block_on(run_copy(what)),
+        Verb::Version { json: true } => say(&json(&serde_json::json!({
+            "name": "parhelion", "version": env!("CARGO_PKG_VERSION"), "admin_protocol": super::admin::ADMIN_VERSION,
+        }))),
+        Verb::Version { json: false } => say(concat!("parhelion ", env!("CARGO_PKG_VERSION"), "\n")),
+    }
+}
+
+fn runtime(threads: bool) -> Result<tokio::runtime::Runtime, Failure> {
+    let mut builder = if threads { tokio::runtime::Builder::new_multi_thread() } else { tokio::runtime::Builder::new_current_thread() };
+    builder.enable_all().build().map_err(super::failure::io_failure("start the async runtime"))
+}
+
+/// One line of JSON.
+fn json(value: &impl serde::Serialize) -> String {
+    format!("{}\n", serde_json::to_string(value).expect("BUG: plain data becomes JSON"))
+}
+
+/// To stdout. A reader that went away (`| head`) ends the command quietly.
+fn say(text: &str) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
+        other => other.map_err(super::failure::io_failure("write to stdout")),
+    }
+}
+
+fn run_region(args: &RegionArgs) -> Result<(), Failure> {
+    let config = Config::load(&args.config)?;
+    start_logging(&config.log)?;
+    let exit_with_parent = args.exit_with_parent;
+    runtime(true)?.block_on(async {
+        let (tx, shutdown) = watch::channel(false);
+        tokio::spawn(end_on_signals(tx));
+        Ok(region::run(config, RunOptions { exit_with_stdin: exit_with_parent }, shutdown).await?)
+    })
+}
+
+/// True once SIGINT, SIGTERM or SIGHUP came; a second one ends the process on the spot.
+async fn end_on_signals(shutdown: watch::Sender<bool>) {
+    let Ok(mut signals) = Signals::new() else { return tracing::error!("signals cannot be received; end this process with SIGKILL") };
+    signals.next().await;
+    tracing::info!("asked to end");
+    shutdown.send_replace(true);
+    signals.next().await;
+    tracing::warn!("asked again: ending at once");
+    std::process::exit(i32::from(FAILED));
+}
+
+/// SIGINT, SIGTERM and SIGHUP as one.
+pub(super) struct Signals([tokio::signal::unix::Signal; 3]);
+
+impl Signals {
+    pub(super) fn new() -> std::io::Result<Signals> {
+        use tokio::signal::unix::{SignalKind, signal};
+        Ok(Signals([signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?, signal(SignalKind::hangup())?]))
+    }
+
+    pub(super) async fn next(&mut self) {
+        let [interrupt, terminate, hangup] = &mut self.0;
+        tokio::select! { _ = interrupt.recv() => {} _ = terminate.recv() => {} _ = hangup.recv() => {} }
+    }
+}
+
+fn start_logging(settings: &LogSettings) -> Result<(), Failure> {
+    let filter = tracing_subscriber::EnvFilter::try_new(&settings.level).map_err(|e| {
+        Failure::new(FAILED, format!("log.level = \"{}\" is no filter: {e}", settings.level))
+            .hint("write one of error, warn, info, debug, trace; or per module: info,quinn=warn")
+    })?;
+    let ansi = std::io::stderr().is_terminal();
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi).with_target(false);
+    match settings.format {
+        LogFormat::Text => builder.init(),
+        LogFormat::Json => builder.json().init(),
+    }
+    Ok(())
+}
+
+fn make_certs(args: CertsArgs) -> Result<(), Failure> {
+    // What was typed goes before what the environment says.
+    let (dir, cluster, regions) = match (args.config, args.dir, args.cluster) {
+        (_, Some(dir), Some(cluster)) => (dir, cluster, args.region),
+        (Some(file), ..) => {
+            let config = Config::load(&file)?;
+            let regions = config.regions();
+            (config.tls_dir, config.cluster, regions)
+        }
+        _ => return Err(Failure::new(USAGE, "name --config FILE, or --dir DIR --cluster NAME --region NAME")),
+    };
+    let options = CertOptions { days: args.days, renew: args.renew, now: clock::unix_now() };
+    let report = certs::create(&dir, &cluster, &regions, &options)?;
+    say(&if args.json { json(&report) } else { report.to_string() })
+}
+
+async fn cluster(client: &Client) -> Result<ClusterStatus, Failure> {
+    match client.ask_any(&AdminRequest::Cluster).await? {
+        AdminAnswer::Cluster(status) => Ok(*status),
+        other => Err(unexpected(other)),
+    }
+}
+
+fn unexpected(answer: AdminAnswer) -> Failure {
+    match answer {
+        AdminAnswer::Refused(why) => Failure::new(REFUSED, why),
+        _ => Failure::new(FAILED, "the region answered something else than was asked; is it the same version of parhelion?"),
+    }
+}
+
+async fn show_status(args: &StatusArgs) -> Result<(), Failure> {
+    let show = |status: &ClusterStatus| if args.watch.ask.json { json(status) } else { status::render(status) };
+    if !args.check {
+        return watch(&args.watch, show).await;
+    }
+    let status = cluster(&Client::open(args.watch.ask.config.as_deref())?).await?;
+    say(&show(&status))?;
+    if status.healthy() {
+        return Ok(());
+    }
+    let first = status.notes.first().cloned().unwrap_or_else(|| "a region is not as it should be".to_owned());
+    Err(Failure::new(REFUSED, format!("not healthy: {first}")).hint("parhelion events shows how it came to this"))
+}
+
+/// Once, or until Ctrl-C. While watching, a cluster that does not answer is an observation and not the end.
+async fn watch(args: &WatchArgs, show: impl Fn(&ClusterStatus) -> String) -> Result<(), Failure> {
+    let client = Client::open(args.ask.config.as_deref())?;
+    if !args.watch {
+        return say(&show(&cluster(&client).await?));
+    }
+    // Home and clear to the end, so that the picture stands still.
+    let clear = if std::io::stdout().is_terminal() && !args.ask.json { "\x1b[2J\x1b[H" } else { "" };
+    let blank = if args.ask.json || !clear.is_empty() { "" } else { "\n" };
+    loop {
+        match cluster(&client).await {
+            Ok(status) => say(&format!("{clear}{}{blank}", show(&status)))?,
+            Err(failure) => {
+                if !clear.is_empty() {
+                    say(clear)?;
+                }
+                failure.print();
+            }
+        }
+        tokio::time::sleep(args.every.max(Duration::from_millis(100))).await;
+    }
+}
+
+async fn show_events(args: &EventsArgs) -> Result<(), Failure> {
+    let client = Client::open(args.ask.config.as_deref())?;
+    let mut follower = Follower::default();
+    let mut told_silent = Vec::new();
+    loop {
+        let answer = client.ask_any(&AdminRequest::ClusterEvents { after: follower.cursors() }).await;
+        let answered = match answer {
+            Ok(AdminAnswer::ClusterEvents { events, silent }) => Ok((events, silent)),
+            Ok(other) => Err(unexpected(other)),
+            Err(failure) => Err(failure),
+        };
+        match answered {
+            Ok((events, silent)) => {
+                follower.note(&events);
+                let text: String = events.iter().map(|e| if args.ask.json { json(e) } else { format!("{}\n", events::line(e)) }).collect();
+                say(&text)?;
+                let names: Vec<RegionName> = silent.iter().map(|(region, _)| region.clone()).collect();
+                if names != told_silent {
+                    for (region, why) in &silent {
+                        eprintln!("note: the events of {region} are missing: {why}");
+                    }
+                    told_silent = names;
+                }
+            }
+            Err(failure) if args.follow => failure.print(),
+            Err(failure) => return Err(failure),
+        }
+        if !args.follow {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+}
+
+fn netem_socket(at: &NetemArgs) -> Result<PathBuf, Failure> {
+    match (&at.dir, &at.config) {
+        (Some(dir), _) => Ok(dir.join(CONTROL_SOCKET)),
+        (None, Some(file)) => Config::load(file)?.netem_control.ok_or_else(|| {
+            Failure::new(USAGE, format!("{} has no [netem]: its links are real ones", file.display()))
+                .hint("netem works on a demo: name its directory with --dir")
+        }),
+        (None, None) => Ok(Path::new(DEMO_DIR).join(CONTROL_SOCKET)),
+    }
+}
+
+fn run_netem(verb: NetemVerb) -> Result<(), Failure> {
+    let (at, requests) = match verb {
+        NetemVerb::Show(at) => (at, vec![netem::Request::Show {}]),
+        NetemVerb::Set { from, to, settings, both, at } => {
+            let there = netem::Request::Set { from: from.clone(), to: to.clone(), settings: settings.clone() };
+            let back = both.then(|| netem::Request::Set { from: to, to: from, settings });
+            (at, std::iter::once(there).chain(back).collect())
+        }
+    };
+    let socket = netem_socket(&at)?;
+    let mut directions = Vec::new();
+    for request in &requests {
+        directions.extend(netem::control(&socket, request)?.directions);
+    }
+    if at.json {
+        return say(&json(&serde_json::json!({ "directions": directions })));
+    }
+    let rows = directions
+        .iter()
+        .map(|d| {
+            let dropped = d.counts.dropped_loss + d.counts.dropped_queue + d.counts.dropped_blackhole + d.counts.dropped_host;
+            let (packets, bytes) = (d.counts.packets.to_string(), text::bytes(d.counts.bytes));
+            vec![d.from.to_string(), d.to.to_string(), packets, bytes, dropped.to_string(), d.settings.to_string()]
+        })
+        .collect();
+    say(&text::table(&["FROM", "TO", "PACKETS", "BYTES", "DROPPED", "SETTINGS"], &[2, 3, 4], rows))
+}
+
+async fn run_copy(verb: CopyVerb) -> Result<(), Failure> {
+    let (ask, request) = match verb {
+        CopyVerb::List(ask) => (ask, AdminRequest::Report),
+        CopyVerb::Stop { copy, ask } => (ask, AdminRequest::StopCopy { copy }),
+        CopyVerb::Start { copy, ask } => (ask, AdminRequest::StartCopy { copy }),
+    };
+    let client = Client::open(ask.config.as_deref())?;
+    match client.ask(&request).await? {
+        AdminAnswer::Report(report) if ask.json => say(&json(&report.copies)),
+        AdminAnswer::Report(report) => {
+            let rows = report.copies.iter().map(|c| {
+                vec![c.name.clone(), c.az.clone(), c.state.clone(), c.durable_lsn.to_string(), c.reason.clone().unwrap_or_default()]
+            });
+            say(&text::table(&["COPY", "AZ", "STATE", "DURABLE", "REASON"], &[3], rows.collect()))
+        }
+        AdminAnswer::Done(what) if ask.json => say(&json(&serde_json::json!({ "ok": true, "what": what }))),
+        AdminAnswer::Done(what) => say(&format!("{what}\n")),
+        other => Err(unexpected(other)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(std::iter::once("parhelion").chain(line.split(' ')))
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+        let help = Cli::command().render_long_help().to_string();
+        assert!(help.split_whitespace().collect::<Vec<_>>().join(" ").contains("3 no region could be reached"), "{help}");
+    }
+
+    #[test]
+    fn what_the_issue_names_can_be_typed() {
+        for line in [
+            "demo --regions 3 --profile world --dir d --base-port 7400 --ready-file f --load 200 --for 30s --json",
+            "demo",
+            "region --config regions/us-east.toml",
+            "certs --config regions/us-east.toml --renew",
+            "certs --dir certs --cluster demo --region us-east --region eu-west",
+            "status --watch --json",
+            "status --check --config f",
+            "lag --json",
+            "events --follow",
+            "netem set us-east eu-west delay=38ms loss=0.5% --dir d",
+            "netem set * eu-west blackhole=on --both",
+            "netem show --config f",
+            "copy stop a1 --config f",
+            "copy start c2",
+            "sim --seeds 1 --seed 7",
+            "version --json",
+        ] {
+            parse(line).unwrap_or_else(|e| panic!("{line}: {e}"));
+        }
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused_with_a_reason() {
+        for (line, reason) in [
+            ("demo --for 30", "time unit needed"),
+            ("demo --for soon", "invalid"),
+            ("demo --regions 1", "2..=6"),
+            ("demo --regions 7", "2..=6"),
+            ("demo --base-port 70000", "70000"),
+            ("copy stop d1", "the six are a1 a2 b1 b2 c1 c2"),
+            ("certs", "--config"),
+            ("certs --dir d --cluster demo", "--region"),
+            ("netem set a b", "KEY=VALUE"),
+            ("status --watch --check", "cannot be used with"),
+            ("lag --watch --every 1", "time unit needed"),
+        ] {
+            let error = parse(line).expect_err(line).to_string();
+            assert!(error.contains(reason), "{line}: {error}");
+        }
+    }
+}
