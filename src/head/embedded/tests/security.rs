@@ -43,11 +43,16 @@ async fn sql_reaches_no_files_and_no_switches() {
         assert_eq!(code(&mut s, sql).await, *want, "{sql}");
     }
     // Inside a writing transaction it is the other connection that refuses.
-    for (sql, want) in &cases {
+    for (sql, want) in cases.iter().filter(|(sql, _)| !sql.starts_with("VACUUM")) {
         s.begin(crate::head::sql::TxMode::default()).await.unwrap();
         assert_eq!(code(&mut s, sql).await, *want, "{sql} in a transaction");
         assert_eq!(s.tx(), TxState::Failed);
         s.rollback().await.unwrap();
+    }
+    let mut reader = region.reader();
+    for (sql, want) in &cases {
+        let got = code(&mut reader, sql).await;
+        assert!(got == *want || got == "25006", "{sql} on the reader port: {got}");
     }
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "no file was made");
     let error = rows(&mut s, "PRAGMA journal_mode = WAL").await.unwrap_err();
