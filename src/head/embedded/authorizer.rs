@@ -38,6 +38,8 @@ const ASKED_ONLY: &[&str] = &["page_count", "page_size", "encoding", "foreign_ke
 
 const FUNCTIONS_DENIED: &[&str] = &["load_extension", "readfile", "writefile", "edit", "fts3_tokenizer"];
 
+const TEMPORARY: &str = "temporary tables, views and triggers are not supported: connections are shared";
+
 /// The hook of one connection.
 pub fn decide(context: &Context, asked: &AuthContext<'_>) -> Authorization {
     match refusal(context, asked) {
@@ -52,10 +54,12 @@ pub fn decide(context: &Context, asked: &AuthContext<'_>) -> Authorization {
 fn refusal(context: &Context, asked: &AuthContext<'_>) -> Option<SqlError> {
     let denied = |sentence: &str| Some(SqlError::new(state::INSUFFICIENT_PRIVILEGE, sentence));
     let missing = |sentence: &str| Some(SqlError::new(state::FEATURE_NOT_SUPPORTED, sentence));
+    // VACUUM prepares statements for itself while it runs: BEGIN, and ATTACH of a nameless database in memory. A client's
+    // own are denied when they are prepared, so they never run.
+    let stepping = context.stepping.load(Ordering::Relaxed);
+    let own = stepping || context.own_statement.load(Ordering::Relaxed);
     match asked.action {
-        // VACUUM attaches a nameless database in memory for itself. It does so while it runs; a client's ATTACH is already
-        // denied when it is prepared, so it never runs.
-        AuthAction::Attach { filename: "" } if context.stepping.load(Ordering::Relaxed) => None,
+        AuthAction::Attach { filename: "" } if stepping => None,
         AuthAction::Attach { .. } | AuthAction::Detach { .. } => {
             denied("ATTACH, DETACH and VACUUM INTO are not allowed: SQL reaches no files here")
         }
@@ -67,14 +71,22 @@ fn refusal(context: &Context, asked: &AuthContext<'_>) -> Option<SqlError> {
                 denied(&format!("PRAGMA {name} is not allowed here: the engine decides how pages are kept"))
             }
         }
-        AuthAction::Transaction { .. } | AuthAction::Savepoint { .. } if !context.own_statement.load(Ordering::Relaxed) => {
+        AuthAction::Transaction { .. } | AuthAction::Savepoint { .. } if !own => {
             missing("this form of transaction control is not supported; use BEGIN, COMMIT, ROLLBACK, SAVEPOINT, RELEASE and ROLLBACK TO")
         }
         AuthAction::CreateTempTable { .. }
         | AuthAction::CreateTempIndex { .. }
         | AuthAction::CreateTempTrigger { .. }
-        | AuthAction::CreateTempView { .. } => missing("temporary tables, views and triggers are not supported: connections are shared"),
-        AuthAction::CreateVtable { .. } if asked.database_name == Some("temp") => missing("temporary tables are not supported"),
+        | AuthAction::CreateTempView { .. } => missing(TEMPORARY),
+        AuthAction::CreateTable { .. }
+        | AuthAction::CreateView { .. }
+        | AuthAction::CreateTrigger { .. }
+        | AuthAction::CreateIndex { .. }
+        | AuthAction::CreateVtable { .. }
+            if asked.database_name == Some("temp") =>
+        {
+            missing(TEMPORARY)
+        }
         AuthAction::Function { function_name } if FUNCTIONS_DENIED.contains(&function_name.to_ascii_lowercase().as_str()) => {
             denied(&format!("the function {function_name} is not allowed here"))
         }

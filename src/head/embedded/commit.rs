@@ -104,7 +104,7 @@ impl WriterFile {
     }
 
     /// The whole change of the transaction: redo records packed into payloads, and the pages as they will be.
-    fn collect(&self, buffer: &Buffer, committed: u32) -> Result<(Vec<Vec<u8>>, Vec<(PageNo, Page)>), FileError> {
+    fn collect(&self, buffer: &Buffer, committed: u32) -> Result<Collected, FileError> {
         let mut payloads = Packer { payloads: Vec::new(), bytes_max: self.payload_bytes_max };
         let mut versions = Vec::with_capacity(buffer.pages.len() + 1);
         if buffer.page_count != committed {
@@ -129,13 +129,18 @@ impl WriterFile {
             payloads.put(PageNo(number), &Change::Image(Bytes::new()));
             versions.push((PageNo(number), Page::from(&[][..])));
         }
-        Ok((payloads.payloads, versions))
+        Ok(Collected { payloads: payloads.payloads, versions })
     }
 
     fn refuse(&self, code: &'static str, message: String) -> FileError {
         self.context.blame(SqlError::new(code, message));
         FileError::Refused
     }
+}
+
+struct Collected {
+    payloads: Vec<Vec<u8>>,
+    versions: Vec<(PageNo, Page)>,
 }
 
 struct Packer {
@@ -232,7 +237,7 @@ impl DatabaseFile for WriterFile {
             return Ok(());
         }
         // Before the outlet is taken, because a before-image may have to come from a copy.
-        let (payloads, versions) = self.collect(&buffer, committed).map_err(|_| FileError::Refused)?;
+        let Collected { payloads, versions } = self.collect(&buffer, committed).map_err(|_| FileError::Refused)?;
         if payloads.is_empty() {
             return Ok(());
         }

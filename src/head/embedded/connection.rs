@@ -229,11 +229,7 @@ fn bind(statement: &mut Statement<'_>, params: &[Value]) -> Result<(), SqlError>
 }
 
 fn columns(statement: &Statement<'_>) -> Arc<[Column]> {
-    statement
-        .columns()
-        .into_iter()
-        .map(|c| Column { name: c.name().to_string(), declared_type: c.decl_type().map(str::to_string) })
-        .collect()
+    statement.columns().map(|c| Column { name: c.name().to_string(), declared_type: c.decl_type().map(str::to_string) }).collect()
 }
 
 fn read(value: ValueRef<'_>, bytes: &mut usize) -> Value {

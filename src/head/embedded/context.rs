@@ -6,43 +6,44 @@
 use crate::base::UnixMicros;
 use crate::head::sql::SqlError;
 use parking_lot::Mutex;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
 /// Cancels what one session is running. Cheap to clone, usable from any thread.
 #[derive(Clone, Default)]
 pub struct Canceller {
-    pub(super) shared: Arc<CancelState>,
+    live: Arc<Mutex<Vec<Weak<Token>>>>,
 }
 
+/// One statement's side of it. It counts as running for as long as somebody but the canceller holds it: the session that
+/// waits for it, or the thread that still produces its rows.
 #[derive(Default)]
-pub(super) struct CancelState {
-    running: AtomicBool,
+pub struct Token {
     cancelled: AtomicBool,
     pub wake: tokio::sync::Notify,
 }
 
 impl Canceller {
-    /// Interrupts the statement that is running now; it ends with 57014. Between statements it does nothing. A commit that
-    /// waits for durability is not taken back.
+    /// Interrupts the statements that are running now, also those whose rows are still on their way; they end with 57014.
+    /// Between statements it does nothing. A commit that waits for durability is not taken back.
     pub fn cancel(&self) {
-        if self.shared.running.load(Ordering::SeqCst) {
-            self.shared.cancelled.store(true, Ordering::SeqCst);
-            self.shared.wake.notify_one();
+        for token in self.live.lock().iter().filter_map(Weak::upgrade) {
+            token.cancelled.store(true, Ordering::SeqCst);
+            token.wake.notify_one();
         }
+    }
+
+    /// A statement begins.
+    pub(super) fn begin(&self) -> Arc<Token> {
+        let token = Arc::new(Token::default());
+        let mut live = self.live.lock();
+        live.retain(|t| t.strong_count() > 0);
+        live.push(Arc::downgrade(&token));
+        token
     }
 }
 
-impl CancelState {
-    pub fn begin(&self) {
-        self.cancelled.store(false, Ordering::SeqCst);
-        self.running.store(true, Ordering::SeqCst);
-    }
-
-    pub fn end(&self) {
-        self.running.store(false, Ordering::SeqCst);
-    }
-
+impl Token {
     pub fn is_cancelled(&self) -> bool {
         self.cancelled.load(Ordering::SeqCst)
     }
@@ -60,13 +61,13 @@ pub struct Context {
     pub in_recovery: AtomicBool,
     /// `now()` of the statement or transaction, microseconds since 1970.
     pub now_us: AtomicU64,
-    cancel: Mutex<Option<Arc<CancelState>>>,
+    cancel: Mutex<Option<Arc<Token>>>,
     blame: Mutex<Option<SqlError>>,
 }
 
 impl Context {
     /// Who runs a statement, and when.
-    pub fn enter(&self, session: i32, in_recovery: bool, now: UnixMicros, cancel: Arc<CancelState>) {
+    pub fn enter(&self, session: i32, in_recovery: bool, now: UnixMicros, cancel: Arc<Token>) {
         self.session.store(session, Ordering::Relaxed);
         self.in_recovery.store(in_recovery, Ordering::Relaxed);
         self.now_us.store(now.0, Ordering::Relaxed);

@@ -24,6 +24,9 @@ pub fn register(connection: &Connection, shared: &Arc<Shared>, context: &Arc<Con
         (c"version", settings.server_version.clone()),
         (c"current_database", settings.database.clone()),
         (c"current_catalog", settings.database.clone()),
+        // With parentheses: bare, SQLite takes the words for columns.
+        (c"current_user", settings.user.clone()),
+        (c"session_user", settings.user.clone()),
         (c"current_schema", "public".to_string()),
         (c"aurora_version", ENGINE_VERSION.to_string()),
         (c"aurora_db_instance_identifier", settings.instance.clone()),

@@ -63,6 +63,7 @@ struct Shard {
     floor: Lsn,
     /// Second chance: the oldest first. An entry whose version is gone is skipped.
     clock: VecDeque<(PageNo, Lsn)>,
+    versions: usize,
     bytes: usize,
 }
 
@@ -259,9 +260,11 @@ impl Pool {
         let cost = version.page.len() + VERSION_OVERHEAD_BYTES;
         versions.push(version);
         shard.clock.push_back((page, from));
+        shard.versions += 1;
         shard.bytes += cost;
         self.bytes.fetch_add(cost, Ordering::Relaxed);
         let before = shard.bytes;
+        shard.tidy_clock();
         shard.evict(self.shard_bytes_max, Lsn(self.durable.load(Ordering::SeqCst)));
         self.bytes.fetch_sub(before - shard.bytes, Ordering::Relaxed);
     }
@@ -276,6 +279,7 @@ impl Shard {
                 v.until = v.until.min(from);
                 let keep = v.until > oldest_pin && v.from < v.until;
                 if !keep {
+                    self.versions -= 1;
                     freed += v.page.len() + VERSION_OVERHEAD_BYTES;
                 }
                 keep
@@ -309,6 +313,14 @@ impl Shard {
         Some(load)
     }
 
+    /// A page that is written all the time leaves an entry behind for each version that went without eviction.
+    fn tidy_clock(&mut self) {
+        if self.clock.len() > 64 + 2 * self.versions {
+            let pages = &self.pages;
+            self.clock.retain(|(page, from)| pages.get(page).is_some_and(|versions| versions.iter().any(|v| v.from == *from)));
+        }
+    }
+
     fn evict(&mut self, bytes_max: usize, durable: Lsn) {
         // Once round to take away the second chances, once more to take the pages.
         let mut looks = self.clock.len() * 2;
@@ -326,6 +338,7 @@ impl Shard {
             }
             self.bytes -= version.page.len() + VERSION_OVERHEAD_BYTES;
             versions.swap_remove(at);
+            self.versions -= 1;
             if versions.is_empty() {
                 self.pages.remove(&page);
             }
@@ -427,6 +440,18 @@ mod tests {
             answer.send(Bytes::copy_from_slice(&page(1))).unwrap();
         }
         assert_eq!(pool.newest(PageNo(0), Lsn(10), &*source).unwrap(), page(2), "the version at 20 is not durable");
+    }
+
+    #[test]
+    fn a_page_that_is_written_all_the_time_costs_no_more_memory_over_time() {
+        let pool = Pool::new(1 << 20);
+        for n in 1..10_000 {
+            pool.install(vec![(P, Arc::from(&[1u8; 100][..]))], Lsn(n), Lsn(n - 1));
+            pool.durable.store(n, Ordering::SeqCst);
+        }
+        let shard = pool.shard(P);
+        assert!(shard.versions <= 2 && shard.clock.len() < 100 && shard.recent.len() == 1, "{} {}", shard.versions, shard.clock.len());
+        assert_eq!(pool.bytes(), shard.bytes);
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! bound. A panic here aborts the process (it is a bug, and nobody would answer this client).
 
 use super::connection::{Db, Use, cancelled};
-use super::context::{CancelState, Context};
+use super::context::{Context, Token};
 use super::horizon::Pin;
 use super::shared::Shared;
 use super::snapshot::ReaderFile;
@@ -32,7 +32,7 @@ const STAND_INS_MAX: usize = 60;
 pub struct Reading {
     pub session: i32,
     pub in_recovery: bool,
-    pub cancel: Arc<CancelState>,
+    pub cancel: Arc<Token>,
     /// `None`: what is visible when it begins.
     pub pin: Option<Arc<Pin>>,
     /// Set when the statement fails, also after its first rows have gone out: the transaction has failed then.

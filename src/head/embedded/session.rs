@@ -7,7 +7,7 @@
 //! Owned by one task of an endpoint. Dropping it in a transaction rolls back.
 
 use super::Engine;
-use super::context::{CancelState, Canceller};
+use super::context::{Canceller, Token};
 use super::horizon::Pin;
 use super::progress::NotDurable;
 use super::readers::{ReadJob, ReadReply, Reading};
@@ -38,6 +38,8 @@ pub struct Session {
     tx: Option<Transaction>,
     last_commit: Option<Lsn>,
     canceller: Canceller,
+    /// Of the statement that runs now, or ran last.
+    token: Arc<Token>,
 }
 
 struct Transaction {
@@ -59,25 +61,10 @@ enum Body {
     Over,
 }
 
-struct Running<'a>(&'a CancelState);
-
-impl<'a> Running<'a> {
-    fn new(cancel: &'a CancelState) -> Running<'a> {
-        cancel.begin();
-        Running(cancel)
-    }
-}
-
-impl Drop for Running<'_> {
-    fn drop(&mut self) {
-        self.0.end();
-    }
-}
-
 impl Session {
     pub(super) fn new(engine: Arc<Engine>, id: i32, port: Port) -> Session {
         engine.shared.counters.sessions.fetch_add(1, Ordering::Relaxed);
-        Session { engine, id, port, tx: None, last_commit: None, canceller: Canceller::default() }
+        Session { engine, id, port, tx: None, last_commit: None, canceller: Canceller::default(), token: Arc::default() }
     }
 
     /// The number that `pg_backend_pid()` gives.
@@ -112,8 +99,7 @@ impl Session {
     /// # Errors
     /// As running it would, as far as preparing tells.
     pub async fn describe(&mut self, sql: &str) -> Result<Description, SqlError> {
-        let cancel = self.canceller.shared.clone();
-        let _running = Running::new(&cancel);
+        self.token = self.canceller.begin();
         self.refuse_if_failed()?;
         if let Some(Transaction { body: Body::Writing(hold), .. }) = &self.tx {
             let hold = hold.clone();
@@ -139,8 +125,7 @@ impl Session {
     /// # Errors
     /// [`SqlError`], with which a transaction has failed. 40003 alone leaves open whether the statement's commit happened.
     pub async fn execute(&mut self, sql: &str, params: Vec<Value>) -> Result<Outcome, SqlError> {
-        let cancel = self.canceller.shared.clone();
-        let _running = Running::new(&cancel);
+        self.token = self.canceller.begin();
         self.refuse_if_failed()?;
         let Some(tx) = &self.tx else {
             return self.alone(sql, params).await;
@@ -183,8 +168,7 @@ impl Session {
     /// # Errors
     /// Why it did not commit; 40003 when that is not known.
     pub async fn commit(&mut self) -> Result<bool, SqlError> {
-        let cancel = self.canceller.shared.clone();
-        let _running = Running::new(&cancel);
+        self.token = self.canceller.begin();
         if self.tx() == TxState::Failed {
             self.rollback().await?;
             return Ok(false);
@@ -261,8 +245,7 @@ impl Session {
 
     /// Savepoint control; on readers there is nothing to undo.
     async fn mark(&mut self, sql: String) -> Result<(), SqlError> {
-        let cancel = self.canceller.shared.clone();
-        let _running = Running::new(&cancel);
+        self.token = self.canceller.begin();
         let body = self.tx.as_ref().map_or(Body::Over, |tx| tx.body.clone());
         let result = match body {
             Body::Writing(hold) => {
@@ -327,7 +310,7 @@ impl Session {
         Reading {
             session: self.id,
             in_recovery: self.port == Port::Reader || self.engine.writer().is_none(),
-            cancel: self.canceller.shared.clone(),
+            cancel: self.token.clone(),
             failed: pin.as_ref().and_then(|_| self.tx.as_ref().map(|tx| tx.failed.clone())),
             pin,
         }
@@ -381,12 +364,12 @@ impl Session {
 
     fn request(&self, work: Work) -> (Request, oneshot::Receiver<Answer>) {
         let (reply, answer) = oneshot::channel();
-        (Request { session: self.id, cancel: self.canceller.shared.clone(), work, reply }, answer)
+        (Request { session: self.id, cancel: self.token.clone(), work, reply }, answer)
     }
 
     /// Waits for the writer thread; a cancel takes back what has not begun.
     async fn answer(&self, writer: &Writer, id: u64, mut answer: oneshot::Receiver<Answer>) -> Result<Answer, SqlError> {
-        let cancel = &self.canceller.shared;
+        let cancel = &self.token;
         loop {
             tokio::select! {
                 biased;

@@ -8,7 +8,7 @@
 
 use super::commit::WriterFile;
 use super::connection::{Db, Use, cancelled};
-use super::context::{CancelState, Context};
+use super::context::{Context, Token};
 use super::shared::Shared;
 use super::vfs::Registration;
 use super::{AbortOnPanic, EngineError, spawn};
@@ -27,7 +27,7 @@ use tokio::sync::oneshot;
 /// What is asked of the writer, for whom.
 pub struct Request {
     pub session: i32,
-    pub cancel: Arc<CancelState>,
+    pub cancel: Arc<Token>,
     pub work: Work,
     pub reply: oneshot::Sender<Answer>,
 }
@@ -445,7 +445,7 @@ impl Thread {
                 Next::Idle => {
                     let limit = self.writer.shared.settings.idle_in_transaction_max;
                     let message = format!(
-                        "terminating the transaction: it was idle for more than {limit:?} while others waited to write; it was rolled back"
+                        "terminating the transaction: it was idle for more than {limit:?}, and others want to write; it was rolled back"
                     );
                     break Some(SqlError::new(state::IDLE_IN_TRANSACTION_TIMEOUT, message));
                 }
@@ -475,6 +475,7 @@ impl Thread {
         }
         // Also where SQLite ended it by itself, as it does on a full or interrupted transaction.
         let over = self.db().is_autocommit();
+        self.writer.context.leave();
         if over {
             self.writer.release(ended, None);
         }
