@@ -66,7 +66,7 @@ pub enum Verb {
 /// Which region to ask.
 #[derive(Clone, Debug, Args)]
 pub struct AskArgs {
-    /// The file of any region [default: one of ./parhelion-demo/regions]
+    /// The file of any region [default: that of the founder in ./parhelion-demo/regions]
     #[arg(long, value_name = "FILE", env = "PARHELION_CONFIG")]
     pub config: Option<PathBuf>,
     /// Print JSON
@@ -415,7 +415,7 @@ fn run_netem(verb: NetemVerb) -> Result<(), Failure> {
         NetemVerb::Show(at) => (at, vec![netem::Request::Show {}]),
         NetemVerb::Set { from, to, settings, both, at } => {
             let there = netem::Request::Set { from: from.clone(), to: to.clone(), settings: settings.clone() };
-            let back = both.then(|| netem::Request::Set { from: to, to: from, settings });
+            let back = both.then_some(netem::Request::Set { from: to, to: from, settings });
             (at, std::iter::once(there).chain(back).collect())
         }
     };

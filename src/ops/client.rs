@@ -93,7 +93,7 @@ async fn ask_one(material: Arc<Material>, member: Member, request: Bytes) -> Res
     AdminAnswer::decode(&answer).map_err(|e| Failure::new(FAILED, format!("{}: {e}", member.region)))
 }
 
-/// The file that was given, or that of the demo in this directory.
+/// The file that was given, or one of the demo in this directory.
 ///
 /// # Errors
 /// When neither is there.
@@ -101,11 +101,14 @@ pub fn config_file(given: Option<&Path>) -> Result<PathBuf, Failure> {
     if let Some(file) = given {
         return Ok(file.to_path_buf());
     }
-    let mut files: Vec<PathBuf> = std::fs::read_dir(Path::new(DEMO_DIR).join("regions"))
+    let dir = Path::new(DEMO_DIR).join("regions");
+    let mut files: Vec<PathBuf> = std::fs::read_dir(&dir)
         .map(|dir| dir.filter_map(|entry| Some(entry.ok()?.path())).filter(|p| p.extension().is_some_and(|e| e == "toml")).collect())
         .unwrap_or_default();
     files.sort();
-    files.into_iter().next().ok_or_else(|| {
+    // The region that founded the cluster, so that the default does not depend on the alphabet.
+    let founder = files.first().and_then(|f| Config::load(f).ok()).map(|c| dir.join(format!("{}.toml", c.founder)));
+    founder.filter(|f| f.exists()).or_else(|| files.into_iter().next()).ok_or_else(|| {
         Failure::new(USAGE, format!("which region? no --config was given, PARHELION_CONFIG is not set, and there is no ./{DEMO_DIR}"))
             .hint("name the file of any region: --config regions/us-east.toml; or start one here: parhelion demo")
     })

@@ -216,9 +216,9 @@ fn notes(status: &ClusterStatus, answers: &BTreeMap<RegionName, Result<RegionRep
     for region in &status.regions {
         let name = &region.name;
         if let Some(Err(why)) = answers.get(name) {
+            let last = region.disconnected_since.map_or(String::new(), |t| format!("; last heard of at {}", text::clock(t, status.at)));
             notes.push(format!(
-                "{name} does not answer ({why}); not heard of{}; if its process ended, start it again: parhelion region --config FILE-OF-{name}",
-                since(region.disconnected_since)
+                "{name} does not answer ({why}){last}; if its process ended, start it where it lives: parhelion region --config <the file of {name}>"
             ));
             continue;
         }

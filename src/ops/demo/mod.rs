@@ -28,6 +28,7 @@ use crate::io::clock;
 use crate::node::report::{RegionState, Role};
 use hdrhistogram::Histogram;
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -308,7 +309,7 @@ impl Demo {
     fn add_logs(&self, failure: &mut Failure) {
         for child in self.children.iter().filter(|c| self.dead.contains_key(&c.region)) {
             let log = &self.plan.site(&child.region).log;
-            failure.message.push_str(&format!("\nthe end of {}:\n{}", log.display(), child.log_tail(log)));
+            let _ = write!(failure.message, "\nthe end of {}:\n{}", log.display(), child.log_tail(log).trim_end());
         }
         if failure.hint.is_none() {
             failure.hint = Some(format!("the logs are in {}", self.plan.dir.join("logs").display()));

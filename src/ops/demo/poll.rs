@@ -86,3 +86,44 @@ async fn get(addr: SocketAddr, path: &str) -> std::io::Result<Vec<u8>> {
         _ => Err(std::io::Error::other("the answer is no 200")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::node::report::Role;
+    use crate::ops::status::tests::sample;
+    use tokio::net::TcpListener;
+
+    /// Answers one connection with these bytes.
+    async fn once(answer: String) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = [0; 1024];
+            let read = stream.read(&mut request).await.unwrap();
+            assert!(request[..read].starts_with(b"GET /status HTTP/1.1\r\n"));
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        });
+        addr
+    }
+
+    #[tokio::test]
+    async fn a_report_is_read_and_anything_else_is_a_reason() {
+        let report = sample("us-east", Role::Primary);
+        let json = serde_json::to_string(&report).unwrap();
+        let addr = once(format!("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n\r\n{json}")).await;
+        assert_eq!(ask(addr).await, Ok(report));
+        for (answer, reason) in [
+            ("HTTP/1.1 503 No\r\n\r\n{}", "no 200"),
+            ("SSH-2.0-OpenSSH\r\n", "no 200"),
+            ("", "no 200"),
+            ("HTTP/1.1 200 OK\r\n\r\n{}", "something else than a report"),
+        ] {
+            let error = ask(once(answer.to_owned()).await).await.unwrap_err();
+            assert!(error.contains(reason), "{answer:?}: {error}");
+        }
+        let free = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        assert_eq!(ask(free).await, Err("nothing listens on its HTTP port".to_owned()));
+    }
+}

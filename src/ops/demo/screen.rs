@@ -208,3 +208,43 @@ fn render_summary(summary: &Summary) -> String {
     out.push_str(&text::table(&header, &[1, 2, 3], rows.collect()));
     out
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_help_has_what_one_needs_and_the_summary_what_was_measured() {
+        let dir = tempfile::tempdir().unwrap();
+        let plan = Plan::open(dir.path(), Some(2), None, 7400).unwrap();
+        let first = plan.names()[0].clone();
+        let ready = plan.ready("secret", |n| if *n == first { Role::Primary } else { Role::Secondary }, |_| 42);
+        let help = help(&plan, &ready, Duration::from_millis(1250));
+        for part in
+            ["2 regions", "psql postgresql://parhelion:secret@127.0.0.1:7401/parhelion", "http://127.0.0.1:7503", "status --config /"]
+        {
+            assert!(help.contains(part), "no {part} in\n{help}");
+        }
+        let region = |i: usize, role| RegionSummary {
+            name: plan.names()[i].clone(),
+            role,
+            visibility_lag_ms: (i == 0).then_some(Percentiles { p50: 41.0, p99: 45.0, max: 60.0 }),
+            durability_lag_ms: None,
+            samples: 1,
+            samples_unknown: 3,
+        };
+        let load =
+            LoadSummary { asked_tps: 200, committed: 0, errors: 2, tps: 0.0, commit_ms: None, last_error: Some("57P01: ended".into()) };
+        let summary = Summary {
+            cluster: "demo".into(),
+            profile: "world".into(),
+            seconds: 30.0,
+            load: Some(load),
+            regions: vec![region(0, Role::Secondary), region(1, Role::Secondary)],
+            exits: 0,
+        };
+        let text = render_summary(&summary);
+        assert!(text.contains("41.0 / 45.0 / 60.0") && text.contains("75 %") && text.contains("last error: 57P01"), "{text}");
+        assert!(serde_json::to_value(&summary).unwrap()["load"]["commit_ms"].is_null(), "nothing committed has no latency");
+    }
+}
