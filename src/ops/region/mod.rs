@@ -3,34 +3,30 @@
 //! Decides the order of starting and stopping, and says in a sentence what is in the way. Everything after the start is decided
 //! by the node. A crash anywhere here loses nothing: what counts lies on the copies.
 
+mod links;
 mod ports;
 mod view;
 
-use super::admin::{self, AdminAnswer, AdminRequest};
 use super::config::Config;
-use crate::base::{ConnId, Prng, RegionName};
+use crate::base::{Prng, RegionName};
 use crate::endpoint::pg::auth::ScramVerifier;
 use crate::endpoint::{EmbeddedService, Port, http, pg};
 use crate::head::embedded::{Engine, EngineSettings};
 use crate::io::clock;
 use crate::io::copies::Copies;
-use crate::io::driver::{Dialler, Driver, Inbox, Queue, Shared};
-use crate::io::link::{self, Arrival, Link, LinkEvent};
+use crate::io::driver::{Driver, Queue, Shared};
+use crate::io::link;
 use crate::io::quic::Quic;
 use crate::io::tls::Material;
-use crate::node::{Event, Identity, Node};
-use crate::ship::wire::{Lane, Message};
+use crate::node::{Identity, Node};
 use anyhow::{Context, bail};
+use links::Links;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use view::View;
 
-/// A dial that got no answer in this time is given up; the node tries again.
-const DIAL_TIMEOUT: Duration = Duration::from_millis(2500);
 /// Connections handed to a port's server and not yet taken.
 const INCOMING_MAX: usize = 64;
 
@@ -71,20 +67,12 @@ pub async fn run(config: Config, options: RunOptions, shutdown: watch::Receiver<
     let node = Node::new(who, config.limits.clone(), Prng::new(entropy()?), clock::unix_now());
     let shared = Shared::new(&node);
     let (stop, stopping) = watch::channel(false);
-    let view = View::new(&config, Arc::clone(&shared), quic.clone(), inbox.clone());
+    let links = Links::new(&config, quic.clone(), inbox.clone(), Arc::clone(&shared));
+    let view = View::new(&config, Arc::clone(&shared), Arc::clone(&links));
+    links.answer_with(&view);
     let engine = Engine::start(engine_settings(&config), copies.pages(), view.clone()).context("the SQL engine cannot start")?;
     view.attach(&engine);
-
-    let conns = Arc::new(AtomicU64::new(1));
-    let world = Arc::new(World { inbox: inbox.clone(), view: view.clone(), regions, writer: config.listen.writer });
-    let dialler = RegionDialler {
-        quic: quic.clone(),
-        config: config.clone(),
-        world: Arc::clone(&world),
-        conns: Arc::clone(&conns),
-        runtime: tokio::runtime::Handle::current(),
-    };
-    let driver = Driver::new(node, queue, copies, Arc::clone(&engine), Arc::clone(&shared), Box::new(dialler));
+    let driver = Driver::new(node, queue, copies, Arc::clone(&engine), Arc::clone(&shared), Box::new(Arc::clone(&links)));
     let driver =
         std::thread::Builder::new().name("node".into()).spawn(move || driver.run()).context("the node's thread cannot be started")?;
 
@@ -106,20 +94,7 @@ pub async fn run(config: Config, options: RunOptions, shutdown: watch::Receiver<
     servers.spawn(ports::route_instance(instance, writer_tx, reader_tx.clone(), Arc::clone(&shared), stopping.clone()));
     servers.spawn(ports::accept(reader, reader_tx, stopping.clone()));
     servers.spawn(http::serve_http(http, view.clone(), stopping.clone()));
-    let accepting = {
-        let (world, conns) = (Arc::clone(&world), Arc::clone(&conns));
-        tokio::spawn(link::serve(quic.clone(), move |arrival| match arrival {
-            Arrival::Link(link, events) => {
-                let conn = ConnId(conns.fetch_add(1, Ordering::Relaxed));
-                world.inbox.link_up(conn, link.clone(), false);
-                tokio::spawn(Arc::clone(&world).pump(conn, link, events));
-            }
-            Arrival::Admin { request, reply, .. } => {
-                let world = Arc::clone(&world);
-                tokio::spawn(async move { reply.send(world.answer(&request).await) });
-            }
-        }))
-    };
+    let accepting = tokio::spawn(link::serve(quic.clone(), move |arrival| links.arrived(arrival)));
     tracing::info!(
         region = %config.region, quic = %config.listen.quic, writer = %config.listen.writer, reader = %config.listen.reader, http = %config.listen.http,
         "the region process runs"
@@ -134,89 +109,6 @@ pub async fn run(config: Config, options: RunOptions, shutdown: watch::Receiver<
     let _ = tokio::task::spawn_blocking(move || driver.join()).await;
     quic.close("the region process is stopping").await;
     Ok(())
-}
-
-/// What the links' tasks share.
-struct World {
-    inbox: Inbox,
-    view: Arc<View>,
-    regions: Vec<RegionName>,
-    writer: SocketAddr,
-}
-
-impl World {
-    /// Carries what a link brings to whom it is for, until the link ends.
-    async fn pump(self: Arc<Self>, conn: ConnId, link: Link, mut events: mpsc::Receiver<LinkEvent>) {
-        let mut ended = "the link ended".to_owned();
-        while let Some(event) = events.recv().await {
-            let (lane, bytes) = match event {
-                LinkEvent::Control(bytes) => (Lane::Control, bytes),
-                LinkEvent::Batch(bytes) => (Lane::Batch, bytes),
-                LinkEvent::Datagram(bytes) => (Lane::Datagram, bytes),
-                LinkEvent::Forward(send, recv) => {
-                    tokio::spawn(ports::serve_forwarded(self.writer, send, recv));
-                    continue;
-                }
-                LinkEvent::Admin(request, reply) => {
-                    let world = Arc::clone(&self);
-                    tokio::spawn(async move { reply.send(world.answer(&request).await) });
-                    continue;
-                }
-                LinkEvent::Closed(reason) => {
-                    ended = reason;
-                    break;
-                }
-            };
-            match Message::decode(lane, &bytes) {
-                Ok(message) => self.inbox.send(Event::Received { conn, message }),
-                Err(e) => {
-                    tracing::warn!(peer = %link.peer(), "a message cannot be read: {e}");
-                    link.close(&e.to_string());
-                    ended = e.to_string();
-                    break;
-                }
-            }
-        }
-        self.inbox.send(Event::Unlinked { conn, reason: ended });
-    }
-
-    async fn answer(&self, request: &[u8]) -> bytes::Bytes {
-        let answer = match AdminRequest::decode(request) {
-            Ok(request) => admin::answer(request, self.view.clone(), self.view.clone(), &self.regions).await,
-            Err(e) => AdminAnswer::Refused(e.to_string()),
-        };
-        answer.encode().into()
-    }
-}
-
-struct RegionDialler {
-    quic: Quic,
-    config: Config,
-    world: Arc<World>,
-    conns: Arc<AtomicU64>,
-    runtime: tokio::runtime::Handle,
-}
-
-impl Dialler for RegionDialler {
-    fn dial(&self, region: RegionName) {
-        let (quic, world, conns) = (self.quic.clone(), Arc::clone(&self.world), Arc::clone(&self.conns));
-        let addr = self.config.member(&region).map(|m| m.quic.clone());
-        self.runtime.spawn(async move {
-            let Some(addr) = addr else {
-                return world.inbox.send(Event::DialFailed { region, reason: "it is not a member in this region's configuration".into() });
-            };
-            let outcome = tokio::time::timeout(DIAL_TIMEOUT, link::dial(&quic, &region, &addr)).await;
-            match outcome {
-                Ok(Ok((link, events))) => {
-                    let conn = ConnId(conns.fetch_add(1, Ordering::Relaxed));
-                    world.inbox.link_up(conn, link.clone(), true);
-                    world.pump(conn, link, events).await;
-                }
-                Ok(Err(e)) => world.inbox.send(Event::DialFailed { region, reason: e.to_string() }),
-                Err(_) => world.inbox.send(Event::DialFailed { region, reason: format!("no answer at {addr}") }),
-            }
-        });
-    }
 }
 
 fn engine_settings(config: &Config) -> EngineSettings {

@@ -1,14 +1,14 @@
 //! What a region shows: its report and events to HTTP and admin, rows to SQL; and how it asks the others.
 
+use super::links::Links;
 use crate::base::{CopyId, RegionName};
 use crate::endpoint::http::RegionView;
 use crate::head::embedded::Engine;
 use crate::head::{GlobalStatusRow, InstanceStatusRow, StatusSource};
 use crate::io::clock;
 use crate::io::copies::Order;
-use crate::io::driver::{Inbox, Shared};
-use crate::io::link;
-use crate::io::quic::{Quic, RefusalKind};
+use crate::io::driver::Shared;
+use crate::io::quic::RefusalKind;
 use crate::node::report::{LagReport, OperatorEvent, RegionReport, Role};
 use crate::ops::admin::{AdminAnswer, AdminPort, AdminRequest};
 use crate::ops::config::Config;
@@ -26,25 +26,20 @@ const REFRESH_EVERY: Duration = Duration::from_secs(1);
 pub struct View {
     config: Config,
     shared: Arc<Shared>,
-    quic: Quic,
-    inbox: Inbox,
+    links: Arc<Links>,
     engine: OnceLock<Arc<Engine>>,
-    /// Links to regions that this one neither follows nor leads, kept for questions.
-    asking: tokio::sync::Mutex<BTreeMap<RegionName, link::Link>>,
     /// The last reports of the other regions.
     others: RwLock<BTreeMap<RegionName, RegionReport>>,
     refresher: Mutex<Option<tokio::task::JoinHandle<()>>>,
 }
 
 impl View {
-    pub fn new(config: &Config, shared: Arc<Shared>, quic: Quic, inbox: Inbox) -> Arc<View> {
+    pub fn new(config: &Config, shared: Arc<Shared>, links: Arc<Links>) -> Arc<View> {
         let view = Arc::new(View {
             config: config.clone(),
             shared,
-            quic,
-            inbox,
+            links,
             engine: OnceLock::new(),
-            asking: tokio::sync::Mutex::new(BTreeMap::new()),
             others: RwLock::new(BTreeMap::new()),
             refresher: Mutex::new(None),
         });
@@ -78,22 +73,6 @@ impl View {
             }
         }
     }
-
-    async fn link(&self, region: &RegionName) -> Result<link::Link, String> {
-        if let Some(link) = self.shared.link_to(region) {
-            return Ok(link);
-        }
-        let mut asking = self.asking.lock().await;
-        if let Some(link) = asking.get(region).filter(|l| !l.is_closed()) {
-            return Ok(link.clone());
-        }
-        let addr = self.config.member(region).map(|m| m.quic.clone()).ok_or_else(|| format!("{region} is not a member"))?;
-        let (link, mut events) = link::dial(&self.quic, region, &addr).await.map_err(|e| e.to_string())?;
-        // Only questions go over it; dropping the receiver would close it.
-        tokio::spawn(async move { while events.recv().await.is_some() {} });
-        asking.insert(region.clone(), link.clone());
-        Ok(link)
-    }
 }
 
 impl Drop for View {
@@ -114,7 +93,7 @@ impl RegionView for View {
     }
 
     fn refusals(&self) -> Vec<(String, u64)> {
-        RefusalKind::ALL.iter().map(|k| (k.label().to_owned(), self.quic.refusals().get(*k))).collect()
+        RefusalKind::ALL.iter().map(|k| (k.label().to_owned(), self.links.quic().refusals().get(*k))).collect()
     }
 
     #[expect(clippy::cast_precision_loss, reason = "metrics are floating point")]
@@ -134,13 +113,13 @@ impl RegionView for View {
 #[async_trait]
 impl AdminPort for View {
     async fn ask(&self, region: &RegionName, request: AdminRequest) -> Result<AdminAnswer, String> {
-        let link = self.link(region).await?;
+        let link = self.links.for_questions(region).await?;
         let bytes = link.request_admin(request.encode().into(), ASK_TIMEOUT).await.map_err(|e| e.to_string())?;
         AdminAnswer::decode(&bytes).map_err(|e| e.to_string())
     }
 
     async fn set_copy_on_duty(&self, copy: CopyId, on_duty: bool) -> Result<String, String> {
-        self.inbox.order(copy, if on_duty { Order::Start } else { Order::Stop });
+        self.links.inbox().order(copy, if on_duty { Order::Start } else { Order::Stop });
         let what = if on_duty { "back on duty; it catches up by itself" } else { "out of duty until it is started again" };
         Ok(format!("copy {copy} of {} is {what}", self.config.region))
     }
