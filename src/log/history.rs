@@ -75,7 +75,8 @@ mod tests {
     #[test]
     fn logs_are_common_up_to_the_end_of_their_last_common_term() {
         // one line per case: own terms, own end, other's terms, other's end, common
-        let cases: &[(&[(u64, u64, u64)], u64, &[(u64, u64, u64)], u64, u64)] = &[
+        type Terms = &'static [(u64, u64, u64)];
+        let cases: &[(Terms, u64, Terms, u64, u64)] = &[
             (&[(1, 1, 1)], 10, &[(1, 1, 1)], 7, 7),                       // the other is behind
             (&[(1, 1, 1)], 10, &[(1, 1, 1), (1, 2, 8)], 8, 7),            // it was cut at 8 and replaced
             (&[(1, 1, 1), (1, 2, 5)], 5, &[(1, 1, 1), (1, 3, 9)], 20, 4), // both diverged: the lower start decides

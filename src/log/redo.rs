@@ -53,6 +53,15 @@ impl Change {
         }
     }
 
+    /// The byte ranges that this change sets: offset and bytes. An image is one range at 0 (it clears the rest as well).
+    pub fn ranges(&self) -> impl Iterator<Item = (usize, &[u8])> {
+        let (image, delta) = match self {
+            Change::Image(image) => (Some((0, image.as_ref())), None),
+            Change::Delta(ranges) => (None, Some(Ranges(ranges))),
+        };
+        image.into_iter().chain(delta.into_iter().flatten())
+    }
+
     /// The kind byte, as it is stored.
     #[must_use]
     pub fn kind(&self) -> u8 {

@@ -447,6 +447,11 @@ impl Appender {
                     self.seeded(now, copy, step);
                 }
             }
+            CopyReply::SeedLost { generation, .. } => {
+                if generation == self.generation {
+                    self.seed_lost(now, copy);
+                }
+            }
             CopyReply::Failed { reason } => self.copy_lost(now, copy, reason),
         }
     }
@@ -1142,6 +1147,17 @@ impl Appender {
         if done {
             self.seed_done(now);
         } else {
+            self.feed_seed(now, copy);
+        }
+    }
+
+    /// The copy was opened anew in the middle of a seed and knows nothing of it.
+    fn seed_lost(&mut self, now: Instant, copy: CopyId) {
+        if matches!(self.peers[copy.index()].contact, Contact::Repairing(_)) {
+            self.repair(now, copy);
+        } else if self.seeding.is_some() {
+            // From the beginning, if that is still in memory; otherwise it is repaired when the others are done.
+            self.peers[copy.index()].seed_step = None;
             self.feed_seed(now, copy);
         }
     }

@@ -34,7 +34,8 @@ pub enum CopyRequest {
     ReadPages { id: u64, at: Lsn, from: PageNo, bytes_max: usize },
     /// Begin to replace everything here by pages at `base`. What the copy has stays valid until `SeedEnd`.
     SeedBegin { generation: Generation, base: SeedBase },
-    /// Whole pages at the base's LSN, in order of page number; `step` counts 1, 2, 3 ... and must arrive in that order.
+    /// Whole pages at the base's LSN, in order of page number; `step` counts 1, 2, 3 ... and is taken only in that order. Any
+    /// other is answered with the step that is stored, and the sender goes on behind that one.
     SeedPages { generation: Generation, step: u64, pages: Vec<(PageNo, Bytes)> },
     /// Publish the seed in one atomic step: pages at the base, and an empty log that goes on behind it.
     SeedEnd { generation: Generation, steps: u64 },
@@ -95,6 +96,11 @@ pub enum CopyReply {
     Seeded {
         generation: Generation,
         step: u64,
+    },
+    /// There is no seed under way here (the copy was opened anew, or the pages came out of order): begin again.
+    SeedLost {
+        generation: Generation,
+        reason: String,
     },
     /// This copy has left its duty: a failed fsync, a full disk, damage. It must be opened anew.
     Failed {

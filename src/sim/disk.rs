@@ -1,0 +1,364 @@
+//! A disk in memory that keeps the promises of [`Disk`] and no other.
+//!
+//! Decides, from its seed, what is left after the power went: every write that no sync covered is kept whole, kept up to
+//! some byte, or gone, each on its own, so that later ones may survive earlier ones. A file that was made and never
+//! synced nor renamed vanishes. After a failed sync the bytes read back as if nothing had happened, and are lost with the
+//! power even when a later sync succeeds. Driven by the simulator and by the copy's own tests.
+
+use crate::base::Prng;
+use crate::volume::{Disk, DiskError};
+use bytes::Bytes;
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
+
+/// How a disk call fails on demand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    Full,
+    Failed,
+}
+
+/// See the module. All methods take `&self`; put it into an `Arc` and give one to the copy.
+pub struct SimDisk {
+    state: Mutex<State>,
+}
+
+struct State {
+    files: BTreeMap<String, SimFile>,
+    prng: Prng,
+    /// Writing calls so far: write, allocate, sync, rename, remove.
+    calls: u64,
+    cut_at: Option<u64>,
+    fail_at: Option<(u64, Fault)>,
+    down: bool,
+}
+
+#[derive(Clone, Default)]
+struct SimFile {
+    /// What a reader sees: the page cache.
+    current: Vec<u8>,
+    /// What is on the platter; `None`: not even the name.
+    durable: Option<Vec<u8>>,
+    unsynced: Vec<Unsynced>,
+}
+
+#[derive(Clone)]
+enum Unsynced {
+    Write { offset: usize, bytes: Vec<u8> },
+    Extend { len: usize },
+}
+
+impl Unsynced {
+    fn apply(&self, file: &mut Vec<u8>) {
+        match self {
+            Unsynced::Write { offset, bytes } => {
+                if file.len() < offset + bytes.len() {
+                    file.resize(offset + bytes.len(), 0);
+                }
+                file[*offset..offset + bytes.len()].copy_from_slice(bytes);
+            }
+            Unsynced::Extend { len } => {
+                if file.len() < *len {
+                    file.resize(*len, 0);
+                }
+            }
+        }
+    }
+}
+
+impl SimFile {
+    fn note(&mut self, change: Unsynced) {
+        change.apply(&mut self.current);
+        self.unsynced.push(change);
+    }
+
+    fn sync(&mut self) {
+        let durable = self.durable.get_or_insert_default();
+        for change in self.unsynced.drain(..) {
+            change.apply(durable);
+        }
+    }
+}
+
+/// What comes out of the check that every writing call makes first.
+enum Go {
+    Normal,
+    /// The power goes during this call: `true` if its effect still happens.
+    Last(bool),
+}
+
+impl State {
+    fn enter(&mut self, name: &str) -> Result<Go, DiskError> {
+        self.check_power(name)?;
+        self.calls += 1;
+        if self.cut_at == Some(self.calls) {
+            self.cut_at = None;
+            return Ok(Go::Last(self.prng.chance(500_000)));
+        }
+        if let Some((at, fault)) = self.fail_at
+            && at == self.calls
+        {
+            self.fail_at = None;
+            return Err(match fault {
+                Fault::Full => DiskError::Full { name: name.to_string() },
+                Fault::Failed => failed(name, "an injected I/O error"),
+            });
+        }
+        Ok(Go::Normal)
+    }
+
+    fn check_power(&self, name: &str) -> Result<(), DiskError> {
+        if self.down { Err(failed(name, "the power is off")) } else { Ok(()) }
+    }
+
+    fn crash(&mut self) {
+        self.down = true;
+        let State { files, prng, .. } = self;
+        files.retain(|_, file| {
+            let Some(durable) = file.durable.as_mut() else { return false };
+            for change in file.unsynced.drain(..) {
+                match prng.below(3) {
+                    0 => {}
+                    1 => change.apply(durable),
+                    _ => match change {
+                        Unsynced::Write { offset, mut bytes } => {
+                            let kept = usize::try_from(prng.below(bytes.len() as u64)).expect("BUG: a length fits");
+                            bytes.truncate(kept);
+                            Unsynced::Write { offset, bytes }.apply(durable);
+                        }
+                        Unsynced::Extend { .. } => change.apply(durable),
+                    },
+                }
+            }
+            file.current.clone_from(durable);
+            true
+        });
+    }
+
+    /// Runs `effect` as the whole of a writing call, and lets the power go if this was the call for it.
+    fn finish(&mut self, go: &Go, name: &str, effect: impl FnOnce(&mut State) -> Result<(), DiskError>) -> Result<(), DiskError> {
+        match go {
+            Go::Normal => effect(self),
+            Go::Last(happens) => {
+                if *happens {
+                    effect(self)?;
+                }
+                self.crash();
+                Err(failed(name, "the power went"))
+            }
+        }
+    }
+}
+
+fn failed(name: &str, reason: &str) -> DiskError {
+    DiskError::Failed { name: name.to_string(), reason: reason.to_string() }
+}
+
+impl SimDisk {
+    #[must_use]
+    pub fn new(seed: u64) -> SimDisk {
+        SimDisk {
+            state: Mutex::new(State { files: BTreeMap::new(), prng: Prng::new(seed), calls: 0, cut_at: None, fail_at: None, down: false }),
+        }
+    }
+
+    /// The power goes now. Every call fails until [`SimDisk::restart`].
+    pub fn crash(&self) {
+        self.state.lock().crash();
+    }
+
+    /// The power is back. (A process that was only killed needs neither: what it wrote is still in the page cache.)
+    pub fn restart(&self) {
+        self.state.lock().down = false;
+    }
+
+    /// Writing calls so far (write, allocate, sync, rename, remove).
+    #[must_use]
+    pub fn calls(&self) -> u64 {
+        self.state.lock().calls
+    }
+
+    /// The power goes in the `n`-th writing call from now (1: the next); its effect happens or not, as the seed says.
+    pub fn cut_power_at(&self, n: u64) {
+        let mut state = self.state.lock();
+        state.cut_at = Some(state.calls + n);
+    }
+
+    /// The `n`-th writing call from now (1: the next) fails. A sync that fails loses what it was to make durable.
+    pub fn fail_at(&self, n: u64, fault: Fault) {
+        let mut state = self.state.lock();
+        state.fail_at = Some((state.calls + n, fault));
+    }
+
+    /// The next writing call fails.
+    pub fn fail_next(&self, fault: Fault) {
+        self.fail_at(1, fault);
+    }
+
+    /// Whether the power is off.
+    #[must_use]
+    pub fn is_down(&self) -> bool {
+        self.state.lock().down
+    }
+
+    /// Damage: inverts the byte at `offset`, on the platter and in the page cache. `false` if there is no such byte.
+    pub fn flip(&self, name: &str, offset: u64) -> bool {
+        let mut state = self.state.lock();
+        let Some(file) = state.files.get_mut(name) else { return false };
+        let at = usize::try_from(offset).unwrap_or(usize::MAX);
+        if let Some(byte) = file.durable.as_mut().and_then(|d| d.get_mut(at)) {
+            *byte = !*byte;
+        }
+        match file.current.get_mut(at) {
+            Some(byte) => {
+                *byte = !*byte;
+                true
+            }
+            None => false,
+        }
+    }
+}
+
+impl Disk for SimDisk {
+    fn list(&self) -> Result<Vec<String>, DiskError> {
+        let state = self.state.lock();
+        state.check_power("directory")?;
+        Ok(state.files.keys().cloned().collect())
+    }
+
+    fn len(&self, name: &str) -> Result<Option<u64>, DiskError> {
+        let state = self.state.lock();
+        state.check_power(name)?;
+        Ok(state.files.get(name).map(|f| f.current.len() as u64))
+    }
+
+    fn read(&self, name: &str, offset: u64, len_max: usize) -> Result<Bytes, DiskError> {
+        let state = self.state.lock();
+        state.check_power(name)?;
+        let file = state.files.get(name).ok_or_else(|| DiskError::NotFound { name: name.to_string() })?;
+        let from = usize::try_from(offset).unwrap_or(usize::MAX).min(file.current.len());
+        let to = from.saturating_add(len_max).min(file.current.len());
+        Ok(Bytes::copy_from_slice(&file.current[from..to]))
+    }
+
+    fn write(&self, name: &str, offset: u64, parts: &[Bytes]) -> Result<(), DiskError> {
+        let mut state = self.state.lock();
+        let go = state.enter(name)?;
+        let offset = usize::try_from(offset).map_err(|_| failed(name, "the offset is out of range"))?;
+        state.finish(&go, name, |s| {
+            s.files.entry(name.to_string()).or_default().note(Unsynced::Write { offset, bytes: parts.concat() });
+            Ok(())
+        })
+    }
+
+    fn allocate(&self, name: &str, len: u64) -> Result<(), DiskError> {
+        let mut state = self.state.lock();
+        let go = state.enter(name)?;
+        let len = usize::try_from(len).map_err(|_| failed(name, "the length is out of range"))?;
+        state.finish(&go, name, |s| {
+            s.files.entry(name.to_string()).or_default().note(Unsynced::Extend { len });
+            Ok(())
+        })
+    }
+
+    fn sync(&self, name: &str) -> Result<(), DiskError> {
+        let mut state = self.state.lock();
+        let go = match state.enter(name) {
+            Ok(go) => go,
+            Err(e) => {
+                // The kernel forgets that these pages were dirty: they read back and are never written.
+                if !state.down
+                    && let Some(file) = state.files.get_mut(name)
+                {
+                    file.unsynced.clear();
+                }
+                return Err(e);
+            }
+        };
+        state.finish(&go, name, |s| match s.files.get_mut(name) {
+            Some(file) => {
+                file.sync();
+                Ok(())
+            }
+            None => Err(DiskError::NotFound { name: name.to_string() }),
+        })
+    }
+
+    fn rename(&self, from: &str, to: &str) -> Result<(), DiskError> {
+        let mut state = self.state.lock();
+        let go = state.enter(from)?;
+        state.finish(&go, from, |s| match s.files.remove(from) {
+            Some(mut file) => {
+                // The name is durable now, the bytes only as far as they were synced.
+                file.durable.get_or_insert_default();
+                s.files.insert(to.to_string(), file);
+                Ok(())
+            }
+            None => Err(DiskError::NotFound { name: from.to_string() }),
+        })
+    }
+
+    fn remove(&self, name: &str) -> Result<(), DiskError> {
+        let mut state = self.state.lock();
+        let go = state.enter(name)?;
+        state.finish(&go, name, |s| {
+            s.files.remove(name);
+            Ok(())
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(disk: &SimDisk, name: &str, offset: u64, bytes: &'static [u8]) {
+        disk.write(name, offset, &[Bytes::from_static(bytes)]).unwrap();
+    }
+
+    #[test]
+    fn what_was_synced_survives_and_the_rest_is_kept_torn_or_gone() {
+        let mut seen = std::collections::BTreeSet::new();
+        for seed in 0..100 {
+            let disk = SimDisk::new(seed);
+            write(&disk, "a", 0, b"synced");
+            disk.sync("a").unwrap();
+            write(&disk, "a", 6, b"late");
+            write(&disk, "never synced", 0, b"x");
+            disk.crash();
+            assert!(disk.read("a", 0, 1).is_err(), "the power is off");
+            disk.restart();
+            let got = disk.read("a", 0, 100).unwrap();
+            assert!(got.starts_with(b"synced"));
+            seen.insert(got.len());
+            assert_eq!(disk.len("never synced").unwrap(), None);
+        }
+        assert!(seen.contains(&6) && seen.contains(&10) && seen.len() > 2, "{seen:?}");
+    }
+
+    #[test]
+    fn a_failed_sync_reads_back_and_is_lost_even_after_a_later_sync() {
+        let disk = SimDisk::new(1);
+        write(&disk, "a", 0, b"one");
+        disk.sync("a").unwrap();
+        write(&disk, "a", 3, b"two");
+        disk.fail_next(Fault::Failed);
+        assert!(disk.sync("a").is_err());
+        assert_eq!(disk.read("a", 0, 100).unwrap(), "onetwo");
+        disk.sync("a").unwrap();
+        disk.crash();
+        disk.restart();
+        assert_eq!(disk.read("a", 0, 100).unwrap(), "one");
+    }
+
+    #[test]
+    fn the_power_goes_at_the_call_that_was_named() {
+        let disk = SimDisk::new(3);
+        disk.cut_power_at(2);
+        write(&disk, "a", 0, b"x");
+        assert!(disk.sync("a").is_err());
+        assert!(disk.is_down() && disk.list().is_err());
+        disk.restart();
+        assert!(disk.list().is_ok());
+    }
+}

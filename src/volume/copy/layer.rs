@@ -1,0 +1,351 @@
+//! A layer file: versions of pages, sorted by (page, LSN), never changed once written.
+//!
+//! ```text
+//!  file   = block* index footer
+//!  block  = CRC32C u32 | length u32 | entry*          about 32 KiB; the CRC also covers lineage, file number and own offset
+//!  entry  = page u32 | LSN u64 | kind u8 | length u32 | body            kinds as in log::redo
+//!  index  = (first page u32, first LSN u64, last page u32, last LSN u64, offset u64, length u32)*
+//!  footer = magic "PHLY" | version u16 | 0 u16 | lineage u128 | number u64 | above u64 | upto u64
+//!           | index offset u64 | index length u64 | index CRC32C u32 | CRC32C u32 of all before it
+//! ```
+//! The index stays in memory, blocks are read and checked each time. A block that was misdirected, is stale or flipped is
+//! found, because its checksum covers where it belongs.
+
+use super::manifest::LayerMeta;
+use crate::base::{LineageId, Lsn, PageNo};
+use crate::log::redo::Change;
+use crate::volume::{Disk, DiskError};
+use bytes::Bytes;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+const MAGIC: [u8; 4] = *b"PHLY";
+const VERSION: u16 = 1;
+const BLOCK_TARGET_BYTES: usize = 32 << 10;
+/// No block is longer: the last entry of a block may be a change of a whole frame.
+const BLOCK_BYTES_MAX: usize = 2 << 20;
+const BLOCK_HEADER_BYTES: usize = 8;
+const ENTRY_HEADER_BYTES: usize = 17;
+const INDEX_ENTRY_BYTES: usize = 36;
+const FOOTER_BYTES: usize = 72;
+
+/// Why versions cannot be read from a layer file.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum LayerError {
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    #[error("layer file '{file}' is damaged: {reason}")]
+    Damaged { file: String, reason: &'static str },
+    #[error("layer file '{file}' has format version {version}, which this parhelion does not read")]
+    Unsupported { file: String, version: u16 },
+}
+
+/// Where a version stands in the order of a layer.
+pub(super) type Key = (PageNo, Lsn);
+
+#[derive(Clone, Debug)]
+struct BlockRef {
+    first: Key,
+    last: Key,
+    offset: u64,
+    len: u32,
+}
+
+pub(super) struct Layer {
+    disk: Arc<dyn Disk>,
+    lineage: LineageId,
+    name: String,
+    meta: LayerMeta,
+    blocks: Vec<BlockRef>,
+    /// Its file goes when the last reader lets go of it.
+    obsolete: AtomicBool,
+}
+
+pub(super) fn name_of(number: u64) -> String {
+    format!("layer-{number:08}")
+}
+
+pub(super) fn number_of(name: &str) -> Option<u64> {
+    let digits = name.strip_prefix("layer-")?;
+    if digits.len() < 8 || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    digits.parse().ok()
+}
+
+fn place_sum(lineage: LineageId, number: u64, offset: u64, body: &[u8]) -> u32 {
+    let mut place = [0; 32];
+    place[..16].copy_from_slice(&lineage.0.to_le_bytes());
+    place[16..24].copy_from_slice(&number.to_le_bytes());
+    place[24..].copy_from_slice(&offset.to_le_bytes());
+    crc32c::crc32c_append(crc32c::crc32c(&place), body)
+}
+
+fn u32_at(b: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(b[at..at + 4].try_into().expect("BUG: four bytes"))
+}
+
+fn u64_at(b: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(b[at..at + 8].try_into().expect("BUG: eight bytes"))
+}
+
+/// Reads the entry at the beginning of `bytes`: key, kind, and the body's length. Bounded, not yet checked by kind.
+fn entry_at(bytes: &[u8]) -> Option<(Key, u8, usize)> {
+    let head = bytes.get(..ENTRY_HEADER_BYTES)?;
+    let len = u32_at(head, 13) as usize;
+    (len <= bytes.len() - ENTRY_HEADER_BYTES).then(|| ((PageNo(u32_at(head, 0)), Lsn(u64_at(head, 4))), head[12], len))
+}
+
+impl Layer {
+    /// Opens the file that the manifest names and checks its footer and index.
+    pub(super) fn open(disk: Arc<dyn Disk>, lineage: LineageId, meta: &LayerMeta) -> Result<Layer, LayerError> {
+        let name = name_of(meta.number);
+        let damaged = |reason| LayerError::Damaged { file: name.clone(), reason };
+        if disk.len(&name)? != Some(meta.bytes) || meta.bytes < FOOTER_BYTES as u64 {
+            return Err(damaged("it is missing or has another length than the manifest says"));
+        }
+        let footer_at = meta.bytes - FOOTER_BYTES as u64;
+        let footer = disk.read(&name, footer_at, FOOTER_BYTES)?;
+        if footer.len() < FOOTER_BYTES || footer[..4] != MAGIC {
+            return Err(damaged("it has no footer"));
+        }
+        if crc32c::crc32c(&footer[..FOOTER_BYTES - 4]) != u32_at(&footer, FOOTER_BYTES - 4) {
+            return Err(damaged("the footer's checksum does not match"));
+        }
+        let version = u16::from_le_bytes([footer[4], footer[5]]);
+        if version != VERSION {
+            return Err(LayerError::Unsupported { file: name, version });
+        }
+        let found_lineage = LineageId(u128::from_le_bytes(footer[8..24].try_into().expect("BUG: sixteen bytes")));
+        let (number, above, upto) = (u64_at(&footer, 24), Lsn(u64_at(&footer, 32)), Lsn(u64_at(&footer, 40)));
+        if found_lineage != lineage || (number, above, upto) != (meta.number, meta.above, meta.upto) {
+            return Err(damaged("it belongs elsewhere"));
+        }
+        let (index_at, index_len) = (u64_at(&footer, 48), u64_at(&footer, 56));
+        if index_at.checked_add(index_len) != Some(footer_at) || index_len % INDEX_ENTRY_BYTES as u64 != 0 {
+            return Err(damaged("its index lies outside"));
+        }
+        let index = disk.read(&name, index_at, usize::try_from(index_len).map_err(|_| damaged("its index is too long"))?)?;
+        if index.len() as u64 != index_len || place_sum(lineage, number, index_at, &index) != u32_at(&footer, 64) {
+            return Err(damaged("the index's checksum does not match"));
+        }
+        let mut blocks: Vec<BlockRef> = Vec::with_capacity(index.len() / INDEX_ENTRY_BYTES);
+        let mut offset = 0;
+        for e in index.chunks_exact(INDEX_ENTRY_BYTES) {
+            let block = BlockRef {
+                first: (PageNo(u32_at(e, 0)), Lsn(u64_at(e, 4))),
+                last: (PageNo(u32_at(e, 12)), Lsn(u64_at(e, 16))),
+                offset: u64_at(e, 24),
+                len: u32_at(e, 32),
+            };
+            let ordered = block.first <= block.last && blocks.last().is_none_or(|b| b.last < block.first);
+            if !ordered || block.offset != offset || block.len as usize > BLOCK_BYTES_MAX {
+                return Err(damaged("its index is not in order"));
+            }
+            offset += u64::from(block.len);
+            blocks.push(block);
+        }
+        Ok(Layer { disk, lineage, name, meta: meta.clone(), blocks, obsolete: AtomicBool::new(false) })
+    }
+
+    pub(super) fn meta(&self) -> &LayerMeta {
+        &self.meta
+    }
+
+    /// Another layer took its place: the file is removed when nobody reads it any more.
+    pub(super) fn retire(&self) {
+        self.obsolete.store(true, Ordering::Relaxed);
+    }
+
+    fn damaged(&self, reason: &'static str) -> LayerError {
+        LayerError::Damaged { file: self.name.clone(), reason }
+    }
+
+    /// The entries of a block, its checksum verified.
+    fn block(&self, i: usize) -> Result<Bytes, LayerError> {
+        let block = &self.blocks[i];
+        let len = block.len as usize;
+        let bytes = self.disk.read(&self.name, block.offset, len)?;
+        if bytes.len() != len || len < BLOCK_HEADER_BYTES || u32_at(&bytes, 4) as usize != len - BLOCK_HEADER_BYTES {
+            return Err(self.damaged("a block has a wrong length"));
+        }
+        if place_sum(self.lineage, self.meta.number, block.offset, &bytes[4..]) != u32_at(&bytes, 0) {
+            return Err(self.damaged("a block's checksum does not match"));
+        }
+        Ok(bytes.slice(BLOCK_HEADER_BYTES..))
+    }
+
+    /// Appends to `newest_first` the page's versions at or below `at`, back to its newest image. `true`: there was one.
+    pub(super) fn collect(&self, page: PageNo, at: Lsn, newest_first: &mut Vec<Change>) -> Result<bool, LayerError> {
+        let mut i = self.blocks.partition_point(|b| b.first <= (page, at));
+        while i > 0 && self.blocks[i - 1].last >= (page, Lsn::ZERO) {
+            i -= 1;
+            let mut found = Vec::new();
+            let mut rest = self.block(i)?;
+            while !rest.is_empty() {
+                let ((found_page, lsn), kind, len) = entry_at(&rest).ok_or_else(|| self.damaged("an entry is cut off"))?;
+                if found_page > page || (found_page == page && lsn > at) {
+                    break;
+                }
+                let end = ENTRY_HEADER_BYTES + len;
+                if found_page == page {
+                    let change = Change::from_parts(kind, rest.slice(ENTRY_HEADER_BYTES..end));
+                    found.push(change.map_err(|e| self.damaged(e.reason))?);
+                }
+                rest = rest.slice(end..);
+            }
+            while let Some(change) = found.pop() {
+                let image = change.is_image();
+                newest_first.push(change);
+                if image {
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(false)
+    }
+}
+
+impl Drop for Layer {
+    fn drop(&mut self) {
+        if self.obsolete.load(Ordering::Relaxed) {
+            // If this fails the file is removed when the copy is opened next: no manifest names it.
+            let _ = self.disk.remove(&self.name);
+        }
+    }
+}
+
+/// Reads a layer in order.
+pub(super) struct LayerCursor {
+    layer: Arc<Layer>,
+    next_block: usize,
+    entries: VecDeque<(Key, Change)>,
+}
+
+impl LayerCursor {
+    /// From `page`'s first version on.
+    pub(super) fn new(layer: Arc<Layer>, page: PageNo) -> Result<LayerCursor, LayerError> {
+        let next_block = layer.blocks.partition_point(|b| b.last < (page, Lsn::ZERO));
+        let mut cursor = LayerCursor { layer, next_block, entries: VecDeque::new() };
+        cursor.fill()?;
+        while cursor.entries.front().is_some_and(|(key, _)| key.0 < page) {
+            cursor.next()?;
+        }
+        Ok(cursor)
+    }
+
+    fn fill(&mut self) -> Result<(), LayerError> {
+        while self.entries.is_empty() && self.next_block < self.layer.blocks.len() {
+            let mut rest = self.layer.block(self.next_block)?;
+            self.next_block += 1;
+            while !rest.is_empty() {
+                let (key, kind, len) = entry_at(&rest).ok_or_else(|| self.layer.damaged("an entry is cut off"))?;
+                let end = ENTRY_HEADER_BYTES + len;
+                let change = Change::from_parts(kind, rest.slice(ENTRY_HEADER_BYTES..end));
+                self.entries.push_back((key, change.map_err(|e| self.layer.damaged(e.reason))?));
+                rest = rest.slice(end..);
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn peek(&self) -> Option<Key> {
+        self.entries.front().map(|(key, _)| *key)
+    }
+
+    pub(super) fn next(&mut self) -> Result<Option<(Key, Change)>, LayerError> {
+        let entry = self.entries.pop_front();
+        self.fill()?;
+        Ok(entry)
+    }
+}
+
+/// Writes a layer file, entry by entry in order; memory is bounded by one block and the index.
+pub(super) struct LayerWriter {
+    disk: Arc<dyn Disk>,
+    lineage: LineageId,
+    number: u64,
+    name: String,
+    offset: u64,
+    block: Vec<u8>,
+    first: Option<Key>,
+    last: Option<Key>,
+    blocks: Vec<BlockRef>,
+}
+
+impl LayerWriter {
+    /// Whatever a crash left under this number is removed.
+    pub(super) fn begin(disk: Arc<dyn Disk>, lineage: LineageId, number: u64) -> Result<LayerWriter, DiskError> {
+        let name = name_of(number);
+        disk.remove(&name)?;
+        Ok(LayerWriter { disk, lineage, number, name, offset: 0, block: Vec::new(), first: None, last: None, blocks: Vec::new() })
+    }
+
+    pub(super) fn push(&mut self, key: Key, change: &Change) -> Result<(), DiskError> {
+        assert!(self.last.is_none_or(|last| last < key), "BUG: versions come in order");
+        if self.block.len() + ENTRY_HEADER_BYTES + change.body().len() > BLOCK_TARGET_BYTES {
+            self.end_block()?;
+        }
+        self.first.get_or_insert(key);
+        self.last = Some(key);
+        self.block.extend_from_slice(&key.0.0.to_le_bytes());
+        self.block.extend_from_slice(&key.1.0.to_le_bytes());
+        self.block.push(change.kind());
+        self.block.extend_from_slice(&u32::try_from(change.body().len()).expect("BUG: a change is below 4 GiB").to_le_bytes());
+        self.block.extend_from_slice(change.body());
+        Ok(())
+    }
+
+    fn end_block(&mut self) -> Result<(), DiskError> {
+        let (Some(first), Some(last)) = (self.first.take(), self.last) else { return Ok(()) };
+        let mut bytes = Vec::with_capacity(BLOCK_HEADER_BYTES + self.block.len());
+        bytes.extend_from_slice(&[0; 4]);
+        bytes.extend_from_slice(&u32::try_from(self.block.len()).expect("BUG: a block is below 4 GiB").to_le_bytes());
+        bytes.append(&mut self.block);
+        assert!(bytes.len() <= BLOCK_BYTES_MAX, "BUG: a change of {} bytes does not fit a block", bytes.len());
+        let sum = place_sum(self.lineage, self.number, self.offset, &bytes[4..]);
+        bytes[..4].copy_from_slice(&sum.to_le_bytes());
+        let len = bytes.len();
+        self.disk.write(&self.name, self.offset, &[Bytes::from(bytes)])?;
+        self.blocks.push(BlockRef { first, last, offset: self.offset, len: u32::try_from(len).expect("BUG: bounded above") });
+        self.offset += len as u64;
+        Ok(())
+    }
+
+    /// Writes index and footer and fsyncs. The file counts once a manifest names it.
+    pub(super) fn finish(mut self, above: Lsn, upto: Lsn) -> Result<Layer, DiskError> {
+        self.end_block()?;
+        let mut index = Vec::with_capacity(self.blocks.len() * INDEX_ENTRY_BYTES);
+        for b in &self.blocks {
+            index.extend_from_slice(&b.first.0.0.to_le_bytes());
+            index.extend_from_slice(&b.first.1.0.to_le_bytes());
+            index.extend_from_slice(&b.last.0.0.to_le_bytes());
+            index.extend_from_slice(&b.last.1.0.to_le_bytes());
+            index.extend_from_slice(&b.offset.to_le_bytes());
+            index.extend_from_slice(&b.len.to_le_bytes());
+        }
+        let mut footer = Vec::with_capacity(FOOTER_BYTES);
+        footer.extend_from_slice(&MAGIC);
+        footer.extend_from_slice(&VERSION.to_le_bytes());
+        footer.extend_from_slice(&[0, 0]);
+        footer.extend_from_slice(&self.lineage.0.to_le_bytes());
+        for field in [self.number, above.0, upto.0, self.offset, index.len() as u64] {
+            footer.extend_from_slice(&field.to_le_bytes());
+        }
+        footer.extend_from_slice(&place_sum(self.lineage, self.number, self.offset, &index).to_le_bytes());
+        footer.extend_from_slice(&crc32c::crc32c(&footer).to_le_bytes());
+        assert_eq!(footer.len(), FOOTER_BYTES, "BUG: the footer's layout");
+        let bytes = self.offset + index.len() as u64 + FOOTER_BYTES as u64;
+        self.disk.write(&self.name, self.offset, &[Bytes::from(index), Bytes::from(footer)])?;
+        self.disk.sync(&self.name)?;
+        Ok(Layer {
+            disk: self.disk,
+            lineage: self.lineage,
+            name: self.name,
+            meta: LayerMeta { number: self.number, bytes, above, upto },
+            blocks: self.blocks,
+            obsolete: AtomicBool::new(false),
+        })
+    }
+}

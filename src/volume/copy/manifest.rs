@@ -1,0 +1,114 @@
+//! What a copy is made of, in one file that is swapped by rename, and the promise that fences it.
+//!
+//! Decides which layer files exist, up to where they hold the log, and which log files count. Everything that is not named
+//! here is left over from a crash and removed. Never decides when to swap: [`super::Copy`] does.
+
+use super::OpenError;
+use super::codec::{self, CodecError};
+use crate::base::{Generation, LineageId, LogEnd, Lsn};
+use crate::log::History;
+use crate::volume::{Disk, DiskError};
+use bytes::Bytes;
+
+pub(super) const MANIFEST: &str = "MANIFEST";
+pub(super) const PROMISE: &str = "promise";
+/// The region's control state, for [`crate::control`]; bytes that mean nothing here.
+const CONTROL: &str = "control";
+const CONTROL_MAGIC: [u8; 4] = *b"PHLC";
+/// Every file under construction ends so; whatever does when a copy is opened was never published.
+pub(super) const TEMPORARY: &str = ".tmp";
+const MANIFEST_MAGIC: [u8; 4] = *b"PHLA";
+const PROMISE_MAGIC: [u8; 4] = *b"PHLV";
+const VERSION: u16 = 1;
+/// More than any manifest needs (one layer is 40 bytes, one term 24).
+const FILE_BYTES_MAX: usize = 32 << 20;
+
+/// One layer file, oldest first in the manifest. Their LSN ranges follow one another without gap.
+#[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+pub(super) struct LayerMeta {
+    pub number: u64,
+    pub bytes: u64,
+    /// Versions above this ...
+    pub above: Lsn,
+    /// ... up to this.
+    pub upto: Lsn,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+pub(super) struct Manifest {
+    pub lineage: Option<LineageId>,
+    /// Where the log here began: empty for a founded copy, the seed's position for a seeded one.
+    pub base: LogEnd,
+    pub base_history: History,
+    /// The layers hold every version up to here; always a consistency point.
+    pub flushed: LogEnd,
+    pub layers: Vec<LayerMeta>,
+    /// Versions below this were folded together: pages cannot be read below it.
+    pub folded: Lsn,
+    /// Log files with a lower number are void: a seed replaced them.
+    pub log_first_number: u64,
+    pub next_layer: u64,
+}
+
+/// Writes `bytes` as `name` in one step: at a crash it is the old file or the new one.
+pub(super) fn publish(disk: &dyn Disk, name: &str, bytes: Bytes) -> Result<(), DiskError> {
+    let temporary = format!("{name}{TEMPORARY}");
+    disk.write(&temporary, 0, &[bytes])?;
+    disk.sync(&temporary)?;
+    disk.rename(&temporary, name)
+}
+
+impl Manifest {
+    pub(super) fn store(&self, disk: &dyn Disk) -> Result<(), DiskError> {
+        publish(disk, MANIFEST, codec::encode(MANIFEST_MAGIC, VERSION, self))
+    }
+
+    /// `None`: there is no manifest.
+    pub(super) fn load(disk: &dyn Disk) -> Result<Option<Manifest>, OpenError> {
+        let Some(manifest) = read_checked::<Manifest>(disk, MANIFEST, MANIFEST_MAGIC)? else { return Ok(None) };
+        let joined = manifest.layers.windows(2).all(|w| w[0].upto == w[1].above);
+        let whole = manifest.layers.first().is_none_or(|l| l.above == Lsn(0))
+            && manifest.layers.last().map_or(manifest.flushed == LogEnd::EMPTY, |l| l.upto == manifest.flushed.end_lsn)
+            && manifest.layers.iter().all(|l| l.above <= l.upto && l.number < manifest.next_layer);
+        if !joined || !whole {
+            return Err(OpenError::Damaged { what: MANIFEST.into(), reason: "its layers do not follow one another".into() });
+        }
+        Ok(Some(manifest))
+    }
+}
+
+pub(super) fn store_promise(disk: &dyn Disk, generation: Generation) -> Result<(), DiskError> {
+    publish(disk, PROMISE, codec::encode(PROMISE_MAGIC, VERSION, &generation))
+}
+
+/// The control state that is kept here, with its version.
+#[derive(Clone, Debug, Default, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+pub(super) struct KeptControl {
+    pub version: u64,
+    pub bytes: Vec<u8>,
+}
+
+pub(super) fn store_control(disk: &dyn Disk, control: &KeptControl) -> Result<(), DiskError> {
+    publish(disk, CONTROL, codec::encode(CONTROL_MAGIC, VERSION, control))
+}
+
+pub(super) fn load_control(disk: &dyn Disk) -> Result<KeptControl, OpenError> {
+    Ok(read_checked(disk, CONTROL, CONTROL_MAGIC)?.unwrap_or_default())
+}
+
+/// `None`: nothing was ever promised here.
+pub(super) fn load_promise(disk: &dyn Disk) -> Result<Option<Generation>, OpenError> {
+    read_checked(disk, PROMISE, PROMISE_MAGIC)
+}
+
+fn read_checked<T: bincode::Decode<()>>(disk: &dyn Disk, name: &str, magic: [u8; 4]) -> Result<Option<T>, OpenError> {
+    if disk.len(name)?.is_none() {
+        return Ok(None);
+    }
+    let bytes = disk.read(name, 0, FILE_BYTES_MAX)?;
+    match codec::decode(&bytes, magic, VERSION) {
+        Ok(value) => Ok(Some(value)),
+        Err(CodecError::Unsupported(version)) => Err(OpenError::Unsupported { file: name.into(), version }),
+        Err(e) => Err(OpenError::Damaged { what: name.into(), reason: e.to_string() }),
+    }
+}

@@ -1,0 +1,418 @@
+//! One copy: one of the six homes of the log and of the pages.
+//!
+//! Decides what it accepts, what is durable here, what a page was. Never decides what is durable in the region (the
+//! appender counts) and never acknowledges what it has not fsynced. A core without thread or clock; its disk is a
+//! [`Disk`]. Whoever drives it calls, in this order and as long as requests come:
+//!
+//! 1. [`Copy::handle`] for every request that waits; 2. [`Copy::flush`] once (group commit); 3. sends the replies;
+//! 4. [`Copy::ingest`] until it says `false`; 5. [`Copy::background_job`]: runs the job on any thread and brings the result
+//!    back to [`Copy::finish`].
+//!
+//! After any disk error it answers `Failed` until it is opened anew: a failed fsync is never tried again.
+
+mod append;
+mod codec;
+mod jobs;
+mod layer;
+mod manifest;
+mod merge;
+mod pages;
+mod record;
+mod seed;
+#[cfg(test)]
+mod tests;
+mod wal;
+
+pub use jobs::{FlushDone, FlushJob};
+pub use pages::{PageStore, ReadError};
+
+use crate::base::{Generation, Limits, LineageId, LogEnd, Lsn, Seq};
+use crate::log::{Frame, redo};
+use crate::volume::{CopyReply, CopyRequest, CopyState, Disk, DiskError};
+use layer::{Layer, LayerError};
+use manifest::{KeptControl, Manifest, TEMPORARY};
+use seed::{Seed, SeedDone};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use wal::{Cursor, Wal, WalReadError};
+
+/// Log that one call of [`Copy::ingest`] works on, so that appends do not wait long behind it.
+const INGEST_BYTES: usize = 1 << 20;
+
+/// Why a copy cannot be opened.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OpenError {
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// It must not vote. Move its directory away and start again: it is rebuilt from the other copies.
+    #[error("this copy is damaged ({what}): {reason}. Move its directory away; it will be rebuilt from the other copies")]
+    Damaged { what: String, reason: String },
+    #[error("'{file}' has format version {version}; a newer parhelion wrote it. Upgrade this one first")]
+    Unsupported { file: String, version: u16 },
+}
+
+impl From<LayerError> for OpenError {
+    fn from(e: LayerError) -> OpenError {
+        match e {
+            LayerError::Disk(e) => OpenError::Disk(e),
+            LayerError::Damaged { file, reason } => OpenError::Damaged { what: file, reason: reason.into() },
+            LayerError::Unsupported { file, version } => OpenError::Unsupported { file, version },
+        }
+    }
+}
+
+/// See the module.
+pub struct Copy {
+    disk: Arc<dyn Disk>,
+    limits: Limits,
+    manifest: Manifest,
+    promised: Generation,
+    control: KeptControl,
+    wal: Wal,
+    pages: Arc<PageStore>,
+
+    /// Accepted and not yet written: they follow the log's end.
+    pending: Vec<Frame>,
+    /// The generation whose frames are pending; it gets the acknowledgement.
+    pending_for: Option<Generation>,
+    /// The newest frames of the log, so that they need not be read again to be ingested, compared or shipped.
+    recent: VecDeque<Frame>,
+    recent_bytes: usize,
+    /// The last consistency point at or below the log's end.
+    consistent: LogEnd,
+
+    /// The highest VDL that an appender told.
+    vdl: LogEnd,
+    /// The log here is that of the appender of generation `agreed_with` up to `agreed`: what lies behind may be a tail that it
+    /// cut. Only what agrees and is at or below the VDL becomes pages.
+    agreed: Seq,
+    agreed_with: Generation,
+    ingested: LogEnd,
+    /// Whether `ingested` is a consistency point: only there a memtable may end.
+    ingested_consistent: bool,
+    horizon: Lsn,
+    trim: Seq,
+    ingest_cursor: Option<Cursor>,
+    read_cursor: Option<Cursor>,
+
+    job_running: bool,
+    /// Grows when a seed replaces everything; a job that began before is void.
+    contents: u64,
+    next_layer: u64,
+    seed: Option<Seed>,
+    seed_done: Option<SeedDone>,
+    failed: Option<String>,
+}
+
+impl Copy {
+    /// Opens what lies on `disk`; a new directory gives an empty copy. Time and memory depend on what is not yet in layers, not
+    /// on the length of the history.
+    ///
+    /// # Errors
+    /// [`OpenError`]: the disk failed, or something that was once durable is not there.
+    pub fn open(disk: Arc<dyn Disk>, limits: &Limits) -> Result<Copy, OpenError> {
+        let mut names = disk.list()?;
+        for name in names.iter().filter(|n| n.ends_with(TEMPORARY)) {
+            disk.remove(name)?;
+        }
+        names.retain(|n| !n.ends_with(TEMPORARY));
+        let promised = manifest::load_promise(&*disk)?;
+        let manifest = match Manifest::load(&*disk)? {
+            Some(manifest) => manifest,
+            None => {
+                let left = names.iter().find(|n| wal::number_of(n).is_some() || layer::number_of(n).is_some());
+                if left.is_some() || promised.is_some() {
+                    return Err(OpenError::Damaged { what: manifest::MANIFEST.into(), reason: "it is missing".into() });
+                }
+                let manifest = Manifest { log_first_number: 1, next_layer: 1, ..Manifest::default() };
+                manifest.store(&*disk)?;
+                manifest
+            }
+        };
+        for (name, number) in names.iter().filter_map(|n| layer::number_of(n).map(|number| (n, number))) {
+            if !manifest.layers.iter().any(|l| l.number == number) {
+                disk.remove(name)?;
+            }
+        }
+        let mut layers = Vec::new();
+        for meta in &manifest.layers {
+            let lineage = manifest
+                .lineage
+                .ok_or_else(|| OpenError::Damaged { what: manifest::MANIFEST.into(), reason: "it names layers and no lineage".into() })?;
+            layers.push(Arc::new(Layer::open(Arc::clone(&disk), lineage, meta)?));
+        }
+        let (wal, consistent) = Wal::open(Arc::clone(&disk), &manifest, limits.log_file_bytes)?;
+        if wal.end().seq > Seq::ZERO && promised.is_none() {
+            return Err(OpenError::Damaged { what: manifest::PROMISE.into(), reason: "it is missing beside a log".into() });
+        }
+        let flushed = manifest.flushed;
+        Ok(Copy {
+            limits: limits.clone(),
+            promised: promised.unwrap_or(Generation::ZERO),
+            control: manifest::load_control(&*disk)?,
+            pages: Arc::new(PageStore::new(layers, flushed, manifest.folded)),
+            pending: Vec::new(),
+            pending_for: None,
+            recent: VecDeque::new(),
+            recent_bytes: 0,
+            consistent,
+            vdl: flushed,
+            agreed: flushed.seq,
+            agreed_with: Generation::ZERO,
+            ingested: flushed,
+            ingested_consistent: true,
+            horizon: Lsn::ZERO,
+            trim: Seq::ZERO,
+            ingest_cursor: None,
+            read_cursor: None,
+            job_running: false,
+            contents: 0,
+            next_layer: manifest.next_layer,
+            seed: None,
+            seed_done: None,
+            failed: None,
+            wal,
+            manifest,
+            disk,
+        })
+    }
+
+    /// The newest generation that may write here.
+    #[must_use]
+    pub fn promised(&self) -> Generation {
+        self.promised
+    }
+
+    /// Why this copy has left its duty, if it has.
+    #[must_use]
+    pub fn failed(&self) -> Option<&str> {
+        self.failed.as_deref()
+    }
+
+    /// What is fsynced here.
+    #[must_use]
+    pub fn state(&self) -> CopyState {
+        CopyState {
+            lineage: self.lineage(),
+            first: self.wal.first(),
+            end: *self.wal.end(),
+            consistent: self.consistent,
+            history: self.wal.history().clone(),
+            ingested: self.ingested.end_lsn,
+            control_version: self.control.version,
+            control: self.control.bytes.clone(),
+        }
+    }
+
+    /// The pages, shared with readers on other threads. Stays the same through seeds; a copy that is opened anew has another.
+    #[must_use]
+    pub fn pages(&self) -> Arc<PageStore> {
+        Arc::clone(&self.pages)
+    }
+
+    fn lineage(&self) -> Option<LineageId> {
+        // A lineage that was only accepted is not yet what lies here.
+        if self.wal.end().seq > Seq::ZERO { self.wal.lineage() } else { self.manifest.lineage }
+    }
+
+    /// Takes a request. Replies that need no fsync of the log come at once, the others from [`Copy::flush`]. What is rare and
+    /// must be ordered (a raise, a cut, a seed) is written here.
+    pub fn handle(&mut self, request: CopyRequest, replies: &mut Vec<CopyReply>) {
+        if let Some(reason) = &self.failed {
+            replies.push(CopyReply::Failed { reason: reason.clone() });
+            return;
+        }
+        let done = match request {
+            CopyRequest::Raise { generation } => self.raise(generation, replies),
+            CopyRequest::Append { generation, frames, vdl, horizon, trim } => self.append(generation, frames, vdl, horizon, trim, replies),
+            CopyRequest::PutControl { generation, version, control } => self.put_control(generation, version, &control, replies),
+            CopyRequest::ReadLog { id, from, bytes_max } => self.read_log(id, from, bytes_max, replies),
+            CopyRequest::ReadPages { id, at, from, bytes_max } => {
+                replies.push(match self.pages.scan(at, from, bytes_max) {
+                    Ok((pages, next)) => CopyReply::Pages { id, at, pages, next },
+                    Err(e) => CopyReply::Unreadable { id, reason: e.to_string() },
+                });
+                Ok(())
+            }
+            CopyRequest::SeedBegin { generation, base } => self.seed_begin(generation, base, replies),
+            CopyRequest::SeedPages { generation, step, pages } => self.seed_pages(generation, step, &pages, replies),
+            CopyRequest::SeedEnd { generation, steps } => self.seed_end(generation, steps, replies),
+        };
+        self.fail_on(done, replies);
+    }
+
+    /// Writes all frames that were accepted since the last call, in one write and one fsync, and acknowledges them.
+    pub fn flush(&mut self, replies: &mut Vec<CopyReply>) {
+        let done = self.flush_pending(replies);
+        self.fail_on(done, replies);
+    }
+
+    fn fail_on(&mut self, done: Result<(), DiskError>, replies: &mut Vec<CopyReply>) {
+        if let Err(e) = done {
+            self.fail(e.to_string(), replies);
+        }
+    }
+
+    fn fail(&mut self, reason: String, replies: &mut Vec<CopyReply>) {
+        self.pending.clear();
+        self.pending_for = None;
+        replies.push(CopyReply::Failed { reason: reason.clone() });
+        self.failed = Some(reason);
+    }
+
+    /// `false`: it was refused, and the reply says so. A newer generation than the promised one is promised first.
+    fn admit(&mut self, generation: Generation, replies: &mut Vec<CopyReply>) -> Result<bool, DiskError> {
+        if generation < self.promised {
+            replies.push(CopyReply::Refused { promised: self.promised });
+            return Ok(false);
+        }
+        if generation > self.promised {
+            // What the older generation sent counts before the promise, or not at all: nothing of it is written afterwards.
+            self.flush_pending(replies)?;
+            manifest::store_promise(&*self.disk, generation)?;
+            self.promised = generation;
+        }
+        Ok(true)
+    }
+
+    fn raise(&mut self, generation: Generation, replies: &mut Vec<CopyReply>) -> Result<(), DiskError> {
+        if self.admit(generation, replies)? {
+            self.flush_pending(replies)?;
+            replies.push(CopyReply::Raised { generation, state: self.state() });
+        }
+        Ok(())
+    }
+
+    fn put_control(&mut self, generation: Generation, version: u64, bytes: &[u8], replies: &mut Vec<CopyReply>) -> Result<(), DiskError> {
+        if self.admit(generation, replies)? {
+            if version > self.control.version {
+                let control = KeptControl { version, bytes: bytes.to_vec() };
+                manifest::store_control(&*self.disk, &control)?;
+                self.control = control;
+            }
+            replies.push(CopyReply::ControlStored { generation, version });
+        }
+        Ok(())
+    }
+
+    fn flush_pending(&mut self, replies: &mut Vec<CopyReply>) -> Result<(), DiskError> {
+        let Some(generation) = self.pending_for.take() else { return Ok(()) };
+        let frames = std::mem::take(&mut self.pending);
+        self.wal.append(&frames)?;
+        self.remember(frames);
+        replies.push(self.appended(generation));
+        Ok(())
+    }
+
+    fn appended(&self, generation: Generation) -> CopyReply {
+        CopyReply::Appended { generation, end: *self.wal.end(), ingested: self.ingested.end_lsn }
+    }
+
+    /// Frames that are fsynced now.
+    fn remember(&mut self, frames: Vec<Frame>) {
+        for frame in frames {
+            if frame.is_consistency_point() {
+                self.consistent = frame.log_end();
+            }
+            self.recent_bytes += frame.bytes().len();
+            self.recent.push_back(frame);
+        }
+        while self.recent_bytes > self.limits.ring_bytes_max / 4 {
+            let Some(old) = self.recent.pop_front() else { break };
+            self.recent_bytes -= old.bytes().len();
+        }
+    }
+
+    /// Frames `from..=upto` from memory, if they are there.
+    fn recent(&self, from: Seq, upto: Seq, bytes_max: usize) -> Option<Vec<Frame>> {
+        let first = self.recent.front()?.seq();
+        let skip = usize::try_from(from.0.checked_sub(first.0)?).ok()?;
+        let mut bytes = 0;
+        let mut out = Vec::new();
+        for frame in self.recent.iter().skip(skip) {
+            if frame.seq() > upto || (bytes >= bytes_max && !out.is_empty()) {
+                break;
+            }
+            bytes += frame.bytes().len();
+            out.push(frame.clone());
+        }
+        Some(out)
+    }
+
+    fn read_log(&mut self, id: u64, from: Seq, bytes_max: usize, replies: &mut Vec<CopyReply>) -> Result<(), DiskError> {
+        let end = self.wal.end().seq;
+        let reply = if from < self.wal.first() {
+            CopyReply::LogTrimmed { id, first: self.wal.first() }
+        } else if from > end {
+            CopyReply::Log { id, frames: Vec::new() }
+        } else if let Some(frames) = self.recent(from, end, bytes_max) {
+            CopyReply::Log { id, frames }
+        } else {
+            match self.wal.read(&mut self.read_cursor, from, end, bytes_max) {
+                Ok(frames) => CopyReply::Log { id, frames },
+                Err(WalReadError::Disk(e)) => return Err(e),
+                Err(e) => CopyReply::Unreadable { id, reason: e.to_string() },
+            }
+        };
+        replies.push(reply);
+        Ok(())
+    }
+
+    /// Turns some of the durable log into page versions, and drops log files that nobody needs. To be called when the replies
+    /// are on their way; `true`: there is more to do.
+    pub fn ingest(&mut self, replies: &mut Vec<CopyReply>) -> bool {
+        if self.failed.is_some() {
+            return false;
+        }
+        match self.ingest_some() {
+            Ok(more) => more,
+            Err(reason) => {
+                self.fail(reason, replies);
+                false
+            }
+        }
+    }
+
+    fn ingest_some(&mut self) -> Result<bool, String> {
+        let room = self.make_room();
+        let upto = self.vdl.seq.min(self.agreed).min(self.wal.end().seq);
+        if self.ingested.seq >= upto || !room {
+            self.wal.trim(self.trim.min(self.manifest.flushed.seq)).map_err(|e| e.to_string())?;
+            return Ok(false);
+        }
+        let from = self.ingested.seq.next();
+        let frames = match self.recent(from, upto, INGEST_BYTES) {
+            Some(frames) => frames,
+            None => self.wal.read(&mut self.ingest_cursor, from, upto, INGEST_BYTES).map_err(|e| e.to_string())?,
+        };
+        let mut versions = Vec::new();
+        let mut bytes = self.pages.open_bytes();
+        for frame in frames {
+            if !frame.is_control() {
+                let payload = frame.payload();
+                let records = redo::records(&payload).map_err(|e| format!("frame {} is durable and is no redo: {e}", frame.seq()))?;
+                bytes += payload.len();
+                versions.push((frame.end_lsn(), records));
+            }
+            self.ingested = frame.log_end();
+            self.ingested_consistent = frame.is_consistency_point();
+            if self.ingested_consistent && bytes >= self.limits.memtable_bytes_max {
+                break;
+            }
+        }
+        self.pages.ingest(versions, self.ingested);
+        Ok(true)
+    }
+
+    /// Sets a full memtable aside. `false`: both are full, ingesting waits for the disk.
+    fn make_room(&mut self) -> bool {
+        if !self.ingested_consistent || self.pages.open_bytes() < self.limits.memtable_bytes_max {
+            return true;
+        }
+        if self.pages.frozen().is_some() {
+            return false;
+        }
+        self.pages.freeze();
+        true
+    }
+}

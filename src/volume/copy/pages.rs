@@ -1,0 +1,290 @@
+//! Pages at an LSN: the newest image at or below it and the deltas after it.
+//!
+//! Decides what a page was. Never decides up to where the log is durable ([`super::Copy`] feeds it only that) nor when
+//! anything is written to disk. Shared with SQL readers: the lock is held only to look into memory, never during disk
+//! access, so a read waits for no fsync, and layers that are replaced meanwhile stay until the read is over.
+
+use super::layer::{Key, Layer, LayerCursor, LayerError};
+use super::manifest::LayerMeta;
+use super::merge::{Fold, Merge, Source};
+use crate::base::{LogEnd, Lsn, PageNo};
+use crate::log::redo::{Change, Record};
+use bytes::Bytes;
+use parking_lot::RwLock;
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::sync::Arc;
+
+/// What an entry takes in memory beside its body.
+const ENTRY_OVERHEAD_BYTES: usize = 96;
+/// Pages of the open memtable that one scan looks at, so that it holds the lock for a bounded time.
+const SCAN_PAGES_MAX: usize = 1024;
+
+/// Why a page cannot be read here.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ReadError {
+    #[error("this copy has page versions only up to LSN {ingested}, LSN {at} was asked for; wait, or ask another copy")]
+    NotYet { at: Lsn, ingested: Lsn },
+    #[error("versions below LSN {first} were folded together, LSN {at} was asked for; read at a newer LSN")]
+    TooOld { at: Lsn, first: Lsn },
+    #[error("{reason}; ask another copy, and rebuild this one")]
+    Damaged { reason: String },
+    #[error("{reason}; ask another copy")]
+    Failed { reason: String },
+}
+
+impl From<LayerError> for ReadError {
+    fn from(e: LayerError) -> ReadError {
+        match e {
+            LayerError::Disk(e) => ReadError::Failed { reason: e.to_string() },
+            e => ReadError::Damaged { reason: e.to_string() },
+        }
+    }
+}
+
+/// Versions in memory, sharing the bytes of the frames they came with.
+#[derive(Default)]
+pub(super) struct Memtable {
+    versions: BTreeMap<Key, Change>,
+    bytes: usize,
+    /// Versions above this ...
+    pub above: Lsn,
+    /// ... up to this.
+    pub upto: LogEnd,
+}
+
+impl Memtable {
+    fn new(above: LogEnd) -> Memtable {
+        Memtable { versions: BTreeMap::new(), bytes: 0, above: above.end_lsn, upto: above }
+    }
+
+    fn insert(&mut self, key: Key, change: Change) {
+        self.bytes += change.body().len() + ENTRY_OVERHEAD_BYTES;
+        match self.versions.entry(key) {
+            std::collections::btree_map::Entry::Vacant(v) => {
+                v.insert(change);
+            }
+            // Two records of one frame for the same page.
+            std::collections::btree_map::Entry::Occupied(mut o) => {
+                let mut fold = Fold::new(false);
+                fold.add(o.get().clone());
+                fold.add(change);
+                o.insert(fold.into_change());
+            }
+        }
+    }
+
+    pub(super) fn get(&self, key: Key) -> Option<&Change> {
+        self.versions.get(&key)
+    }
+
+    pub(super) fn first_at_or_after(&self, key: Key) -> Option<Key> {
+        self.versions.range(key..).next().map(|(k, _)| *k)
+    }
+
+    pub(super) fn first_after(&self, key: Key) -> Option<Key> {
+        self.versions.range((Bound::Excluded(key), Bound::Unbounded)).next().map(|(k, _)| *k)
+    }
+
+    fn collect(&self, page: PageNo, at: Lsn, newest_first: &mut Vec<Change>) -> bool {
+        for (_, change) in self.versions.range((page, Lsn::ZERO)..=(page, at)).rev() {
+            newest_first.push(change.clone());
+            if change.is_image() {
+                return true;
+            }
+        }
+        false
+    }
+}
+
+/// The page versions of one copy.
+pub struct PageStore {
+    state: RwLock<State>,
+}
+
+struct State {
+    open: Memtable,
+    /// Being written as a layer file; readable until that is published.
+    frozen: Option<Arc<Memtable>>,
+    /// Oldest first.
+    layers: Arc<Vec<Arc<Layer>>>,
+    ingested: LogEnd,
+    folded: Lsn,
+}
+
+impl State {
+    fn check(&self, at: Lsn) -> Result<(), ReadError> {
+        if at > self.ingested.end_lsn {
+            return Err(ReadError::NotYet { at, ingested: self.ingested.end_lsn });
+        }
+        if at < self.folded {
+            return Err(ReadError::TooOld { at, first: self.folded });
+        }
+        Ok(())
+    }
+}
+
+impl PageStore {
+    pub(super) fn new(layers: Vec<Arc<Layer>>, flushed: LogEnd, folded: Lsn) -> PageStore {
+        PageStore {
+            state: RwLock::new(State { open: Memtable::new(flushed), frozen: None, layers: Arc::new(layers), ingested: flushed, folded }),
+        }
+    }
+
+    /// The page as of `at`. It may be shorter than a page (the rest is zero), or empty (it does not exist yet).
+    ///
+    /// # Errors
+    /// [`ReadError`]: not yet there, folded away, damaged, or the disk failed.
+    pub fn read(&self, page: PageNo, at: Lsn) -> Result<Bytes, ReadError> {
+        let mut newest_first = Vec::new();
+        let layers = {
+            let state = self.state.read();
+            state.check(at)?;
+            let mut image = state.open.collect(page, at, &mut newest_first);
+            if let (false, Some(frozen)) = (image, &state.frozen) {
+                image = frozen.collect(page, at, &mut newest_first);
+            }
+            if image { None } else { Some(Arc::clone(&state.layers)) }
+        };
+        for layer in layers.iter().flat_map(|l| l.iter().rev()) {
+            if layer.meta().above < at && layer.collect(page, at, &mut newest_first)? {
+                break;
+            }
+        }
+        if let [Change::Image(image)] = newest_first.as_slice() {
+            return Ok(image.clone());
+        }
+        let mut bytes = Vec::new();
+        for change in newest_first.iter().rev() {
+            change.apply(&mut bytes);
+        }
+        Ok(Bytes::from(bytes))
+    }
+
+    /// Pages that exist at `at`, whole and in order, from `from` on: at least one, about `bytes_max`, and where to go on
+    /// (`None`: these were the last).
+    ///
+    /// # Errors
+    /// As [`PageStore::read`].
+    pub fn scan(&self, at: Lsn, from: PageNo, bytes_max: usize) -> Result<(Vec<(PageNo, Bytes)>, Option<PageNo>), ReadError> {
+        let mut recent = Memtable::default();
+        let mut beyond = None;
+        let (frozen, layers) = {
+            let state = self.state.read();
+            state.check(at)?;
+            let (mut pages, mut last) = (0, None);
+            for (key, change) in state.open.versions.range((from, Lsn::ZERO)..) {
+                if last != Some(key.0) {
+                    if pages == SCAN_PAGES_MAX {
+                        beyond = Some(key.0);
+                        break;
+                    }
+                    pages += 1;
+                    last = Some(key.0);
+                }
+                if key.1 <= at {
+                    recent.insert(*key, change.clone());
+                }
+            }
+            (state.frozen.clone(), Arc::clone(&state.layers))
+        };
+        let mut sources = Vec::new();
+        for layer in layers.iter().filter(|l| l.meta().above < at) {
+            sources.push(Source::Layer(LayerCursor::new(Arc::clone(layer), from)?));
+        }
+        sources.extend(frozen.map(|table| Source::memory(table, from)));
+        sources.push(Source::memory(Arc::new(recent), from));
+        let mut merge = Merge::new(sources);
+        let mut pages = Vec::new();
+        let mut bytes = 0;
+        while let Some(page) = merge.page() {
+            if beyond.is_some_and(|b| page >= b) || (bytes >= bytes_max && !pages.is_empty()) {
+                return Ok((pages, Some(page)));
+            }
+            let mut fold: Option<Fold> = None;
+            merge.versions::<LayerError>(page, |lsn, change| {
+                if lsn <= at {
+                    fold.get_or_insert_with(|| Fold::new(true)).add(change);
+                }
+                Ok(())
+            })?;
+            if let Some(fold) = fold {
+                let body = fold.into_change().body().clone();
+                bytes += body.len() + ENTRY_OVERHEAD_BYTES;
+                pages.push((page, body));
+            }
+        }
+        Ok((pages, beyond))
+    }
+
+    /// Page versions up to here can be read.
+    #[must_use]
+    pub fn ingested(&self) -> Lsn {
+        self.state.read().ingested.end_lsn
+    }
+
+    /// The oldest LSN at which pages can still be read.
+    #[must_use]
+    pub fn first_readable(&self) -> Lsn {
+        self.state.read().folded
+    }
+
+    /// Takes in the records of frames up to `upto`.
+    pub(super) fn ingest(&self, versions: Vec<(Lsn, Vec<Record>)>, upto: LogEnd) {
+        let mut state = self.state.write();
+        for (lsn, records) in versions {
+            for record in records {
+                state.open.insert((record.page, lsn), record.change);
+            }
+        }
+        state.open.upto = upto;
+        state.ingested = upto;
+    }
+
+    /// Bytes of the open memtable.
+    pub(super) fn open_bytes(&self) -> usize {
+        self.state.read().open.bytes
+    }
+
+    pub(super) fn frozen(&self) -> Option<Arc<Memtable>> {
+        self.state.read().frozen.clone()
+    }
+
+    pub(super) fn layers(&self) -> Arc<Vec<Arc<Layer>>> {
+        Arc::clone(&self.state.read().layers)
+    }
+
+    /// Sets the open memtable aside to be written; the log position where it ends must be a consistency point.
+    pub(super) fn freeze(&self) {
+        let mut state = self.state.write();
+        assert!(state.frozen.is_none(), "BUG: one memtable is written at a time");
+        let upto = state.open.upto;
+        let full = std::mem::replace(&mut state.open, Memtable::new(upto));
+        state.frozen = Some(Arc::new(full));
+    }
+
+    /// The manifest names `layers` now. `flushed`: the frozen memtable is among them.
+    pub(super) fn publish(&self, layers: Vec<Arc<Layer>>, folded: Lsn, flushed: bool) {
+        let mut state = self.state.write();
+        state.layers = Arc::new(layers);
+        state.folded = state.folded.max(folded);
+        if flushed {
+            state.frozen = None;
+        }
+    }
+
+    /// A seed was published: only its pages are here.
+    pub(super) fn reset(&self, layer: Arc<Layer>, base: LogEnd) -> Arc<Vec<Arc<Layer>>> {
+        let mut state = self.state.write();
+        let old = std::mem::replace(&mut state.layers, Arc::new(vec![layer]));
+        state.open = Memtable::new(base);
+        state.frozen = None;
+        state.ingested = base;
+        state.folded = base.end_lsn;
+        old
+    }
+
+    pub(super) fn metas(layers: &[Arc<Layer>]) -> Vec<LayerMeta> {
+        layers.iter().map(|l| l.meta().clone()).collect()
+    }
+}

@@ -1,0 +1,214 @@
+//! Damage is found and told from a torn tail, and no damaged byte is ever served.
+
+use super::*;
+use crate::sim::disk::Fault;
+use proptest::prelude::*;
+
+fn log_names(disk: &SimDisk) -> Vec<String> {
+    let mut names: Vec<String> = disk.list().unwrap().into_iter().filter(|n| n.starts_with("log-")).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn damage_in_what_was_synced_is_never_taken_for_the_end() {
+    let disk = disk(1);
+    let mut world = World::founded(1);
+    for _ in 0..25 {
+        world.write();
+    }
+    let mut copy = open(&disk);
+    drive(&mut copy, vec![CopyRequest::Raise { generation: Generation(1) }]);
+    let mut proven = Seq(0);
+    for frames in world.frames.chunks(2) {
+        proven = copy.state().end.seq;
+        drive(&mut copy, vec![world.append(frames.to_vec(), LogEnd::EMPTY)]);
+    }
+    drop(copy);
+    let names = log_names(&disk);
+    assert!(names.len() > 1, "the test wants a file behind another");
+    let mut damaged = 0;
+    for name in &names {
+        for at in 0..disk.len(name).unwrap().unwrap() {
+            // Each on its own: damage, look, undo. The undo works because a damaged copy touches nothing, and one that opens
+            // is opened from a disk of its own.
+            let broken = clone_disk(&disk);
+            broken.flip(name, at);
+            match try_open(&broken) {
+                Err(OpenError::Damaged { .. } | OpenError::Unsupported { .. }) => damaged += 1,
+                Err(e) => panic!("{name} {at}: {e}"),
+                Ok(mut copy) => {
+                    let end = copy.state().end.seq;
+                    assert!(end >= proven, "{name} at {at}: the log ends at {end}, {proven} was proven to be synced");
+                    let log = whole_log(&mut copy);
+                    assert_eq!(log[..], world.frames[..log.len()], "{name} at {at}");
+                }
+            }
+        }
+    }
+    assert!(damaged > 2000, "{damaged}");
+}
+
+/// What is durable on `disk`, on a disk of its own.
+fn clone_disk(disk: &SimDisk) -> Arc<SimDisk> {
+    let new = SimDisk::new(9);
+    for name in disk.list().unwrap() {
+        let bytes = disk.read(&name, 0, usize::MAX).unwrap();
+        new.write(&name, 0, &[bytes]).unwrap();
+        new.sync(&name).unwrap();
+    }
+    Arc::new(new)
+}
+
+#[test]
+fn a_missing_file_is_damage() {
+    let disk = disk(2);
+    let mut world = World::founded(2);
+    for _ in 0..60 {
+        world.write();
+    }
+    let mut copy = open(&disk);
+    world.fill(&mut copy);
+    assert!(!copy.manifest.layers.is_empty());
+    drop(copy);
+    let names = disk.list().unwrap();
+    assert!(log_names(&disk).len() > 3);
+    let newest_log = log_names(&disk).pop().unwrap();
+    for name in names {
+        let broken = clone_disk(&disk);
+        broken.remove(&name).unwrap();
+        match try_open(&broken) {
+            Err(OpenError::Damaged { .. }) => {}
+            Err(e) => panic!("without {name}: {e}"),
+            // The oldest file may have been trimmed as well; nothing tells whether the newest ever was.
+            Ok(copy) => assert!(name == newest_log || name == log_names(&disk)[0], "without {name}: {:?}", copy.state()),
+        }
+    }
+}
+
+#[test]
+fn no_damaged_page_is_ever_served() {
+    let disk = disk(3);
+    let mut world = World::founded(3);
+    for _ in 0..60 {
+        world.write();
+    }
+    let mut copy = open(&disk);
+    world.fill(&mut copy);
+    let at = copy.manifest.flushed.end_lsn;
+    drop(copy);
+    let layers: Vec<String> = disk.list().unwrap().into_iter().filter(|n| n.starts_with("layer-")).collect();
+    assert!(!layers.is_empty());
+    let mut found = 0;
+    for name in &layers {
+        for offset in 0..disk.len(name).unwrap().unwrap() {
+            let broken = clone_disk(&disk);
+            broken.flip(name, offset);
+            let Ok(copy) = try_open(&broken) else {
+                found += 1;
+                continue;
+            };
+            for page in (0..PAGES).map(PageNo) {
+                match copy.pages().read(page, at) {
+                    Ok(bytes) => assert_eq!(trimmed(&bytes), trimmed(world.image(at).get(&page).map_or(&[], |p| p)), "{name} {offset}"),
+                    Err(ReadError::Damaged { .. }) => found += 1,
+                    Err(e) => panic!("{e}"),
+                }
+            }
+            assert!(matches!(copy.pages().scan(at, PageNo(0), usize::MAX), Err(ReadError::Damaged { .. })), "{name} {offset}");
+        }
+    }
+    assert!(found > 1000);
+}
+
+#[test]
+fn a_manifest_that_cannot_be_read_is_said_so() {
+    let disk = disk(4);
+    let mut copy = open(&disk);
+    World::founded(4).fill(&mut copy);
+    drop(copy);
+    for name in [manifest::MANIFEST, manifest::PROMISE] {
+        for at in 0..disk.len(name).unwrap().unwrap() {
+            let broken = clone_disk(&disk);
+            broken.flip(name, at);
+            let e = try_open(&broken).err().expect("it is damaged");
+            assert!(matches!(e, OpenError::Damaged { ref what, .. } if what == name), "{e}");
+        }
+    }
+}
+
+#[test]
+fn a_disk_that_fails_at_any_call_takes_the_copy_out_until_it_is_opened_anew() {
+    for fault in [Fault::Full, Fault::Failed] {
+        for n in 1.. {
+            let disk = disk(n);
+            let mut world = World::founded(n);
+            let mut copy = open(&disk);
+            drive(&mut copy, vec![CopyRequest::Raise { generation: Generation(1) }]);
+            disk.fail_at(n, fault);
+            let mut acked = LogEnd::EMPTY;
+            let mut failed = false;
+            for _ in 0..12 {
+                let vdl = acked;
+                let frames = world.write();
+                let from = usize::try_from(frames[0].seq().0 - 1).unwrap();
+                let from = if from == 1 { 0 } else { from };
+                let replies = drive(&mut copy, vec![world.append(world.frames[from..].to_vec(), vdl)]);
+                acked = acknowledged(&replies).unwrap_or(acked);
+                failed |= replies.iter().any(|r| matches!(r, CopyReply::Failed { .. }));
+                if failed {
+                    break;
+                }
+            }
+            if !failed {
+                assert!(n > 20, "the test meets every call");
+                break;
+            }
+            let calls = disk.calls();
+            let replies = drive(&mut copy, vec![world.append(Vec::new(), acked), CopyRequest::Raise { generation: Generation(9) }]);
+            assert!(replies.iter().all(|r| matches!(r, CopyReply::Failed { .. })), "{replies:?}");
+            assert_eq!(disk.calls(), calls, "it writes nothing any more");
+            // The page cache still shows what the failed sync did not write. It must be written again before it counts.
+            let mut copy = open(&disk);
+            let end = copy.state().end;
+            assert!(end.seq >= acked.seq, "{end} {acked}");
+            disk.crash();
+            disk.restart();
+            drop(copy);
+            copy = open(&disk);
+            assert_eq!(copy.state().end, end, "call {n}: what was said when it was opened is on the disk");
+            let kept = usize::try_from(end.seq.0).unwrap();
+            assert_eq!(whole_log(&mut copy), world.frames[..kept]);
+            drive(&mut copy, vec![world.append(world.frames[kept.saturating_sub(1)..].to_vec(), world.end())]);
+            drive(&mut copy, vec![world.append(Vec::new(), world.end())]);
+            world.check_pages(&copy, world.end().end_lsn);
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_garbage_in_any_file_makes_opening_panic(
+        which in 0usize..4,
+        at in 0u64..600,
+        bytes in proptest::collection::vec(any::<u8>(), 1..120),
+    ) {
+        let disk = disk(5);
+        let mut world = World::founded(5);
+        for _ in 0..30 {
+            world.write();
+        }
+        let mut copy = open(&disk);
+        world.fill(&mut copy);
+        drop(copy);
+        let names = disk.list().unwrap();
+        let prefix = ["layer-", "log-", "MANIFEST", "promise"][which];
+        let name = names.iter().rev().find(|n| n.starts_with(prefix)).unwrap();
+        disk.write(name, at, &[Bytes::from(bytes)]).unwrap();
+        if let Ok(copy) = try_open(&disk) {
+            for page in (0..PAGES).map(PageNo) {
+                let _ = copy.pages().read(page, copy.pages().ingested());
+            }
+        }
+    }
+}

@@ -1,0 +1,478 @@
+//! The log of one copy: numbered files of frames, always one gapless chain.
+//!
+//! Decides where the log ends after a crash, which file holds a seq, when a new file begins. Never decides whether frames
+//! are accepted ([`super::Copy`] does); what is appended here follows the end, what replaces follows what it replaces.
+//!
+//! - A file is written under a temporary name, fsynced, renamed: with its first batch in it. Rename is the atomic step.
+//! - A file voids everything from its first seq on in older files. That is how a tail is cut by what replaces it.
+//! - A file is written by one incarnation only. Whatever a torn write left behind is never overwritten.
+//! - An fsync that failed may leave bytes that read back and are not on the disk. So frames that nothing proves to be
+//!   synced are written again, into a new file, before they count.
+
+use super::OpenError;
+use super::codec::CodecError;
+use super::manifest::{Manifest, TEMPORARY};
+use super::record::{FileHeader, MARK_BYTES, Record, RecordReader, encode_mark, search_marks};
+use crate::base::{LineageId, LogEnd, Seq};
+use crate::log::{Frame, History};
+use crate::volume::{Disk, DiskError};
+use std::sync::Arc;
+
+/// One entry of the sparse index per so many bytes of log.
+const INDEX_EVERY_BYTES: u64 = 64 << 10;
+/// Read at once when the log is read: at least, at most.
+const READ_BYTES: (usize, usize) = (16 << 10, 256 << 10);
+
+pub(super) struct Wal {
+    disk: Arc<dyn Disk>,
+    lineage: Option<LineageId>,
+    file_bytes: u64,
+    /// Oldest first.
+    files: Vec<LogFile>,
+    /// Where the last file is written on; `None`: the next batch begins a new file.
+    write_at: Option<u64>,
+    /// The last file is small and of an earlier incarnation: the next file takes over its frames, so that restarts do not
+    /// pile up small files.
+    merge_last: bool,
+    next_number: u64,
+    /// The log's end while there are no files.
+    base: LogEnd,
+    end: LogEnd,
+    history: History,
+}
+
+struct LogFile {
+    number: u64,
+    name: String,
+    previous: u64,
+    before: LogEnd,
+    /// (seq, offset at or before its frame), ascending; never empty.
+    index: Vec<(Seq, u64)>,
+}
+
+/// Where a sequential reader stands.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Cursor {
+    number: u64,
+    seq: Seq,
+    at: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum WalReadError {
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    #[error("the log is damaged at seq {seq} in '{file}'")]
+    Damaged { file: String, seq: Seq },
+}
+
+fn name_of(number: u64) -> String {
+    format!("log-{number:08}.log")
+}
+
+pub(super) fn number_of(name: &str) -> Option<u64> {
+    let digits = name.strip_prefix("log-")?.strip_suffix(".log")?;
+    if digits.len() < 8 || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    digits.parse().ok()
+}
+
+fn damaged(what: &str, reason: impl Into<String>) -> OpenError {
+    OpenError::Damaged { what: what.to_string(), reason: reason.into() }
+}
+
+impl LogFile {
+    fn new(header: &FileHeader, content_at: u64) -> LogFile {
+        LogFile {
+            number: header.number,
+            name: name_of(header.number),
+            previous: header.previous,
+            before: header.before,
+            index: vec![(header.before.seq.next(), content_at)],
+        }
+    }
+
+    fn note(&mut self, seq: Seq, at: u64) {
+        let &(last_seq, last_at) = self.index.last().expect("BUG: an index has its first entry");
+        if seq > last_seq && at >= last_at + INDEX_EVERY_BYTES {
+            self.index.push((seq, at));
+        }
+    }
+}
+
+impl Wal {
+    /// Finds the log's end and makes it certain. Reads only files that hold frames above the manifest's `flushed`; of the
+    /// others only the header. Also gives the last consistency point.
+    pub(super) fn open(disk: Arc<dyn Disk>, manifest: &Manifest, file_bytes: u64) -> Result<(Wal, LogEnd), OpenError> {
+        let flushed = manifest.flushed;
+        let mut numbers: Vec<u64> = disk.list()?.iter().filter_map(|n| number_of(n)).collect();
+        numbers.sort_unstable();
+        let newest_number = numbers.last().copied().unwrap_or(0);
+        let mut wal = Wal {
+            lineage: manifest.lineage,
+            file_bytes,
+            files: Vec::new(),
+            write_at: None,
+            merge_last: false,
+            next_number: (newest_number + 1).max(manifest.log_first_number),
+            base: manifest.base,
+            end: manifest.base,
+            history: manifest.base_history.clone(),
+            disk,
+        };
+        let chain = wal.chain(&numbers, manifest)?;
+        let Some((newest, _)) = chain.last() else {
+            if flushed != manifest.base {
+                return Err(damaged("log", format!("there is no log file, but the layers hold the log up to {flushed}")));
+            }
+            return Ok((wal, manifest.base));
+        };
+        wal.lineage = Some(newest.lineage);
+        wal.files = chain.iter().map(|(header, at)| LogFile::new(header, *at)).collect();
+        let mut consistent = flushed;
+        for (i, pair) in chain.windows(2).enumerate() {
+            if pair[1].0.before.seq > flushed.seq {
+                wal.check_whole(i, &pair[1].0.before, &flushed, &mut consistent)?;
+            }
+        }
+        wal.find_end(newest, &flushed, &mut consistent)?;
+        Ok((wal, consistent))
+    }
+
+    /// Reads headers from the newest file down, drops files that are void, and gives the chain, oldest first.
+    fn chain(&self, numbers: &[u64], manifest: &Manifest) -> Result<Vec<(FileHeader, u64)>, OpenError> {
+        let mut chain: Vec<(FileHeader, u64)> = Vec::new();
+        for &number in numbers.iter().rev() {
+            let name = name_of(number);
+            let newer = chain.last().map(|(h, _)| h);
+            if number < manifest.log_first_number || newer.is_some_and(|n| number > n.previous) {
+                // A seed or a cut replaced it and the crash came before it was removed.
+                self.disk.remove(&name)?;
+                continue;
+            }
+            if let Some(newer) = newer
+                && number < newer.previous
+            {
+                return Err(damaged(&name_of(newer.previous), "the file is missing in the middle of the log"));
+            }
+            let (header, content_at) = match FileHeader::read(&*self.disk, &name)? {
+                Ok(found) => found,
+                Err(CodecError::Unsupported(version)) => return Err(OpenError::Unsupported { file: name, version }),
+                Err(e) => return Err(damaged(&name, format!("its header is not readable: {e}"))),
+            };
+            let fits = newer.is_none_or(|n| header.before.seq < n.before.seq && header.lineage == n.lineage);
+            if header.number != number || !fits || manifest.lineage.is_some_and(|l| l != header.lineage) {
+                return Err(damaged(&name, "its header belongs to another log"));
+            }
+            chain.push((header, content_at));
+        }
+        if let Some((oldest, _)) = chain.last() {
+            let begins = oldest.previous == 0 && oldest.before == manifest.base;
+            let trimmed = oldest.previous != 0 && oldest.before.seq <= manifest.flushed.seq;
+            if !begins && !trimmed {
+                return Err(damaged(&name_of(oldest.previous), "the file is missing at the beginning of the log"));
+            }
+        }
+        chain.reverse();
+        Ok(chain)
+    }
+
+    /// Checks a file that is not the newest: it must hold everything up to `end`.
+    fn check_whole(&mut self, i: usize, end: &LogEnd, flushed: &LogEnd, consistent: &mut LogEnd) -> Result<(), OpenError> {
+        let (name, number, before, at) = {
+            let f = &self.files[i];
+            (f.name.clone(), f.number, f.before, f.index[0].1)
+        };
+        let lineage = self.lineage.expect("BUG: a log with files has a lineage");
+        let disk = Arc::clone(&self.disk);
+        let mut reader = RecordReader::new(&*disk, &name, number, lineage, at, READ_BYTES.1);
+        let mut last = before;
+        while last.seq < end.seq {
+            let at = reader.position();
+            match reader.next()? {
+                Record::Frame(frame) if frame.follows(&last) => {
+                    last = frame.log_end();
+                    self.files[i].note(last.seq, at);
+                    check_flushed(&name, &last, flushed)?;
+                    if frame.is_consistency_point() && last.seq > consistent.seq {
+                        *consistent = last;
+                    }
+                }
+                Record::Mark(_) => {}
+                Record::Unsupported(version) => return Err(OpenError::Unsupported { file: name, version }),
+                _ => {
+                    return Err(damaged(
+                        &name,
+                        format!("frame {} is not readable and a later file proves that it was fsynced", last.seq.next()),
+                    ));
+                }
+            }
+        }
+        if last != *end {
+            return Err(damaged(&name, format!("frame {} is not the one that the next file follows", last.seq)));
+        }
+        Ok(())
+    }
+
+    /// Reads the newest file to its end, decides between a torn tail and damage, and writes again what is not proven.
+    fn find_end(&mut self, header: &FileHeader, flushed: &LogEnd, consistent: &mut LogEnd) -> Result<(), OpenError> {
+        let i = self.files.len() - 1;
+        let (name, at) = (self.files[i].name.clone(), self.files[i].index[0].1);
+        let disk = Arc::clone(&self.disk);
+        let mut reader = RecordReader::new(&*disk, &name, header.number, header.lineage, at, READ_BYTES.1);
+        let mut end = header.before;
+        let mut proven = header.proven;
+        // What would have to be written again: all of a small file (see `merge_last`), else what is behind the last mark. `kept_from` and `history` are the log's end before the first kept frame.
+        let mut kept: Vec<Frame> = Vec::new();
+        let mut kept_bytes = 0;
+        let mut whole = true;
+        let mut kept_from = header.before;
+        let mut history = header.history.clone();
+        loop {
+            let at = reader.position();
+            match reader.next()? {
+                Record::Frame(frame) if frame.follows(&end) => {
+                    end = frame.log_end();
+                    self.files[i].note(end.seq, at);
+                    check_flushed(&name, &end, flushed)?;
+                    if frame.is_consistency_point() && end.seq > consistent.seq {
+                        *consistent = end;
+                    }
+                    kept_bytes += frame.bytes().len() as u64;
+                    whole &= kept_bytes <= self.file_bytes / 4;
+                    kept.push(frame);
+                }
+                Record::Mark(synced) => proven = proven.max(synced),
+                Record::Unsupported(version) => return Err(OpenError::Unsupported { file: name, version }),
+                Record::Frame(_) | Record::Invalid => {
+                    proven = proven.max(search_marks(&*disk, &name, header.number, header.lineage, at)?.unwrap_or(proven));
+                    break;
+                }
+            }
+            if !whole {
+                let done = kept.partition_point(|f| f.seq() <= proven);
+                for frame in kept.drain(..done) {
+                    kept_from = frame.log_end();
+                    history.note(&frame);
+                }
+            }
+        }
+        if end.seq < proven {
+            return Err(damaged(&name, format!("the log is readable up to {end}, but seq {proven} was fsynced")));
+        }
+        if end.seq < flushed.seq {
+            return Err(damaged(&name, format!("the log ends at {end}, before what the layers hold ({flushed})")));
+        }
+        if end.seq > proven {
+            self.start_file(kept_from, &history, &kept, false)?;
+        } else {
+            self.merge_last = whole;
+        }
+        for frame in &kept {
+            history.note(frame);
+        }
+        self.end = end;
+        self.history = history;
+        Ok(())
+    }
+
+    pub(super) fn lineage(&self) -> Option<LineageId> {
+        self.lineage
+    }
+
+    /// The lineage of a log that is about to get its first frame.
+    pub(super) fn set_lineage(&mut self, lineage: LineageId) {
+        self.lineage = Some(lineage);
+    }
+
+    /// Seq of the oldest frame that is here, or would be the next.
+    pub(super) fn first(&self) -> Seq {
+        self.before_first().seq.next()
+    }
+
+    /// The log's end before its oldest frame here.
+    pub(super) fn before_first(&self) -> &LogEnd {
+        self.files.first().map_or(&self.base, |f| &f.before)
+    }
+
+    /// Everything up to here is fsynced.
+    pub(super) fn end(&self) -> &LogEnd {
+        &self.end
+    }
+
+    pub(super) fn history(&self) -> &History {
+        &self.history
+    }
+
+    pub(super) fn next_number(&self) -> u64 {
+        self.next_number
+    }
+
+    /// Writes frames behind the end: one write, one fsync.
+    pub(super) fn append(&mut self, frames: &[Frame]) -> Result<(), DiskError> {
+        let Some(last) = frames.last() else { return Ok(()) };
+        let bytes: u64 = frames.iter().map(|f| f.bytes().len() as u64).sum();
+        match self.write_at {
+            Some(at) if at + MARK_BYTES as u64 + bytes <= self.file_bytes => {
+                let lineage = self.lineage.expect("BUG: a log with files has a lineage");
+                let file = self.files.last_mut().expect("BUG: there is a file to write on");
+                let mut parts = Vec::with_capacity(frames.len() + 1);
+                parts.push(encode_mark(lineage, file.number, at, self.end.seq));
+                parts.extend(frames.iter().map(|f| f.bytes().clone()));
+                self.disk.write(&file.name, at, &parts)?;
+                self.disk.sync(&file.name)?;
+                file.note(frames[0].seq(), at);
+                self.write_at = Some(at + MARK_BYTES as u64 + bytes);
+            }
+            _ => self.roll(frames)?,
+        }
+        for frame in frames {
+            self.history.note(frame);
+        }
+        self.end = last.log_end();
+        Ok(())
+    }
+
+    fn roll(&mut self, frames: &[Frame]) -> Result<(), DiskError> {
+        let history = self.history.clone();
+        let (true, Some(before)) = (self.merge_last, self.files.last().map(|f| f.before)) else {
+            return self.start_file(self.end, &history, frames, true);
+        };
+        match self.read(&mut None, before.seq.next(), self.end.seq, usize::MAX) {
+            Ok(mut all) => {
+                let mut history = history;
+                history.cut_from(before.seq.next());
+                all.extend_from_slice(frames);
+                self.start_file(before, &history, &all, true)
+            }
+            Err(WalReadError::Disk(e)) => Err(e),
+            Err(e @ WalReadError::Damaged { .. }) => Err(DiskError::Failed { name: "log".into(), reason: e.to_string() }),
+        }
+    }
+
+    /// Cuts the log behind `before` and goes on with `frames`, in one atomic step.
+    pub(super) fn replace(&mut self, before: LogEnd, frames: &[Frame]) -> Result<(), DiskError> {
+        let last = frames.last().expect("BUG: a log is only ever cut by the frame that replaces what was cut");
+        let mut history = self.history.clone();
+        history.cut_from(before.seq.next());
+        self.start_file(before, &history, frames, true)?;
+        for frame in frames {
+            history.note(frame);
+        }
+        self.history = history;
+        self.end = last.log_end();
+        Ok(())
+    }
+
+    /// A new file whose first frame is behind `before`, with `frames` in it. Whatever older files have from there on is void
+    /// from the rename on.
+    fn start_file(&mut self, before: LogEnd, history: &History, frames: &[Frame], reserve: bool) -> Result<(), DiskError> {
+        let last = frames.last().expect("BUG: a log file begins with a frame");
+        let kept = self.files.partition_point(|f| f.before.seq < before.seq);
+        let previous = match kept {
+            0 => self.files.first().map_or(0, |f| f.previous),
+            n => self.files[n - 1].number,
+        };
+        let header = FileHeader {
+            number: self.next_number,
+            lineage: self.lineage.expect("BUG: the lineage is known before the first frame"),
+            previous,
+            before,
+            history: history.clone(),
+            proven: last.seq(),
+        };
+        self.next_number += 1;
+        let temporary = format!("log{TEMPORARY}");
+        match self.disk.allocate(&temporary, self.file_bytes) {
+            // When a copy is opened it must not need room for more than what it has to write again.
+            Err(DiskError::Full { .. }) if !reserve => {}
+            other => other?,
+        }
+        let mut parts = vec![header.encode()];
+        let content_at = parts[0].len() as u64;
+        parts.extend(frames.iter().map(|f| f.bytes().clone()));
+        let len: u64 = parts.iter().map(|p| p.len() as u64).sum();
+        self.disk.write(&temporary, 0, &parts)?;
+        self.disk.sync(&temporary)?;
+        let file = LogFile::new(&header, content_at);
+        self.disk.rename(&temporary, &file.name)?;
+        let void = self.files.split_off(kept);
+        self.files.push(file);
+        self.write_at = Some(len);
+        self.merge_last = false;
+        for file in void {
+            self.disk.remove(&file.name)?;
+        }
+        Ok(())
+    }
+
+    /// Frames `from..=upto`, about `bytes_max` of them but at least one; each checked, and each following the one before.
+    pub(super) fn read(&mut self, cursor: &mut Option<Cursor>, from: Seq, upto: Seq, bytes_max: usize) -> Result<Vec<Frame>, WalReadError> {
+        assert!(from >= self.first() && upto <= self.end.seq, "BUG: frames {from} to {upto} are not in the log");
+        let lineage = self.lineage.expect("BUG: a log with frames has a lineage");
+        let disk = Arc::clone(&self.disk);
+        let mut out: Vec<Frame> = Vec::new();
+        let mut bytes = 0;
+        let mut wanted = from;
+        while wanted <= upto && (out.is_empty() || bytes < bytes_max) {
+            let i = self.files.partition_point(|f| f.before.seq < wanted) - 1;
+            let last = self.files.get(i + 1).map_or(upto, |next| next.before.seq.min(upto));
+            let file = &mut self.files[i];
+            let (mut seq, at) = match cursor {
+                Some(c) if c.number == file.number && c.seq == wanted => (wanted, c.at),
+                _ => file.index[file.index.partition_point(|(seq, _)| *seq <= wanted) - 1],
+            };
+            let name = file.name.clone();
+            let mut reader = RecordReader::new(&*disk, &name, file.number, lineage, at, bytes_max.clamp(READ_BYTES.0, READ_BYTES.1));
+            while seq <= last && (out.is_empty() || bytes < bytes_max) {
+                let at = reader.position();
+                match reader.next()? {
+                    Record::Frame(frame) if frame.seq() == seq && out.last().is_none_or(|p| frame.follows(&p.log_end())) => {
+                        file.note(seq, at);
+                        if seq >= wanted {
+                            bytes += frame.bytes().len();
+                            out.push(frame);
+                        }
+                        seq = seq.next();
+                    }
+                    Record::Mark(_) => {}
+                    _ => return Err(WalReadError::Damaged { file: name, seq }),
+                }
+            }
+            *cursor = Some(Cursor { number: file.number, seq, at: reader.position() });
+            wanted = seq;
+        }
+        Ok(out)
+    }
+
+    /// Removes files whose frames all lie below `below`; never the newest.
+    pub(super) fn trim(&mut self, below: Seq) -> Result<(), DiskError> {
+        while self.files.len() > 1 && self.files[1].before.seq < below {
+            self.disk.remove(&self.files[0].name)?;
+            self.files.remove(0);
+        }
+        Ok(())
+    }
+
+    /// Forgets everything and goes on behind `base`. The manifest that makes the old files void is already in place.
+    pub(super) fn restart(&mut self, lineage: LineageId, base: LogEnd, history: History) -> Result<(), DiskError> {
+        self.lineage = Some(lineage);
+        self.base = base;
+        self.end = base;
+        self.history = history;
+        self.write_at = None;
+        self.merge_last = false;
+        for file in std::mem::take(&mut self.files) {
+            self.disk.remove(&file.name)?;
+        }
+        Ok(())
+    }
+}
+
+fn check_flushed(name: &str, end: &LogEnd, flushed: &LogEnd) -> Result<(), OpenError> {
+    if end.seq == flushed.seq && end != flushed {
+        return Err(damaged(name, format!("frame {} is not the one up to which the layers hold the log", end.seq)));
+    }
+    Ok(())
+}
