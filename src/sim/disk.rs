@@ -195,6 +195,13 @@ impl SimDisk {
         self.fail_at(1, fault);
     }
 
+    /// Faults that were ordered and not yet met do not happen.
+    pub fn forget_faults(&self) {
+        let mut state = self.state.lock();
+        state.cut_at = None;
+        state.fail_at = None;
+    }
+
     /// Whether the power is off.
     #[must_use]
     pub fn is_down(&self) -> bool {
