@@ -716,10 +716,20 @@ impl Appender {
             self.repair(now, copy);
         } else {
             self.place(now, copy, state.end, &state.history);
+            self.introduce(now, copy);
             self.pump(now, copy);
         }
         self.judge_quorum();
         self.judge_durable(now);
+    }
+
+    /// A copy that came (back) is told the VDL even when nothing is written: it makes pages up to there, and its answer shows
+    /// that it is up.
+    fn introduce(&mut self, now: Instant, copy: CopyId) {
+        self.peers[copy.index()].told_vdl = Seq(0);
+        if self.vdl != LogEnd::EMPTY {
+            self.vdl_moved.get_or_insert(now);
+        }
     }
 
     /// Where a copy stands on the volume's history: what counts as acknowledged, and what must be sent next.
@@ -852,7 +862,10 @@ impl Appender {
                 self.set_health(copy, CopyHealth::CatchingUp);
                 let history = self.history.clone();
                 self.place(now, copy, end, &history);
+                self.introduce(now, copy);
                 self.pump(now, copy);
+                self.judge_quorum();
+                self.judge_durable(now);
             }
             return;
         }
@@ -1089,7 +1102,10 @@ impl Appender {
         let step = seeding.last_step;
         seeding.requests.push_back((step, request(step)));
         for copy in CopyId::all() {
-            self.feed_seed(now, copy);
+            // Whoever has not stored the step before is fed when it has: what is under way is not sent again.
+            if self.peers[copy.index()].seed_step.map(|s| s + 1) == Some(step) {
+                self.feed_seed(now, copy);
+            }
         }
         step
     }
