@@ -231,7 +231,7 @@ mod tests {
 
     fn frames(n: usize) -> Vec<Frame> {
         let mut pen = Pen::new(Epoch(1), Generation(1), LogEnd::EMPTY, 100);
-        (0..n).flat_map(|i| pen.write(&[vec![u8::try_from(i).unwrap(); 10]], true, UnixMicros(1))).collect()
+        (0..n).flat_map(|i| pen.write(&[vec![u8::try_from(i % 250).unwrap(); 10]], true, UnixMicros(1))).collect()
     }
 
     fn appended(receiver: &mut Receiver) -> Vec<u64> {

@@ -253,7 +253,9 @@ impl World {
             What::Status => self.check_status(),
             What::Fault => self.fault(),
             What::Release { region, copy } => {
-                self.release(region, copy);
+                if self.stormy {
+                    self.release(region, copy);
+                }
                 Ok(())
             }
             What::DialEnds { from, incarnation, to } => self.dial_ends(from, incarnation, to),
