@@ -90,6 +90,11 @@ impl Follower {
         }
     }
 
+    /// The link on which this region follows.
+    pub(super) fn conn(&self) -> Option<ConnId> {
+        if let Contact::Following(f) = &self.contact { Some(f.conn) } else { None }
+    }
+
     pub(super) fn visible(&self) -> Lsn {
         self.visible.end_lsn
     }

@@ -292,6 +292,11 @@ impl Node {
                         self.lead_pages(now, conn, outcome);
                     }
                 }
+                AppenderEffect::SeedStalled => {
+                    if let Some(conn) = self.follower.conn() {
+                        self.unlink(now, conn, "the seed was lost here; it begins anew".into());
+                    }
+                }
                 AppenderEffect::SeedStored { step } => {
                     if self.follower.seed_stored(step) {
                         self.note("seeding_done", format!("the volume stands at {}", self.appender.end()));

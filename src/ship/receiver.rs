@@ -8,6 +8,7 @@ use super::wire::{Control, Message, SeedStep};
 use crate::base::{Epoch, Limits, LogEnd, Lsn, PageNo, Seq};
 use crate::log::{ControlFrame, Frame, SeedBase};
 use bytes::Bytes;
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, VecDeque};
 
 #[derive(Debug)]
@@ -40,7 +41,8 @@ pub struct Receiver {
     received: LogEnd,
     durable: LogEnd,
     visible: Lsn,
-    early: BTreeMap<Seq, Vec<Frame>>,
+    /// Each frame once, however the batches overlap that it came with.
+    early: BTreeMap<Seq, Frame>,
     early_bytes: usize,
     early_bytes_max: usize,
     seed: Option<Seed>,
@@ -83,22 +85,24 @@ impl Receiver {
     }
 
     pub fn handle_frames(&mut self, frames: Vec<Frame>) {
-        let Some(first) = frames.first().map(Frame::seq) else { return };
         if frames.windows(2).any(|w| !w[1].follows(&w[0].log_end())) {
             return self.violation("a batch of frames has a gap".into());
         }
         if let Some(odd) = frames.iter().find(|f| f.header().epoch > self.epoch) {
             return self.violation(format!("frame {} is of a later epoch than the primary's {}", odd.log_end(), self.epoch));
         }
-        let bytes: usize = frames.iter().map(|f| f.bytes().len()).sum();
-        if self.early_bytes + bytes > self.early_bytes_max {
-            return self.violation(format!("it sent {} bytes ahead of a gap", self.early_bytes + bytes));
+        for frame in frames {
+            if frame.seq() > self.received.seq
+                && let Entry::Vacant(entry) = self.early.entry(frame.seq())
+            {
+                self.early_bytes += frame.bytes().len();
+                entry.insert(frame);
+            }
         }
-        if let Some(old) = self.early.insert(first, frames) {
-            self.early_bytes -= old.iter().map(|f| f.bytes().len()).sum::<usize>();
-        }
-        self.early_bytes += bytes;
         self.take_over();
+        if self.early_bytes > self.early_bytes_max {
+            self.violation(format!("it sent {} bytes ahead of a gap", self.early_bytes));
+        }
     }
 
     fn take_over(&mut self) {
@@ -110,23 +114,21 @@ impl Receiver {
             if *entry.key() > self.received.seq.next() {
                 break;
             }
-            let frames = entry.remove();
-            self.early_bytes -= frames.iter().map(|f| f.bytes().len()).sum::<usize>();
-            for frame in frames {
-                if frame.seq() <= self.received.seq {
-                    continue; // it came twice
-                }
-                if !frame.follows(&self.received) {
-                    return self.violation(format!("{frame:?} does not follow {}: the histories differ", self.received));
-                }
-                if frame.is_control()
-                    && let Err(e) = ControlFrame::decode(&frame)
-                {
-                    return self.violation(format!("{frame:?} cannot be followed: {e}"));
-                }
-                self.received = frame.log_end();
-                taken.push(frame);
+            let frame = entry.remove();
+            self.early_bytes -= frame.bytes().len();
+            if frame.seq() <= self.received.seq {
+                continue; // a seed is beyond it
             }
+            if !frame.follows(&self.received) {
+                return self.violation(format!("{frame:?} does not follow {}: the histories differ", self.received));
+            }
+            if frame.is_control()
+                && let Err(e) = ControlFrame::decode(&frame)
+            {
+                return self.violation(format!("{frame:?} cannot be followed: {e}"));
+            }
+            self.received = frame.log_end();
+            taken.push(frame);
         }
         if !taken.is_empty() {
             self.effects.push_back(ReceiverEffect::Append(taken));

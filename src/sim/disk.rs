@@ -113,8 +113,6 @@ impl State {
 
     fn crash(&mut self) {
         self.down = true;
-        self.cut_at = None;
-        self.fail_at = None;
         let State { files, prng, .. } = self;
         files.retain(|_, file| {
             let Some(durable) = file.durable.as_mut() else { return false };
@@ -164,7 +162,7 @@ impl SimDisk {
         }
     }
 
-    /// The power goes now. Every call fails until [`SimDisk::restart`]. Faults that were ordered and not yet met are forgotten.
+    /// The power goes now. Every call fails until [`SimDisk::restart`].
     pub fn crash(&self) {
         self.state.lock().crash();
     }
@@ -195,6 +193,13 @@ impl SimDisk {
     /// The next writing call fails.
     pub fn fail_next(&self, fault: Fault) {
         self.fail_at(1, fault);
+    }
+
+    /// Faults that were ordered and not yet met do not happen.
+    pub fn forget_faults(&self) {
+        let mut state = self.state.lock();
+        state.cut_at = None;
+        state.fail_at = None;
     }
 
     /// Whether the power is off.

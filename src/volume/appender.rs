@@ -77,6 +77,8 @@ pub enum AppenderEffect {
     SeedStored {
         step: u64,
     },
+    /// Copies were opened anew in the middle of the region's seed, and too few are left that can finish it: it must begin anew.
+    SeedStalled,
 }
 
 /// What recovery found.
@@ -232,6 +234,7 @@ struct Seeding {
     stored: u64,
     /// `SeedEnd` was handed in.
     ending: bool,
+    stalled: bool,
 }
 
 impl Peer {
@@ -520,6 +523,10 @@ impl Appender {
     pub fn follow(&mut self, now: Instant, consistent: LogEnd) {
         assert_eq!(self.phase, VolumePhase::Chosen, "BUG: follow before recovery chose a log");
         self.vdl = LogEnd::EMPTY;
+        // The beginning of a mini-transaction behind it comes again, and copies skip what they have: so whoever is told of newly
+        // durable frames is told of all of them.
+        self.end = consistent;
+        self.history.cut_from(consistent.seq.next());
         self.points.push_back(consistent);
         self.serve(now);
     }
@@ -580,7 +587,7 @@ impl Appender {
         self.milestones.clear();
         self.vdl = LogEnd::EMPTY;
         let request = CopyRequest::SeedBegin { generation: self.generation, base: base.clone() };
-        self.seeding = Some(Seeding { base, requests: VecDeque::from([(0, request)]), last_step: 0, stored: 0, ending: false });
+        self.seeding = Some(Seeding { base, requests: VecDeque::from([(0, request)]), last_step: 0, stored: 0, ending: false, stalled: false });
         for copy in CopyId::all() {
             let peer = &mut self.peers[copy.index()];
             if matches!(peer.contact, Contact::Raised(_) | Contact::Joined | Contact::Repairing(_)) {
@@ -716,10 +723,20 @@ impl Appender {
             self.repair(now, copy);
         } else {
             self.place(now, copy, state.end, &state.history);
+            self.introduce(now, copy);
             self.pump(now, copy);
         }
         self.judge_quorum();
         self.judge_durable(now);
+    }
+
+    /// A copy that came (back) is told the VDL even when nothing is written: it makes pages up to there, and its answer shows
+    /// that it is up.
+    fn introduce(&mut self, now: Instant, copy: CopyId) {
+        self.peers[copy.index()].told_vdl = Seq(0);
+        if self.vdl != LogEnd::EMPTY {
+            self.vdl_moved.get_or_insert(now);
+        }
     }
 
     /// Where a copy stands on the volume's history: what counts as acknowledged, and what must be sent next.
@@ -734,6 +751,11 @@ impl Appender {
             peer.acked = end;
             peer.sent = end.seq;
             peer.sent_lsn = end.end_lsn;
+        } else if common == self.end.seq && self.history.contains(&end) {
+            // It is ahead, on the same term: a secondary's copy that has more than recovery chose. It skips what it has.
+            peer.acked = self.end;
+            peer.sent = common;
+            peer.sent_lsn = self.end.end_lsn;
         } else {
             // A tail that recovery cut. It acknowledges nothing before its successor frame replaced it.
             peer.acked = LogEnd::EMPTY;
@@ -852,14 +874,19 @@ impl Appender {
                 self.set_health(copy, CopyHealth::CatchingUp);
                 let history = self.history.clone();
                 self.place(now, copy, end, &history);
+                self.introduce(now, copy);
                 self.pump(now, copy);
+                self.judge_quorum();
+                self.judge_durable(now);
             }
             return;
         }
         // An acknowledgement of frames that are not on the volume's history counts nothing (it was sent before a splice).
-        if !peer.is_joined() || !self.history.contains(&end) || end.seq > self.end.seq || peer.splice.is_some() {
+        if !peer.is_joined() || !self.history.contains(&end) || peer.splice.is_some() {
             return;
         }
+        // Ahead on the same term: it has all that is here.
+        let end = if end.seq > self.end.seq { self.end } else { end };
         peer.ingested = ingested.max(peer.ingested);
         if end.seq >= peer.acked.seq {
             peer.acked = end;
@@ -1089,7 +1116,10 @@ impl Appender {
         let step = seeding.last_step;
         seeding.requests.push_back((step, request(step)));
         for copy in CopyId::all() {
-            self.feed_seed(now, copy);
+            // Whoever has not stored the step before is fed when it has: what is under way is not sent again.
+            if self.peers[copy.index()].seed_step.map(|s| s + 1) == Some(step) {
+                self.feed_seed(now, copy);
+            }
         }
         step
     }
@@ -1105,6 +1135,19 @@ impl Appender {
         if let Some((_, request)) = seeding.requests.iter().find(|(step, _)| *step == wanted) {
             peer.last_asked = now;
             self.effects.push_back(AppenderEffect::ToCopy { copy, request: request.clone() });
+        } else {
+            self.judge_seed();
+        }
+    }
+
+    /// Four copies must be able to finish the seed: those that wait for a step that is no longer in memory cannot.
+    fn judge_seed(&mut self) {
+        let Some(seeding) = &mut self.seeding else { return };
+        let oldest = seeding.requests.front().map_or(seeding.last_step + 1, |(step, _)| *step);
+        let left_behind = self.peers.iter().filter(|p| p.is_joined() && p.seed_step.map_or(0, |s| s + 1) < oldest).count();
+        if COPIES - left_behind < WRITE_QUORUM && !seeding.stalled {
+            seeding.stalled = true;
+            self.effects.push_back(AppenderEffect::SeedStalled);
         }
     }
 

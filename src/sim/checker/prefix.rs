@@ -1,0 +1,131 @@
+//! Durability at the moment it is announced, prefixes, and positions that never move back.
+//!
+//! A VDL is believed when four copies' disks have it (what each says after its fsync, seen at the copy and not at the
+//! appender). A secondary's copies hold a prefix of what the primary had committed when it was sent; it shows only
+//! consistency points.
+
+use super::Checked;
+use crate::base::LogEnd;
+use crate::log::Frame;
+use crate::sim::world::World;
+use crate::ship::Message;
+use crate::volume::{CopyRequest, CopyState};
+
+impl World {
+    /// Copies of the region that have fsynced everything up to `end`, one that was replaced since included.
+    fn copies_with(&self, r: usize, end: &LogEnd) -> usize {
+        let covers = |claim: &LogEnd| claim.seq >= end.seq && self.truth.has(claim);
+        self.regions[r].copies.iter().filter(|c| covers(&c.claim) || covers(&c.claim_before_wipe)).count()
+    }
+
+    /// After everything that a node did.
+    pub(in crate::sim) fn check_positions(&mut self, r: usize) -> Checked {
+        let Some(node) = &self.regions[r].node else { return Ok(()) };
+        let (end, vdl) = node.log_positions();
+        let before = self.regions[r].vdl;
+        if vdl == LogEnd::EMPTY || vdl == before {
+            return Ok(());
+        }
+        let name = self.regions[r].name.clone();
+        if vdl.seq < before.seq || (vdl.epoch, vdl.generation) < (before.epoch, before.generation) {
+            return Err(format!("{name}: the VDL moved back from {before} to {vdl}"));
+        }
+        if end.seq < vdl.seq {
+            return Err(format!("{name}: the VDL {vdl} is beyond the log's end {end}"));
+        }
+        self.regions[r].vdl = vdl;
+        self.check_announced(r, &vdl)
+    }
+
+    /// A region says that everything up to `vdl` is durable.
+    pub(in crate::sim) fn check_announced(&mut self, r: usize, vdl: &LogEnd) -> Checked {
+        let name = self.regions[r].name.clone();
+        if r == 0 {
+            let committed = *self.truth.committed();
+            if vdl.seq < committed.seq {
+                return Err(format!("durability: {name} came back with VDL {vdl}, {committed} was acknowledged"));
+            }
+            self.truth.commit(vdl)?;
+        } else if vdl.seq > self.truth.committed().seq || !self.truth.has(vdl) {
+            return Err(format!("prefix: {name} shows {vdl}, which is not what the primary committed (up to {})", self.truth.committed()));
+        } else if self.truth.frame(vdl).is_none_or(|f| !f.is_consistency_point()) {
+            return Err(format!("prefix: {name} shows {vdl}, which is no consistency point"));
+        }
+        let copies = self.copies_with(r, vdl);
+        if copies < 4 {
+            let claims: Vec<String> = self.regions[r].copies.iter().map(|c| c.claim.to_string()).collect();
+            return Err(format!("durability: {name} counts {vdl} as durable and {copies} copies have fsynced it: {}", claims.join("; ")));
+        }
+        Ok(())
+    }
+
+    /// Readers and clients are told of newly durable frames.
+    pub(in crate::sim) fn check_advance(&mut self, r: usize, vdl: &LogEnd, frames: &[Frame]) -> Checked {
+        self.check_announced(r, vdl)?;
+        let name = &self.regions[r].name;
+        if frames.last().map(Frame::log_end) != Some(*vdl) {
+            return Err(format!("{name}: it advances to {vdl} with frames that end elsewhere"));
+        }
+        match frames.iter().find(|f| !self.truth.has(&f.log_end())) {
+            Some(odd) => Err(format!("prefix: {name} shows {odd:?}, which the primary's history does not have")),
+            None => Ok(()),
+        }
+    }
+
+    /// A message leaves the region.
+    pub(in crate::sim) fn check_sent(&self, r: usize, message: &Message) -> Checked {
+        let Message::Frames(frames) = message else { return Ok(()) };
+        // What was durable when it was sent: as the node says, and that is judged by itself.
+        let vdl = self.regions[r].node.as_ref().map_or(LogEnd::EMPTY, |n| n.log_positions().1);
+        match frames.iter().find(|f| f.seq() > vdl.seq || !self.truth.has(&f.log_end())) {
+            Some(odd) => Err(format!("S11: {} ships {odd:?}, its VDL is {vdl}", self.regions[r].name)),
+            None => Ok(()),
+        }
+    }
+
+    /// A request to a copy: every frame that is ever to be stored passes here.
+    pub(in crate::sim) fn check_request(&mut self, r: usize, request: &CopyRequest) -> Checked {
+        match request {
+            CopyRequest::Append { frames, .. } => {
+                for frame in frames {
+                    self.truth.observe(frame)?;
+                    if r != 0 {
+                        self.check_foreign(r, &frame.log_end())?;
+                    }
+                }
+                Ok(())
+            }
+            CopyRequest::SeedBegin { base, .. } => self.check_foreign(r, &base.end),
+            _ => Ok(()),
+        }
+    }
+
+    fn check_foreign(&self, r: usize, end: &LogEnd) -> Checked {
+        let committed = self.truth.committed();
+        if end.seq > committed.seq || !self.truth.has(end) {
+            return Err(format!(
+                "S11: {} stores {end}, which the primary has not committed (its VDL is {committed})",
+                self.regions[r].name
+            ));
+        }
+        Ok(())
+    }
+
+    /// What a copy says is fsynced there.
+    pub(in crate::sim) fn check_claim(&self, r: usize, c: crate::base::CopyId, state: &CopyState) -> Checked {
+        let name = &self.regions[r].name;
+        if r != 0 {
+            self.check_foreign(r, &state.end)?;
+        } else if state.end != LogEnd::EMPTY && self.truth.frame(&state.end).is_none() {
+            return Err(format!("{name}: copy {c} ends at {}, which nobody wrote", state.end));
+        }
+        if state.consistent.seq > state.end.seq || (state.consistent != LogEnd::EMPTY && self.truth.frame(&state.consistent).is_none_or(|f| !f.is_consistency_point())) {
+            return Err(format!("{name}: copy {c} says its last consistency point is {}, its end {}", state.consistent, state.end));
+        }
+        let pages = self.truth.committed().end_lsn;
+        if state.ingested > pages {
+            return Err(format!("{name}: copy {c} has pages up to LSN {}, the primary has committed {pages}", state.ingested));
+        }
+        Ok(())
+    }
+}

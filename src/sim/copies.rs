@@ -1,0 +1,451 @@
+//! The six copies of each region: real [`Copy`]s on simulated disks, driven as `io` drives them, and all that happens to them.
+//!
+//! A *life* is one opening of a copy: what was sent to, or by, an earlier life reaches nobody. Within a life messages keep
+//! their order unless the plan says that copies live on other machines.
+
+use super::Mutant;
+use super::checker::Checked;
+use super::disk::SimDisk;
+use super::world::{MS, What, World};
+use crate::base::{CopyId, LogEnd};
+use crate::log::Frame;
+use crate::node::Event;
+use crate::volume::{Copy, CopyReply, CopyRequest, Disk, DiskError, FlushDone, FlushJob};
+use bytes::Bytes;
+use std::sync::Arc;
+
+/// Who dies when a disk's power goes in the middle of a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum CutScope {
+    Copy,
+    Region,
+}
+
+pub(super) struct CopySlot {
+    pub disk: Arc<SimDisk>,
+    seed: u64,
+    disks: u64,
+    lying: bool,
+    pub copy: Option<Copy>,
+    pub life: u64,
+    /// Stopped by the plan until it is released.
+    pub held: bool,
+    pub slow_until: u64,
+    pub cut: Option<CutScope>,
+    to_copy_at: u64,
+    to_node_at: u64,
+    /// The fsync under way ends here.
+    busy_until: u64,
+    flush_queued: bool,
+    ingest_queued: bool,
+    /// What it says is fsynced.
+    pub claim: LogEnd,
+    /// What was fsynced here before the disk was wiped: acknowledgements may still be under way.
+    pub claim_before_wipe: LogEnd,
+    /// It has a log, or pages.
+    pub has_data: bool,
+}
+
+impl CopySlot {
+    pub(super) fn new(seed: u64, mutant: Option<Mutant>) -> CopySlot {
+        CopySlot {
+            disk: Arc::new(SimDisk::new(seed)),
+            seed,
+            disks: 1,
+            lying: mutant == Some(Mutant::LyingSync),
+            copy: None,
+            life: 0,
+            held: false,
+            slow_until: 0,
+            cut: None,
+            to_copy_at: 0,
+            to_node_at: 0,
+            busy_until: 0,
+            flush_queued: false,
+            ingest_queued: false,
+            claim: LogEnd::EMPTY,
+            claim_before_wipe: LogEnd::EMPTY,
+            has_data: false,
+        }
+    }
+
+    fn is(&self, life: u64) -> bool {
+        self.life == life && self.copy.is_some()
+    }
+}
+
+/// A disk whose sync returns at once and does nothing.
+struct LyingDisk(Arc<SimDisk>);
+
+impl Disk for LyingDisk {
+    fn list(&self) -> Result<Vec<String>, DiskError> {
+        self.0.list()
+    }
+    fn len(&self, name: &str) -> Result<Option<u64>, DiskError> {
+        self.0.len(name)
+    }
+    fn read(&self, name: &str, offset: u64, len_max: usize) -> Result<Bytes, DiskError> {
+        self.0.read(name, offset, len_max)
+    }
+    fn write(&self, name: &str, offset: u64, parts: &[Bytes]) -> Result<(), DiskError> {
+        self.0.write(name, offset, parts)
+    }
+    fn allocate(&self, name: &str, len: u64) -> Result<(), DiskError> {
+        self.0.allocate(name, len)
+    }
+    fn sync(&self, _name: &str) -> Result<(), DiskError> {
+        Ok(())
+    }
+    fn rename(&self, from: &str, to: &str) -> Result<(), DiskError> {
+        self.0.rename(from, to)
+    }
+    fn remove(&self, name: &str) -> Result<(), DiskError> {
+        self.0.remove(name)
+    }
+}
+
+impl World {
+    fn slot(&mut self, r: usize, c: CopyId) -> &mut CopySlot {
+        &mut self.regions[r].copies[c.index()]
+    }
+
+    // ---- opening and leaving ---------------------------------------------------------------------------------------
+
+    pub(super) fn open_copy_after(&mut self, r: usize, c: CopyId, after: u64) {
+        let slot = self.slot(r, c);
+        slot.life += 1;
+        let life = slot.life;
+        self.after(after, What::CopyOpen { region: r, copy: c, life });
+    }
+
+    pub(super) fn copy_open(&mut self, r: usize, c: CopyId, life: u64) -> Checked {
+        let (now, limits) = (self.now, self.plan.limits.clone());
+        let region = &mut self.regions[r];
+        let name = region.name.clone();
+        let slot = &mut region.copies[c.index()];
+        if slot.life != life || slot.copy.is_some() || slot.held || region.node.is_none() {
+            return Ok(());
+        }
+        slot.disk.restart();
+        let disk: Arc<dyn Disk> = if slot.lying { Arc::new(LyingDisk(Arc::clone(&slot.disk))) } else { slot.disk.clone() };
+        match Copy::open(disk, &limits) {
+            Ok(copy) => {
+                let promised = copy.promised();
+                slot.copy = Some(copy);
+                (slot.to_copy_at, slot.to_node_at, slot.busy_until) = (now, now, now);
+                (slot.flush_queued, slot.ingest_queued) = (false, false);
+                let incarnation = region.incarnation;
+                self.look_at(r, c)?;
+                let after = self.delays.between(20_000, 300_000);
+                let at = self.now + after;
+                self.slot(r, c).to_node_at = at;
+                self.at(at, What::Node { region: r, incarnation, event: Event::CopyOpened { copy: c, promised } });
+                Ok(())
+            }
+            Err(e) if slot.disk.is_down() || slot.cut.take().is_some() => {
+                self.say(|| format!("{name} {c} cannot be opened: {e}"));
+                let after = self.delays.between(50 * MS, 600 * MS);
+                self.open_copy_after(r, c, after);
+                Ok(())
+            }
+            Err(e @ crate::volume::OpenError::Disk(_)) => {
+                self.say(|| format!("{name} {c} cannot be opened: {e}"));
+                let after = self.delays.between(50 * MS, 600 * MS);
+                self.open_copy_after(r, c, after);
+                Ok(())
+            }
+            Err(e) => Err(format!("{name}: copy {c} cannot be opened after nothing worse than a crash: {e}")),
+        }
+    }
+
+    /// The copy is gone at this moment, with what it had in memory.
+    pub(super) fn drop_copy(&mut self, r: usize, c: CopyId, power: bool) {
+        let slot = self.slot(r, c);
+        slot.copy = None;
+        slot.life += 1;
+        slot.cut = None;
+        if power {
+            slot.disk.crash();
+        }
+    }
+
+    /// The copy leaves its duty and, unless the plan holds it back, comes again.
+    pub(super) fn lose_copy(&mut self, r: usize, c: CopyId, power: bool, reason: String) {
+        if self.slot(r, c).copy.is_none() {
+            return;
+        }
+        self.drop_copy(r, c, power);
+        let after = self.delays.between(20_000, 2 * MS);
+        let life = self.slot(r, c).life;
+        let (incarnation, name) = (self.regions[r].incarnation, self.regions[r].name.clone());
+        self.say(|| format!("{name} {c} is lost: {reason}"));
+        self.after(after, What::CopyLost { region: r, copy: c, life, incarnation, reason });
+    }
+
+    pub(super) fn copy_lost(&mut self, r: usize, c: CopyId, life: u64, incarnation: u64, reason: String) -> Checked {
+        if self.regions[r].incarnation != incarnation || self.regions[r].node.is_none() || self.slot(r, c).life != life {
+            return Ok(());
+        }
+        self.to_node(r, incarnation, Event::CopyLost { copy: c, reason })?;
+        if !self.slot(r, c).held {
+            let after = self.delays.between(20 * MS, if self.stormy { 900 * MS } else { 100 * MS });
+            self.open_copy_after(r, c, after);
+        }
+        Ok(())
+    }
+
+    // ---- messages --------------------------------------------------------------------------------------------------
+
+    /// When a message sent now arrives; `None`: never. Twice, when doubled.
+    fn local_arrivals(&mut self, last_at: u64) -> (Option<u64>, Option<u64>) {
+        let chances = self.plan.local;
+        let delay = |w: &mut World| if w.delays.chance(10_000) { w.delays.below(5 * MS) } else { w.delays.between(5_000, 120_000) };
+        let lossy = self.stormy;
+        let first = self.now + delay(self);
+        let in_order = if lossy && self.delays.chance(chances.reorder) { first + self.delays.below(3 * MS) } else { first.max(last_at) };
+        if lossy && self.delays.chance(chances.loss) {
+            self.counts.messages_lost += 1;
+            return (None, None);
+        }
+        let second = (lossy && self.delays.chance(chances.double)).then(|| in_order + delay(self) * 3);
+        self.counts.messages_doubled += u64::from(second.is_some());
+        (Some(in_order), second)
+    }
+
+    pub(super) fn send_to_copy(&mut self, r: usize, c: CopyId, request: CopyRequest) -> Checked {
+        self.check_request(r, &request)?;
+        let slot = self.slot(r, c);
+        let (life, last) = (slot.life, slot.to_copy_at);
+        if slot.copy.is_none() {
+            return Ok(());
+        }
+        let (first, second) = self.local_arrivals(last);
+        if let Some(at) = second {
+            self.at(at, What::CopyRequest { region: r, copy: c, life, request: request.clone() });
+        }
+        if let Some(at) = first {
+            self.slot(r, c).to_copy_at = last.max(at);
+            self.at(at, What::CopyRequest { region: r, copy: c, life, request });
+        }
+        Ok(())
+    }
+
+    fn send_replies(&mut self, r: usize, c: CopyId, replies: Vec<CopyReply>, after: u64) {
+        let (incarnation, mutant) = (self.regions[r].incarnation, self.mutant);
+        for reply in replies {
+            if matches!(reply, CopyReply::Failed { .. }) {
+                continue; // said once, by its loss
+            }
+            let slot = self.slot(r, c);
+            let (life, last) = (slot.life, slot.to_node_at);
+            let (first, second) = self.local_arrivals(last.saturating_sub(after));
+            for at in [first, second].into_iter().flatten() {
+                let at = at + after;
+                let copy_of = reply.clone();
+                self.at(at, What::CopyReply { region: r, copy: c, life, incarnation, reply: copy_of });
+            }
+            if let Some(at) = first {
+                self.slot(r, c).to_node_at = last.max(at + after);
+            }
+            if mutant == Some(Mutant::AckFromTwo) && c.0 < 2 {
+                self.forge(r, c, &reply, after);
+            }
+        }
+    }
+
+    /// The mutant: what copies 0 and 1 acknowledge counts for 2 to 5 as well.
+    fn forge(&mut self, r: usize, c: CopyId, reply: &CopyReply, after: u64) {
+        let incarnation = self.regions[r].incarnation;
+        if let CopyReply::Appended { .. } = reply {
+            for other in [CopyId(c.0 + 2), CopyId(c.0 + 4)] {
+                let life = self.slot(r, other).life;
+                let at = self.now + after + MS;
+                self.at(at, What::CopyReply { region: r, copy: other, life, incarnation, reply: reply.clone() });
+            }
+        }
+    }
+
+    pub(super) fn copy_reply(&mut self, r: usize, c: CopyId, life: u64, incarnation: u64, reply: CopyReply) -> Checked {
+        if self.slot(r, c).life != life {
+            return Ok(());
+        }
+        self.to_node(r, incarnation, Event::CopyReplied { copy: c, reply })
+    }
+
+    // ---- what a copy does --------------------------------------------------------------------------------------------
+
+    pub(super) fn copy_request(&mut self, r: usize, c: CopyId, life: u64, request: CopyRequest) -> Checked {
+        let (now, mutant) = (self.now, self.mutant);
+        let slot = self.slot(r, c);
+        if !slot.is(life) {
+            return Ok(());
+        }
+        if slot.busy_until > now {
+            // It waits behind the fsync under way.
+            let at = slot.busy_until;
+            self.at(at, What::CopyRequest { region: r, copy: c, life, request });
+            return Ok(());
+        }
+        let forged = match &request {
+            CopyRequest::Append { generation, frames, .. } if mutant == Some(Mutant::AckBeforeSync) => {
+                frames.last().map(|f| (*generation, Frame::log_end(f)))
+            }
+            _ => None,
+        };
+        let mut replies = Vec::new();
+        let copy = slot.copy.as_mut().expect("BUG: the copy lives");
+        copy.handle(request, &mut replies);
+        if let Some((generation, end)) = forged {
+            replies.push(CopyReply::Appended { generation, end, ingested: copy.state().ingested });
+        }
+        let flush = !slot.flush_queued;
+        slot.flush_queued = true;
+        if self.after_copy(r, c)? {
+            self.send_replies(r, c, replies, 10_000);
+            if flush {
+                let gather = self.delays.between(10_000, 400_000);
+                self.after(gather, What::CopyFlush { region: r, copy: c, life });
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn copy_flush(&mut self, r: usize, c: CopyId, life: u64) -> Checked {
+        let slow = self.now < self.slot(r, c).slow_until;
+        let fsync_us = if slow { self.plan.fsync_us * 20 + 20_000 } else { self.plan.fsync_us };
+        let slot = self.slot(r, c);
+        if !slot.is(life) {
+            return Ok(());
+        }
+        slot.flush_queued = false;
+        let mut replies = Vec::new();
+        slot.copy.as_mut().expect("BUG: the copy lives").flush(&mut replies);
+        let took = self.delays.between(fsync_us / 4, fsync_us) * 1000;
+        let busy = self.now + took;
+        self.slot(r, c).busy_until = busy;
+        if self.after_copy(r, c)? {
+            self.send_replies(r, c, replies, took);
+            self.queue_ingest(r, c, took);
+        }
+        Ok(())
+    }
+
+    fn queue_ingest(&mut self, r: usize, c: CopyId, after: u64) {
+        let slot = self.slot(r, c);
+        if !slot.ingest_queued {
+            slot.ingest_queued = true;
+            let life = slot.life;
+            let after = after + self.delays.between(1000, 2 * MS);
+            self.after(after, What::CopyIngest { region: r, copy: c, life });
+        }
+    }
+
+    pub(super) fn copy_ingest(&mut self, r: usize, c: CopyId, life: u64) -> Checked {
+        let slot = self.slot(r, c);
+        if !slot.is(life) {
+            return Ok(());
+        }
+        slot.ingest_queued = false;
+        let mut replies = Vec::new();
+        let copy = slot.copy.as_mut().expect("BUG: the copy lives");
+        let more = copy.ingest(&mut replies);
+        let job = copy.background_job();
+        if self.after_copy(r, c)? {
+            self.send_replies(r, c, replies, 0);
+            if more {
+                self.queue_ingest(r, c, 0);
+            }
+            if let Some(job) = job {
+                let after = self.delays.between(10_000, 10 * MS);
+                self.after(after, What::JobRun { region: r, copy: c, life, job });
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn job_run(&mut self, r: usize, c: CopyId, life: u64, job: FlushJob) -> Checked {
+        if !self.slot(r, c).is(life) {
+            return Ok(());
+        }
+        let done = job.run();
+        if self.after_copy(r, c)? {
+            let after = self.delays.between(10_000, 20 * MS);
+            self.after(after, What::JobDone { region: r, copy: c, life, done });
+        }
+        Ok(())
+    }
+
+    pub(super) fn job_done(&mut self, r: usize, c: CopyId, life: u64, done: FlushDone) -> Checked {
+        let slot = self.slot(r, c);
+        if !slot.is(life) {
+            return Ok(());
+        }
+        let mut replies = Vec::new();
+        slot.copy.as_mut().expect("BUG: the copy lives").finish(done, &mut replies);
+        if self.after_copy(r, c)? {
+            self.send_replies(r, c, replies, 0);
+            self.queue_ingest(r, c, 0);
+        }
+        Ok(())
+    }
+
+    /// Looks at a copy after each call of its disk. `false`: it is no more, and what it wanted to say is unsaid.
+    fn after_copy(&mut self, r: usize, c: CopyId) -> Checked<bool> {
+        let slot = self.slot(r, c);
+        if slot.disk.is_down() {
+            match slot.cut.take() {
+                Some(CutScope::Region) => self.crash_region(r, true),
+                Some(CutScope::Copy) | None => self.lose_copy(r, c, true, "its power went".into()),
+            }
+            return Ok(false);
+        }
+        if let Some(reason) = slot.copy.as_ref().and_then(|copy| copy.failed().map(str::to_owned)) {
+            // Only an order of ours fails a disk.
+            if reason.contains("injected") || reason.contains("full") {
+                self.lose_copy(r, c, false, reason);
+                return Ok(false);
+            }
+            return Err(format!("{}: copy {c} left its duty on a healthy disk: {reason}", self.regions[r].name));
+        }
+        self.look_at(r, c)?;
+        Ok(true)
+    }
+
+    /// Notes what the copy says is fsynced, and judges it.
+    fn look_at(&mut self, r: usize, c: CopyId) -> Checked {
+        let slot = self.slot(r, c);
+        let state = slot.copy.as_ref().expect("BUG: the copy lives").state();
+        let rebuilt = slot.has_data && state.lineage.is_some() && state.first > slot.claim.seq.next();
+        slot.has_data = state.lineage.is_some();
+        if slot.claim == state.end {
+            return Ok(());
+        }
+        slot.claim = state.end;
+        if rebuilt {
+            self.regions[r].rebuilt_at = self.now;
+            self.counts.copies_rebuilt += 1;
+        }
+        self.check_claim(r, c, &state)
+    }
+
+    /// The disk is replaced by a new and empty one.
+    pub(super) fn wipe(&mut self, r: usize, c: CopyId) {
+        self.lose_copy(r, c, false, "its disk was replaced".into());
+        self.drop_copy(r, c, false);
+        let now = self.now;
+        let region = &mut self.regions[r];
+        region.rebuilt_at = now;
+        let running = region.node.is_some();
+        let slot = &mut region.copies[c.index()];
+        slot.disk = Arc::new(SimDisk::new(slot.seed ^ slot.disks.wrapping_mul(0x9e37_79b9)));
+        slot.disks += 1;
+        slot.claim_before_wipe = slot.claim;
+        slot.claim = LogEnd::EMPTY;
+        slot.has_data = false;
+        let life = slot.life;
+        let (incarnation, after) = (region.incarnation, self.delays.between(MS, 3 * MS));
+        if running {
+            self.after(after, What::CopyLost { region: r, copy: c, life, incarnation, reason: "its disk was replaced".into() });
+        }
+    }
+}

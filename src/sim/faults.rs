@@ -1,0 +1,195 @@
+//! What goes wrong, when, as drawn from the plan; and the end of it.
+//!
+//! Bounded by the fault model (A3): at most two copies of a region are without their data at any time. Everything else may
+//! happen at any time and in any number.
+
+use super::checker::Checked;
+use super::copies::CutScope;
+use super::disk::Fault;
+use super::world::{MS, What, World};
+use crate::base::CopyId;
+
+/// In the order of `Plan::weights`.
+#[derive(Clone, Copy)]
+enum Kind {
+    RegionKilled,
+    RegionLosesPowerInACall,
+    CopyKilled,
+    CopyLosesPowerInACall,
+    DiskFails,
+    DiskReplaced,
+    CopiesStopped,
+    CopySlow,
+    PathCut,
+    LinkBroken,
+    ClockStepped,
+}
+
+const KINDS: [Kind; 11] = [
+    Kind::RegionKilled,
+    Kind::RegionLosesPowerInACall,
+    Kind::CopyKilled,
+    Kind::CopyLosesPowerInACall,
+    Kind::DiskFails,
+    Kind::DiskReplaced,
+    Kind::CopiesStopped,
+    Kind::CopySlow,
+    Kind::PathCut,
+    Kind::LinkBroken,
+    Kind::ClockStepped,
+];
+
+impl World {
+    pub(super) fn fault(&mut self) -> Checked {
+        if !self.stormy {
+            return Ok(());
+        }
+        let after = self.faults.between(self.plan.fault_every_us / 4, self.plan.fault_every_us * 7 / 4) * 1000;
+        self.after(after, What::Fault);
+        let all: u64 = self.plan.weights.iter().sum();
+        let mut at = self.faults.below(all);
+        let Some(kind) = KINDS.into_iter().zip(self.plan.weights).find_map(|(kind, weight)| {
+            if at < weight {
+                return Some(kind);
+            }
+            at -= weight;
+            None
+        }) else {
+            return Ok(());
+        };
+        // The primary is half of what can go wrong.
+        let r = if self.faults.chance(500_000) { 0 } else { self.pick(self.regions.len()) };
+        let c = CopyId(u8::try_from(self.faults.below(6)).expect("BUG: six copies"));
+        match kind {
+            Kind::RegionKilled => {
+                let power = self.faults.chance(500_000);
+                self.crash_region(r, power);
+            }
+            Kind::RegionLosesPowerInACall => self.cut_in_a_call(r, c, CutScope::Region),
+            Kind::CopyLosesPowerInACall => self.cut_in_a_call(r, c, CutScope::Copy),
+            Kind::CopyKilled => {
+                if self.regions[r].copies[c.index()].copy.is_some() {
+                    self.counts.copy_crashes += 1;
+                    let power = self.faults.chance(500_000);
+                    self.lose_copy(r, c, power, "killed".into());
+                }
+            }
+            Kind::DiskFails => {
+                self.counts.disk_faults += 1;
+                let n = self.faults.between(1, 30);
+                let fault = if self.faults.chance(500_000) { Fault::Full } else { Fault::Failed };
+                self.regions[r].copies[c.index()].disk.fail_at(n, fault);
+            }
+            Kind::DiskReplaced => {
+                let others = CopyId::all().into_iter().filter(|o| *o != c && self.regions[r].copies[o.index()].has_data).count();
+                if others >= 4 && self.regions[r].copies[c.index()].has_data {
+                    self.counts.wipes += 1;
+                    self.wipe(r, c);
+                }
+            }
+            Kind::CopiesStopped => self.stop_some_copies(r),
+            Kind::CopySlow => {
+                let lasts = self.faults.between(100, 3000) * MS;
+                self.regions[r].copies[c.index()].slow_until = self.now + lasts;
+            }
+            Kind::PathCut => self.cut_some_path(),
+            Kind::LinkBroken => self.break_some_link(),
+            Kind::ClockStepped => {
+                let us = i64::try_from(self.faults.below(400_000)).expect("BUG: below a second") - 200_000;
+                self.regions[r].step_clock(us);
+            }
+        }
+        Ok(())
+    }
+
+    fn pick(&mut self, n: usize) -> usize {
+        usize::try_from(self.faults.below(n as u64)).expect("BUG: a small number")
+    }
+
+    fn cut_in_a_call(&mut self, r: usize, c: CopyId, scope: CutScope) {
+        let n = self.faults.between(1, 60);
+        let slot = &mut self.regions[r].copies[c.index()];
+        if slot.copy.is_some() && slot.cut.is_none() {
+            slot.disk.cut_power_at(n);
+            slot.cut = Some(scope);
+        }
+    }
+
+    fn stop_some_copies(&mut self, r: usize) {
+        let first = self.pick(6);
+        let zone = self.faults.chance(600_000);
+        let count = if zone { 2 } else { 1 + self.pick(4) };
+        let lasts = self.faults.between(50, 3000) * MS;
+        for i in 0..count {
+            // A zone is a pair: 0 and 1, 2 and 3, 4 and 5.
+            let c = CopyId::all()[if zone { first / 2 * 2 + i } else { (first + i) % 6 }];
+            if !self.regions[r].copies[c.index()].held {
+                self.hold(r, c);
+                self.after(lasts, What::Release { region: r, copy: c });
+            }
+        }
+    }
+
+    pub(super) fn hold(&mut self, r: usize, c: CopyId) {
+        self.counts.copies_stopped += 1;
+        self.regions[r].copies[c.index()].held = true;
+        self.lose_copy(r, c, false, "stopped".into());
+    }
+
+    pub(super) fn release(&mut self, r: usize, c: CopyId) {
+        let slot = &mut self.regions[r].copies[c.index()];
+        if std::mem::replace(&mut slot.held, false) && slot.copy.is_none() {
+            let after = self.delays.between(5 * MS, 50 * MS);
+            self.open_copy_after(r, c, after);
+        }
+    }
+
+    /// All faults are over: the power is back, processes start, paths carry.
+    pub(super) fn heal(&mut self) -> Checked {
+        self.say(|| "all faults are over".into());
+        self.stormy = false;
+        self.heal_network();
+        for r in 0..self.regions.len() {
+            for c in CopyId::all() {
+                let slot = &mut self.regions[r].copies[c.index()];
+                slot.slow_until = 0;
+                slot.cut = None;
+                slot.disk.forget_faults();
+                self.release(r, c);
+            }
+            if self.regions[r].incarnation > 0 {
+                self.start(r);
+            }
+        }
+        Ok(())
+    }
+
+    /// A zone is stopped: commits go on. One copy more: nothing is acknowledged, nothing is lost. Back: they resume.
+    pub(super) fn drill(&mut self) -> Checked {
+        self.writing = true;
+        let zone = self.pick(3) * 2;
+        self.hold(0, CopyId::all()[zone]);
+        self.hold(0, CopyId::all()[zone + 1]);
+        self.say(|| "drill: a zone is stopped".into());
+        let before = self.counts.writes;
+        if !self.until(self.now + 10_000 * MS, |w| Ok(w.regions[0].head.acknowledged_write > before))? {
+            return Err(format!("a zone is stopped and commits do not go on: {}", self.describe()));
+        }
+        self.hold(0, CopyId::all()[(zone + 2) % 6]);
+        self.say(|| "drill: a third copy is stopped".into());
+        self.until(self.now + 500 * MS, |_| Ok(false))?;
+        let (acknowledged, committed) = (self.regions[0].head.acknowledged_write, *self.truth.committed());
+        self.until(self.now + 1500 * MS, |_| Ok(false))?;
+        if self.regions[0].head.acknowledged_write != acknowledged || *self.truth.committed() != committed {
+            return Err("three copies are stopped and a commit was acknowledged".into());
+        }
+        if self.regions[0].head.gate_open || self.regions[0].head.gate_reason.is_empty() {
+            return Err("three copies are stopped and the head may still begin writes".into());
+        }
+        for c in CopyId::all() {
+            self.release(0, c);
+        }
+        self.say(|| "drill: all copies are back".into());
+        self.converge()
+    }
+}

@@ -1,0 +1,108 @@
+//! What one seed draws before its run begins: how many regions, how long, how bad everything is. Printed with a failure.
+
+use super::SimOptions;
+use crate::base::{Limits, Prng};
+use std::fmt;
+use std::time::Duration;
+
+/// Per million.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Chances {
+    pub loss: u64,
+    pub double: u64,
+    pub reorder: u64,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Plan {
+    pub regions: usize,
+    pub faults_for_ms: u64,
+    /// Mean time between two faults, virtual microseconds.
+    pub fault_every_us: u64,
+    /// Weights of the faults, in the order of `faults::KINDS`.
+    pub weights: [u64; 11],
+    pub write_every_us: u64,
+    pub fsync_us: u64,
+    /// Between a node and its copies: nothing, or as on other machines.
+    pub local: Chances,
+    pub delay_us: u64,
+    pub jitter_us: u64,
+    pub datagrams: Chances,
+    /// Batches are only lost and doubled in this mode.
+    pub batches: Chances,
+    pub drill: bool,
+    pub limits: Limits,
+}
+
+impl Plan {
+    pub(super) fn draw(prng: &mut Prng, options: &SimOptions) -> Plan {
+        let regions = options.regions.unwrap_or(2 + usize::try_from(prng.below(3)).expect("BUG: a small number")).clamp(2, 4);
+        let faults_for_ms = options.faults_for_ms.unwrap_or(prng.between(1500, 6000));
+        let mut weights = [0; 11];
+        for weight in &mut weights {
+            *weight = if prng.chance(550_000) { prng.between(1, 10) } else { 0 };
+        }
+        let remote = prng.chance(350_000);
+        let unreliable = prng.chance(250_000);
+        let drawn = |prng: &mut Prng, on: bool, max: u64| if on { prng.below(max) } else { 0 };
+        let mut limits = Limits::tiny();
+        limits.version_retain = Duration::from_millis(prng.between(100, 1500));
+        limits.resend_after = Duration::from_millis(prng.between(800, 3000));
+        if prng.chance(300_000) {
+            limits.log_retain_bytes = prng.between(3 << 10, 12 << 10);
+        }
+        if prng.chance(200_000) {
+            // A budget that is never reached.
+            limits.log_retain_bytes = 1 << 20;
+        }
+        Plan {
+            regions,
+            faults_for_ms,
+            fault_every_us: prng.between(60_000, 900_000),
+            weights,
+            write_every_us: prng.between(4_000, 60_000),
+            fsync_us: prng.between(100, 6_000),
+            local: Chances { loss: drawn(prng, remote, 15_000), double: drawn(prng, remote, 15_000), reorder: drawn(prng, remote, 50_000) },
+            delay_us: prng.between(1_000, 120_000),
+            jitter_us: prng.between(0, 20_000),
+            datagrams: Chances { loss: prng.below(80_000), double: prng.below(20_000), reorder: prng.below(50_000) },
+            batches: Chances {
+                loss: drawn(prng, unreliable, 60_000),
+                double: drawn(prng, unreliable, 60_000),
+                reorder: prng.below(100_000),
+            },
+            drill: prng.chance(250_000),
+            limits,
+        }
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} regions, faults for {} ms, one every {} us (weights {:?}), a write every {} us, fsync {} us, copies lose/double/reorder {}/{}/{} ppm, \
+             one way {}+{} us, datagrams {}/{}/{} ppm, batches {}/{}/{} ppm, versions kept {} ms, log kept {} B, resend after {} ms",
+            self.regions,
+            self.faults_for_ms,
+            self.fault_every_us,
+            self.weights,
+            self.write_every_us,
+            self.fsync_us,
+            self.local.loss,
+            self.local.double,
+            self.local.reorder,
+            self.delay_us,
+            self.jitter_us,
+            self.datagrams.loss,
+            self.datagrams.double,
+            self.datagrams.reorder,
+            self.batches.loss,
+            self.batches.double,
+            self.batches.reorder,
+            self.limits.version_retain.as_millis(),
+            self.limits.log_retain_bytes,
+            self.limits.resend_after.as_millis(),
+        )
+    }
+}
