@@ -17,6 +17,7 @@ use super::status::{self, ClusterStatus};
 use super::text;
 use crate::base::{ClusterName, CopyId, RegionName};
 use crate::io::clock;
+use crate::sim::{self, SimOptions};
 use clap::{Args, Parser, Subcommand};
 use std::io::{IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -55,6 +56,10 @@ pub enum Verb {
         #[command(subcommand)]
         what: CopyVerb,
     },
+    /// Measure this build on this machine: start, commits, lag, shipping, restart
+    Bench(super::bench::BenchArgs),
+    /// Run simulated global clusters from seeds
+    Sim(SimArgs),
     /// Show the version
     Version {
         /// Print JSON
@@ -195,14 +200,17 @@ pub enum CopyVerb {
 #[derive(Debug, Args)]
 pub struct SimArgs {
     /// So many seeds, from --seed upwards
-    #[arg(long, default_value_t = 100)]
-    pub seeds: u64,
-    /// The first (or with --seeds 1: the only) seed
     #[arg(long, default_value_t = 1)]
-    pub seed: u64,
-    /// Steps of the safety phase, per seed
-    #[arg(long)]
-    pub steps: Option<u64>,
+    pub seeds: u64,
+    /// The first (or only) seed: a number, decimal or 0x...; `random` draws one and prints it
+    #[arg(long, default_value = "random")]
+    pub seed: String,
+    /// Threads; each runs whole seeds
+    #[arg(long, default_value_t = 2)]
+    pub threads: usize,
+    /// Show so many of the last steps before a failure
+    #[arg(long, default_value_t = 40)]
+    pub trace: usize,
 }
 
 /// Does what was typed.
@@ -221,6 +229,8 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Verb::Events(args) => runtime(false)?.block_on(show_events(&args)),
         Verb::Netem { what } => run_netem(what),
         Verb::Copy { what } => runtime(false)?.block_on(run_copy(what)),
+        Verb::Bench(args) => runtime(true)?.block_on(super::bench::run(args)),
+        Verb::Sim(args) => run_sim(&args),
         Verb::Version { json: true } => say(&json(&serde_json::json!({
             "name": "parhelion", "version": env!("CARGO_PKG_VERSION"), "admin_protocol": super::admin::ADMIN_VERSION,
         }))),
@@ -231,6 +241,31 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
 fn runtime(threads: bool) -> Result<tokio::runtime::Runtime, Failure> {
     let mut builder = if threads { tokio::runtime::Builder::new_multi_thread() } else { tokio::runtime::Builder::new_current_thread() };
     builder.enable_all().build().map_err(super::failure::io_failure("start the async runtime"))
+}
+
+/// Whole global clusters under virtual time. A failing seed prints the command that replays it.
+fn run_sim(args: &SimArgs) -> Result<(), Failure> {
+    let first = match args.seed.as_str() {
+        "random" => {
+            let mut seed = [0u8; 4];
+            aws_lc_rs::rand::fill(&mut seed).map_err(|_| Failure::new(FAILED, "the system gives no random numbers"))?;
+            u64::from(u32::from_le_bytes(seed))
+        }
+        text => {
+            let parsed = text.strip_prefix("0x").map_or_else(|| text.parse().ok(), |hex| u64::from_str_radix(hex, 16).ok());
+            parsed.ok_or_else(|| Failure::new(USAGE, format!("'{text}' is no seed: write a number, 0x..., or random")))?
+        }
+    };
+    // Panics are caught and reported with their seed; the default message would come a hundred times.
+    std::panic::set_hook(Box::new(|_| {}));
+    let options = SimOptions { trace_lines: if args.seeds == 1 { args.trace } else { 0 }, ..SimOptions::default() };
+    say(&format!("seeds {first} to {}\n", first.saturating_add(args.seeds.saturating_sub(1))))?;
+    let summary = sim::run_many(first, args.seeds, args.threads.max(1), &options, &|line| println!("{line}"));
+    if summary.failures.is_empty() {
+        Ok(())
+    } else {
+        Err(Failure::new(FAILED, format!("{} of {} seeds failed", summary.failures.len(), summary.seeds)))
+    }
 }
 
 /// One line of JSON.
