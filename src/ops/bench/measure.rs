@@ -62,7 +62,7 @@ pub async fn commit(dir: &Path, base_port: u16) -> Result<Vec<Figure>, Failure> 
     for clients in [1usize, 8, 32] {
         let stop = Arc::new(AtomicBool::new(false));
         let mut tasks = tokio::task::JoinSet::new();
-        for c in 0..clients {
+        for c in (0i64..).take(clients) {
             let client = cluster.connect(0, "writer").await?;
             let stop = Arc::clone(&stop);
             tasks.spawn(async move {
@@ -70,7 +70,7 @@ pub async fn commit(dir: &Path, base_port: u16) -> Result<Vec<Figure>, Failure> 
                 let mut took = Vec::new();
                 while !stop.load(Ordering::Relaxed) {
                     let began = clock::now();
-                    client.execute(&insert, &[&c.to_string()]).await?;
+                    client.execute(&insert, &[&c]).await?;
                     took.push(ms(clock::now().since(began)));
                 }
                 Ok::<_, tokio_postgres::Error>(took)
