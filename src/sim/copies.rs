@@ -415,7 +415,7 @@ impl World {
     fn look_at(&mut self, r: usize, c: CopyId) -> Checked {
         let slot = self.slot(r, c);
         let state = slot.copy.as_ref().expect("BUG: the copy lives").state();
-        let rebuilt = slot.has_data && state.lineage.is_some() && state.first > slot.claim.seq.next();
+        let rebuilt = state.lineage.is_some() && state.first > slot.claim.seq.next();
         slot.has_data = state.lineage.is_some();
         if slot.claim == state.end {
             return Ok(());

@@ -147,6 +147,9 @@ impl World {
         if !was_open {
             return Ok(());
         }
+        // Whoever is left alone on a connection finds the silence out.
+        let after = self.delays.between(200 * MS, 3500 * MS);
+        self.after(after, What::Unlinked { conn: number, side: 1 - side, reason: "timed out" });
         self.to_node(region, incarnation, Event::Unlinked { conn: ConnId(number), reason: reason.into() })
     }
 

@@ -155,7 +155,10 @@ impl World {
             if region.node.is_none() || region.head.visible.seq.0 == 0 {
                 continue;
             }
-            if region.head.pin.is_none() && begin {
+            // A copy that is being rebuilt, or a region that is being seeded, has lost old versions already.
+            let visible = region.head.visible.end_lsn;
+            let all_have = region.copies.iter().all(|c| c.copy.as_ref().is_some_and(|c| c.pages().first_readable() <= visible));
+            if region.head.pin.is_none() && begin && all_have {
                 region.head.pin = Some((region.head.visible.end_lsn, now));
             } else if end {
                 region.head.pin = None;

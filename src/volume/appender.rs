@@ -207,6 +207,8 @@ pub struct Appender {
     recovery_since: Option<Instant>,
     recovery_said: String,
     quorum_ok: bool,
+    /// The node was told, one way or the other, since the volume serves.
+    quorum_said: bool,
     vdl_moved: Option<Instant>,
     reads: BTreeMap<u64, PendingRead>,
     next_read: u64,
@@ -285,6 +287,7 @@ impl Appender {
             recovery_since: None,
             recovery_said: String::new(),
             quorum_ok: false,
+            quorum_said: false,
             vdl_moved: None,
             reads: BTreeMap::new(),
             next_read: 1,
@@ -1312,10 +1315,11 @@ impl Appender {
         }
         let able = self.peers.iter().filter(|p| p.is_joined()).count();
         let ok = able >= WRITE_QUORUM;
-        if ok == self.quorum_ok {
+        if ok == self.quorum_ok && self.quorum_said {
             return;
         }
         self.quorum_ok = ok;
+        self.quorum_said = true;
         if ok {
             self.effects.push_back(AppenderEffect::QuorumRegained);
         } else {
