@@ -21,13 +21,15 @@ const RETRY_MAX: Duration = Duration::from_secs(1);
 const RETRY_REFUSED: Duration = Duration::from_secs(5);
 /// Heartbeats come every 100 ms; without one for so long the primary counts as disconnected.
 const SILENT_AFTER: Duration = Duration::from_secs(2);
+/// Messages kept that came before the welcome.
+const EARLY_MESSAGES_MAX: usize = 256;
 const BEHIND_BYTES: u64 = 4 << 20;
 
 #[derive(Debug)]
 enum Contact {
     Waiting { until: Instant },
     Dialling { region: RegionName, since: Instant },
-    Greeting { conn: ConnId, region: RegionName, since: Instant },
+    Greeting { conn: ConnId, region: RegionName, since: Instant, early: Vec<Message> },
     Following(Following),
 }
 
@@ -141,7 +143,7 @@ impl Follower {
         control: Option<&ControlState>,
     ) -> Option<Message> {
         let Contact::Dialling { region, .. } = &self.contact else { return None };
-        self.contact = Contact::Greeting { conn, region: region.clone(), since: now };
+        self.contact = Contact::Greeting { conn, region: region.clone(), since: now, early: Vec::new() };
         let position = match (appender.phase(), appender.lineage()) {
             (VolumePhase::Serving, Some(lineage)) => Some(Position { lineage, end: *appender.end(), history: appender.history().clone() }),
             _ => None,
@@ -240,7 +242,7 @@ impl Node {
                 let region = region.clone();
                 self.follower.dial_failed(now, &region, "no answer".into());
             }
-            Contact::Greeting { conn, region, since } if now >= *since + HELLO_TIMEOUT => {
+            Contact::Greeting { conn, region, since, .. } if now >= *since + HELLO_TIMEOUT => {
                 let (conn, reason) = (*conn, format!("{region} did not answer the hello"));
                 self.follower.last_trouble = Some(reason.clone());
                 self.follower.next_candidate += 1;
@@ -255,12 +257,13 @@ impl Node {
     }
 
     pub(super) fn follow_received(&mut self, now: Instant, conn: ConnId, message: Message) {
-        if let Contact::Greeting { region, .. } = &self.follower.contact {
+        if let Contact::Greeting { region, early, .. } = &mut self.follower.contact {
             let region = region.clone();
             match message {
                 Message::Control(control) => self.greeted(now, conn, region, control),
-                // Streams overtake each other: what comes before the welcome is sent again.
-                _ => {}
+                // Batches come on streams of their own and may overtake the welcome.
+                other if early.len() < EARLY_MESSAGES_MAX => early.push(other),
+                _ => {} // sent again when nothing moves
             }
             return;
         }
@@ -317,15 +320,22 @@ impl Node {
                 if news {
                     self.appender.put_control(known.encode());
                     self.control = Some(known);
+                    self.control_pending = true;
                 }
                 let durable = self.follower.durable;
                 let receiver = Receiver::new(epoch, *self.appender.end(), durable, seed, &self.limits);
-                let held_back = news.then(Vec::new);
+                let early =
+                    if let Contact::Greeting { early, .. } = &mut self.follower.contact { std::mem::take(early) } else { Vec::new() };
+                let held_back = Some(early);
                 self.follower.contact =
                     Contact::Following(Following { conn, primary: primary.clone(), receiver, last_heartbeat: now, held_back });
                 self.effects.push_back(Effect::PrimaryIs(Some(primary.clone())));
                 let how = if seed { "to be seeded".into() } else { format!("resuming behind {}", self.appender.end()) };
                 self.note("primary_connected", format!("{primary}, epoch {epoch}: {how}"));
+                // What was learned of the reign is kept before anything is taken over; then what waited goes on.
+                if !self.control_pending {
+                    self.replay_follower(now);
+                }
             }
             Control::NotPrimary { primary, .. } => {
                 self.follower.last_trouble = Some(match &primary {

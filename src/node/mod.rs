@@ -151,6 +151,8 @@ pub struct Node {
     /// Why writes stand still, or what recovery waits for.
     reason: Option<String>,
     control: Option<ControlState>,
+    /// It was put on the copies and is not yet on four.
+    control_pending: bool,
     appender: Appender,
     leader: Leader,
     follower: Follower,
@@ -179,6 +181,7 @@ impl Node {
             stage: Stage::Recovering,
             reason: None,
             control: None,
+            control_pending: false,
             appender,
             links: BTreeMap::new(),
             reads: BTreeMap::new(),
@@ -356,6 +359,7 @@ impl Node {
     }
 
     fn control_durable(&mut self, now: Instant) {
+        self.control_pending = false;
         match &self.stage {
             Stage::Founding { lineage } => {
                 let lineage = *lineage;

@@ -24,6 +24,9 @@ pub enum ReceiverEffect {
     },
 }
 
+/// Steps of a seed kept until their turn.
+const SEED_STEPS_EARLY_MAX: usize = 256;
+
 #[derive(Debug)]
 struct Seed {
     base: SeedBase,
@@ -46,6 +49,8 @@ pub struct Receiver {
     early_bytes: usize,
     early_bytes_max: usize,
     seed: Option<Seed>,
+    /// Steps that overtook their `SeedBegin`.
+    before_seed: Vec<(Seq, u64, SeedStep)>,
     /// A seed was announced: frames wait until it is stored.
     awaits_seed: bool,
     effects: VecDeque<ReceiverEffect>,
@@ -65,6 +70,7 @@ impl Receiver {
             // The sender keeps no more in flight; twice that only if something is wrong.
             early_bytes_max: 2 * limits.ship_window_bytes_max,
             seed: None,
+            before_seed: Vec::new(),
             awaits_seed,
             effects: VecDeque::new(),
         }
@@ -151,7 +157,11 @@ impl Receiver {
         self.early_bytes = 0;
         self.seed = Some(Seed { base, next: 0, early: BTreeMap::new(), stored: None, last: None });
         let base = self.seed.as_ref().map(|s| s.base.clone()).expect("BUG: it was just set");
-        self.handle_seed_step(base.end.seq, 0, SeedStep::Begin(base));
+        let seq = base.end.seq;
+        self.handle_seed_step(seq, 0, SeedStep::Begin(base));
+        for (of, step, what) in std::mem::take(&mut self.before_seed) {
+            self.handle_seed_step(of, step, what);
+        }
     }
 
     pub fn handle_seed_step(&mut self, base: Seq, step: u64, what: SeedStep) {
@@ -160,12 +170,18 @@ impl Receiver {
             self.effects.push_back(ReceiverEffect::Send(Message::Control(Control::SeedStored { base, step })));
             return;
         }
-        let Some(seed) = &mut self.seed else { return };
+        let Some(seed) = &mut self.seed else {
+            // Pages come on streams of their own and may overtake the control message that begins the seed.
+            if self.before_seed.len() < SEED_STEPS_EARLY_MAX {
+                self.before_seed.push((base, step, what));
+            }
+            return;
+        };
         if seed.base.end.seq != base || step < seed.next {
             self.say_stored();
             return;
         }
-        if seed.early.len() > 256 {
+        if seed.early.len() > SEED_STEPS_EARLY_MAX {
             return self.violation("it sent too many steps of a seed ahead of a gap".into());
         }
         seed.early.insert(step, what);
