@@ -43,8 +43,8 @@ impl Default for Limits {
         Limits {
             frame_payload_bytes_max: 256 << 10,
             log_file_bytes: 32 << 20,
-            memtable_bytes_max: 16 << 20,
-            layers_before_compaction: 6,
+            memtable_bytes_max: 32 << 20,
+            layers_before_compaction: 10,
             log_retain_bytes: 1 << 30,
             ring_bytes_max: 16 << 20,
             copy_window_bytes_max: 16 << 20,

@@ -248,7 +248,12 @@ impl Driver {
         let Some(link) = self.shared.links.read().get(&conn).cloned() else { return };
         let mut parts = message.encode();
         match message.lane() {
-            Lane::Batch => link.send_batch(parts),
+            Lane::Batch => {
+                link.send_batch(parts);
+                if let Some(twin) = message.encode_twin() {
+                    link.send_datagram(twin);
+                }
+            }
             Lane::Control => link.send_control(parts.swap_remove(0)),
             Lane::Datagram => link.send_datagram(parts.swap_remove(0)),
         }

@@ -16,6 +16,8 @@ use bytes::{BufMut, Bytes, BytesMut};
 pub const CONTROL_BYTES_MAX: usize = 1 << 20;
 /// No batch is longer: one short stream (dependencies' reassembly limits), and the head of one more frame.
 pub const BATCH_BYTES_MAX: usize = (1 << 20) + (1 << 20) + 4096;
+/// What surely fits one QUIC packet on any path (RFC 9000 section 14: 1200 bytes of UDP payload).
+const TWIN_BYTES_MAX: usize = 1100;
 const WIRE_VERSION: u8 = 1;
 const BATCH_FRAMES: u8 = 1;
 const BATCH_PAGES: u8 = 2;
@@ -158,6 +160,8 @@ pub enum SeedStep {
 enum Datagram {
     Heartbeat(Heartbeat),
     Reply(HeartbeatReply),
+    /// A second time what also goes as a batch of its own: bytes of frames.
+    Frames(Vec<u8>),
 }
 
 impl Message {
@@ -202,14 +206,26 @@ impl Message {
         }
     }
 
+    /// A thin batch once more, as a datagram: while the log is thin, a lost packet then costs no round trip, because the other one
+    /// arrives (the receiver takes whichever comes first). `None` when it would not fit one packet.
+    #[must_use]
+    pub fn encode_twin(&self) -> Option<Bytes> {
+        let Message::Frames(frames) = self else { return None };
+        if frames.iter().map(|f| f.bytes().len()).sum::<usize>() > TWIN_BYTES_MAX {
+            return None;
+        }
+        Some(encode_small(&Datagram::Frames(frames.iter().flat_map(|f| f.bytes().iter().copied()).collect())))
+    }
+
     /// # Errors
     /// [`WireError`], for bytes that are not exactly one message of that lane.
     pub fn decode(lane: Lane, bytes: &Bytes) -> Result<Message, WireError> {
         match lane {
             Lane::Control => decode_small(bytes).map(Message::Control),
-            Lane::Datagram => decode_small(bytes).map(|d| match d {
-                Datagram::Heartbeat(h) => Message::Heartbeat(h),
-                Datagram::Reply(r) => Message::HeartbeatReply(r),
+            Lane::Datagram => decode_small(bytes).and_then(|d| match d {
+                Datagram::Heartbeat(h) => Ok(Message::Heartbeat(h)),
+                Datagram::Reply(r) => Ok(Message::HeartbeatReply(r)),
+                Datagram::Frames(bytes) => frames(Bytes::from(bytes)),
             }),
             Lane::Batch => decode_batch(bytes),
         }
@@ -242,12 +258,16 @@ fn decode_small<T: bincode::Decode<()>>(bytes: &Bytes) -> Result<T, WireError> {
     Ok(message)
 }
 
+fn frames(bytes: Bytes) -> Result<Message, WireError> {
+    split_frames(bytes).map(Message::Frames).map_err(|e| WireError::Malformed(e.to_string()))
+}
+
 fn decode_batch(bytes: &Bytes) -> Result<Message, WireError> {
     if bytes.len() > BATCH_BYTES_MAX {
         return Err(WireError::TooLong { bytes: bytes.len(), limit: BATCH_BYTES_MAX });
     }
     match bytes.first() {
-        Some(&BATCH_FRAMES) => split_frames(bytes.slice(1..)).map(Message::Frames).map_err(|e| WireError::Malformed(e.to_string())),
+        Some(&BATCH_FRAMES) => frames(bytes.slice(1..)),
         Some(&BATCH_PAGES) => {
             let cut = || WireError::Malformed("a batch of pages is cut off".into());
             let base = u64::from_le_bytes(bytes.get(1..9).ok_or_else(cut)?.try_into().expect("BUG: eight bytes"));
@@ -315,6 +335,16 @@ mod tests {
         for message in samples() {
             assert_eq!(Message::decode(message.lane(), &whole(&message)).unwrap(), message);
         }
+    }
+
+    #[test]
+    fn a_thin_batch_has_a_twin_that_says_the_same_and_a_thick_one_has_none() {
+        let thin = &samples()[3];
+        let twin = thin.encode_twin().unwrap();
+        assert_eq!(Message::decode(Lane::Datagram, &twin).unwrap(), *thin);
+        let thick = Frame::encode(&LogEnd::EMPTY, Epoch(1), Generation(9), Flags::default(), UnixMicros(7), &[1; 2000]);
+        assert_eq!(Message::Frames(vec![thick]).encode_twin(), None);
+        assert_eq!(samples()[0].encode_twin(), None);
     }
 
     #[test]
