@@ -202,6 +202,9 @@ pub struct Appender {
     /// Newest frames, contiguous, ending at `end`. Never shorter than what is not durable.
     ring: VecDeque<Frame>,
     ring_bytes: usize,
+    /// In a secondary, what recovery found: the primary has committed it, so copies may be rebuilt from it before it is durable here
+    /// again (a seeding that crashed half-way leaves three copies with it and three without).
+    followed: LogEnd,
     /// Consistency points above the VDL.
     points: VecDeque<LogEnd>,
     recovery_since: Option<Instant>,
@@ -280,6 +283,7 @@ impl Appender {
             history: History::default(),
             end: LogEnd::EMPTY,
             vdl: LogEnd::EMPTY,
+            followed: LogEnd::EMPTY,
             peers: std::array::from_fn(|_| Peer::new()),
             ring: VecDeque::new(),
             ring_bytes: 0,
@@ -531,6 +535,7 @@ impl Appender {
         self.end = consistent;
         self.history.cut_from(consistent.seq.next());
         self.points.push_back(consistent);
+        self.followed = consistent;
         self.serve(now);
     }
 
@@ -589,6 +594,7 @@ impl Appender {
         self.reads.clear();
         self.milestones.clear();
         self.vdl = LogEnd::EMPTY;
+        self.followed = LogEnd::EMPTY;
         let request = CopyRequest::SeedBegin { generation: self.generation, base: base.clone() };
         self.seeding = Some(Seeding { base, requests: VecDeque::from([(0, request)]), last_step: 0, stored: 0, ending: false, stalled: false });
         for copy in CopyId::all() {
@@ -965,7 +971,7 @@ impl Appender {
             ReadPurpose::Backfill { copy } => p.acked.seq > self.peers[copy.index()].sent,
             ReadPurpose::Log { from, .. } => p.acked.seq >= *from,
             ReadPurpose::Pages { at, .. } => p.ingested >= *at || p.acked.end_lsn >= *at,
-            ReadPurpose::Repair { .. } => p.acked.seq >= self.vdl.seq,
+            ReadPurpose::Repair { .. } => p.acked.seq >= self.vdl.seq.max(self.followed.seq),
         };
         CopyId::all()
             .into_iter()
@@ -1091,15 +1097,16 @@ impl Appender {
 
     /// Rebuilds a copy from its peers: pages at the VDL, then the log. Writes go on meanwhile.
     fn repair(&mut self, now: Instant, copy: CopyId) {
-        let (Some(lineage), true) = (self.lineage, self.vdl != LogEnd::EMPTY) else {
+        let at = if self.vdl == LogEnd::EMPTY { self.followed } else { self.vdl };
+        let (Some(lineage), true) = (self.lineage, at != LogEnd::EMPTY) else {
             // Nothing to copy from yet; the timer comes back.
             self.peers[copy.index()].contact = Contact::Repairing(Box::new(Repair::waiting()));
             self.peers[copy.index()].last_asked = now;
             return;
         };
         let mut history = self.history.clone();
-        history.cut_from(self.vdl.seq.next());
-        let base = SeedBase { lineage, end: self.vdl, history };
+        history.cut_from(at.seq.next());
+        let base = SeedBase { lineage, end: at, history };
         let (repair, request) = Repair::begin(self.generation, base);
         let peer = &mut self.peers[copy.index()];
         peer.contact = Contact::Repairing(Box::new(repair));
