@@ -202,9 +202,9 @@ pub struct Appender {
     /// Newest frames, contiguous, ending at `end`. Never shorter than what is not durable.
     ring: VecDeque<Frame>,
     ring_bytes: usize,
-    /// In a secondary, what recovery found: the primary has committed it, so copies may be rebuilt from it before it is durable here
-    /// again (a seeding that crashed half-way leaves three copies with it and three without).
-    followed: LogEnd,
+    /// What is known to have been durable before this incarnation has a VDL of its own: copies are rebuilt from there. Otherwise three
+    /// good copies and three that need pages would wait for each other for ever.
+    known_durable: LogEnd,
     /// Consistency points above the VDL.
     points: VecDeque<LogEnd>,
     recovery_since: Option<Instant>,
@@ -283,7 +283,7 @@ impl Appender {
             history: History::default(),
             end: LogEnd::EMPTY,
             vdl: LogEnd::EMPTY,
-            followed: LogEnd::EMPTY,
+            known_durable: LogEnd::EMPTY,
             peers: std::array::from_fn(|_| Peer::new()),
             ring: VecDeque::new(),
             ring_bytes: 0,
@@ -535,7 +535,7 @@ impl Appender {
         self.end = consistent;
         self.history.cut_from(consistent.seq.next());
         self.points.push_back(consistent);
-        self.followed = consistent;
+        self.known_durable = consistent;
         self.serve(now);
     }
 
@@ -594,9 +594,10 @@ impl Appender {
         self.reads.clear();
         self.milestones.clear();
         self.vdl = LogEnd::EMPTY;
-        self.followed = LogEnd::EMPTY;
+        self.known_durable = LogEnd::EMPTY;
         let request = CopyRequest::SeedBegin { generation: self.generation, base: base.clone() };
-        self.seeding = Some(Seeding { base, requests: VecDeque::from([(0, request)]), last_step: 0, stored: 0, ending: false, stalled: false });
+        self.seeding =
+            Some(Seeding { base, requests: VecDeque::from([(0, request)]), last_step: 0, stored: 0, ending: false, stalled: false });
         for copy in CopyId::all() {
             let peer = &mut self.peers[copy.index()];
             if matches!(peer.contact, Contact::Raised(_) | Contact::Joined | Contact::Repairing(_)) {
@@ -695,6 +696,12 @@ impl Appender {
                 self.lineage = state.lineage;
                 self.history = state.history.clone();
                 self.end = state.end;
+                self.known_durable = (heard.iter())
+                    .filter_map(|h| if let Heard::Raised(s) = h { Some(*s) } else { None })
+                    .filter(|s| s.lineage == state.lineage && s.flushed.seq <= state.end.seq && state.history.contains(&s.flushed))
+                    .map(|s| s.flushed)
+                    .max_by_key(|flushed| flushed.seq)
+                    .unwrap_or(LogEnd::EMPTY);
                 self.control_version = control_version;
                 self.control = control;
                 self.milestones = VecDeque::from([(state.first, Lsn(0)), (state.end.seq, state.end.end_lsn)]);
@@ -728,7 +735,8 @@ impl Appender {
         self.peers[copy.index()].ingested = state.ingested;
         self.set_health(copy, CopyHealth::CatchingUp);
         let foreign = state.lineage.is_some() && state.lineage != self.lineage;
-        if foreign || (state.lineage.is_none() && self.first_in_ring() != Some(Seq(1))) {
+        let pages_exist = self.vdl != LogEnd::EMPTY || self.known_durable != LogEnd::EMPTY;
+        if foreign || (state.lineage.is_none() && self.first_in_ring() != Some(Seq(1)) && pages_exist) {
             self.repair(now, copy);
         } else {
             self.place(now, copy, state.end, &state.history);
@@ -971,7 +979,7 @@ impl Appender {
             ReadPurpose::Backfill { copy } => p.acked.seq > self.peers[copy.index()].sent,
             ReadPurpose::Log { from, .. } => p.acked.seq >= *from,
             ReadPurpose::Pages { at, .. } => p.ingested >= *at || p.acked.end_lsn >= *at,
-            ReadPurpose::Repair { .. } => p.acked.seq >= self.vdl.seq.max(self.followed.seq),
+            ReadPurpose::Repair { .. } => p.acked.seq >= self.vdl.seq.max(self.known_durable.seq),
         };
         CopyId::all()
             .into_iter()
@@ -1097,7 +1105,7 @@ impl Appender {
 
     /// Rebuilds a copy from its peers: pages at the VDL, then the log. Writes go on meanwhile.
     fn repair(&mut self, now: Instant, copy: CopyId) {
-        let at = if self.vdl == LogEnd::EMPTY { self.followed } else { self.vdl };
+        let at = if self.vdl == LogEnd::EMPTY { self.known_durable } else { self.vdl };
         let (Some(lineage), true) = (self.lineage, at != LogEnd::EMPTY) else {
             // Nothing to copy from yet; the timer comes back.
             self.peers[copy.index()].contact = Contact::Repairing(Box::new(Repair::waiting()));
