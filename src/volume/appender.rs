@@ -38,6 +38,8 @@ pub enum AppenderEffect {
     Recovered {
         found: Found,
     },
+    /// What `Recovered` said is void: it will be said again.
+    RecoveryBeginsAnew,
     /// Recovery cannot decide yet; a sentence for status and the log.
     RecoveryWaits {
         reason: String,
@@ -396,8 +398,7 @@ impl Appender {
         if self.phase == VolumePhase::Recovering {
             self.recovery_since.get_or_insert(now);
             if self.generation <= promised {
-                // 16 random bits below the counter: two incarnations that met disjoint copies never share a number.
-                self.generation = Generation((((promised.0 >> 16) + 1) << 16) | self.prng.below(1 << 16));
+                self.generation = self.generation_above(promised);
                 for id in CopyId::all() {
                     if matches!(self.peers[id.index()].contact, Contact::Raising | Contact::Raised(_)) {
                         self.raise(now, id);
@@ -418,6 +419,9 @@ impl Appender {
         peer.splice = None;
         peer.seed_step = None;
         self.set_health(copy, CopyHealth::Down { reason });
+        if self.lost_the_chosen_tail() {
+            self.recover_again(now);
+        }
         self.retry_orphaned_reads(now);
         self.judge_quorum();
     }
@@ -714,6 +718,39 @@ impl Appender {
                 self.effects.push_back(AppenderEffect::Recovered { found });
             }
         }
+    }
+
+    /// The copy whose log recovery chose is gone before anybody else had all of it, and nothing is durable yet: what is missing was
+    /// never acknowledged, and may never come back.
+    fn lost_the_chosen_tail(&self) -> bool {
+        let best = self.peers.iter().filter(|p| p.is_joined()).map(|p| p.acked.seq).max().unwrap_or(Seq(0));
+        self.phase == VolumePhase::Serving && self.vdl == LogEnd::EMPTY && self.first_in_ring().unwrap_or(self.end.seq.next()) > best.next()
+    }
+
+    /// From the beginning, as a new generation: the one that was begun has nothing durable and ends here.
+    fn recover_again(&mut self, now: Instant) {
+        self.phase = VolumePhase::Recovering;
+        self.recovery_since = Some(now);
+        self.recovery_said.clear();
+        self.quorum_said = false;
+        self.ring.clear();
+        self.ring_bytes = 0;
+        self.points.clear();
+        self.reads.clear();
+        self.generation = self.generation_above(self.generation);
+        self.effects.push_back(AppenderEffect::RecoveryBeginsAnew);
+        for id in CopyId::all() {
+            let peer = &mut self.peers[id.index()];
+            if !matches!(peer.contact, Contact::Down { .. }) {
+                *peer = Peer { health: CopyHealth::Starting, last_heard: now, ..Peer::new() };
+                self.raise(now, id);
+            }
+        }
+    }
+
+    /// 16 random bits below the counter: two incarnations that met disjoint copies never share a number.
+    fn generation_above(&mut self, other: Generation) -> Generation {
+        Generation((((other.0 >> 16) + 1) << 16) | self.prng.below(1 << 16))
     }
 
     fn serve(&mut self, now: Instant) {
