@@ -254,7 +254,10 @@ impl Node {
                 AppenderEffect::ToCopy { copy, request } => self.effects.push_back(Effect::ToCopy { copy, request }),
                 AppenderEffect::Recovered { found } => self.recovered(now, found),
                 AppenderEffect::RecoveryBeginsAnew => {
-                    self.note("recovery_anew", "the only copy with the newest, never acknowledged frames is lost; recovering without it".into());
+                    self.note(
+                        "recovery_anew",
+                        "the only copy with the newest, never acknowledged frames is lost; recovering without it".into(),
+                    );
                     self.stage = Stage::Recovering;
                 }
                 AppenderEffect::RecoveryWaits { reason } => {
