@@ -257,6 +257,13 @@ impl Node {
             match effect {
                 AppenderEffect::ToCopy { copy, request } => self.effects.push_back(Effect::ToCopy { copy, request }),
                 AppenderEffect::Recovered { found } => self.recovered(now, found),
+                AppenderEffect::RecoveryBeginsAnew => {
+                    self.note(
+                        "recovery_anew",
+                        "the only copy with the newest, never acknowledged frames is lost; recovering without it".into(),
+                    );
+                    self.stage = Stage::Recovering;
+                }
                 AppenderEffect::RecoveryWaits { reason } => {
                     self.note("recovery_waits", reason.clone());
                     self.reason = Some(reason);

@@ -16,6 +16,8 @@ use std::collections::VecDeque;
 
 /// Steps of a seed under way to a secondary.
 const SEED_STEPS_IN_FLIGHT: usize = 16;
+/// So many reads of pages at one LSN may fail before a seed begins anew at another; one in each heartbeat's time.
+const PAGE_READS_MAX: u32 = 20;
 
 #[derive(Debug)]
 pub enum SenderEffect {
@@ -53,6 +55,8 @@ pub struct CatchUp {
     /// Sent and not yet stored, for sending again.
     unstored: VecDeque<(u64, Message)>,
     ended: bool,
+    /// Reads of pages that failed, one after the other.
+    failed_reads: u32,
 }
 
 #[derive(Debug)]
@@ -244,6 +248,7 @@ impl Sender {
             next_step: 1,
             unstored: VecDeque::from([(0, begin)]),
             ended: false,
+            failed_reads: 0,
         });
         self.pump_seed();
     }
@@ -298,6 +303,7 @@ impl Sender {
                 if let Some((PageNo::HEADER, header)) = pages.first() {
                     c.pages_in_all = VolumeHeader::from_page(header).page_count;
                 }
+                c.failed_reads = 0;
                 c.next_page = next;
                 c.pages_sent += pages.len() as u64;
                 let step = c.next_step;
@@ -309,7 +315,11 @@ impl Sender {
                 false
             }
             PagesOutcome::Pages { .. } => false,
-            PagesOutcome::Unreadable { .. } => true,
+            // No copy can give them now: none has come so far, or none is up. The timer asks again, for a while.
+            PagesOutcome::Unreadable { .. } => {
+                c.failed_reads += 1;
+                c.failed_reads > PAGE_READS_MAX
+            }
         }
     }
 
@@ -397,6 +407,7 @@ impl Sender {
             }
         }
         self.pump(now, vdl);
+        self.pump_seed();
     }
 }
 

@@ -43,7 +43,7 @@ impl Plan {
             *weight = if prng.chance(550_000) { prng.between(1, 10) } else { 0 };
         }
         let remote = prng.chance(350_000);
-        let unreliable = prng.chance(250_000);
+        let unreliable = prng.chance(350_000);
         let drawn = |prng: &mut Prng, on: bool, max: u64| if on { prng.below(max) } else { 0 };
         let mut limits = Limits::tiny();
         limits.version_retain = Duration::from_millis(prng.between(100, 1500));
@@ -62,12 +62,12 @@ impl Plan {
             weights,
             write_every_us: prng.between(4_000, 60_000),
             fsync_us: prng.between(100, 6_000),
-            local: Chances { loss: drawn(prng, remote, 15_000), double: drawn(prng, remote, 15_000), reorder: drawn(prng, remote, 50_000) },
+            local: Chances { loss: drawn(prng, remote, 60_000), double: drawn(prng, remote, 40_000), reorder: drawn(prng, remote, 120_000) },
             delay_us: prng.between(1_000, 120_000),
             jitter_us: prng.between(0, 20_000),
             datagrams: Chances { loss: prng.below(80_000), double: prng.below(20_000), reorder: prng.below(50_000) },
             batches: Chances {
-                loss: drawn(prng, unreliable, 60_000),
+                loss: drawn(prng, unreliable, 150_000),
                 double: drawn(prng, unreliable, 60_000),
                 reorder: prng.below(100_000),
             },

@@ -175,10 +175,6 @@ impl Trace {
         if self.lines.len() >= self.lines_max {
             self.lines.pop_front();
         }
-        if self.lines_max == 7 {
-            eprintln!("+{} {}", self.now_ns / 1000, what());
-            return;
-        }
         self.lines.push_back(format!("+{}.{:06}s {}", self.now_ns / 1_000_000_000, self.now_ns / 1000 % 1_000_000, what()));
     }
 }

@@ -38,6 +38,8 @@ pub enum AppenderEffect {
     Recovered {
         found: Found,
     },
+    /// What `Recovered` said is void: it will be said again.
+    RecoveryBeginsAnew,
     /// Recovery cannot decide yet; a sentence for status and the log.
     RecoveryWaits {
         reason: String,
@@ -202,6 +204,9 @@ pub struct Appender {
     /// Newest frames, contiguous, ending at `end`. Never shorter than what is not durable.
     ring: VecDeque<Frame>,
     ring_bytes: usize,
+    /// What is known to have been durable before this incarnation has a VDL of its own: copies are rebuilt from there. Otherwise three
+    /// good copies and three that need pages would wait for each other for ever.
+    known_durable: LogEnd,
     /// Consistency points above the VDL.
     points: VecDeque<LogEnd>,
     recovery_since: Option<Instant>,
@@ -280,6 +285,7 @@ impl Appender {
             history: History::default(),
             end: LogEnd::EMPTY,
             vdl: LogEnd::EMPTY,
+            known_durable: LogEnd::EMPTY,
             peers: std::array::from_fn(|_| Peer::new()),
             ring: VecDeque::new(),
             ring_bytes: 0,
@@ -392,8 +398,7 @@ impl Appender {
         if self.phase == VolumePhase::Recovering {
             self.recovery_since.get_or_insert(now);
             if self.generation <= promised {
-                // 16 random bits below the counter: two incarnations that met disjoint copies never share a number.
-                self.generation = Generation((((promised.0 >> 16) + 1) << 16) | self.prng.below(1 << 16));
+                self.generation = self.generation_above(promised);
                 for id in CopyId::all() {
                     if matches!(self.peers[id.index()].contact, Contact::Raising | Contact::Raised(_)) {
                         self.raise(now, id);
@@ -414,6 +419,9 @@ impl Appender {
         peer.splice = None;
         peer.seed_step = None;
         self.set_health(copy, CopyHealth::Down { reason });
+        if self.lost_the_chosen_tail() {
+            self.recover_again(now);
+        }
         self.retry_orphaned_reads(now);
         self.judge_quorum();
     }
@@ -531,6 +539,7 @@ impl Appender {
         self.end = consistent;
         self.history.cut_from(consistent.seq.next());
         self.points.push_back(consistent);
+        self.known_durable = consistent;
         self.serve(now);
     }
 
@@ -589,6 +598,7 @@ impl Appender {
         self.reads.clear();
         self.milestones.clear();
         self.vdl = LogEnd::EMPTY;
+        self.known_durable = LogEnd::EMPTY;
         let request = CopyRequest::SeedBegin { generation: self.generation, base: base.clone() };
         self.seeding =
             Some(Seeding { base, requests: VecDeque::from([(0, request)]), last_step: 0, stored: 0, ending: false, stalled: false });
@@ -690,6 +700,12 @@ impl Appender {
                 self.lineage = state.lineage;
                 self.history = state.history.clone();
                 self.end = state.end;
+                self.known_durable = (heard.iter())
+                    .filter_map(|h| if let Heard::Raised(s) = h { Some(*s) } else { None })
+                    .filter(|s| s.lineage == state.lineage && s.flushed.seq <= state.end.seq && state.history.contains(&s.flushed))
+                    .map(|s| s.flushed)
+                    .max_by_key(|flushed| flushed.seq)
+                    .unwrap_or(LogEnd::EMPTY);
                 self.control_version = control_version;
                 self.control = control;
                 self.milestones = VecDeque::from([(state.first, Lsn(0)), (state.end.seq, state.end.end_lsn)]);
@@ -702,6 +718,39 @@ impl Appender {
                 self.effects.push_back(AppenderEffect::Recovered { found });
             }
         }
+    }
+
+    /// The copy whose log recovery chose is gone before anybody else had all of it, and nothing is durable yet: what is missing was
+    /// never acknowledged, and may never come back.
+    fn lost_the_chosen_tail(&self) -> bool {
+        let best = self.peers.iter().filter(|p| p.is_joined()).map(|p| p.acked.seq).max().unwrap_or(Seq(0));
+        self.phase == VolumePhase::Serving && self.vdl == LogEnd::EMPTY && self.first_in_ring().unwrap_or(self.end.seq.next()) > best.next()
+    }
+
+    /// From the beginning, as a new generation: the one that was begun has nothing durable and ends here.
+    fn recover_again(&mut self, now: Instant) {
+        self.phase = VolumePhase::Recovering;
+        self.recovery_since = Some(now);
+        self.recovery_said.clear();
+        self.quorum_said = false;
+        self.ring.clear();
+        self.ring_bytes = 0;
+        self.points.clear();
+        self.reads.clear();
+        self.generation = self.generation_above(self.generation);
+        self.effects.push_back(AppenderEffect::RecoveryBeginsAnew);
+        for id in CopyId::all() {
+            let peer = &mut self.peers[id.index()];
+            if !matches!(peer.contact, Contact::Down { .. }) {
+                *peer = Peer { health: CopyHealth::Starting, last_heard: now, ..Peer::new() };
+                self.raise(now, id);
+            }
+        }
+    }
+
+    /// 16 random bits below the counter: two incarnations that met disjoint copies never share a number.
+    fn generation_above(&mut self, other: Generation) -> Generation {
+        Generation((((other.0 >> 16) + 1) << 16) | self.prng.below(1 << 16))
     }
 
     fn serve(&mut self, now: Instant) {
@@ -723,7 +772,8 @@ impl Appender {
         self.peers[copy.index()].ingested = state.ingested;
         self.set_health(copy, CopyHealth::CatchingUp);
         let foreign = state.lineage.is_some() && state.lineage != self.lineage;
-        if foreign || (state.lineage.is_none() && self.first_in_ring() != Some(Seq(1))) {
+        let pages_exist = self.vdl != LogEnd::EMPTY || self.known_durable != LogEnd::EMPTY;
+        if foreign || (state.lineage.is_none() && self.first_in_ring() != Some(Seq(1)) && pages_exist) {
             self.repair(now, copy);
         } else {
             self.place(now, copy, state.end, &state.history);
@@ -966,7 +1016,7 @@ impl Appender {
             ReadPurpose::Backfill { copy } => p.acked.seq > self.peers[copy.index()].sent,
             ReadPurpose::Log { from, .. } => p.acked.seq >= *from,
             ReadPurpose::Pages { at, .. } => p.ingested >= *at || p.acked.end_lsn >= *at,
-            ReadPurpose::Repair { .. } => p.acked.seq >= self.vdl.seq,
+            ReadPurpose::Repair { .. } => p.acked.seq >= self.vdl.seq.max(self.known_durable.seq),
         };
         CopyId::all()
             .into_iter()
@@ -1092,15 +1142,16 @@ impl Appender {
 
     /// Rebuilds a copy from its peers: pages at the VDL, then the log. Writes go on meanwhile.
     fn repair(&mut self, now: Instant, copy: CopyId) {
-        let (Some(lineage), true) = (self.lineage, self.vdl != LogEnd::EMPTY) else {
+        let at = if self.vdl == LogEnd::EMPTY { self.known_durable } else { self.vdl };
+        let (Some(lineage), true) = (self.lineage, at != LogEnd::EMPTY) else {
             // Nothing to copy from yet; the timer comes back.
             self.peers[copy.index()].contact = Contact::Repairing(Box::new(Repair::waiting()));
             self.peers[copy.index()].last_asked = now;
             return;
         };
         let mut history = self.history.clone();
-        history.cut_from(self.vdl.seq.next());
-        let base = SeedBase { lineage, end: self.vdl, history };
+        history.cut_from(at.seq.next());
+        let base = SeedBase { lineage, end: at, history };
         let (repair, request) = Repair::begin(self.generation, base);
         let peer = &mut self.peers[copy.index()];
         peer.contact = Contact::Repairing(Box::new(repair));

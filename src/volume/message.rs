@@ -123,6 +123,8 @@ pub struct CopyState {
     pub history: History,
     /// Page versions up to here can be read; never above the VDL this copy was told.
     pub ingested: Lsn,
+    /// Pages as of here lie in layers. A consistency point that was durable in the region; nothing before it is needed for them.
+    pub flushed: LogEnd,
     /// Version and bytes of the control state last kept here; 0 and empty when there is none.
     pub control_version: u64,
     pub control: Vec<u8>,

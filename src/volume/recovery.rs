@@ -75,6 +75,7 @@ mod tests {
             consistent: end,
             history: History::default(),
             ingested: Lsn(0),
+            flushed: LogEnd::EMPTY,
             control_version: 0,
             control: Vec::new(),
         }

@@ -199,6 +199,7 @@ impl Copy {
             consistent: self.consistent,
             history: self.wal.history().clone(),
             ingested: self.ingested.end_lsn,
+            flushed: self.manifest.flushed,
             control_version: self.control.version,
             control: self.control.bytes.clone(),
         }

@@ -1,0 +1,23 @@
+//! Whole global clusters under virtual time, a fixed row of seeds. `PARHELION_SIM_SEEDS=first..end` runs others; what was printed
+//! with a failure says how to see it again.
+
+use parhelion::sim::{SimOptions, run_many};
+
+#[test]
+fn no_seed_breaks_a_rule() {
+    let range = std::env::var("PARHELION_SIM_SEEDS").unwrap_or_else(|_| "0..150".into());
+    let (first, end) = range.split_once("..").expect("a range of seeds is 0..150");
+    let (first, end): (u64, u64) = (first.parse().expect("a seed"), end.parse().expect("a seed"));
+    let trace_lines = if end - first == 1 { 400 } else { 0 };
+    let options = SimOptions { trace_lines, ..SimOptions::default() };
+    let summary = run_many(first, end - first, 2, &options, &|line| println!("{line}"));
+    assert_eq!(summary.seeds, end - first);
+    assert!(
+        summary.failures.is_empty(),
+        "{} of {} seeds failed; the first: {}",
+        summary.failures.len(),
+        summary.seeds,
+        summary.failures[0]
+    );
+    assert!(summary.counts.acknowledged > 10 * summary.seeds && summary.counts.recoveries > 0, "the seeds did nothing: {summary}");
+}
