@@ -169,7 +169,7 @@ impl Node {
     #[must_use]
     pub fn new(who: Identity, limits: Limits, mut prng: Prng, wall: UnixMicros) -> Node {
         let reseedable = who.region != who.founder;
-        let appender = Appender::new(limits.clone(), prng.fork("appender"), reseedable);
+        let appender = Appender::new(limits.clone(), prng.fork("appender"), wall, reseedable);
         let follower = Follower::new(&who, &limits, prng.fork("follower"), wall);
         Node {
             leader: Leader::default(),

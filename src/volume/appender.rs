@@ -196,6 +196,10 @@ pub struct Appender {
     phase: VolumePhase,
     /// Another region is the primary: see `recovery::choose`.
     reseedable: bool,
+    /// The wall clock's second in which this incarnation began: see `generation_above`.
+    began_s: u64,
+    /// Copies that promised a newer generation to somebody else.
+    refused_by: [bool; COPIES],
     lineage: Option<LineageId>,
     history: History,
     end: LogEnd,
@@ -274,13 +278,16 @@ impl Peer {
 
 impl Appender {
     #[must_use]
-    pub fn new(limits: Limits, prng: Prng, reseedable: bool) -> Appender {
+    pub fn new(limits: Limits, prng: Prng, wall: UnixMicros, reseedable: bool) -> Appender {
         Appender {
             limits,
             prng,
             generation: Generation(0),
             phase: VolumePhase::Recovering,
             reseedable,
+            // Bounded, so that a clock from the far future leaves room above.
+            began_s: (wall.0 / 1_000_000).min(1 << 40),
+            refused_by: [false; COPIES],
             lineage: None,
             history: History::default(),
             end: LogEnd::EMPTY,
@@ -643,6 +650,14 @@ impl Appender {
         }
         if self.phase == VolumePhase::Recovering {
             self.copy_opened(now, copy, promised);
+            return;
+        }
+        // So many that a newer appender could recover with them: this one is over. One or two are left from a recovery that never
+        // came to an end; they take no part until the next start.
+        self.refused_by[copy.index()] = true;
+        if self.refused_by.iter().filter(|r| **r).count() < quorum::READ_QUORUM {
+            let reason = format!("it promised generation {promised} to an earlier start of this region; restart the region to take it in");
+            self.copy_lost(now, copy, reason);
         } else if self.phase != VolumePhase::Fenced {
             self.phase = VolumePhase::Fenced;
             self.effects.push_back(AppenderEffect::Fenced { promised });
@@ -748,9 +763,13 @@ impl Appender {
         }
     }
 
-    /// 16 random bits below the counter: two incarnations that met disjoint copies never share a number.
-    fn generation_above(&mut self, other: Generation) -> Generation {
-        Generation((((other.0 >> 16) + 1) << 16) | self.prng.below(1 << 16))
+    /// A generation above `promised`, and above that of every earlier incarnation, also of one that this one has not heard of:
+    /// a recovery that crashed may have raised only copies that are away now, and they would refuse a lower number for ever.
+    /// The counter is therefore at least the second this incarnation began in. Nothing is unsafe if the clock lies: such a copy
+    /// then stays out until the next start. The 16 random bits below it: two incarnations never share a number.
+    fn generation_above(&mut self, promised: Generation) -> Generation {
+        let counter = ((promised.0 >> 16) + 1).max(self.began_s);
+        Generation((counter << 16) | self.prng.below(1 << 16))
     }
 
     fn serve(&mut self, now: Instant) {
