@@ -62,7 +62,11 @@ impl Plan {
             weights,
             write_every_us: prng.between(4_000, 60_000),
             fsync_us: prng.between(100, 6_000),
-            local: Chances { loss: drawn(prng, remote, 60_000), double: drawn(prng, remote, 40_000), reorder: drawn(prng, remote, 120_000) },
+            local: Chances {
+                loss: drawn(prng, remote, 60_000),
+                double: drawn(prng, remote, 40_000),
+                reorder: drawn(prng, remote, 120_000),
+            },
             delay_us: prng.between(1_000, 120_000),
             jitter_us: prng.between(0, 20_000),
             datagrams: Chances { loss: prng.below(80_000), double: prng.below(20_000), reorder: prng.below(50_000) },
