@@ -1310,7 +1310,16 @@ impl Appender {
 
     // ---- judging ---------------------------------------------------------------------------------------------------
 
+    fn owes_control(&self, peer: &Peer) -> bool {
+        !self.control.is_empty()
+            && peer.control_stored < self.control_version
+            && matches!(peer.contact, Contact::Raised(_) | Contact::Joined | Contact::Repairing(_))
+    }
+
     fn owes_answer(&self, peer: &Peer) -> bool {
+        if self.owes_control(peer) {
+            return true;
+        }
         match &peer.contact {
             Contact::Down { .. } => false,
             Contact::Raising | Contact::Repairing(_) => true,
@@ -1323,6 +1332,7 @@ impl Appender {
     /// A message was lost, or the copy is slow. Everything said again is harmless: copies skip what they have.
     fn ask_again(&mut self, now: Instant, copy: CopyId) {
         self.peers[copy.index()].last_asked = now;
+        self.send_control(copy);
         match &self.peers[copy.index()].contact {
             Contact::Raising => self.raise(now, copy),
             Contact::Repairing(repair) => match repair.ask_again() {
@@ -1407,11 +1417,7 @@ impl Appender {
     }
 
     fn send_control(&mut self, copy: CopyId) {
-        let peer = &self.peers[copy.index()];
-        if self.control.is_empty() || peer.control_stored >= self.control_version {
-            return;
-        }
-        if matches!(peer.contact, Contact::Raised(_) | Contact::Joined | Contact::Repairing(_)) {
+        if self.owes_control(&self.peers[copy.index()]) {
             let request = CopyRequest::PutControl {
                 generation: self.generation,
                 version: self.control_version,
