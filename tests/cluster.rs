@@ -146,12 +146,12 @@ fn every_acknowledged_commit_survives_a_kill_of_the_primary_under_load() {
         if both {
             cluster.kill_region(&second.name);
         }
-        for (who, client) in clients.into_iter().enumerate() {
-            acked[who] = runtime.block_on(client).unwrap();
-        }
         cluster.start_region(&primary.name);
         if both {
             cluster.start_region(&second.name);
+        }
+        for (who, client) in clients.into_iter().enumerate() {
+            acked[who] = runtime.block_on(client).unwrap();
         }
         let there = until("the primary is back", || {
             ready.sql(&primary.writer, "select who, count(*), max(n) from acked group by who order by who")
