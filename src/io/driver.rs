@@ -224,7 +224,7 @@ impl Driver {
                 }
                 Effect::Gate(gate) => {
                     if let WriteGate::Closed { reason } = &gate {
-                        tracing::warn!("{reason}");
+                        tracing::warn!("writes are stopped: {reason}");
                     }
                     self.engine.set_gate(gate);
                 }

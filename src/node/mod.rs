@@ -162,6 +162,8 @@ pub struct Node {
     next_tag: u64,
     oldest_pin: Lsn,
     event_no: u64,
+    /// The last that was noted of each copy: one that fails in the same way every second is one event.
+    copies_noted: BTreeMap<CopyId, String>,
     effects: VecDeque<Effect>,
 }
 
@@ -188,6 +190,7 @@ impl Node {
             next_tag: 1,
             oldest_pin: Lsn(u64::MAX),
             event_no: 0,
+            copies_noted: BTreeMap::new(),
             effects: VecDeque::new(),
         }
     }
@@ -273,7 +276,8 @@ impl Node {
                 AppenderEffect::ControlDurable => self.control_durable(now),
                 AppenderEffect::QuorumLost { reason } => {
                     self.note("quorum_lost", format!("writes are stopped: {reason}. They resume by themselves when a copy returns"));
-                    let sentence = format!("writes are stopped: {reason}; they resume by themselves when a copy returns");
+                    // Whoever shows it says first that writes are stopped.
+                    let sentence = format!("{reason}; writes resume by themselves when a copy returns");
                     self.reason = Some(sentence.clone());
                     self.effects.push_back(Effect::Gate(WriteGate::Closed { reason: sentence }));
                 }
@@ -411,11 +415,15 @@ impl Node {
     }
 
     fn copy_changed(&mut self, copy: CopyId, health: &CopyHealth) {
-        match health {
-            CopyHealth::Down { reason } => self.note("copy_down", format!("copy {copy} is down: {reason}")),
-            CopyHealth::Up => self.note("copy_up", format!("copy {copy} is up")),
-            CopyHealth::Seeding => self.note("copy_seeding", format!("copy {copy} is being rebuilt")),
-            CopyHealth::Starting | CopyHealth::CatchingUp => {}
+        let (kind, what) = match health {
+            CopyHealth::Down { reason } => ("copy_down", format!("copy {copy} is down: {reason}")),
+            CopyHealth::Up => ("copy_up", format!("copy {copy} is up")),
+            CopyHealth::Seeding => ("copy_seeding", format!("copy {copy} is being rebuilt")),
+            CopyHealth::Starting | CopyHealth::CatchingUp => return,
+        };
+        if self.copies_noted.get(&copy) != Some(&what) {
+            self.note(kind, what.clone());
+            self.copies_noted.insert(copy, what);
         }
     }
 
