@@ -24,6 +24,7 @@ const SILENT_AFTER: Duration = Duration::from_secs(2);
 const BEHIND_BYTES: u64 = 4 << 20;
 
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "one per node, and it is Following for nearly all of its life")]
 enum Contact {
     Waiting { until: Instant },
     Dialling { region: RegionName, since: Instant },
@@ -257,10 +258,9 @@ impl Node {
     pub(super) fn follow_received(&mut self, now: Instant, conn: ConnId, message: Message) {
         if let Contact::Greeting { region, .. } = &self.follower.contact {
             let region = region.clone();
-            match message {
-                Message::Control(control) => self.greeted(now, conn, region, control),
-                // Streams overtake each other: what comes before the welcome is sent again.
-                _ => {}
+            // Streams overtake each other: what comes before the welcome is sent again.
+            if let Message::Control(control) = message {
+                self.greeted(now, conn, region, control);
             }
             return;
         }

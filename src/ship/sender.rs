@@ -18,6 +18,7 @@ use std::collections::VecDeque;
 const SEED_STEPS_IN_FLIGHT: usize = 16;
 
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "nearly all of them are Send, and none is kept")]
 pub enum SenderEffect {
     Send(Message),
     ReadLog { from: Seq, bytes_max: usize },

@@ -192,7 +192,13 @@ impl World {
             self.network.cut_number.insert(pair, number);
             self.after(lasts, What::PartitionEnds { pair, number });
             // Without acknowledgements either side gives up, after its own idle timeout.
-            let between: Vec<u64> = self.network.conns.iter().filter(|(_, c)| c.ends.iter().any(|e| e.region == a) && c.ends.iter().any(|e| e.region == b)).map(|(n, _)| *n).collect();
+            let between: Vec<u64> = self
+                .network
+                .conns
+                .iter()
+                .filter(|(_, c)| c.ends.iter().any(|e| e.region == a) && c.ends.iter().any(|e| e.region == b))
+                .map(|(n, _)| *n)
+                .collect();
             for conn in between {
                 for side in [0, 1] {
                     let after = self.faults.between(1000, 3500) * MS;

@@ -1,8 +1,8 @@
 //! One seed, or many: what is run, and what is said about it.
 
+use super::SimOptions;
 use super::plan::Plan;
 use super::world::{Counts, Trace, World};
-use super::SimOptions;
 use crate::base::Prng;
 use parking_lot::Mutex;
 use std::any::Any;

@@ -1,10 +1,10 @@
 //! What a run writes and reads: mini-transactions through the pen, pages at LSNs that readers may see.
 
+use super::Mutant;
 use super::checker::Checked;
 use super::checker::truth::{Op, without_zeros};
 use super::regions::Commit;
 use super::world::{MS, What, World};
-use super::Mutant;
 use crate::base::{CopyId, Lsn, PageNo};
 use crate::log::redo::{Change, VolumeHeader, put_record};
 use crate::node::Event;

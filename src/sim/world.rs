@@ -26,32 +26,116 @@ const STEPS_MAX: u64 = 3_000_000;
 
 /// What happens next.
 pub(super) enum What {
-    Timer { region: usize, incarnation: u64 },
+    Timer {
+        region: usize,
+        incarnation: u64,
+    },
     /// Reaches the node of this incarnation, or nobody.
-    Node { region: usize, incarnation: u64, event: Event },
-    Start { region: usize },
-    CopyOpen { region: usize, copy: CopyId, life: u64 },
-    CopyRequest { region: usize, copy: CopyId, life: u64, request: CopyRequest },
-    CopyReply { region: usize, copy: CopyId, life: u64, incarnation: u64, reply: CopyReply },
-    CopyLost { region: usize, copy: CopyId, life: u64, incarnation: u64, reason: String },
-    CopyFlush { region: usize, copy: CopyId, life: u64 },
-    CopyIngest { region: usize, copy: CopyId, life: u64 },
-    JobRun { region: usize, copy: CopyId, life: u64, job: FlushJob },
-    JobDone { region: usize, copy: CopyId, life: u64, done: FlushDone },
-    Head { region: usize, incarnation: u64, news: HeadNews },
-    Write { region: usize, incarnation: u64 },
+    Node {
+        region: usize,
+        incarnation: u64,
+        event: Event,
+    },
+    Start {
+        region: usize,
+    },
+    CopyOpen {
+        region: usize,
+        copy: CopyId,
+        life: u64,
+    },
+    CopyRequest {
+        region: usize,
+        copy: CopyId,
+        life: u64,
+        request: CopyRequest,
+    },
+    CopyReply {
+        region: usize,
+        copy: CopyId,
+        life: u64,
+        incarnation: u64,
+        reply: CopyReply,
+    },
+    CopyLost {
+        region: usize,
+        copy: CopyId,
+        life: u64,
+        incarnation: u64,
+        reason: String,
+    },
+    CopyFlush {
+        region: usize,
+        copy: CopyId,
+        life: u64,
+    },
+    CopyIngest {
+        region: usize,
+        copy: CopyId,
+        life: u64,
+    },
+    JobRun {
+        region: usize,
+        copy: CopyId,
+        life: u64,
+        job: FlushJob,
+    },
+    JobDone {
+        region: usize,
+        copy: CopyId,
+        life: u64,
+        done: FlushDone,
+    },
+    Head {
+        region: usize,
+        incarnation: u64,
+        news: HeadNews,
+    },
+    Write {
+        region: usize,
+        incarnation: u64,
+    },
     Read,
     Pin,
     Status,
     Fault,
-    Release { region: usize, copy: CopyId },
-    DialEnds { from: usize, incarnation: u64, to: usize },
-    Linked { conn: u64, side: LinkSide },
-    Unlinked { conn: u64, side: LinkSide, reason: &'static str },
-    ControlArrives { conn: u64, to: LinkSide },
-    Arrives { conn: u64, to: LinkSide, lane: Lane, bytes: Bytes },
-    PartitionEnds { pair: (usize, usize), number: u64 },
-    SilenceFound { conn: u64, side: LinkSide, number: u64 },
+    Release {
+        region: usize,
+        copy: CopyId,
+    },
+    DialEnds {
+        from: usize,
+        incarnation: u64,
+        to: usize,
+    },
+    Linked {
+        conn: u64,
+        side: LinkSide,
+    },
+    Unlinked {
+        conn: u64,
+        side: LinkSide,
+        reason: &'static str,
+    },
+    ControlArrives {
+        conn: u64,
+        to: LinkSide,
+    },
+    Arrives {
+        conn: u64,
+        to: LinkSide,
+        lane: Lane,
+        bytes: Bytes,
+    },
+    PartitionEnds {
+        pair: (usize, usize),
+        number: u64,
+    },
+    SilenceFound {
+        conn: u64,
+        side: LinkSide,
+        number: u64,
+    },
 }
 
 /// What was done to the cluster, and what it did.

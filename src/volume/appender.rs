@@ -587,7 +587,8 @@ impl Appender {
         self.milestones.clear();
         self.vdl = LogEnd::EMPTY;
         let request = CopyRequest::SeedBegin { generation: self.generation, base: base.clone() };
-        self.seeding = Some(Seeding { base, requests: VecDeque::from([(0, request)]), last_step: 0, stored: 0, ending: false, stalled: false });
+        self.seeding =
+            Some(Seeding { base, requests: VecDeque::from([(0, request)]), last_step: 0, stored: 0, ending: false, stalled: false });
         for copy in CopyId::all() {
             let peer = &mut self.peers[copy.index()];
             if matches!(peer.contact, Contact::Raised(_) | Contact::Joined | Contact::Repairing(_)) {

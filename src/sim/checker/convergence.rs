@@ -68,9 +68,13 @@ impl World {
                         return Err(format!("{name}: copy {c} cannot read its own log at seq {at}"));
                     };
                     for frame in &frames {
-                        let same = self.truth.has(&frame.log_end()) && self.truth.frame(&frame.log_end()).is_some_and(|f| f.bytes() == frame.bytes());
+                        let same = self.truth.has(&frame.log_end())
+                            && self.truth.frame(&frame.log_end()).is_some_and(|f| f.bytes() == frame.bytes());
                         if !same {
-                            return Err(format!("{name}: copy {c} has {frame:?}, the primary's history has {:?}", self.truth.at(frame.seq())));
+                            return Err(format!(
+                                "{name}: copy {c} has {frame:?}, the primary's history has {:?}",
+                                self.truth.at(frame.seq())
+                            ));
                         }
                     }
                     let Some(last) = frames.last() else { return Err(format!("{name}: copy {c} reads nothing at seq {at}")) };
@@ -96,10 +100,22 @@ impl World {
             .map(|region| {
                 let Some(node) = &region.node else { return format!("{} is down", region.name) };
                 let report = node.report(region.local(self.now), region.wall(self.now));
-                let copies: Vec<String> =
-                    report.copies.iter().zip(&region.copies).map(|(c, slot)| format!("{} {} @{}", c.name, c.state, slot.claim.seq)).collect();
+                let copies: Vec<String> = report
+                    .copies
+                    .iter()
+                    .zip(&region.copies)
+                    .map(|(c, slot)| format!("{} {} @{}", c.name, c.state, slot.claim.seq))
+                    .collect();
                 let (end, vdl) = node.log_positions();
-                format!("{} {:?} ({}) end {} VDL {} [{}]", region.name, report.state, report.reason.unwrap_or_default(), end.seq, vdl.seq, copies.join(", "))
+                format!(
+                    "{} {:?} ({}) end {} VDL {} [{}]",
+                    region.name,
+                    report.state,
+                    report.reason.unwrap_or_default(),
+                    end.seq,
+                    vdl.seq,
+                    copies.join(", ")
+                )
             })
             .collect();
         regions.join("; ")

@@ -7,8 +7,8 @@
 use super::Checked;
 use crate::base::LogEnd;
 use crate::log::Frame;
-use crate::sim::world::World;
 use crate::ship::Message;
+use crate::sim::world::World;
 use crate::volume::{CopyRequest, CopyState};
 
 impl World {
@@ -119,7 +119,9 @@ impl World {
         } else if state.end != LogEnd::EMPTY && self.truth.frame(&state.end).is_none() {
             return Err(format!("{name}: copy {c} ends at {}, which nobody wrote", state.end));
         }
-        if state.consistent.seq > state.end.seq || (state.consistent != LogEnd::EMPTY && self.truth.frame(&state.consistent).is_none_or(|f| !f.is_consistency_point())) {
+        if state.consistent.seq > state.end.seq
+            || (state.consistent != LogEnd::EMPTY && self.truth.frame(&state.consistent).is_none_or(|f| !f.is_consistency_point()))
+        {
             return Err(format!("{name}: copy {c} says its last consistency point is {}, its end {}", state.consistent, state.end));
         }
         let pages = self.truth.committed().end_lsn;

@@ -58,7 +58,9 @@ fn judge(report: &RegionReport, linked: bool) -> Option<String> {
     if report.state == RegionState::Fenced && report.reason.is_none() {
         return Some("writes are stopped and no reason is given".into());
     }
-    report.secondaries.iter().find(|s| s.state == RegionState::Disconnected && shows_a_figure(&s.lag)).map(|s| {
-        format!("secondary {} is disconnected, and a lag is shown", s.region)
-    })
+    report
+        .secondaries
+        .iter()
+        .find(|s| s.state == RegionState::Disconnected && shows_a_figure(&s.lag))
+        .map(|s| format!("secondary {} is disconnected, and a lag is shown", s.region))
 }

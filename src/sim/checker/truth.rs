@@ -34,7 +34,11 @@ impl Truth {
         let h = frame.header();
         let known = *self.written.entry((h.epoch, h.generation, h.seq)).or_insert(h.checksum);
         if known != h.checksum {
-            return Err(format!("S3, log matching: two frames are {}; their checksums are {known:08x} and {:08x}", frame.log_end(), h.checksum));
+            return Err(format!(
+                "S3, log matching: two frames are {}; their checksums are {known:08x} and {:08x}",
+                frame.log_end(),
+                h.checksum
+            ));
         }
         self.frames.entry((h.seq.0, h.checksum)).or_insert_with(|| frame.clone());
         Ok(())
@@ -53,7 +57,10 @@ impl Truth {
         let mut new = Vec::new();
         let mut at = (end.seq.0, end.checksum);
         while at.0 > 0 && self.at(Seq(at.0)).is_none_or(|e| e.checksum != at.1) {
-            let frame = self.frames.get(&at).ok_or_else(|| format!("the primary goes on behind seq {} with checksum {:08x}, which nobody wrote", at.0, at.1))?;
+            let frame = self
+                .frames
+                .get(&at)
+                .ok_or_else(|| format!("the primary goes on behind seq {} with checksum {:08x}, which nobody wrote", at.0, at.1))?;
             new.push(frame.log_end());
             at = (at.0 - 1, frame.header().prev_checksum);
         }
