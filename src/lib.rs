@@ -14,6 +14,9 @@
 //! (how it travels), [`node`] (the cores wired together: a closed event in, a closed effect out). These are state
 //! machines without I/O; [`io`] drives them for real, [`sim`] under virtual time. ARCHITECTURE.md has the map and the why.
 
+// Only where SQLite is called, each with what makes it sound: tests/layers.rs says where.
+#![deny(unsafe_code)]
+
 pub mod base;
 pub mod control;
 pub mod endpoint;

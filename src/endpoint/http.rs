@@ -4,8 +4,8 @@
 //! a deadline for its headers and a bound on their size; there are at most so many connections; garbage ends its connection
 //! and nothing else. Driven by the region process, which gives a listener and a [`RegionView`].
 
+use super::{metrics, text};
 use crate::node::report::{OperatorEvent, RegionReport, RegionState, Role};
-use crate::ops::{metrics, text};
 use axum::Router;
 use axum::extract::{Query, State};
 use axum::http::{StatusCode, header};

@@ -6,7 +6,9 @@
 
 mod embedded;
 pub mod http;
+pub mod metrics;
 pub mod pg;
+pub mod text;
 
 pub use crate::head::embedded::Port;
 pub use embedded::EmbeddedService;

@@ -26,6 +26,7 @@ const EARLY_MESSAGES_MAX: usize = 256;
 const BEHIND_BYTES: u64 = 4 << 20;
 
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "one per node, and it is Following for nearly all of its life")]
 enum Contact {
     Waiting { until: Instant },
     Dialling { region: RegionName, since: Instant },

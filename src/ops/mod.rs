@@ -10,8 +10,8 @@ pub mod demo;
 pub mod events;
 pub mod failure;
 pub mod lag;
-pub mod metrics;
 pub mod netem;
 pub mod region;
 pub mod status;
-pub mod text;
+
+pub use crate::endpoint::text;

@@ -20,6 +20,7 @@ const SEED_STEPS_IN_FLIGHT: usize = 16;
 const PAGE_READS_MAX: u32 = 20;
 
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "nearly all of them are Send, and none is kept")]
 pub enum SenderEffect {
     Send(Message),
     ReadLog { from: Seq, bytes_max: usize },

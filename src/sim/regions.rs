@@ -4,8 +4,7 @@ use super::checker::Checked;
 use super::copies::CopySlot;
 use super::world::{MS, What, World};
 use super::{Mutant, workload};
-use crate::base::{ClusterName, CopyId, Instant, LogEnd, Lsn, Prng, RegionName, UnixMicros};
-use crate::head::WriteGate;
+use crate::base::{ClusterName, CopyId, Instant, LogEnd, Lsn, Prng, RegionName, UnixMicros, WriteGate};
 use crate::log::{Frame, Pen};
 use crate::node::{Effect, Event, Identity, Node};
 use std::collections::VecDeque;
@@ -160,6 +159,7 @@ impl World {
         self.to_node(r, incarnation, Event::Timeout)
     }
 
+    #[expect(clippy::wrong_self_convention, reason = "something goes to a node; nothing is converted")]
     pub(super) fn to_node(&mut self, r: usize, incarnation: u64, event: Event) -> Checked {
         let now = self.now;
         let region = &mut self.regions[r];

@@ -26,9 +26,11 @@ mod readers;
 mod session;
 mod shared;
 mod snapshot;
+#[expect(unsafe_code, reason = "SQLite's interface for virtual tables is C")]
 mod tables;
 #[cfg(test)]
 mod tests;
+#[expect(unsafe_code, reason = "SQLite's interface for file systems is C")]
 mod vfs;
 mod writer;
 

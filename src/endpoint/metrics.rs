@@ -6,10 +6,10 @@
 //! `parhelion_lag_*` are this region's own measurements (label `region`: itself), absent in the primary;
 //! `parhelion_secondary_*` are the primary's view of the others.
 
+use super::http::RegionView;
+use super::text;
 use crate::base::Lsn;
-use crate::endpoint::http::RegionView;
 use crate::node::report::{RegionState, Role};
-use crate::ops::text;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
