@@ -193,8 +193,31 @@ pub async fn ship(dir: &Path, base_port: u16, mib: u64) -> Result<Vec<Figure>, F
             "at least 100",
             "the same, fsynced on four of six copies on one disk",
         ),
+        disk(dir)?,
         Figure::new("write_backlog_mb_s", write_rate, "MB/s", "-", "the primary writing it, six copies on the same disk"),
     ])
+}
+
+/// What the disk takes of one file, fsynced: six copies of a log share it, and their layers.
+fn disk(dir: &Path) -> Result<Figure, Failure> {
+    use std::io::Write;
+    let path = dir.join("disk.tmp");
+    let measured = (|| {
+        let mut file = std::fs::File::create(&path)?;
+        let chunk = vec![7u8; 1 << 20];
+        let began = clock::now();
+        for _ in 0..512 {
+            file.write_all(&chunk)?;
+        }
+        file.sync_data()?;
+        let took = clock::now().since(began);
+        std::fs::remove_file(&path)?;
+        Ok::<_, std::io::Error>(took)
+    })();
+    let took = measured.map_err(|e| failed(format!("{} cannot be written: {e}", path.display())))?;
+    let rate = megabytes(512 << 20) / took.as_secs_f64();
+    let note = format!("one file, fsynced; a sixth of it, for six logs and no layers, is {:.0} MB/s", rate / 6.0);
+    Ok(Figure::new("disk_mb_s", rate, "MB/s", "-", note))
 }
 
 /// Random bytes, so that nothing on the way can shorten them.

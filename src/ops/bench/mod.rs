@@ -5,6 +5,7 @@
 
 mod cluster;
 mod measure;
+mod path;
 
 use super::failure::Failure;
 use super::text;
@@ -13,8 +14,8 @@ use std::path::PathBuf;
 
 #[derive(Debug, Args)]
 pub struct BenchArgs {
-    /// Which: start, commit, lag, ship, restart [default: all of them]
-    #[arg(value_name = "WHAT", value_parser = ["start", "commit", "lag", "ship", "restart"])]
+    /// Which: start, commit, lag, path, ship, restart [default: all of them]
+    #[arg(value_name = "WHAT", value_parser = ["start", "commit", "lag", "path", "ship", "restart"])]
     pub what: Vec<String>,
     /// Where the demos keep their data; removed afterwards
     #[arg(long, value_name = "DIR", default_value = "./parhelion-bench")]
@@ -51,7 +52,7 @@ impl Figure {
 /// # Errors
 /// When a demo cannot be started or stops answering.
 pub async fn run(args: BenchArgs) -> Result<(), Failure> {
-    let all = ["start", "commit", "lag", "ship", "restart"];
+    let all = ["start", "commit", "lag", "path", "ship", "restart"];
     let wanted: Vec<&str> = if args.what.is_empty() { all.to_vec() } else { args.what.iter().map(String::as_str).collect() };
     let mut figures = Vec::new();
     for what in wanted {
@@ -62,6 +63,7 @@ pub async fn run(args: BenchArgs) -> Result<(), Failure> {
             "start" => measure::start(&dir, args.base_port).await?,
             "commit" => measure::commit(&dir, args.base_port).await?,
             "lag" => measure::lag(&dir, args.base_port).await?,
+            "path" => path::measure(&dir).await?,
             "ship" => measure::ship(&dir, args.base_port, args.log_mib / 4).await?,
             _ => measure::restart(&dir, args.base_port, args.log_mib).await?,
         };
