@@ -6,7 +6,7 @@ use crate::log::{Frame, History, SeedBase};
 use bytes::Bytes;
 
 /// From the appender to one copy. Everything that writes carries the region's generation; a copy that promised a newer
-/// one answers [`CopyReply::Refused`].
+/// one answers [`CopyReply::Refused`]; a newer one than was promised is promised (and persisted) first.
 #[derive(Clone, Debug)]
 pub enum CopyRequest {
     /// Fence: from now on only `generation` or newer may write here. Persisted before the answer.
@@ -14,7 +14,8 @@ pub enum CopyRequest {
     /// Frames in order, and how far things are. Without frames it is a question ("where are you?") and still moves `vdl`.
     ///
     /// Frames that the copy has already are skipped. Where they differ from what it has, they replace its tail in one
-    /// atomic step, which needs among them a frame of a newer (epoch, generation) than the tail that goes.
+    /// atomic step, which needs among them a frame of a newer (epoch, generation) than the tail that goes, and never touches
+    /// what became pages. Everything from the first difference through that frame must be in the same request.
     Append {
         generation: Generation,
         frames: Vec<Frame>,

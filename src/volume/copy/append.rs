@@ -167,17 +167,16 @@ impl Copy {
         let old = *self.wal.end();
         let newer = frames[at..].iter().position(|f| term(&f.log_end()) > term(&old));
         let (Some(before), Some(newer)) = (before, newer) else { return Ok(false) };
+        // The first frame of a writer is a control frame and a consistency point, so what remains has one at or below its end.
         // What became pages was durable in the region, and nothing durable is ever cut.
-        if !frames[at].follows(&before) || seq <= self.ingested.seq || seq < self.wal.first() {
+        let fits = frames[at].follows(&before) && frames[at + newer].is_consistency_point();
+        if !fits || seq <= self.ingested.seq || seq < self.wal.first() {
             return Ok(false);
         }
         // The first frame of a lineage is only replaced when another founding outranks one that never became durable.
         if before == LogEnd::EMPTY {
             let Ok(ControlFrame::EpochStart { lineage }) = ControlFrame::decode(&frames[at]) else { return Ok(false) };
             self.wal.set_lineage(lineage);
-        }
-        if self.consistent.seq >= seq {
-            self.consistent = self.consistent_below(seq)?;
         }
         let rest = frames.split_off(at + newer + 1);
         let new = frames.split_off(at);
@@ -189,20 +188,5 @@ impl Copy {
         self.remember(new);
         self.pending = rest;
         Ok(true)
-    }
-
-    /// The last consistency point below `seq`.
-    fn consistent_below(&mut self, seq: Seq) -> Result<LogEnd, DiskError> {
-        let mut best = self.manifest.flushed;
-        let mut cursor = None;
-        let mut from = best.seq.next();
-        while from < seq {
-            let frames = self.wal.read(&mut cursor, from, Seq(seq.0 - 1), 1 << 20).map_err(disk_error)?;
-            from = frames.last().map_or(seq, |f| f.seq().next());
-            if let Some(point) = frames.iter().rev().find(|f| f.is_consistency_point()) {
-                best = point.log_end();
-            }
-        }
-        Ok(best)
     }
 }

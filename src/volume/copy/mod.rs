@@ -278,7 +278,6 @@ impl Copy {
 
     fn raise(&mut self, generation: Generation, replies: &mut Vec<CopyReply>) -> Result<(), DiskError> {
         if self.admit(generation, replies)? {
-            self.flush_pending(replies)?;
             replies.push(CopyReply::Raised { generation, state: self.state() });
         }
         Ok(())
@@ -392,7 +391,7 @@ impl Copy {
             if !frame.is_control() {
                 let payload = frame.payload();
                 let records = redo::records(&payload).map_err(|e| format!("frame {} is durable and is no redo: {e}", frame.seq()))?;
-                bytes += payload.len();
+                bytes += records.iter().map(|r| pages::entry_bytes(&r.change)).sum::<usize>();
                 versions.push((frame.end_lsn(), records));
             }
             self.ingested = frame.log_end();

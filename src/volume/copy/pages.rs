@@ -42,6 +42,14 @@ impl From<LayerError> for ReadError {
     }
 }
 
+/// Whole pages in order, and where to go on (`None`: these were the last).
+pub type Scanned = (Vec<(PageNo, Bytes)>, Option<PageNo>);
+
+/// What a version takes in memory, about.
+pub(super) fn entry_bytes(change: &Change) -> usize {
+    change.body().len() + ENTRY_OVERHEAD_BYTES
+}
+
 /// Versions in memory, sharing the bytes of the frames they came with.
 #[derive(Default)]
 pub(super) struct Memtable {
@@ -59,7 +67,7 @@ impl Memtable {
     }
 
     fn insert(&mut self, key: Key, change: Change) {
-        self.bytes += change.body().len() + ENTRY_OVERHEAD_BYTES;
+        self.bytes += entry_bytes(&change);
         match self.versions.entry(key) {
             std::collections::btree_map::Entry::Vacant(v) => {
                 v.insert(change);
@@ -166,7 +174,7 @@ impl PageStore {
     ///
     /// # Errors
     /// As [`PageStore::read`].
-    pub fn scan(&self, at: Lsn, from: PageNo, bytes_max: usize) -> Result<(Vec<(PageNo, Bytes)>, Option<PageNo>), ReadError> {
+    pub fn scan(&self, at: Lsn, from: PageNo, bytes_max: usize) -> Result<Scanned, ReadError> {
         let mut recent = Memtable::default();
         let mut beyond = None;
         let (frozen, layers) = {

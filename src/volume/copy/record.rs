@@ -20,6 +20,7 @@ const MARK_MAGIC: [u8; 4] = *b"PHLM";
 pub(super) const MARK_BYTES: usize = 16;
 /// The zeros behind the log are skipped in such steps.
 const SEARCH_BYTES: usize = 64 << 10;
+static ZEROS: [u8; SEARCH_BYTES] = [0; SEARCH_BYTES];
 
 #[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
 pub(super) struct FileHeader {
@@ -159,7 +160,7 @@ pub(super) fn search_marks(disk: &dyn Disk, name: &str, number: u64, lineage: Li
         if bytes.len() < MARK_BYTES {
             return Ok(best);
         }
-        if bytes.iter().any(|&b| b != 0) {
+        if bytes != ZEROS[..bytes.len()] {
             for i in 0..=bytes.len() - MARK_BYTES {
                 if bytes[i] == MARK_MAGIC[0] {
                     best = best.max(decode_mark(&bytes[i..], lineage, number, at + i as u64));

@@ -8,6 +8,8 @@ struct Script {
     /// (which log, its acknowledged end)
     acked: (usize, LogEnd),
     promised: Generation,
+    /// Seq of the frame that outranks the first log's tail.
+    outranks: Seq,
     seeded: bool,
 }
 
@@ -33,7 +35,7 @@ impl Script {
         let mut vdl = frames.first().map_or(LogEnd::EMPTY, |_| self.acked.1);
         let mut sent: Vec<LogEnd> = Vec::new();
         for batch in frames.chunks(3) {
-            let generation = self.worlds[world].generation;
+            let generation = self.promised;
             let horizon = Lsn(vdl.end_lsn.0 / 2);
             let trim = if trim { Seq(vdl.seq.0 / 2) } else { Seq(0) };
             let request = CopyRequest::Append { generation, frames: batch.to_vec(), vdl, horizon, trim };
@@ -51,27 +53,35 @@ impl Script {
     /// Everything once. `false`: the disk failed on the way.
     fn run(&mut self, disk: &Arc<SimDisk>, seed: u64) -> bool {
         let Ok(mut copy) = try_open(disk) else { return false };
-        // Founding, layers, compaction, trimming; a tail that is acknowledged here and never durable in the region.
         if !self.step(&mut copy, 0, CopyRequest::Raise { generation: Generation(1) }) {
             return false;
         }
-        let mut first = World::founded(seed);
-        while first.frames.len() < KEEP + 10 {
+        // Generation 1 writes KEEP frames that become durable and a few more that do not reach this copy. Generation 2 did not
+        // see those either, wrote a tail that only this copy has, and was cut by generation 3, which did.
+        let mut shared = (0..).map(|i| World::sized(seed * 1000 + i, KEEP)).find(|w| w.end().seq == Seq(KEEP as u64)).expect("one fits");
+        let mut first = shared.cut(KEEP, Generation(2));
+        for _ in 0..5 {
             first.write();
         }
-        // The tail that goes begins behind a consistency point.
-        while !first.frames[KEEP - 1].is_consistency_point() {
-            first.frames.remove(0);
-            first = World::founded(first.prng.next_u64());
-            while first.frames.len() < KEEP + 10 {
-                first.write();
-            }
+        shared.prng = Prng::new(seed + 77);
+        for _ in 0..2 {
+            shared.write();
+        }
+        let mut second = shared.cut(shared.frames.len(), Generation(3));
+        let outranks = shared.frames.len();
+        self.outranks = Seq(outranks as u64 + 1);
+        for _ in 0..20 {
+            second.write();
         }
         self.worlds.push(first.clone());
+        // Founding, layers, compaction, trimming.
         if !self.appends(&mut copy, 0, first.frames[..KEEP].to_vec(), 2, true) {
             return false;
         }
         let durable = first.frames[KEEP - 1].log_end();
+        if !self.step(&mut copy, 0, CopyRequest::Raise { generation: Generation(2) }) {
+            return false;
+        }
         let tail = first.append(first.frames[KEEP..].to_vec(), LogEnd::EMPTY);
         if !self.step(&mut copy, 0, tail) {
             return false;
@@ -80,21 +90,17 @@ impl Script {
         drop(copy);
         let Ok(mut copy) = try_open(disk) else { return false };
         // The next generation cuts the tail.
-        if !self.step(&mut copy, 0, CopyRequest::Raise { generation: Generation(2) }) {
+        if !self.step(&mut copy, 0, CopyRequest::Raise { generation: Generation(3) }) {
             return false;
         }
-        let mut second = first.cut(KEEP, Generation(2));
-        for _ in 0..20 {
-            second.write();
-        }
         self.worlds.push(second.clone());
-        let overlap = second.append(second.frames[KEEP - 3..KEEP + 4].to_vec(), durable);
-        if !self.step(&mut copy, 1, overlap) || !self.appends(&mut copy, 1, second.frames[KEEP + 4..].to_vec(), 0, false) {
+        let overlap = second.append(second.frames[KEEP - 3..outranks + 3].to_vec(), durable);
+        if !self.step(&mut copy, 1, overlap) || !self.appends(&mut copy, 1, second.frames[outranks + 3..].to_vec(), 0, false) {
             return false;
         }
         // A seed from another place, and the log behind it.
         let mut source = World::founded(seed + 1);
-        source.generation = Generation(2);
+        source.generation = Generation(3);
         for _ in 0..50 {
             source.write();
         }
@@ -143,6 +149,7 @@ impl Script {
                 state.end
             );
             assert!(which <= acked_world + 1, "{label}");
+            assert!(which != 1 || state.end.seq >= self.outranks, "{label}: the tail went before what outranks it was there");
         }
         let world = &self.worlds[which];
         let from = usize::try_from(state.first.0 - 1 - world.before.seq.0).unwrap();
@@ -164,7 +171,7 @@ impl Script {
 }
 
 fn script() -> Script {
-    Script { worlds: Vec::new(), acked: (0, LogEnd::EMPTY), promised: Generation::ZERO, seeded: false }
+    Script { worlds: Vec::new(), acked: (0, LogEnd::EMPTY), promised: Generation::ZERO, outranks: Seq(0), seeded: false }
 }
 
 #[test]

@@ -43,6 +43,15 @@ impl World {
         world
     }
 
+    /// With about so many frames.
+    fn sized(seed: u64, frames: usize) -> World {
+        let mut world = World::founded(seed);
+        while world.frames.len() < frames {
+            world.write();
+        }
+        world
+    }
+
     fn end(&self) -> LogEnd {
         self.frames.last().map_or(self.before, Frame::log_end)
     }

@@ -76,6 +76,60 @@ fn pages_are_what_they_were_through_layers_compaction_and_restarts() {
 }
 
 #[test]
+fn a_job_may_take_its_time_and_a_seed_makes_it_void() {
+    for seed in 0..20 {
+        let disk = disk(seed);
+        let mut copy = open(&disk);
+        let mut world = World::founded(seed);
+        world.fill(&mut copy);
+        let mut prng = Prng::new(seed);
+        let mut running: Option<FlushDone> = None;
+        let mut replies = Vec::new();
+        for _ in 0..150 {
+            let vdl = world.end();
+            let frames = world.write();
+            copy.handle(world.append(frames, vdl), &mut replies);
+            copy.flush(&mut replies);
+            while copy.ingest(&mut replies) {}
+            running = running.or_else(|| copy.background_job().map(FlushJob::run));
+            assert!(running.is_none() || copy.background_job().is_none(), "one at a time");
+            // A reader that began before the layers changed ends with what it began with.
+            if prng.chance(200_000)
+                && let Some(done) = running.take()
+            {
+                let before = copy.pages().layers();
+                copy.finish(done, &mut replies);
+                for layer in before.iter() {
+                    layer.collect(PageNo(1), vdl.end_lsn, &mut Vec::new()).unwrap();
+                }
+            }
+            let at = Lsn(prng.between(0, copy.pages().ingested().0));
+            world.check_pages(&copy, at);
+        }
+        assert!(copy.failed().is_none());
+        assert!(copy.pages().open_bytes() < copy.limits.memtable_bytes_max * 2, "memory is bounded while a job takes its time");
+        let (world, base) = world.seeded();
+        let generation = world.generation;
+        let pages = world.pages(base.end.end_lsn);
+        drive_no_jobs(&mut copy, CopyRequest::SeedBegin { generation, base: base.clone() });
+        drive_no_jobs(&mut copy, CopyRequest::SeedPages { generation, step: 1, pages });
+        drive_no_jobs(&mut copy, CopyRequest::SeedEnd { generation, steps: 1 });
+        if let Some(done) = running {
+            copy.finish(done, &mut replies);
+        }
+        world.check_pages(&copy, base.end.end_lsn);
+        assert_eq!(disk.list().unwrap().iter().filter(|n| n.starts_with("layer-")).count(), 1);
+        assert_eq!(open(&disk).state(), copy.state());
+    }
+}
+
+fn drive_no_jobs(copy: &mut Copy, request: CopyRequest) {
+    let mut replies = Vec::new();
+    copy.handle(request, &mut replies);
+    assert!(!replies.iter().any(|r| matches!(r, CopyReply::Failed { .. } | CopyReply::SeedLost { .. })), "{replies:?}");
+}
+
+#[test]
 fn what_is_held_is_skipped_and_gaps_and_strangers_are_misplaced() {
     let disk = disk(2);
     let mut copy = open(&disk);
@@ -154,20 +208,34 @@ fn a_tail_is_replaced_only_by_a_newer_writer_and_never_becomes_pages() {
     for _ in 0..4 {
         world.write();
     }
-    world.fill(&mut copy);
-    drop(copy);
-    // Opened anew, so that nothing is ingested beyond what the new appender calls durable.
-    let mut copy = open(&disk);
+    drive(&mut copy, vec![CopyRequest::Raise { generation: Generation(1) }]);
+    drive(&mut copy, vec![world.append(world.frames.clone(), durable)]);
+    drive(&mut copy, vec![world.append(Vec::new(), durable)]);
+    assert_eq!(copy.pages().ingested(), durable.end_lsn);
     let mut new = world.cut(keep, Generation(2));
     // The new appender's VDL is past seqs that here belong to the old tail: they must not be ingested.
     for _ in 0..12 {
         new.write();
     }
     drive(&mut copy, vec![new.append(Vec::new(), new.end())]);
-    assert!(copy.ingested.seq <= durable.seq.max(copy.manifest.flushed.seq));
-    if copy.manifest.flushed.seq > durable.seq {
-        panic!("the test wants the tail not to be flushed");
+    assert_eq!(copy.pages().ingested(), durable.end_lsn);
+    // Nothing that became pages is ever cut, not even by a newer writer.
+    let below = world.cut(keep - 3, Generation(9));
+    let replies = drive(&mut copy, vec![new.append(below.frames[keep - 5..].to_vec(), durable)]);
+    assert!(matches!(replies[..], [CopyReply::Misplaced { .. }]), "{replies:?}");
+    // Nor is anything cut by the writer who wrote it.
+    let mut same = world.clone();
+    same.frames.truncate(keep);
+    for seed in 0.. {
+        same.prng = Prng::new(seed);
+        same.write();
+        if same.frames.len() == keep + 1 {
+            break;
+        }
+        same.frames.truncate(keep);
     }
+    let replies = drive(&mut copy, vec![new.append(same.frames[keep..].to_vec(), durable)]);
+    assert!(matches!(replies[..], [CopyReply::Misplaced { .. }]), "{replies:?}");
     // Frames of the new history that lack the one that outranks the tail are refused.
     let only_old = new.frames[..keep].to_vec();
     assert_eq!(acknowledged(&drive(&mut copy, vec![new.append(only_old, durable)])), Some(world.end()), "held, cuts nothing");
@@ -272,17 +340,36 @@ fn log_files_go_when_nobody_needs_them_and_restarts_do_not_pile_them_up() {
     assert!(matches!(replies[..], [CopyReply::LogTrimmed { id: 7, first }] if first == copy.state().first));
     let files = log_files(&disk);
     for _ in 0..20 {
+        drop(open(&disk));
         copy = open(&disk);
         assert_eq!(copy.state().end, world.end());
         let frames = world.write();
         drive(&mut copy, vec![world.append(frames, LogEnd::EMPTY)]);
     }
-    assert!(log_files(&disk) <= files + 4, "{} after 20 restarts, {files} before", log_files(&disk));
+    assert!(log_files(&disk) <= files + 10, "{} after 20 restarts, {files} before", log_files(&disk));
     copy = open(&disk);
     drive(&mut copy, vec![world.append(Vec::new(), world.end())]);
     world.check_pages(&copy, world.end().end_lsn);
     let first = copy.state().first;
     assert_eq!(whole_log(&mut copy), world.frames[usize::try_from(first.0 - 1).unwrap()..]);
+}
+
+#[test]
+fn log_that_is_in_no_layer_is_never_trimmed() {
+    let disk = disk(9);
+    let mut copy = open(&disk);
+    let mut world = World::founded(9);
+    drive(&mut copy, vec![CopyRequest::Raise { generation: Generation(1) }]);
+    for _ in 0..60 {
+        world.write();
+    }
+    for frames in world.frames.chunks(4) {
+        let trim = world.end().seq;
+        let (generation, frames) = (world.generation, frames.to_vec());
+        drive(&mut copy, vec![CopyRequest::Append { generation, frames, vdl: LogEnd::EMPTY, horizon: Lsn(0), trim }]);
+    }
+    assert_eq!(copy.state().first, Seq(1));
+    assert_eq!(whole_log(&mut open(&disk)), world.frames);
 }
 
 #[test]
