@@ -186,7 +186,7 @@ impl World {
         if self.regions[r].incarnation != incarnation || self.regions[r].node.is_none() || self.slot(r, c).life != life {
             return Ok(());
         }
-        self.tell_node(r, incarnation, Event::CopyLost { copy: c, reason })?;
+        self.to_node(r, incarnation, Event::CopyLost { copy: c, reason })?;
         if !self.slot(r, c).held {
             let after = self.delays.between(20 * MS, if self.stormy { 900 * MS } else { 100 * MS });
             self.open_copy_after(r, c, after);
@@ -269,7 +269,7 @@ impl World {
         if self.slot(r, c).life != life {
             return Ok(());
         }
-        self.tell_node(r, incarnation, Event::CopyReplied { copy: c, reply })
+        self.to_node(r, incarnation, Event::CopyReplied { copy: c, reply })
     }
 
     // ---- what a copy does --------------------------------------------------------------------------------------------

@@ -97,7 +97,7 @@ impl World {
         }
         if self.regions[to].node.is_none() || self.is_cut(from, to) {
             let event = self.dial_failed(to, "connection refused");
-            return self.tell_node(from, incarnation, event);
+            return self.to_node(from, incarnation, event);
         }
         let number = self.network.next_conn;
         self.network.next_conn += 1;
@@ -121,7 +121,7 @@ impl World {
             return Ok(());
         }
         let event = Event::Linked { conn: ConnId(number), peer: self.regions[other.region].name.clone(), dialled: side == 0 };
-        self.tell_node(end.region, end.incarnation, event)
+        self.to_node(end.region, end.incarnation, event)
     }
 
     // ---- breaking --------------------------------------------------------------------------------------------------
@@ -150,7 +150,7 @@ impl World {
         // Whoever is left alone on a connection finds the silence out.
         let after = self.delays.between(200 * MS, 3500 * MS);
         self.after(after, What::Unlinked { conn: number, side: 1 - side, reason: "timed out" });
-        self.tell_node(region, incarnation, Event::Unlinked { conn: ConnId(number), reason: reason.into() })
+        self.to_node(region, incarnation, Event::Unlinked { conn: ConnId(number), reason: reason.into() })
     }
 
     /// Some connection breaks; each side finds out on its own.
@@ -297,7 +297,7 @@ impl World {
             return Ok(());
         }
         let message = Message::decode(lane, bytes).map_err(|e| format!("a message that was sent cannot be read: {e}"))?;
-        self.tell_node(end.region, end.incarnation, Event::Received { conn: ConnId(number), message })
+        self.to_node(end.region, end.incarnation, Event::Received { conn: ConnId(number), message })
     }
 
     /// Connections on which this region was dialled, for a mutant.

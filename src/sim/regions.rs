@@ -157,10 +157,10 @@ impl World {
             return Ok(());
         }
         region.timer_at = None;
-        self.tell_node(r, incarnation, Event::Timeout)
+        self.to_node(r, incarnation, Event::Timeout)
     }
 
-    pub(super) fn tell_node(&mut self, r: usize, incarnation: u64, event: Event) -> Checked {
+    pub(super) fn to_node(&mut self, r: usize, incarnation: u64, event: Event) -> Checked {
         let now = self.now;
         let region = &mut self.regions[r];
         if region.incarnation != incarnation {
@@ -266,7 +266,7 @@ impl World {
             HeadNews::Reset(at) => {
                 region.head.visible = at;
                 region.head.pin = None;
-                self.tell_node(r, incarnation, Event::HeadSees { end: at, written_at: None })
+                self.to_node(r, incarnation, Event::HeadSees { end: at, written_at: None })
             }
             HeadNews::Advances { vdl, written_at } => {
                 if vdl.seq < region.head.visible.seq {
@@ -280,7 +280,7 @@ impl World {
                     count += 1;
                 }
                 self.truth.acknowledged += count;
-                self.tell_node(r, incarnation, Event::HeadSees { end: vdl, written_at })
+                self.to_node(r, incarnation, Event::HeadSees { end: vdl, written_at })
             }
             HeadNews::Writes(pen) => {
                 region.head.pen = Some(pen);

@@ -165,7 +165,7 @@ impl World {
             }
             let oldest = region.head.pin.map_or(Lsn(u64::MAX), |(lsn, _)| lsn);
             let incarnation = region.incarnation;
-            self.tell_node(r, incarnation, Event::HeadPins { oldest })?;
+            self.to_node(r, incarnation, Event::HeadPins { oldest })?;
         }
         Ok(())
     }

@@ -317,7 +317,7 @@ impl World {
         self.note(self.now ^ kind(&what) << 56);
         match what {
             What::Timer { region, incarnation } => self.timer(region, incarnation),
-            What::Node { region, incarnation, event } => self.tell_node(region, incarnation, event),
+            What::Node { region, incarnation, event } => self.to_node(region, incarnation, event),
             What::Start { region } => {
                 self.start(region);
                 Ok(())
