@@ -163,6 +163,8 @@ pub(super) struct Peer {
     splice: Option<Splice>,
     control_stored: u64,
     seed_step: Option<u64>,
+    /// It last said another step than the next one (see `Repair::astray`).
+    seed_said: Option<u64>,
     health: CopyHealth,
 }
 
@@ -263,6 +265,7 @@ impl Peer {
             splice: None,
             control_stored: 0,
             seed_step: None,
+            seed_said: None,
             health: CopyHealth::Starting,
         }
     }
@@ -1241,8 +1244,10 @@ impl Appender {
         let Some(seeding) = &mut self.seeding else { return };
         let peer = &mut self.peers[copy.index()];
         if !peer.is_joined() || Some(step) != peer.seed_step.map_or(Some(0), |s| s.checked_add(1)) {
+            peer.seed_said = Some(step);
             return;
         }
+        peer.seed_said = None;
         peer.seed_step = Some(step);
         let steps: [u64; COPIES] = std::array::from_fn(|i| self.peers[i].seed_step.map_or(0, |s| s + 1));
         let stored_by_four = quorum::durable(steps);
@@ -1344,7 +1349,15 @@ impl Appender {
                 super::repair::Next::Send(request) => self.effects.push_back(AppenderEffect::ToCopy { copy, request }),
                 super::repair::Next::Nothing => self.repair(now, copy),
             },
-            Contact::Joined if self.seeding.is_some() => self.feed_seed(now, copy),
+            Contact::Joined if self.seeding.is_some() => {
+                let peer = &mut self.peers[copy.index()];
+                if let Some(said) = peer.seed_said.take()
+                    && peer.seed_step.is_some_and(|step| said < step)
+                {
+                    peer.seed_step = Some(said);
+                }
+                self.feed_seed(now, copy);
+            }
             Contact::Joined => {
                 let silent = now.since(self.peers[copy.index()].last_heard) >= self.limits.copy_silent_after;
                 let peer = &mut self.peers[copy.index()];

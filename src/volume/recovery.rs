@@ -5,7 +5,7 @@
 
 use super::message::CopyState;
 use super::quorum::{COPIES, READ_QUORUM};
-use crate::base::{CopyId, Seq};
+use crate::base::{CopyId, Lsn};
 
 /// What is known of one copy while recovery runs.
 #[derive(Clone, Debug)]
@@ -28,7 +28,7 @@ pub enum Choice {
 /// Chooses among the raised copies: the log whose last frame has the highest (epoch, generation, seq) of at least three.
 ///
 /// New and empty copies hold no vote: one of them may be a replaced disk that acknowledged what it no longer has. One
-/// exception: when all six answered and those with data hold nothing but the founding frame, nothing can ever have been
+/// exception: when all six answered and those with data hold nothing but control frames (LSN 0), nothing can ever have been
 /// acknowledged to a client, and the founding is finished instead of blocking for ever. A region that may be seeded anew
 /// (`reseedable`: another region is the primary) does not block either: a seeding that crashed half-way counts as empty.
 #[must_use]
@@ -52,7 +52,7 @@ pub fn choose(heard: &[Heard<'_>; COPIES], reseedable: bool) -> Choice {
             ),
         },
         Some(source) if with_data.len() >= READ_QUORUM => Choice::Log { source },
-        Some(source) if raised.len() == COPIES && with_data.iter().all(|(_, s)| s.end.seq <= Seq(1)) => Choice::Log { source },
+        Some(source) if raised.len() == COPIES && with_data.iter().all(|(_, s)| s.end.end_lsn == Lsn(0)) => Choice::Log { source },
         Some(_) if raised.len() == COPIES && reseedable => Choice::Empty,
         Some(_) => Choice::Wait {
             reason: format!("{} of six copies with data answered; {READ_QUORUM} are needed to know what was durable", with_data.len()),
@@ -63,11 +63,13 @@ pub fn choose(heard: &[Heard<'_>; COPIES], reseedable: bool) -> Choice {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::{Epoch, Generation, LineageId, LogEnd, Lsn};
+    use crate::base::{Epoch, Generation, LineageId, LogEnd, Seq};
     use crate::log::History;
 
     fn state(lineage: bool, generation: u64, seq: u64) -> CopyState {
-        let end = LogEnd { epoch: Epoch(1), generation: Generation(generation), seq: Seq(seq), end_lsn: Lsn(0), checksum: 0 };
+        // One control frame, then frames of ten bytes.
+        let end_lsn = Lsn(seq.saturating_sub(1) * 10);
+        let end = LogEnd { epoch: Epoch(1), generation: Generation(generation), seq: Seq(seq), end_lsn, checksum: 0 };
         CopyState {
             lineage: lineage.then_some(LineageId(1)),
             first: Seq(1),

@@ -18,6 +18,9 @@ pub(super) struct Repair {
     next_page: Option<PageNo>,
     /// The pages at the base can no longer be read.
     restart: bool,
+    /// The copy says that it is at another step than the one asked for. Perhaps an old answer; if nothing better comes, a late
+    /// `SeedBegin` put it back, and the seed begins anew.
+    astray: bool,
 }
 
 pub(super) enum Next {
@@ -31,13 +34,19 @@ pub(super) enum Next {
 impl Repair {
     /// Nothing can be copied yet (the volume itself is not durable).
     pub(super) fn waiting() -> Repair {
-        Repair { base: None, stored: None, unanswered: None, next_page: None, restart: true }
+        Repair { base: None, stored: None, unanswered: None, next_page: None, restart: true, astray: false }
     }
 
     pub(super) fn begin(generation: Generation, base: SeedBase) -> (Repair, CopyRequest) {
         let request = CopyRequest::SeedBegin { generation, base: base.clone() };
-        let repair =
-            Repair { base: Some(base), stored: None, unanswered: Some(request.clone()), next_page: Some(PageNo(0)), restart: false };
+        let repair = Repair {
+            base: Some(base),
+            stored: None,
+            unanswered: Some(request.clone()),
+            next_page: Some(PageNo(0)),
+            restart: false,
+            astray: false,
+        };
         (repair, request)
     }
 
@@ -70,8 +79,10 @@ impl Repair {
     /// The copy stored `step`.
     pub(super) fn stored(&mut self, generation: Generation, step: u64) -> Next {
         if self.restart || step != self.stored.map_or(0, |s| s + 1) || self.unanswered.is_none() {
-            return Next::Nothing; // an answer that came twice
+            self.astray = self.stored != Some(step);
+            return Next::Nothing;
         }
+        self.astray = false;
         self.stored = Some(step);
         self.unanswered = None;
         if self.next_page.is_some() {
@@ -84,7 +95,7 @@ impl Repair {
 
     pub(super) fn ask_again(&self) -> Next {
         match &self.unanswered {
-            _ if self.restart => Next::Nothing,
+            _ if self.restart || self.astray => Next::Nothing,
             Some(request) => Next::Send(request.clone()),
             None => Next::Read,
         }
