@@ -2,10 +2,12 @@
 
 mod common;
 
-use common::{Cluster, Ports, Ready, ensure, runs, until};
+use common::{ByHand, Cluster, Ports, Ready, ensure, runs, until};
 use parhelion::base::Prng;
+use rustix::process::Signal;
+use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Rows, and a sum that no lost or doubled row leaves alone.
 fn content(ready: &Ready, address: &str) -> Result<String, String> {
@@ -70,6 +72,10 @@ fn a_scripted_session_survives_every_crash_and_goes_on() {
     for region in cluster.secondaries() {
         assert_eq!(content(&ready, &region.reader).unwrap(), before);
     }
+    // Asked by its file, another region answers for it.
+    let status = cluster.status_of(&primary.name).unwrap();
+    assert!(status["answered_by"] != primary.name.as_str() && status["primary"] == primary.name.as_str(), "{status}");
+    assert!(common::row(&status, &primary.name).is_ok_and(|r| r["state"] == "disconnected" && r["answered"] == false), "{status}");
     cluster.start_region(&primary.name);
     until("the primary reads again", || {
         let got = content(&ready, &primary.writer)?;
@@ -102,16 +108,22 @@ fn a_scripted_session_survives_every_crash_and_goes_on() {
 
 const CLIENTS: usize = 4;
 
-/// Inserts numbered rows until the connection breaks; the last one acknowledged.
+/// Inserts numbered rows until the connection breaks, and counts them in another table in the same transaction; the last one
+/// acknowledged.
 async fn insert_until_it_breaks(ready: Ready, address: String, who: usize, from: u64, acknowledged: Arc<AtomicU64>) -> u64 {
     let who = i64::try_from(who).unwrap();
     let mut last = from;
-    let Ok(client) = ready.connect(&address).await else { return last };
-    let Ok(insert) = client.prepare("insert into acked (who, n) values ($1, $2)").await else { return last };
+    let Ok(mut client) = ready.connect(&address).await else { return last };
     loop {
         let n = i64::try_from(last + 1).unwrap();
-        match client.execute(&insert, &[&who, &n]).await {
-            Ok(_) => {
+        let one = async {
+            let transaction = client.transaction().await?;
+            transaction.execute("insert into acked (who, n) values ($1, $2)", &[&who, &n]).await?;
+            transaction.execute("insert or replace into counters (who, n) values ($1, $2)", &[&who, &n]).await?;
+            transaction.commit().await
+        };
+        match one.await {
+            Ok(()) => {
                 last += 1;
                 acknowledged.fetch_add(1, Ordering::Relaxed);
             }
@@ -125,7 +137,10 @@ fn every_acknowledged_commit_survives_a_kill_of_the_primary_under_load() {
     let mut cluster = Cluster::start(2, "none");
     let ready = cluster.ready.clone();
     let (primary, second) = (cluster.primary().clone(), cluster.secondaries()[0].clone());
-    ready.must(&primary.writer, "create table acked (who bigint, n bigint, primary key (who, n))");
+    ready.must(
+        &primary.writer,
+        "create table acked (who bigint, n bigint, primary key (who, n)); create table counters (who bigint primary key, n bigint)",
+    );
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let mut prng = Prng::new(u64::from(std::process::id()));
     let mut acked = [0u64; CLIENTS];
@@ -153,13 +168,13 @@ fn every_acknowledged_commit_survives_a_kill_of_the_primary_under_load() {
         for (who, client) in clients.into_iter().enumerate() {
             acked[who] = runtime.block_on(client).unwrap();
         }
-        let there = until("the primary is back", || {
-            ready.sql(&primary.writer, "select who, count(*), max(n) from acked group by who order by who")
-        });
+        let counted = "select who, count(*), max(n), (select n from counters c where c.who = acked.who) from acked group by who";
+        let there = until("the primary is back", || ready.sql(&primary.writer, counted));
         let there: Vec<Vec<u64>> = there.lines().map(|l| l.split('|').map(|c| c.parse().unwrap()).collect()).collect();
         for (who, last) in acked.iter_mut().enumerate().filter(|(_, last)| **last > 0) {
             let row = there.iter().find(|r| r[0] == who as u64).unwrap_or_else(|| panic!("round {round}: {who} has lost all of {last}"));
             assert_eq!(row[1], row[2], "round {round}: no holes in the rows of {who}: {there:?}");
+            assert_eq!(row[2], row[3], "round {round}: a transaction of {who} is there as a whole or not at all: {there:?}");
             assert!(row[2] >= *last, "round {round}: {last} was acknowledged to {who} and {} is there", row[2]);
             assert!(row[2] <= *last + 1, "round {round}: only the statement without an answer may be there, too: {there:?}, {last}");
             *last = row[2];
@@ -175,12 +190,39 @@ fn every_acknowledged_commit_survives_a_kill_of_the_primary_under_load() {
     cluster.until_whole();
 }
 
+/// Inserts numbered rows, whatever the answers; those that were acknowledged.
+fn insert_through_errors(ready: Ready, address: String, over: Arc<AtomicBool>) -> impl FnOnce() -> Vec<i64> {
+    move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let client = ready.connect(&address).await.unwrap();
+            let insert = client.prepare("insert into load (n) values ($1)").await.unwrap();
+            let mut acknowledged = Vec::new();
+            for n in 1.. {
+                if over.load(Ordering::Relaxed) {
+                    break;
+                }
+                match client.execute(&insert, &[&n]).await {
+                    Ok(_) => acknowledged.push(n),
+                    Err(e) => {
+                        let said = common::sql::said(&e);
+                        assert!(said.contains("58030") || said.contains("40003"), "{said}");
+                        // Refused at once: no reason to ask a thousand times a second.
+                        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+                    }
+                }
+            }
+            acknowledged
+        })
+    }
+}
+
 #[test]
 fn copies_stop_and_return_and_nothing_is_lost() {
     let mut cluster = Cluster::start(2, "none");
     let ready = cluster.ready.clone();
     let (primary, second) = (cluster.primary().clone(), cluster.secondaries()[0].clone());
-    ready.must(&primary.writer, "create table t (id integer primary key, v text not null)");
+    ready.must(&primary.writer, "create table t (id integer primary key, v text not null); create table load (n bigint primary key)");
     let insert = |id: u32| ready.sql(&primary.writer, &format!("insert into t values ({id}, 'v')"));
     let copy = |what: &str, id: &str| cluster.verb(&primary.name, &["copy", what, id]).unwrap();
     let state_of = |id: &str| {
@@ -190,6 +232,8 @@ fn copies_stop_and_return_and_nothing_is_lost() {
     };
     let is_down = |id: &str| until("the copy is down", || state_of(id).and_then(|s| ensure(s == "down", s)));
     insert(1).unwrap();
+    let over = Arc::new(AtomicBool::new(false));
+    let load = std::thread::spawn(insert_through_errors(ready.clone(), primary.writer.clone(), Arc::clone(&over)));
 
     // An AZ: nothing stops.
     copy("stop", "a1");
@@ -219,9 +263,24 @@ fn copies_stop_and_return_and_nothing_is_lost() {
     until("writes resume", || insert(4).map(|_| ()).or_else(|e| if e.contains("23505") { Ok(()) } else { Err(e) }));
     copy("start", "a1");
     copy("start", "a2");
+    // All of an AZ and one more, and back at once: who was waiting for a commit gets it.
+    for id in ["c1", "c2", "b2"] {
+        copy("stop", id);
+    }
+    for id in ["b2", "c2", "c1"] {
+        copy("start", id);
+    }
+    until("writes resume", || insert(5).map(drop).or_else(|e| if e.contains("23505") { Ok(()) } else { Err(e) }));
+    over.store(true, Ordering::Relaxed);
+    let acknowledged = load.join().unwrap();
+    assert!(!acknowledged.is_empty());
     cluster.until_whole();
+    let there = ready.must(&second.reader, "select group_concat(n) from (select n from load order by n)");
+    let there: BTreeSet<i64> = there.split(',').map(|n| n.parse().unwrap()).collect();
+    let lost: Vec<_> = acknowledged.iter().filter(|n| !there.contains(n)).collect();
+    assert!(lost.is_empty(), "acknowledged and not there: {lost:?}");
     let ids = ready.must(&second.reader, "select group_concat(id) from (select id from t order by id)");
-    assert!(ids == "1,2,4" || ids == "1,2,3,4", "{ids}");
+    assert!(ids == "1,2,4,5" || ids == "1,2,3,4,5", "{ids}");
 
     // A copy that is gone and one with a flipped byte: both are rebuilt from their peers.
     ready.must(&primary.writer, "insert into t select value, 'much ' || value from generate_series(1000, 9000)");
@@ -247,4 +306,153 @@ fn flip_in_the_middle(copy: &std::path::Path) {
     let end = bytes.iter().rposition(|b| *b != 0).expect("something is logged");
     bytes[end / 2] ^= 0x10;
     std::fs::write(&logs[0], bytes).unwrap();
+}
+
+fn kinds(cluster: &Cluster, kind: &str) -> Vec<String> {
+    let events = cluster.events(&cluster.primary().name).unwrap();
+    let own = events.iter().filter(|e| e["region"] == cluster.primary().name.as_str());
+    own.filter(|e| e["kind"] == kind).map(|e| e["what"].as_str().unwrap_or_default().to_owned()).collect()
+}
+
+#[test]
+fn a_secondary_that_was_away_resumes_and_an_empty_one_is_seeded() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("demo");
+    let mut cluster = Cluster::start_in(dir.clone(), Ports::reserve(3), &["--regions", "2", "--profile", "us"]);
+    let ready = cluster.ready.clone();
+    let (primary, second) = (cluster.primary().clone(), cluster.secondaries()[0].clone());
+    ready.must(&primary.writer, "create table t (id integer primary key, v blob)");
+    let seeded = kinds(&cluster, "seeding_began").len();
+
+    // More than the memory of the sender: what is missing comes from the copies, from the exact position on.
+    cluster.kill_region(&second.name);
+    let insert = |from: u32| {
+        let one = |i: u32| format!("insert into t values ({i}, randomblob(200000));\n");
+        ready.must(&primary.writer, &(from..from + 150).map(one).collect::<String>());
+    };
+    insert(1);
+    cluster.start_region(&second.name);
+    until_equal_everywhere(&cluster);
+    assert_eq!(kinds(&cluster, "seeding_began").len(), seeded, "the log was enough");
+    assert!(kinds(&cluster, "secondary_connected").last().is_some_and(|w| w.contains("resum")));
+
+    // Nothing left of it: pages at a position, then the log; and a crash in the middle of that is one more restart.
+    cluster.kill_region(&second.name);
+    std::fs::remove_dir_all(&second.data_dir).unwrap();
+    cluster.start_region(&second.name);
+    until("the seeding begins", || ensure(kinds(&cluster, "seeding_began").len() > seeded, "no event"));
+    cluster.kill_region(&second.name);
+    insert(1001);
+    cluster.start_region(&second.name);
+    until_equal_everywhere(&cluster);
+    cluster.until_whole();
+    let all = content(&ready, &primary.writer).unwrap();
+
+    // A third region joins a cluster that has data.
+    assert_eq!(cluster.interrupt().code(), Some(0));
+    cluster.stop_region(&second.name);
+    drop(cluster);
+    let cluster = Cluster::start_in(dir, Ports::reserve(3), &["--regions", "3"]);
+    assert_eq!(cluster.ready.regions.len(), 3);
+    assert_eq!(until_equal_everywhere(&cluster), all);
+    cluster.until_whole();
+}
+
+#[test]
+fn a_frozen_process_is_seen_and_goes_on_when_it_thaws() {
+    let mut cluster = Cluster::start(2, "none");
+    let ready = cluster.ready.clone();
+    let (primary, second) = (cluster.primary().clone(), cluster.secondaries()[0].clone());
+    ready.must(&primary.writer, "create table t (id integer primary key, v text not null)");
+    cluster.until_whole();
+
+    common::signal(second.pid, Signal::STOP);
+    ready.must(&primary.writer, "insert into t values (1, 'v')");
+    until("it does not answer", || {
+        let row = cluster.row(&primary.name, &second.name)?;
+        ensure(row["answered"] == false && row["lag_known"] == false && row["state"] == "disconnected", row)
+    });
+    common::signal(second.pid, Signal::CONT);
+    until_equal_everywhere(&cluster);
+
+    common::signal(primary.pid, Signal::STOP);
+    until("the secondary is alone", || {
+        let row = cluster.row(&second.name, &second.name)?;
+        ensure(row["state"] == "disconnected" && row["lag_known"] == false && row["visibility_lag_ms"].is_null(), row)
+    });
+    assert_eq!(ready.must(&second.reader, "select v from t"), "v");
+    common::signal(primary.pid, Signal::CONT);
+    until("it writes again", || ready.sql(&second.writer, "insert or replace into t values (2, 'v')").map(drop));
+    until_equal_everywhere(&cluster);
+
+    // The demo itself is killed: nothing of it stays behind, and the next one takes over where it ended.
+    let all = content(&ready, &primary.writer).unwrap();
+    let dir = cluster.dir.clone();
+    cluster.kill_demo();
+    until("the regions end with it", || ensure(!runs(primary.pid) && !runs(second.pid), "they run"));
+    let again = Cluster::start_in(dir, Ports::reserve(2), &[]);
+    assert_eq!(until_equal_everywhere(&again), all);
+}
+
+#[test]
+fn a_demo_with_a_load_sums_up() {
+    let temp = tempfile::tempdir().unwrap();
+    let ports = Ports::reserve(2);
+    let mut command = common::parhelion();
+    command
+        .args(["demo", "--regions", "2", "--profile", "us", "--load", "100", "--for", "2s", "--json", "--dir"])
+        .arg(temp.path().join("d"));
+    let output = common::run(command.args(["--base-port", &ports.base.to_string()]), "");
+    assert!(output.status.success(), "{}", common::text(&output.stderr));
+    let lines: Vec<serde_json::Value> =
+        common::text(&output.stdout).lines().map(|l| serde_json::from_str(l).expect("JSON, line by line")).collect();
+    assert!(lines[0]["type"] == "ready" && lines[0]["regions"][1]["writer"].is_string(), "{}", lines[0]);
+    assert!(lines.iter().any(|l| l["type"] == "status" && l["regions"].is_array()));
+    let summary = lines.last().unwrap();
+    assert!(summary["type"] == "summary" && summary["load"]["committed"].as_u64() > Some(20), "{summary}");
+    assert!(summary["load"]["errors"] == 0 && summary["exits"] == 0, "{summary}");
+    assert!(summary["regions"][1]["durability_lag_ms"]["p50"].as_f64() >= Some(25.0), "the network of the profile shows: {summary}");
+}
+
+#[test]
+fn the_example_works_as_it_is() {
+    let temp = tempfile::tempdir().unwrap();
+    let ports = Ports::reserve(3);
+    // As it is but for the ports, which others here may have.
+    std::fs::create_dir(temp.path().join("regions")).unwrap();
+    let names = ["us-east", "eu-west", "ap-northeast"];
+    let file = |name: &str| temp.path().join("regions").join(format!("{name}.toml"));
+    for name in names {
+        let mut config = std::fs::read_to_string(format!("{}/regions/{name}.toml", env!("CARGO_MANIFEST_DIR"))).unwrap();
+        for i in 0..3 {
+            for n in [0, 1, 2, 3, 10] {
+                config = config.replace(&format!(":{}\"", 7400 + 100 * i + n), &format!(":{}\"", ports.base + 100 * i + n));
+            }
+        }
+        std::fs::write(file(name), config).unwrap();
+    }
+    let made = common::run(common::parhelion().args(["certs", "--config"]).arg(file("us-east")), "");
+    assert!(made.status.success(), "{}", common::text(&made.stderr));
+    let processes: Vec<_> = names.iter().map(|n| ByHand::start(&file(n), &temp.path().join(format!("{n}.log")))).collect();
+    until("it is healthy, whichever is asked", || {
+        for name in names {
+            let output = common::run(common::parhelion().args(["status", "--check", "--config"]).arg(file(name)), "");
+            ensure(output.status.success(), common::text(&output.stderr))?;
+        }
+        Ok(())
+    });
+    let password = std::fs::read_to_string(temp.path().join("certs/sql-password")).unwrap().trim().to_owned();
+    let ready = Ready { cluster: "sun".into(), user: "parhelion".into(), password, database: "parhelion".into(), regions: Vec::new() };
+    let port = |n: u16| format!("127.0.0.1:{}", ports.base + n);
+    ready.must(&port(201), "create table t (id integer primary key, v text); insert into t values (7, 'from far away')");
+    until("it is everywhere", || {
+        for n in [2, 102, 202] {
+            let got = ready.sql(&port(n), "select v from t where id = 7")?;
+            ensure(got == "from far away", got)?;
+        }
+        Ok(())
+    });
+    for process in processes {
+        process.stop();
+    }
 }

@@ -414,3 +414,34 @@ fn a_full_disk_stops_writes_with_a_sentence_and_nothing_else() {
     });
     cluster.until_whole();
 }
+
+#[test]
+fn a_full_disk_in_a_secondary_is_nobody_elses_trouble() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("demo");
+    let Some(_mount) = Mount::at(&dir.join("data/eu-west"), 900) else { return };
+    let cluster = Cluster::start_in(dir, Ports::reserve(2), &["--regions", "2", "--profile", "none"]);
+    let ready = cluster.ready.clone();
+    let (primary, second) = (cluster.primary().clone(), cluster.secondaries()[0].clone());
+    ready.must(&primary.writer, "create table t (id integer primary key, v blob)");
+    cluster.until_whole();
+    let filler = second.data_dir.join("filler");
+    let mut file = std::fs::File::create(&filler).unwrap();
+    while file.write_all(&[0xAB; 1 << 16]).is_ok() {}
+    drop(file);
+    // More than the log that it has space for.
+    ready.must(&primary.writer, &(1..=250).map(|i| format!("insert into t values ({i}, randomblob(200000));\n")).collect::<String>());
+    until("it says what it lacks", || {
+        let row = cluster.row(&primary.name, &second.name)?;
+        let copies = row["copies"].to_string();
+        ensure(["stalled", "catching_up", "disconnected"].iter().any(|s| row["state"] == *s) && copies.contains("full"), row)
+    });
+    assert_eq!(cluster.row(&primary.name, &primary.name).unwrap()["state"], "writable");
+    ready.must(&second.reader, "select count(*) from t");
+    std::fs::remove_file(&filler).unwrap();
+    until("it catches up by itself", || {
+        let count = ready.sql(&second.reader, "select count(*) from t where length(v) = 200000")?;
+        ensure(count == "250", count)
+    });
+    cluster.until_whole();
+}

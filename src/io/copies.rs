@@ -2,7 +2,7 @@
 //!
 //! Decides nothing about the log: it opens a [`Copy`], feeds it what the node says in the order that the copy asks for, and
 //! opens it again, after a moment, when it left its duty. A failed fsync is thus never tried again on the same file: the copy
-//! that comes back has read its disk anew. Driven by `io::driver` through [`Copies::send`]; answers come as node events.
+//! that comes back has read its disk anew. A copy whose disk is full is read on and opened again when there is room. Driven by `io::driver` through [`Copies::send`]; answers come as node events.
 
 use super::clock;
 use super::disk::FileDisk;
@@ -13,6 +13,7 @@ use crate::node::Event;
 use crate::volume::{Copy, CopyRequest, FlushDone, FlushJob, OpenError, PageStore, ReadError};
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex, RwLock};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -22,6 +23,7 @@ use std::time::Duration;
 
 /// Between two attempts to open a copy that failed.
 const REOPEN_AFTER: Duration = Duration::from_secs(1);
+const STOPPED: &str = "stopped by an operator; start it with `parhelion copy start`";
 /// A reader waits so long for some copy to have the page versions it asks for.
 const PAGE_WAIT_MAX: Duration = Duration::from_secs(5);
 
@@ -47,6 +49,8 @@ pub struct Copies {
 /// Pages of the region for its SQL engine, read past the copies' threads: a read never waits for an fsync.
 pub struct Pages {
     stores: RwLock<[Option<Arc<PageStore>>; 6]>,
+    /// Copies that left their duty and are still read.
+    left: Mutex<BTreeSet<CopyId>>,
     waiters: AtomicU32,
     moved: Mutex<()>,
     moved_signal: Condvar,
@@ -61,6 +65,7 @@ impl Copies {
     pub fn start(dir: &Path, limits: &Limits, inbox: &Inbox) -> std::io::Result<Copies> {
         let pages = Arc::new(Pages {
             stores: RwLock::new(Default::default()),
+            left: Mutex::default(),
             waiters: AtomicU32::new(0),
             moved: Mutex::new(()),
             moved_signal: Condvar::new(),
@@ -142,15 +147,24 @@ enum Ended {
 impl Worker {
     fn run(self) {
         loop {
+            let mut full = None;
             let ended = match self.open() {
-                Ok(copy) => self.serve(copy),
+                Ok((copy, disk)) => {
+                    let ended = self.serve(copy);
+                    full = Some(disk).filter(|disk| matches!(ended, Ended::Failed(_)) && self.is_full(disk));
+                    ended
+                }
                 Err(reason) => Ended::Failed(reason),
             };
-            self.pages.set(self.id, None);
-            let (reason, until) = match ended {
+            match &full {
+                // What it has is right: only what is durable in the region becomes pages. Others may be full, too.
+                Some(_) => self.pages.leave(self.id),
+                None => self.pages.set(self.id, None),
+            }
+            let (reason, mut until) = match ended {
                 Ended::Process => return,
                 Ended::Failed(reason) => (reason, Some(clock::now() + REOPEN_AFTER)),
-                Ended::Stopped => ("stopped by an operator; start it with `parhelion copy start`".to_owned(), None),
+                Ended::Stopped => (STOPPED.to_owned(), None),
             };
             self.inbox.send(Event::CopyLost { copy: self.id, reason });
             // What is sent meanwhile is for a copy that is not there.
@@ -160,26 +174,39 @@ impl Worker {
                     Some(at) => self.rx.recv_timeout(at.since(clock::now())),
                 };
                 match order {
+                    Err(RecvTimeoutError::Timeout) if full.as_ref().is_some_and(|disk| self.is_full(disk)) => {
+                        until = Some(clock::now() + REOPEN_AFTER);
+                    }
                     Ok(Order::Start) | Err(RecvTimeoutError::Timeout) => break,
+                    Ok(Order::Stop) => {
+                        until = None;
+                        self.inbox.send(Event::CopyLost { copy: self.id, reason: STOPPED.to_owned() });
+                    }
                     Ok(Order::End) | Err(RecvTimeoutError::Disconnected) => return,
                     Ok(_) => {}
                 }
             }
+            self.pages.set(self.id, None);
         }
     }
 
-    fn open(&self) -> Result<Copy, String> {
-        let disk = FileDisk::open(&self.dir).map_err(|e| e.to_string())?;
-        match Copy::open(Arc::new(disk), &self.limits) {
+    /// No room for one more file of the log, and the copy met that.
+    fn is_full(&self, disk: &FileDisk) -> bool {
+        disk.is_full(self.limits.log_file_bytes)
+    }
+
+    fn open(&self) -> Result<(Copy, Arc<FileDisk>), String> {
+        let disk = Arc::new(FileDisk::open(&self.dir).map_err(|e| e.to_string())?);
+        match Copy::open(disk.clone(), &self.limits) {
             Err(e @ OpenError::Damaged { .. }) if self.serving.load(Ordering::Relaxed) => {
                 // The volume serves without it and will rebuild it. What is damaged is kept for whoever wants to look at it.
                 let aside = self.dir.with_extension(format!("damaged-{}", clock::unix_now().0 / 1_000_000));
                 std::fs::rename(&self.dir, &aside).map_err(|io| format!("{e}; and it cannot be moved aside: {io}"))?;
                 tracing::warn!(copy = %self.id, kept = %aside.display(), "{e}");
-                let disk = FileDisk::open(&self.dir).map_err(|e| e.to_string())?;
-                Copy::open(Arc::new(disk), &self.limits).map_err(|e| e.to_string())
+                let disk = Arc::new(FileDisk::open(&self.dir).map_err(|e| e.to_string())?);
+                Copy::open(disk.clone(), &self.limits).map(|copy| (copy, disk)).map_err(|e| e.to_string())
             }
-            other => other.map_err(|e| e.to_string()),
+            other => other.map(|copy| (copy, disk)).map_err(|e| e.to_string()),
         }
     }
 
@@ -250,7 +277,21 @@ impl Worker {
 
 impl Pages {
     fn set(&self, copy: CopyId, store: Option<Arc<PageStore>>) {
-        self.stores.write()[copy.index()] = store;
+        let mut stores = self.stores.write();
+        self.left.lock().remove(&copy);
+        stores[copy.index()] = store;
+    }
+
+    fn leave(&self, copy: CopyId) {
+        self.left.lock().insert(copy);
+    }
+
+    /// The volume begins anew at some position: what a copy out of duty has may not be what lies there now.
+    pub fn forget_left(&self) {
+        let mut stores = self.stores.write();
+        for copy in std::mem::take(&mut *self.left.lock()) {
+            stores[copy.index()] = None;
+        }
     }
 
     fn moved(&self) {

@@ -15,6 +15,7 @@ use std::io::{ErrorKind, IoSlice};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Handles kept open at most; past it all are closed and opened again as they are needed.
 const HANDLES_MAX: usize = 64;
@@ -26,6 +27,8 @@ pub struct FileDisk {
     path: PathBuf,
     directory: File,
     state: Mutex<State>,
+    /// A write found no space, since this was opened.
+    full: AtomicBool,
 }
 
 #[derive(Default)]
@@ -53,7 +56,23 @@ impl FileDisk {
         if let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
             File::open(parent).and_then(|p| p.sync_all()).map_err(|e| error(&shown, &e))?;
         }
-        Ok(FileDisk { path: path.to_path_buf(), directory, state: Mutex::default() })
+        Ok(FileDisk { path: path.to_path_buf(), directory, state: Mutex::default(), full: AtomicBool::new(false) })
+    }
+
+    /// Whether a write found the disk full and it still has less than `bytes` left.
+    #[must_use]
+    pub fn is_full(&self, bytes: u64) -> bool {
+        self.full.load(Ordering::Relaxed)
+            && rustix::fs::fstatvfs(&self.directory).is_ok_and(|fs| fs.f_bavail.saturating_mul(fs.f_frsize) < bytes)
+    }
+
+    /// As [`error`], of a call that takes space.
+    fn space_error(&self, name: &str, e: &std::io::Error) -> DiskError {
+        let error = error(name, e);
+        if matches!(error, DiskError::Full { .. }) {
+            self.full.store(true, Ordering::Relaxed);
+        }
+        error
     }
 
     fn handle(&self, name: &str, make: bool) -> Result<Arc<File>, DiskError> {
@@ -163,7 +182,7 @@ impl Disk for FileDisk {
         self.refuse_broken(name)?;
         let file = self.handle(name, true)?;
         let mut pieces: Vec<IoSlice<'_>> = parts.iter().map(|p| IoSlice::new(p)).collect();
-        write_all_vectored_at(&file, offset, &mut pieces).map_err(|e| error(name, &e))
+        write_all_vectored_at(&file, offset, &mut pieces).map_err(|e| self.space_error(name, &e))
     }
 
     fn allocate(&self, name: &str, len: u64) -> Result<(), DiskError> {
@@ -176,7 +195,7 @@ impl Disk for FileDisk {
                 let now = file.metadata().map_err(|e| error(name, &e))?.len();
                 if now < len { file.set_len(len).map_err(|e| error(name, &e)) } else { Ok(()) }
             }
-            Err(e) => Err(error(name, &e.into())),
+            Err(e) => Err(self.space_error(name, &e.into())),
         }
     }
 
@@ -268,5 +287,7 @@ mod tests {
         // More than any file system has.
         let e = disk.allocate("a", 1 << 50).unwrap_err();
         assert!(matches!(e, DiskError::Full { .. } | DiskError::Failed { .. }), "{e}");
+        assert!(!disk.is_full(1), "there is room again for what is not absurd");
+        assert_eq!(disk.is_full(u64::MAX), matches!(e, DiskError::Full { .. }));
     }
 }

@@ -199,6 +199,7 @@ impl Driver {
                     }
                 }
                 Effect::HeadReset { at } => {
+                    self.copies.pages().forget_left();
                     self.engine.reset(at);
                     self.node.handle(clock::now(), clock::unix_now(), Event::HeadSees { end: at, written_at: None });
                 }

@@ -219,6 +219,8 @@ impl Cluster {
     /// On a directory that is the caller's.
     pub fn start_in(dir: PathBuf, ports: Ports, args: &[&str]) -> Cluster {
         let ready_file = dir.with_extension("ready.json");
+        // That of a demo that was killed.
+        let _ = std::fs::remove_file(&ready_file);
         let mut command = parhelion();
         command.arg("demo").arg("--dir").arg(&dir).args(["--base-port", &ports.base.to_string()]);
         command.arg("--ready-file").arg(&ready_file).args(args).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -342,6 +344,13 @@ impl Cluster {
         let mut demo = self.demo.take().expect("the demo runs");
         signal(demo.id(), Signal::INT);
         wait(&mut demo, "a demo that was asked to end")
+    }
+
+    /// `kill -9` of the demo itself.
+    pub fn kill_demo(&mut self) {
+        let mut demo = self.demo.take().expect("the demo runs");
+        demo.kill().expect("it runs");
+        demo.wait().expect("it ends");
     }
 
     /// The end of every log, for whoever wants to know why.
