@@ -258,9 +258,10 @@ impl Node {
     pub(super) fn follow_received(&mut self, now: Instant, conn: ConnId, message: Message) {
         if let Contact::Greeting { region, .. } = &self.follower.contact {
             let region = region.clone();
-            // Streams overtake each other: what comes before the welcome is sent again.
-            if let Message::Control(control) = message {
-                self.greeted(now, conn, region, control);
+            match message {
+                Message::Control(control) => self.greeted(now, conn, region, control),
+                // Streams overtake each other: what comes before the welcome is sent again.
+                _ => {}
             }
             return;
         }
