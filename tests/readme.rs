@@ -131,6 +131,26 @@ fn every_block_is_run_somewhere() {
     }
 }
 
+/// Files and tests that the texts name: `src/a/b.rs`, `tests/a.rs::a_test`.
+#[test]
+fn what_the_texts_name_exists() {
+    let mut missing = Vec::new();
+    for name in ["README.md", "CONTRIBUTING.md", "ARCHITECTURE.md"] {
+        let text = fs::read_to_string(root().join(name)).expect("it is there");
+        let prose: String = text.split("```").step_by(2).collect();
+        for span in prose.split('`').skip(1).step_by(2).filter(|s| ["src/", "tests/", "regions/", "fuzz/"].iter().any(|d| s.starts_with(d)))
+        {
+            let (file, test) = span.split_once("::").map_or((span, None), |(f, t)| (f, Some(t)));
+            let found = root().join(file).exists()
+                && test.is_none_or(|t| fs::read_to_string(root().join(file)).is_ok_and(|code| code.contains(&format!("fn {t}("))));
+            if !found {
+                missing.push(format!("{name}: {span}"));
+            }
+        }
+    }
+    assert!(missing.is_empty(), "these are named and do not exist:\n{}", missing.join("\n"));
+}
+
 /// What the README shows of the world stays true of the code.
 #[test]
 fn numbers_of_the_text_are_those_of_the_code() {
