@@ -113,6 +113,8 @@ impl State {
 
     fn crash(&mut self) {
         self.down = true;
+        self.cut_at = None;
+        self.fail_at = None;
         let State { files, prng, .. } = self;
         files.retain(|_, file| {
             let Some(durable) = file.durable.as_mut() else { return false };
@@ -162,7 +164,7 @@ impl SimDisk {
         }
     }
 
-    /// The power goes now. Every call fails until [`SimDisk::restart`].
+    /// The power goes now. Every call fails until [`SimDisk::restart`]. Faults that were ordered and not yet met are forgotten.
     pub fn crash(&self) {
         self.state.lock().crash();
     }

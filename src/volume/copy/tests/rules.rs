@@ -208,10 +208,10 @@ fn a_tail_is_replaced_only_by_a_newer_writer_and_never_becomes_pages() {
     for _ in 0..4 {
         world.write();
     }
-    world.fill(&mut copy);
-    drop(copy);
-    // Opened anew, so that nothing is ingested beyond what the new appender calls durable.
-    let mut copy = open(&disk);
+    drive(&mut copy, vec![CopyRequest::Raise { generation: Generation(1) }]);
+    drive(&mut copy, vec![world.append(world.frames.clone(), durable)]);
+    drive(&mut copy, vec![world.append(Vec::new(), durable)]);
+    assert_eq!(copy.pages().ingested(), durable.end_lsn);
     let mut new = world.cut(keep, Generation(2));
     // The new appender's VDL is past seqs that here belong to the old tail: they must not be ingested.
     for _ in 0..12 {
@@ -346,7 +346,7 @@ fn log_files_go_when_nobody_needs_them_and_restarts_do_not_pile_them_up() {
         let frames = world.write();
         drive(&mut copy, vec![world.append(frames, LogEnd::EMPTY)]);
     }
-    assert!(log_files(&disk) <= files + 4, "{} after 20 restarts, {files} before", log_files(&disk));
+    assert!(log_files(&disk) <= files + 10, "{} after 20 restarts, {files} before", log_files(&disk));
     copy = open(&disk);
     drive(&mut copy, vec![world.append(Vec::new(), world.end())]);
     world.check_pages(&copy, world.end().end_lsn);
