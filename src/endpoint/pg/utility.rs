@@ -235,12 +235,29 @@ pub fn classify(sql: &str) -> Result<Command, SqlError> {
                 "SERVER",
                 "MATERIALIZED",
             ];
-            return if known.contains(&what.as_str()) { Err(unsupported(&format!("{verb} {what}"))) } else { Ok(Command::Sql) };
+            if known.contains(&what.as_str()) {
+                return Err(unsupported(&format!("{verb} {what}")));
+            }
+            return match serial_column(sql) {
+                Some(t) => Err(unsupported(&format!("the column type {}", t.to_ascii_uppercase()))
+                    .hint("Write INTEGER PRIMARY KEY: it numbers the rows by itself.")),
+                None => Ok(Command::Sql),
+            };
         }
         _ => return Ok(Command::Sql),
     };
     w.end()?;
     Ok(Command::Utility(utility))
+}
+
+/// A column that is defined with one of PostgreSQL's counting types. The engine would take the word for a type that it does not
+/// know, and leave the column NULL.
+fn serial_column(sql: &str) -> Option<&str> {
+    let tokens: Vec<Token> = words(sql).collect();
+    let begins_column = |t: &Token| t.is("(") || t.is(",") || t.is("ADD") || t.is("COLUMN");
+    let name = |t: &Token| matches!(t.kind, Kind::Word | Kind::QuotedName);
+    let counts = |t: &Token| ["SERIAL", "BIGSERIAL", "SMALLSERIAL"].iter().any(|s| t.is(s));
+    tokens.windows(3).find(|w| begins_column(&w[0]) && name(&w[1]) && !w[1].is("COLUMN") && counts(&w[2])).map(|w| w[2].text)
 }
 
 fn transaction_word(w: &mut Words) -> Result<(), SqlError> {
@@ -487,6 +504,9 @@ mod tests {
         assert_eq!(code("set x"), "42601");
         assert_eq!(code("listen news"), "0A000");
         assert_eq!(code("create role x"), "0A000");
+        for sql in ["create table t (a text, id bigserial primary key)", "create table t(\"id\" Serial)", "alter table t add column n serial"] {
+            assert_eq!(code(sql), "0A000", "{sql}");
+        }
     }
 
     #[test]
@@ -499,6 +519,9 @@ mod tests {
             ("create unique index i on t(a)", 0, "CREATE INDEX"),
             ("create temp table t(a)", 0, "CREATE TABLE"),
             ("drop table t", 0, "DROP TABLE"),
+            ("create table t (serial text, a int)", 0, "CREATE TABLE"),
+            ("create table t as select serial from u", 0, "CREATE TABLE"),
+            ("alter table t add column serial text", 0, "ALTER TABLE"),
             ("alter table t add column b", 0, "ALTER TABLE"),
             ("vacuum", 0, "VACUUM"),
             ("-- note\ndelete from t", 0, "DELETE 0"),
