@@ -21,6 +21,8 @@ use std::time::Duration;
 
 /// The published report is at most this old.
 const REPORT_EVERY: Duration = Duration::from_millis(20);
+/// A thin batch's twin follows so much later: a packet of its own, that is not lost with the first one.
+const TWIN_AFTER: Duration = Duration::from_millis(2);
 /// Operator events kept in memory.
 const EVENTS_KEPT: usize = 4096;
 /// Events handled before effects of later ones may wait: bounds how stale the timers get.
@@ -252,7 +254,7 @@ impl Driver {
             Lane::Batch => {
                 link.send_batch(parts);
                 if let Some(twin) = message.encode_twin() {
-                    link.send_datagram(twin);
+                    link.send_datagram_after(TWIN_AFTER, twin);
                 }
             }
             Lane::Control => link.send_control(parts.swap_remove(0)),

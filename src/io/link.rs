@@ -103,6 +103,8 @@ struct Inner {
     batches: Outbox,
     /// Why this side closed the link; the transport itself remembers only that it did.
     closed_because: OnceLock<String>,
+    /// For what is to be sent in a moment: callers have threads of their own.
+    runtime: tokio::runtime::Handle,
 }
 
 /// Messages on their way to the task that writes them, with their bytes counted.
@@ -185,6 +187,15 @@ impl Link {
     /// Sends a small message that may be lost. Silently dropped when it does not fit a packet or the path takes none.
     pub fn send_datagram(&self, message: Bytes) {
         let _ = self.inner.connection.send_datagram(message);
+    }
+
+    /// [`Link::send_datagram`], a moment later: so that it does not share its packet with what was sent just before.
+    pub fn send_datagram_after(&self, delay: Duration, message: Bytes) {
+        let connection = self.inner.connection.clone();
+        self.inner.runtime.spawn(async move {
+            tokio::time::sleep(delay).await;
+            let _ = connection.send_datagram(message);
+        });
     }
 
     /// Opens a session with the peer's writer.
@@ -274,7 +285,8 @@ impl Link {
         let (control_box, control_rx) = Outbox::new(CONTROL_QUEUE_BYTES_MAX);
         let (batch_box, batch_rx) = Outbox::new(BATCH_QUEUE_BYTES_MAX);
         let closed_because = OnceLock::new();
-        let inner = Inner { peer, connection, dialled, control: control_box, batches: batch_box, closed_because };
+        let runtime = tokio::runtime::Handle::current();
+        let inner = Inner { peer, connection, dialled, control: control_box, batches: batch_box, closed_because, runtime };
         let link = Link { inner: Arc::new(inner) };
         tokio::spawn(run(link.clone(), control, control_rx, batch_rx, events));
         (link, receiver)

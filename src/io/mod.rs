@@ -1,6 +1,7 @@
 //! Where the cores meet the machine: tokio, quinn, files, TLS, clocks, entropy. Drives one node for real.
 
 pub mod clock;
+mod congestion;
 pub mod copies;
 pub mod disk;
 pub mod driver;

@@ -7,6 +7,7 @@
 //! loss (so streams stay short and their window small, and only the connection's windows are big); the defaults fill
 //! 100 Mbit/s x 100 ms and no more; and the kernel's default UDP buffers drop what the windows allow.
 
+use super::congestion::FloorFactory;
 use crate::base::{ClusterName, RegionName};
 use crate::io::tls::{self, Material, PeerIdentity};
 use quinn::congestion::{BbrConfig, ControllerFactory, CubicConfig, NewRenoConfig};
@@ -334,7 +335,7 @@ fn transport(congestion: Congestion) -> TransportConfig {
         .initial_rtt(INITIAL_RTT)
         // Batches leave in the order of the log: the oldest is the one the other side waits for.
         .send_fairness(false)
-        .congestion_controller_factory(controller);
+        .congestion_controller_factory(Arc::new(FloorFactory { inner: controller }));
     transport
 }
 

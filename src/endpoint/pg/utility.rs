@@ -504,7 +504,9 @@ mod tests {
         assert_eq!(code("set x"), "42601");
         assert_eq!(code("listen news"), "0A000");
         assert_eq!(code("create role x"), "0A000");
-        for sql in ["create table t (a text, id bigserial primary key)", "create table t(\"id\" Serial)", "alter table t add column n serial"] {
+        for sql in
+            ["create table t (a text, id bigserial primary key)", "create table t(\"id\" Serial)", "alter table t add column n serial"]
+        {
             assert_eq!(code(sql), "0A000", "{sql}");
         }
     }
