@@ -223,6 +223,8 @@ pub struct Appender {
     vdl_moved: Option<Instant>,
     reads: BTreeMap<u64, PendingRead>,
     next_read: u64,
+    /// Seeds begun so far, of copies and of the region.
+    seeds: u64,
     control: Vec<u8>,
     control_version: u64,
     control_reported: u64,
@@ -241,6 +243,8 @@ pub struct Appender {
 #[derive(Debug)]
 struct Seeding {
     base: SeedBase,
+    /// Where its steps are counted from at the copies; here they count from 0.
+    first: u64,
     /// Steps handed in and not yet stored on four.
     requests: VecDeque<(u64, CopyRequest)>,
     last_step: u64,
@@ -307,6 +311,7 @@ impl Appender {
             vdl_moved: None,
             reads: BTreeMap::new(),
             next_read: 1,
+            seeds: 0,
             control: Vec::new(),
             control_version: 0,
             control_reported: 0,
@@ -609,9 +614,10 @@ impl Appender {
         self.milestones.clear();
         self.vdl = LogEnd::EMPTY;
         self.known_durable = LogEnd::EMPTY;
-        let request = CopyRequest::SeedBegin { generation: self.generation, base: base.clone() };
+        let first = self.first_step();
+        let request = CopyRequest::SeedBegin { generation: self.generation, step: first, base: base.clone() };
         self.seeding =
-            Some(Seeding { base, requests: VecDeque::from([(0, request)]), last_step: 0, stored: 0, ending: false, stalled: false });
+            Some(Seeding { base, first, requests: VecDeque::from([(0, request)]), last_step: 0, stored: 0, ending: false, stalled: false });
         for copy in CopyId::all() {
             let peer = &mut self.peers[copy.index()];
             if matches!(peer.contact, Contact::Raised(_) | Contact::Joined | Contact::Repairing(_)) {
@@ -620,6 +626,7 @@ impl Appender {
                 peer.reading = None;
                 peer.splice = None;
                 peer.seed_step = None;
+                peer.seed_said = None;
                 self.set_health(copy, CopyHealth::Seeding);
             }
             self.feed_seed(now, copy);
@@ -934,7 +941,7 @@ impl Appender {
         {
             // The answer to SeedEnd.
             if seeding.ending && end == seeding.base.end {
-                let last = seeding.last_step;
+                let last = seeding.first + seeding.last_step;
                 self.seeded(now, copy, last);
             }
             return;
@@ -1160,6 +1167,12 @@ impl Appender {
         }
     }
 
+    /// Where the next seed's steps are counted from: no two seeds share a step.
+    fn first_step(&mut self) -> u64 {
+        self.seeds += 1;
+        self.seeds << 32
+    }
+
     // ---- repair from peers -----------------------------------------------------------------------------------------
 
     /// Rebuilds a copy from its peers: pages at the VDL, then the log. Writes go on meanwhile.
@@ -1174,7 +1187,8 @@ impl Appender {
         let mut history = self.history.clone();
         history.cut_from(at.seq.next());
         let base = SeedBase { lineage, end: at, history };
-        let (repair, request) = Repair::begin(self.generation, base);
+        let first = self.first_step();
+        let (repair, request) = Repair::begin(self.generation, first, base);
         let peer = &mut self.peers[copy.index()];
         peer.contact = Contact::Repairing(Box::new(repair));
         peer.acked = LogEnd::EMPTY;
@@ -1191,7 +1205,7 @@ impl Appender {
         seeding.last_step += 1;
         seeding.ending = ending;
         let step = seeding.last_step;
-        seeding.requests.push_back((step, request(step)));
+        seeding.requests.push_back((step, request(seeding.first + step)));
         for copy in CopyId::all() {
             // Whoever has not stored the step before is fed when it has: what is under way is not sent again.
             if self.peers[copy.index()].seed_step.map(|s| s + 1) == Some(step) {
@@ -1242,6 +1256,7 @@ impl Appender {
             return;
         }
         let Some(seeding) = &mut self.seeding else { return };
+        let Some(step) = step.checked_sub(seeding.first) else { return };
         let peer = &mut self.peers[copy.index()];
         if !peer.is_joined() || Some(step) != peer.seed_step.map_or(Some(0), |s| s.checked_add(1)) {
             peer.seed_said = Some(step);

@@ -34,11 +34,14 @@ pub enum CopyRequest {
     /// All pages that exist at `at`, in order, from `from` on, about `bytes_max` of them.
     ReadPages { id: u64, at: Lsn, from: PageNo, bytes_max: usize },
     /// Begin to replace everything here by pages at `base`. What the copy has stays valid until `SeedEnd`.
-    SeedBegin { generation: Generation, base: SeedBase },
-    /// Whole pages at the base's LSN, in order of page number; `step` counts 1, 2, 3 ... and is taken only in that order. Any
+    ///
+    /// Steps are counted from `step` on, and no two seeds of one generation share a step: what is late of an older seed is never taken
+    /// for a part of this one.
+    SeedBegin { generation: Generation, step: u64, base: SeedBase },
+    /// Whole pages at the base's LSN, in order of page number; `step` counts on from the one it began with and is taken only in that order. Any
     /// other is answered with the step that is stored, and the sender goes on behind that one.
     SeedPages { generation: Generation, step: u64, pages: Vec<(PageNo, Bytes)> },
-    /// Publish the seed in one atomic step: pages at the base, and an empty log that goes on behind it.
+    /// Publish the seed in one atomic step: pages at the base, and an empty log that goes on behind it. `steps`: the last of them.
     SeedEnd { generation: Generation, steps: u64 },
 }
 
@@ -93,7 +96,7 @@ pub enum CopyReply {
         id: u64,
         reason: String,
     },
-    /// Step `step` of a seed is stored (0: begun). After `SeedEnd`: `Appended` with the base as its end.
+    /// The seed under way is stored up to `step` (the one it began with: begun). After `SeedEnd`: `Appended` with the base as its end.
     Seeded {
         generation: Generation,
         step: u64,

@@ -11,6 +11,8 @@ use bytes::Bytes;
 #[derive(Debug)]
 pub(super) struct Repair {
     base: Option<SeedBase>,
+    /// Where its steps are counted from at the copy (see `SeedBegin`); here they count from 0.
+    first: u64,
     /// Steps stored at the copy; 0 is `SeedBegin`.
     stored: Option<u64>,
     /// The request that was sent and not yet answered, for sending it again.
@@ -34,13 +36,14 @@ pub(super) enum Next {
 impl Repair {
     /// Nothing can be copied yet (the volume itself is not durable).
     pub(super) fn waiting() -> Repair {
-        Repair { base: None, stored: None, unanswered: None, next_page: None, restart: true, astray: false }
+        Repair { base: None, first: 0, stored: None, unanswered: None, next_page: None, restart: true, astray: false }
     }
 
-    pub(super) fn begin(generation: Generation, base: SeedBase) -> (Repair, CopyRequest) {
-        let request = CopyRequest::SeedBegin { generation, base: base.clone() };
+    pub(super) fn begin(generation: Generation, first: u64, base: SeedBase) -> (Repair, CopyRequest) {
+        let request = CopyRequest::SeedBegin { generation, step: first, base: base.clone() };
         let repair = Repair {
             base: Some(base),
+            first,
             stored: None,
             unanswered: Some(request.clone()),
             next_page: Some(PageNo(0)),
@@ -71,13 +74,14 @@ impl Repair {
     pub(super) fn pages_arrived(&mut self, generation: Generation, pages: Vec<(PageNo, Bytes)>, next: Option<PageNo>) -> CopyRequest {
         let step = self.stored.map_or(0, |s| s) + 1;
         self.next_page = next;
-        let request = CopyRequest::SeedPages { generation, step, pages };
+        let request = CopyRequest::SeedPages { generation, step: self.first + step, pages };
         self.unanswered = Some(request.clone());
         request
     }
 
     /// The copy stored `step`.
     pub(super) fn stored(&mut self, generation: Generation, step: u64) -> Next {
+        let Some(step) = step.checked_sub(self.first) else { return Next::Nothing };
         if self.restart || step != self.stored.map_or(0, |s| s + 1) || self.unanswered.is_none() {
             self.astray = self.stored != Some(step);
             return Next::Nothing;
@@ -88,7 +92,7 @@ impl Repair {
         if self.next_page.is_some() {
             return Next::Read;
         }
-        let request = CopyRequest::SeedEnd { generation, steps: step };
+        let request = CopyRequest::SeedEnd { generation, steps: self.first + step };
         self.unanswered = Some(request.clone());
         Next::Send(request)
     }

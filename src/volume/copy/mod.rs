@@ -235,7 +235,7 @@ impl Copy {
                 });
                 Ok(())
             }
-            CopyRequest::SeedBegin { generation, base } => self.seed_begin(generation, base, replies),
+            CopyRequest::SeedBegin { generation, step, base } => self.seed_begin(generation, step, base, replies),
             CopyRequest::SeedPages { generation, step, pages } => self.seed_pages(generation, step, &pages, replies),
             CopyRequest::SeedEnd { generation, steps } => self.seed_end(generation, steps, replies),
         };
@@ -299,6 +299,8 @@ impl Copy {
         let Some(generation) = self.pending_for.take() else { return Ok(()) };
         let frames = std::mem::take(&mut self.pending);
         self.wal.append(&frames)?;
+        // What is acknowledged here must not be replaced by pages of before: whoever appends goes on with the log that is here.
+        self.drop_seed()?;
         self.remember(frames);
         replies.push(self.appended(generation));
         Ok(())

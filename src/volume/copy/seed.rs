@@ -18,6 +18,8 @@ use std::sync::Arc;
 pub(super) struct Seed {
     generation: Generation,
     base: SeedBase,
+    /// Where its steps are counted from.
+    first: u64,
     step: u64,
     next_page: Option<PageNo>,
     writer: LayerWriter,
@@ -35,22 +37,30 @@ fn lost(generation: Generation, reason: &str) -> CopyReply {
 }
 
 impl Copy {
-    pub(super) fn seed_begin(&mut self, generation: Generation, base: SeedBase, replies: &mut Vec<CopyReply>) -> Result<(), DiskError> {
+    pub(super) fn seed_begin(
+        &mut self,
+        generation: Generation,
+        step: u64,
+        base: SeedBase,
+        replies: &mut Vec<CopyReply>,
+    ) -> Result<(), DiskError> {
         if !self.admit(generation, replies)? {
             return Ok(());
         }
-        let doubled = self.seed.as_ref().is_some_and(|s| s.generation == generation && s.base == base && s.step == 0);
-        if !doubled {
-            self.drop_seed()?;
-            let layer_number = self.take_layer_number();
-            let writer = LayerWriter::begin(Arc::clone(&self.disk), base.lineage, layer_number)?;
-            self.seed = Some(Seed { generation, base, step: 0, next_page: Some(PageNo(0)), writer, layer_number });
+        // A doubled message, or one of an older seed, changes nothing.
+        if let Some(seed) = self.seed.as_ref().filter(|s| s.generation == generation && s.first >= step) {
+            replies.push(CopyReply::Seeded { generation, step: seed.step });
+            return Ok(());
         }
-        replies.push(CopyReply::Seeded { generation, step: 0 });
+        self.drop_seed()?;
+        let layer_number = self.take_layer_number();
+        let writer = LayerWriter::begin(Arc::clone(&self.disk), base.lineage, layer_number)?;
+        self.seed = Some(Seed { generation, base, first: step, step, next_page: Some(PageNo(0)), writer, layer_number });
+        replies.push(CopyReply::Seeded { generation, step });
         Ok(())
     }
 
-    fn drop_seed(&mut self) -> Result<(), DiskError> {
+    pub(super) fn drop_seed(&mut self) -> Result<(), DiskError> {
         match self.seed.take() {
             Some(seed) => self.disk.remove(&super::layer::name_of(seed.layer_number)),
             None => Ok(()),

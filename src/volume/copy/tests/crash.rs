@@ -113,7 +113,7 @@ impl Script {
         }
         self.worlds.push(third.clone());
         self.seeded = true;
-        self.step(&mut copy, 2, CopyRequest::SeedBegin { generation, base })
+        self.step(&mut copy, 2, CopyRequest::SeedBegin { generation, step: 0, base })
             && self.step(&mut copy, 2, CopyRequest::SeedPages { generation, step: 1, pages })
             && self.step(&mut copy, 2, CopyRequest::SeedPages { generation, step: 2, pages: rest })
             && self.step(&mut copy, 2, CopyRequest::SeedEnd { generation, steps: 2 })

@@ -111,7 +111,7 @@ fn a_job_may_take_its_time_and_a_seed_makes_it_void() {
         let (world, base) = world.seeded();
         let generation = world.generation;
         let pages = world.pages(base.end.end_lsn);
-        drive_no_jobs(&mut copy, CopyRequest::SeedBegin { generation, base: base.clone() });
+        drive_no_jobs(&mut copy, CopyRequest::SeedBegin { generation, step: 0, base: base.clone() });
         drive_no_jobs(&mut copy, CopyRequest::SeedPages { generation, step: 1, pages });
         drive_no_jobs(&mut copy, CopyRequest::SeedEnd { generation, steps: 1 });
         if let Some(done) = running {
@@ -273,7 +273,7 @@ fn a_seed_replaces_everything_and_its_steps_may_be_doubled_or_lost() {
     let seeded = |replies: Vec<CopyReply>, want: u64| {
         assert!(matches!(replies[..], [CopyReply::Seeded { step, .. }] if step == want), "{replies:?}");
     };
-    let begin = CopyRequest::SeedBegin { generation, base: base.clone() };
+    let begin = CopyRequest::SeedBegin { generation, step: 0, base: base.clone() };
     let replies = drive(&mut copy, vec![step(1, some)]);
     assert!(matches!(replies[..], [CopyReply::SeedLost { .. }]), "{replies:?}");
     seeded(drive(&mut copy, vec![begin.clone()]), 0);
@@ -305,7 +305,7 @@ fn a_seed_replaces_everything_and_its_steps_may_be_doubled_or_lost() {
     assert_eq!(whole_log(&mut copy), world.frames);
     world.check_pages(&copy, world.end().end_lsn);
     // Pages out of order end the seed, and nothing else.
-    drive(&mut copy, vec![CopyRequest::SeedBegin { generation, base }]);
+    drive(&mut copy, vec![CopyRequest::SeedBegin { generation, step: 0, base }]);
     let replies = drive(&mut copy, vec![step(1, &[pages[1].clone(), pages[0].clone()])]);
     assert!(matches!(replies[..], [CopyReply::SeedLost { .. }]), "{replies:?}");
     world.check_pages(&copy, world.end().end_lsn);
@@ -405,4 +405,43 @@ fn the_same_on_real_files() {
     let mut copy = Copy::open(disk, &Limits::default()).unwrap();
     drive(&mut copy, vec![new.append(Vec::new(), new.end())]);
     new.check_pages(&copy, new.end().end_lsn);
+}
+
+#[test]
+fn what_is_late_of_an_older_seed_is_no_part_of_a_newer_one_and_an_append_ends_a_seed() {
+    let disk = Arc::new(SimDisk::new(8));
+    let mut copy = open(&disk);
+    let mut source = World::founded(6);
+    source.generation = Generation(3);
+    for _ in 0..40 {
+        source.write();
+    }
+    let (mut world, base) = source.seeded();
+    let generation = Generation(3);
+    let pages = world.pages(base.end.end_lsn);
+    let (some, rest) = pages.split_at(3);
+    let begin = |step: u64| CopyRequest::SeedBegin { generation, step, base: base.clone() };
+    let step = |step: u64, pages: &[(PageNo, Bytes)]| CopyRequest::SeedPages { generation, step, pages: pages.to_vec() };
+    let seeded = |replies: Vec<CopyReply>, want: u64| {
+        assert!(matches!(replies[..], [CopyReply::Seeded { step, .. }] if step == want), "{replies:?}");
+    };
+    seeded(drive(&mut copy, vec![begin(100)]), 100);
+    seeded(drive(&mut copy, vec![begin(200)]), 200);
+    // The older seed cut its pages elsewhere; taken as step 1 of the newer one they would leave a hole.
+    seeded(drive(&mut copy, vec![step(101, rest)]), 200);
+    seeded(drive(&mut copy, vec![begin(100)]), 200);
+    seeded(drive(&mut copy, vec![step(201, some)]), 201);
+    seeded(drive(&mut copy, vec![begin(200)]), 201);
+    seeded(drive(&mut copy, vec![CopyRequest::SeedEnd { generation, steps: 101 }]), 201);
+    seeded(drive(&mut copy, vec![step(202, rest)]), 202);
+    assert_eq!(acknowledged(&drive(&mut copy, vec![CopyRequest::SeedEnd { generation, steps: 202 }])), Some(base.end));
+    world.check_pages(&copy, base.end.end_lsn);
+    // Frames that were acknowledged are not replaced by pages of before.
+    seeded(drive(&mut copy, vec![begin(300)]), 300);
+    seeded(drive(&mut copy, vec![step(301, &pages)]), 301);
+    let frames = world.write();
+    drive(&mut copy, vec![world.append(frames, LogEnd::EMPTY)]);
+    let replies = drive(&mut copy, vec![CopyRequest::SeedEnd { generation, steps: 301 }]);
+    assert!(matches!(replies[..], [CopyReply::SeedLost { .. }]), "{replies:?}");
+    assert_eq!(copy.state().end, world.end());
 }
