@@ -23,6 +23,9 @@ use std::time::Duration;
 const REPORT_EVERY: Duration = Duration::from_millis(20);
 /// A thin batch's twin follows so much later: a packet of its own, that is not lost with the first one.
 const TWIN_AFTER: Duration = Duration::from_millis(2);
+/// A batch of several packets goes twice as well while it is no larger: pages that split, in a log that is thin otherwise. A log that
+/// is not thin comes in larger batches, and bandwidth is not spent on it.
+const TWIN_BATCH_BYTES_MAX: usize = 16 << 10;
 /// Operator events kept in memory.
 const EVENTS_KEPT: usize = 4096;
 /// Events handled before effects of later ones may wait: bounds how stale the timers get.
@@ -252,10 +255,13 @@ impl Driver {
         let mut parts = message.encode();
         match message.lane() {
             Lane::Batch => {
-                link.send_batch(parts);
+                let bytes: usize = parts.iter().map(bytes::Bytes::len).sum();
                 if let Some(twin) = message.encode_twin() {
                     link.send_datagram_after(TWIN_AFTER, twin);
+                } else if bytes <= TWIN_BATCH_BYTES_MAX {
+                    link.send_batch_after(TWIN_AFTER, parts.clone());
                 }
+                link.send_batch(parts);
             }
             Lane::Control => link.send_control(parts.swap_remove(0)),
             Lane::Datagram => link.send_datagram(parts.swap_remove(0)),

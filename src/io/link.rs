@@ -189,6 +189,15 @@ impl Link {
         let _ = self.inner.connection.send_datagram(message);
     }
 
+    /// [`Link::send_batch`], a moment later.
+    pub fn send_batch_after(&self, delay: Duration, parts: Vec<Bytes>) {
+        let link = self.clone();
+        self.inner.runtime.spawn(async move {
+            tokio::time::sleep(delay).await;
+            link.send_batch(parts);
+        });
+    }
+
     /// [`Link::send_datagram`], a moment later: so that it does not share its packet with what was sent just before.
     pub fn send_datagram_after(&self, delay: Duration, message: Bytes) {
         let connection = self.inner.connection.clone();
