@@ -1,0 +1,653 @@
+//! The appender: one per region, over six copies.
+//!
+//! Story: a new incarnation raises its generation on the copies, learns what lies there, chooses one log, and from then on
+//! appends: every frame goes to all six, in order; four acknowledgements make it durable. A copy that fell behind is fed
+//! from memory, from another copy's log, or, when the log no longer reaches back, with pages and then the log.
+//!
+//! Decides: which tail survives, when a frame is durable, what each copy is sent next, when writes must stop. Never
+//! decides who is primary: the node says `lead` (append a generation start, write) or `follow` (take the primary's frames).
+//! Never touches a disk. Driven by the node: `handle_*` in, `poll_effect` out, `next_timeout`; the order does not matter.
+
+mod appending;
+mod judging;
+mod reads;
+mod recovering;
+mod seeding;
+
+use crate::base::{CopyId, Epoch, Generation, Instant, Limits, LineageId, LogEnd, Lsn, PageNo, Prng, Seq, UnixMicros};
+use crate::log::{ControlFrame, FRAME_HEADER_BYTES, Frame, History, LogOutcome, PagesOutcome, Pen, SeedBase};
+use crate::volume::message::{CopyReply, CopyRequest, CopyState};
+use crate::volume::quorum::{self, COPIES, WRITE_QUORUM};
+use crate::volume::recovery::{self, Choice, Heard};
+use crate::volume::repair::Repair;
+use bytes::Bytes;
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+/// How long recovery waits for more than the copies it needs, so that a copy that is merely slow to open takes part.
+const RECOVERY_GRACE: Duration = Duration::from_millis(300);
+/// Copies are told of a new VDL at the latest after this, when no frame carries it.
+const VDL_NOTICE_AFTER: Duration = Duration::from_millis(2);
+/// A copy that owes an answer is asked again after this.
+const ASK_AGAIN_AFTER: Duration = Duration::from_millis(500);
+/// The log is kept at least this far back, for copies and secondaries that are a little behind.
+const LOG_KEEP_BYTES_MIN: u64 = 16 << 20;
+
+/// What the appender wants done.
+#[derive(Debug)]
+pub enum AppenderEffect {
+    ToCopy {
+        copy: CopyId,
+        request: CopyRequest,
+    },
+    /// Recovery is over as far as reading goes. The node answers with `lead`, `follow`, `found` or waits for a seed.
+    Recovered {
+        found: Found,
+    },
+    /// What `Recovered` said is void: it will be said again.
+    RecoveryBeginsAnew,
+    /// Recovery cannot decide yet; a sentence for status and the log.
+    RecoveryWaits {
+        reason: String,
+    },
+    /// Durable on 4 of 6 now, up to `vdl`, which is a consistency point. `frames` are those since the last time.
+    Durable {
+        vdl: LogEnd,
+        frames: Vec<Frame>,
+    },
+    /// The volume was seeded (or recovered): everything before is void, it stands at `vdl`.
+    Restarted {
+        vdl: LogEnd,
+    },
+    ControlDurable,
+    /// Fewer than four copies can take writes: nothing new becomes durable.
+    QuorumLost {
+        reason: String,
+    },
+    QuorumRegained,
+    CopyChanged {
+        copy: CopyId,
+        health: CopyHealth,
+    },
+    /// A newer generation was promised to somebody else: this incarnation is over.
+    Fenced {
+        promised: Generation,
+    },
+    Log {
+        tag: u64,
+        outcome: LogOutcome,
+    },
+    Pages {
+        tag: u64,
+        outcome: PagesOutcome,
+    },
+    /// Step `step` of the region's seed is stored on 4 of 6.
+    SeedStored {
+        step: u64,
+    },
+    /// Copies were opened anew in the middle of the region's seed, and too few are left that can finish it: it must begin anew.
+    SeedStalled,
+}
+
+/// What recovery found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// All six copies are new (or a founding or a seeding stopped half-way); what control state they hold.
+    Empty { control: Vec<u8> },
+    /// A log, with the control state kept beside it.
+    Log { lineage: LineageId, end: LogEnd, consistent: LogEnd, control: Vec<u8> },
+}
+
+/// State of one copy, for status.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CopyHealth {
+    Starting,
+    Up,
+    /// Gets what it missed from the ring or from another copy's log.
+    CatchingUp,
+    /// Gets pages from another copy, then the log.
+    Seeding,
+    Down {
+        reason: String,
+    },
+}
+
+/// One copy as status shows it.
+#[derive(Clone, Debug)]
+pub struct CopyView {
+    pub copy: CopyId,
+    pub health: CopyHealth,
+    /// Everything up to here is fsynced on this copy.
+    pub durable_end: LogEnd,
+    pub ingested: Lsn,
+}
+
+/// Where the volume is in its life.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum VolumePhase {
+    /// Raising the generation and hearing the copies.
+    Recovering,
+    /// Recovered; the node has not said how it goes on.
+    Chosen,
+    /// New and empty, waiting for pages from the primary.
+    AwaitingSeed,
+    Serving,
+    Fenced,
+}
+
+#[derive(Debug)]
+enum Contact {
+    Down {
+        reason: String,
+    },
+    /// Opened; `Raise` is under way.
+    Raising,
+    /// Raised, and what it said then.
+    Raised(Box<CopyState>),
+    /// Part of the appending set.
+    Joined,
+    /// Gets pages from a peer.
+    Repairing(Box<Repair>),
+}
+
+#[derive(Debug)]
+pub(super) struct Peer {
+    contact: Contact,
+    /// fsynced there, on the volume's history.
+    acked: LogEnd,
+    /// Sent (or asked to be read for it) up to here.
+    sent: Seq,
+    sent_lsn: Lsn,
+    ingested: Lsn,
+    /// What the copy was last told.
+    told_vdl: Seq,
+    last_heard: Instant,
+    last_asked: Instant,
+    /// A log read from another copy on this one's behalf.
+    reading: Option<u64>,
+    /// Frames collected for a copy whose tail diverges: they go as one request that ends in a newer term (see `Append`).
+    splice: Option<Splice>,
+    control_stored: u64,
+    seed_step: Option<u64>,
+    /// It last said another step than the next one (see `Repair::astray`).
+    seed_said: Option<u64>,
+    health: CopyHealth,
+}
+
+#[derive(Debug)]
+struct Splice {
+    frames: Vec<Frame>,
+    tail: (Epoch, Generation),
+}
+
+#[derive(Debug)]
+enum ReadPurpose {
+    Backfill { copy: CopyId },
+    Log { tag: u64, from: Seq, bytes_max: usize },
+    Pages { tag: u64, at: Lsn, from: PageNo, bytes_max: usize },
+    Repair { copy: CopyId },
+}
+
+#[derive(Debug)]
+struct PendingRead {
+    purpose: ReadPurpose,
+    source: CopyId,
+    asked: Instant,
+    tried: Vec<CopyId>,
+}
+
+#[derive(Debug)]
+pub struct Appender {
+    limits: Limits,
+    prng: Prng,
+    pub(super) generation: Generation,
+    phase: VolumePhase,
+    /// Another region is the primary: see `recovery::choose`.
+    reseedable: bool,
+    /// The wall clock's second in which this incarnation began: see `generation_above`.
+    began_s: u64,
+    /// Copies that promised a newer generation to somebody else.
+    refused_by: [bool; COPIES],
+    lineage: Option<LineageId>,
+    history: History,
+    end: LogEnd,
+    vdl: LogEnd,
+    peers: [Peer; COPIES],
+    /// Newest frames, contiguous, ending at `end`. Never shorter than what is not durable.
+    ring: VecDeque<Frame>,
+    ring_bytes: usize,
+    /// What is known to have been durable before this incarnation has a VDL of its own: copies are rebuilt from there. Otherwise three
+    /// good copies and three that need pages would wait for each other for ever.
+    known_durable: LogEnd,
+    /// Consistency points above the VDL.
+    points: VecDeque<LogEnd>,
+    recovery_since: Option<Instant>,
+    recovery_said: String,
+    quorum_ok: bool,
+    /// The node was told, one way or the other, since the volume serves.
+    quorum_said: bool,
+    vdl_moved: Option<Instant>,
+    reads: BTreeMap<u64, PendingRead>,
+    next_read: u64,
+    /// Seeds begun so far, of copies and of the region.
+    seeds: u64,
+    control: Vec<u8>,
+    control_version: u64,
+    control_reported: u64,
+    seeding: Option<Seeding>,
+    /// (when, VDL): what "an LSN so long ago" means, for the retention of page versions.
+    moments: VecDeque<(Instant, Lsn)>,
+    /// (seq, LSN) every so often: what "so many bytes back" means, for the retention of the log.
+    milestones: VecDeque<(Seq, Lsn)>,
+    readers_need: Lsn,
+    pages_need: Option<Lsn>,
+    secondaries_need: Option<Seq>,
+    effects: VecDeque<AppenderEffect>,
+}
+
+/// The region's own seed: pages from the primary go to all six copies.
+#[derive(Debug)]
+struct Seeding {
+    base: SeedBase,
+    /// Where its steps are counted from at the copies; here they count from 0.
+    first: u64,
+    /// Steps handed in and not yet stored on four.
+    requests: VecDeque<(u64, CopyRequest)>,
+    last_step: u64,
+    stored: u64,
+    /// `SeedEnd` was handed in.
+    ending: bool,
+    stalled: bool,
+}
+
+impl Peer {
+    fn new() -> Peer {
+        Peer {
+            contact: Contact::Down { reason: "it has not been opened yet".into() },
+            acked: LogEnd::EMPTY,
+            sent: Seq(0),
+            sent_lsn: Lsn(0),
+            ingested: Lsn(0),
+            told_vdl: Seq(0),
+            last_heard: Instant::ZERO,
+            last_asked: Instant::ZERO,
+            reading: None,
+            splice: None,
+            control_stored: 0,
+            seed_step: None,
+            seed_said: None,
+            health: CopyHealth::Starting,
+        }
+    }
+
+    fn is_joined(&self) -> bool {
+        matches!(self.contact, Contact::Joined)
+    }
+
+    fn bytes_in_flight(&self) -> u64 {
+        self.sent_lsn.bytes_since(self.acked.end_lsn) + self.sent.0.saturating_sub(self.acked.seq.0) * FRAME_HEADER_BYTES as u64
+    }
+}
+
+impl Appender {
+    #[must_use]
+    pub fn new(limits: Limits, prng: Prng, wall: UnixMicros, reseedable: bool) -> Appender {
+        Appender {
+            limits,
+            prng,
+            generation: Generation(0),
+            phase: VolumePhase::Recovering,
+            reseedable,
+            // Bounded, so that a clock from the far future leaves room above.
+            began_s: (wall.0 / 1_000_000).min(1 << 40),
+            refused_by: [false; COPIES],
+            lineage: None,
+            history: History::default(),
+            end: LogEnd::EMPTY,
+            vdl: LogEnd::EMPTY,
+            known_durable: LogEnd::EMPTY,
+            peers: std::array::from_fn(|_| Peer::new()),
+            ring: VecDeque::new(),
+            ring_bytes: 0,
+            points: VecDeque::new(),
+            recovery_since: None,
+            recovery_said: String::new(),
+            quorum_ok: false,
+            quorum_said: false,
+            vdl_moved: None,
+            reads: BTreeMap::new(),
+            next_read: 1,
+            seeds: 0,
+            control: Vec::new(),
+            control_version: 0,
+            control_reported: 0,
+            seeding: None,
+            moments: VecDeque::new(),
+            milestones: VecDeque::new(),
+            readers_need: Lsn(u64::MAX),
+            pages_need: None,
+            secondaries_need: None,
+            effects: VecDeque::new(),
+        }
+    }
+
+    // ---- what the node asks ----------------------------------------------------------------------------------------
+
+    #[must_use]
+    pub fn phase(&self) -> &VolumePhase {
+        &self.phase
+    }
+
+    /// Appended (assigned): the end of the log, durable or not.
+    #[must_use]
+    pub fn end(&self) -> &LogEnd {
+        &self.end
+    }
+
+    /// The last consistency point that is durable on 4 of 6.
+    #[must_use]
+    pub fn vdl(&self) -> &LogEnd {
+        &self.vdl
+    }
+
+    #[must_use]
+    pub fn lineage(&self) -> Option<LineageId> {
+        self.lineage
+    }
+
+    #[must_use]
+    pub fn history(&self) -> &History {
+        &self.history
+    }
+
+    #[must_use]
+    pub fn has_quorum(&self) -> bool {
+        self.quorum_ok
+    }
+
+    /// Bytes appended and not yet durable.
+    #[must_use]
+    pub fn bytes_not_durable(&self) -> u64 {
+        self.end.end_lsn.bytes_since(self.vdl.end_lsn)
+    }
+
+    #[must_use]
+    pub fn copies(&self) -> Vec<CopyView> {
+        CopyId::all()
+            .into_iter()
+            .zip(&self.peers)
+            .map(|(copy, p)| CopyView { copy, health: p.health.clone(), durable_end: p.acked, ingested: p.ingested })
+            .collect()
+    }
+
+    pub fn poll_effect(&mut self) -> Option<AppenderEffect> {
+        self.effects.pop_front()
+    }
+
+    /// When `handle_timeout` wants to be called, at the latest.
+    #[must_use]
+    pub fn next_timeout(&self) -> Option<Instant> {
+        let mut next: Option<Instant> = None;
+        let mut at = |t: Instant| next = Some(next.map_or(t, |n| n.min(t)));
+        if let Some(since) = self.recovery_since
+            && self.phase == VolumePhase::Recovering
+        {
+            at(since + RECOVERY_GRACE);
+        }
+        if let Some(moved) = self.vdl_moved {
+            at(moved + VDL_NOTICE_AFTER);
+        }
+        for peer in &self.peers {
+            if self.owes_answer(peer) {
+                at(peer.last_asked.max(peer.last_heard) + ASK_AGAIN_AFTER);
+            }
+        }
+        for read in self.reads.values() {
+            at(read.asked + self.limits.copy_silent_after);
+        }
+        next
+    }
+
+    // ---- what happens ----------------------------------------------------------------------------------------------
+
+    /// A copy was opened (again); `promised` is what it promised in an earlier life.
+    pub fn copy_opened(&mut self, now: Instant, copy: CopyId, promised: Generation) {
+        self.drop_reads_of(copy);
+        let peer = &mut self.peers[copy.index()];
+        *peer = Peer { health: CopyHealth::Starting, last_heard: now, ..Peer::new() };
+        peer.contact = Contact::Raising;
+        if self.phase == VolumePhase::Recovering {
+            self.recovery_since.get_or_insert(now);
+            if self.generation <= promised {
+                self.generation = self.generation_above(promised);
+                for id in CopyId::all() {
+                    if matches!(self.peers[id.index()].contact, Contact::Raising | Contact::Raised(_)) {
+                        self.raise(now, id);
+                    }
+                }
+                return;
+            }
+        }
+        self.raise(now, copy);
+    }
+
+    /// A copy stopped, failed, or its process is gone.
+    pub fn copy_lost(&mut self, now: Instant, copy: CopyId, reason: String) {
+        self.drop_reads_of(copy);
+        let peer = &mut self.peers[copy.index()];
+        peer.contact = Contact::Down { reason: reason.clone() };
+        peer.reading = None;
+        peer.splice = None;
+        peer.seed_step = None;
+        self.set_health(copy, CopyHealth::Down { reason });
+        if self.lost_the_chosen_tail() {
+            self.recover_again(now);
+        }
+        self.retry_orphaned_reads(now);
+        self.judge_quorum();
+    }
+
+    pub fn handle_reply(&mut self, now: Instant, copy: CopyId, reply: CopyReply) {
+        if matches!(self.peers[copy.index()].contact, Contact::Down { .. }) {
+            return; // an answer from before it went down
+        }
+        self.peers[copy.index()].last_heard = now;
+        match reply {
+            CopyReply::Raised { generation, state } => self.raised(now, copy, generation, state),
+            CopyReply::Refused { promised } => self.refused(now, copy, promised),
+            CopyReply::Appended { generation, end, ingested } => {
+                if generation == self.generation {
+                    self.appended(now, copy, end, ingested);
+                }
+            }
+            CopyReply::Misplaced { generation, end, history } => {
+                if generation == self.generation && self.peers[copy.index()].is_joined() {
+                    self.place(now, copy, end, &history);
+                    self.pump(now, copy);
+                }
+            }
+            CopyReply::ControlStored { generation, version } => {
+                if generation == self.generation {
+                    let peer = &mut self.peers[copy.index()];
+                    peer.control_stored = peer.control_stored.max(version);
+                    self.judge_control();
+                }
+            }
+            CopyReply::Log { id, frames } => self.log_read(now, id, LogOutcome::Frames(frames)),
+            CopyReply::LogTrimmed { id, first } => self.log_read(now, id, LogOutcome::Trimmed { first }),
+            CopyReply::Pages { id, at, pages, next } => self.pages_read(now, id, at, pages, next),
+            CopyReply::Unreadable { id, reason } => self.unreadable(now, id, reason),
+            CopyReply::Seeded { generation, step } => {
+                if generation == self.generation {
+                    self.seeded(now, copy, step);
+                }
+            }
+            CopyReply::SeedLost { generation, .. } => {
+                if generation == self.generation {
+                    self.seed_lost(now, copy);
+                }
+            }
+            CopyReply::Failed { reason } => self.copy_lost(now, copy, reason),
+        }
+    }
+
+    pub fn handle_timeout(&mut self, now: Instant) {
+        if self.phase == VolumePhase::Recovering {
+            self.try_choose(now);
+        }
+        if self.vdl_moved.is_some_and(|moved| now >= moved + VDL_NOTICE_AFTER) {
+            self.vdl_moved = None;
+            for copy in CopyId::all() {
+                let peer = &self.peers[copy.index()];
+                if peer.is_joined() && peer.told_vdl < self.vdl.seq {
+                    self.send_append(now, copy, Vec::new());
+                }
+            }
+        }
+        for copy in CopyId::all() {
+            let peer = &self.peers[copy.index()];
+            if self.owes_answer(peer) && now >= peer.last_asked.max(peer.last_heard) + ASK_AGAIN_AFTER {
+                self.ask_again(now, copy);
+            }
+        }
+        let late: Vec<u64> = self.reads.iter().filter(|(_, r)| now >= r.asked + self.limits.copy_silent_after).map(|(id, _)| *id).collect();
+        for id in late {
+            self.unreadable(now, id, "the copy did not answer in time".into());
+        }
+    }
+
+    // ---- what the node orders --------------------------------------------------------------------------------------
+
+    /// Goes on as the primary: cuts the tail above the last consistency point by a generation start. Returns the pen; nothing
+    /// it writes, and nothing of the old tail, is durable before that frame is.
+    ///
+    /// # Panics
+    /// When recovery has not chosen a log.
+    pub fn lead(&mut self, now: Instant, wall: UnixMicros, epoch: Epoch, consistent: LogEnd) -> Pen {
+        assert_eq!(self.phase, VolumePhase::Chosen, "BUG: lead before recovery chose a log");
+        let start = ControlFrame::GenerationStart.encode(&consistent, epoch, self.generation, wall);
+        self.end = consistent;
+        self.history.cut_from(consistent.seq.next());
+        self.vdl = LogEnd::EMPTY;
+        self.push(start);
+        self.serve(now);
+        Pen::new(epoch, self.generation, self.end, self.limits.frame_payload_bytes_max)
+    }
+
+    /// Founds a new global cluster on six empty copies.
+    ///
+    /// # Panics
+    /// When the copies are not all empty.
+    pub fn found(&mut self, now: Instant, wall: UnixMicros, lineage: LineageId) -> Pen {
+        assert!(self.phase == VolumePhase::AwaitingSeed && self.seeding.is_none(), "BUG: founding on a volume that is not empty");
+        let epoch = Epoch(1);
+        self.lineage = Some(lineage);
+        self.end = LogEnd::EMPTY;
+        self.push(ControlFrame::EpochStart { lineage }.encode(&LogEnd::EMPTY, epoch, self.generation, wall));
+        self.serve(now);
+        Pen::new(epoch, self.generation, self.end, self.limits.frame_payload_bytes_max)
+    }
+
+    /// Goes on as a secondary behind the log that was chosen.
+    ///
+    /// # Panics
+    /// When recovery has not chosen a log.
+    pub fn follow(&mut self, now: Instant, consistent: LogEnd) {
+        assert_eq!(self.phase, VolumePhase::Chosen, "BUG: follow before recovery chose a log");
+        self.vdl = LogEnd::EMPTY;
+        // The beginning of a mini-transaction behind it comes again, and copies skip what they have: so whoever is told of newly
+        // durable frames is told of all of them.
+        self.end = consistent;
+        self.history.cut_from(consistent.seq.next());
+        self.points.push_back(consistent);
+        self.known_durable = consistent;
+        self.serve(now);
+    }
+
+    /// Appends frames that follow `end`: the pen's, or those that a primary shipped.
+    ///
+    /// # Panics
+    /// When a frame does not follow the log's end: the caller (the pen's holder, the receiver) has checked it.
+    pub fn append(&mut self, now: Instant, frames: Vec<Frame>) {
+        assert_eq!(self.phase, VolumePhase::Serving, "BUG: append to a volume that does not serve");
+        for frame in frames {
+            assert!(frame.follows(&self.end), "BUG: {frame:?} does not follow {}", self.end);
+            self.push(frame);
+        }
+        for copy in CopyId::all() {
+            self.pump(now, copy);
+        }
+    }
+
+    /// Keeps `control` on all six; `ControlDurable` when four have it.
+    pub fn put_control(&mut self, control: Vec<u8>) {
+        self.control = control;
+        self.control_version += 1;
+        for copy in CopyId::all() {
+            self.send_control(copy);
+        }
+    }
+
+    /// Frames from `from` on; answered by an effect, from memory or from the copy that can.
+    pub fn read_log(&mut self, now: Instant, tag: u64, from: Seq, bytes_max: usize) {
+        if let Some(frames) = self.ring_from(from, bytes_max) {
+            self.effects.push_back(AppenderEffect::Log { tag, outcome: LogOutcome::Frames(frames) });
+            return;
+        }
+        self.start_read(now, ReadPurpose::Log { tag, from, bytes_max }, Vec::new());
+    }
+
+    /// All pages as of `at`, from `from` on; answered by an effect.
+    pub fn read_pages(&mut self, now: Instant, tag: u64, at: Lsn, from: PageNo, bytes_max: usize) {
+        self.start_read(now, ReadPurpose::Pages { tag, at, from, bytes_max }, Vec::new());
+    }
+
+    /// What must stay readable: the oldest LSN that a reader pins, the LSN that a seed is being read at, and the first seq
+    /// that a secondary still needs. Bounded by the limits; nothing holds the log back longer than its budget.
+    pub fn set_needs(&mut self, readers: Lsn, pages: Option<Lsn>, secondaries: Option<Seq>) {
+        self.readers_need = readers;
+        self.pages_need = pages;
+        self.secondaries_need = secondaries;
+    }
+
+    /// Begins to replace the whole volume by the primary's pages at `base`.
+    pub fn seed_begin(&mut self, now: Instant, base: SeedBase) {
+        self.phase = VolumePhase::AwaitingSeed;
+        self.ring.clear();
+        self.ring_bytes = 0;
+        self.points.clear();
+        self.reads.clear();
+        self.milestones.clear();
+        self.vdl = LogEnd::EMPTY;
+        self.known_durable = LogEnd::EMPTY;
+        let first = self.first_step();
+        let request = CopyRequest::SeedBegin { generation: self.generation, step: first, base: base.clone() };
+        self.seeding =
+            Some(Seeding { base, first, requests: VecDeque::from([(0, request)]), last_step: 0, stored: 0, ending: false, stalled: false });
+        for copy in CopyId::all() {
+            let peer = &mut self.peers[copy.index()];
+            if matches!(peer.contact, Contact::Raised(_) | Contact::Joined | Contact::Repairing(_)) {
+                peer.contact = Contact::Joined;
+                peer.acked = LogEnd::EMPTY;
+                peer.reading = None;
+                peer.splice = None;
+                peer.seed_step = None;
+                peer.seed_said = None;
+                self.set_health(copy, CopyHealth::Seeding);
+            }
+            self.feed_seed(now, copy);
+        }
+    }
+
+    /// The next pages of the region's seed. Returns the step's number.
+    pub fn seed_pages(&mut self, now: Instant, pages: Vec<(PageNo, Bytes)>) -> u64 {
+        let generation = self.generation;
+        self.seed_step(now, false, |step| CopyRequest::SeedPages { generation, step, pages })
+    }
+
+    /// The seed is complete: publish it. `SeedStored` with the returned step says it is on four.
+    pub fn seed_end(&mut self, now: Instant) -> u64 {
+        let generation = self.generation;
+        self.seed_step(now, true, |step| CopyRequest::SeedEnd { generation, steps: step - 1 })
+    }
+}

@@ -1,0 +1,207 @@
+//! From "the copies are open" to "the volume serves": raising the generation, choosing one log, taking each copy into the appending
+//! set where its log and the volume's part. The choice itself is a pure function in [`super::super::recovery`].
+
+use super::*;
+
+impl Appender {
+    pub(super) fn raise(&mut self, now: Instant, copy: CopyId) {
+        let peer = &mut self.peers[copy.index()];
+        peer.contact = Contact::Raising;
+        peer.last_asked = now;
+        self.effects.push_back(AppenderEffect::ToCopy { copy, request: CopyRequest::Raise { generation: self.generation } });
+    }
+
+    pub(super) fn refused(&mut self, now: Instant, copy: CopyId, promised: Generation) {
+        if promised <= self.generation {
+            return; // an answer to an older request of ours
+        }
+        if self.phase == VolumePhase::Recovering {
+            self.copy_opened(now, copy, promised);
+            return;
+        }
+        // So many that a newer appender could recover with them: this one is over. One or two are left from a recovery that never
+        // came to an end; they take no part until the next start.
+        self.refused_by[copy.index()] = true;
+        if self.refused_by.iter().filter(|r| **r).count() < quorum::READ_QUORUM {
+            let reason = format!("it promised generation {promised} to an earlier start of this region; restart the region to take it in");
+            self.copy_lost(now, copy, reason);
+        } else if self.phase != VolumePhase::Fenced {
+            self.phase = VolumePhase::Fenced;
+            self.effects.push_back(AppenderEffect::Fenced { promised });
+        }
+    }
+
+    pub(super) fn raised(&mut self, now: Instant, copy: CopyId, generation: Generation, state: CopyState) {
+        if generation != self.generation || !matches!(self.peers[copy.index()].contact, Contact::Raising) {
+            return;
+        }
+        self.peers[copy.index()].contact = Contact::Raised(Box::new(state));
+        match self.phase {
+            VolumePhase::Recovering => self.try_choose(now),
+            VolumePhase::Serving => self.join(now, copy),
+            VolumePhase::AwaitingSeed if self.seeding.is_some() => {
+                self.peers[copy.index()].contact = Contact::Joined;
+                self.set_health(copy, CopyHealth::Seeding);
+                self.feed_seed(now, copy);
+            }
+            VolumePhase::Chosen | VolumePhase::AwaitingSeed | VolumePhase::Fenced => {}
+        }
+        self.send_control(copy);
+    }
+
+    pub(super) fn try_choose(&mut self, now: Instant) {
+        let raised = self.peers.iter().filter(|p| matches!(p.contact, Contact::Raised(_))).count();
+        let grace_over = self.recovery_since.is_some_and(|since| now >= since + RECOVERY_GRACE);
+        if raised < COPIES && !grace_over {
+            return;
+        }
+        let heard: [Heard<'_>; COPIES] = std::array::from_fn(|i| match &self.peers[i].contact {
+            Contact::Raised(state) => Heard::Raised(state),
+            _ => Heard::Nothing,
+        });
+        let newest = heard.iter().filter_map(|h| if let Heard::Raised(s) = h { Some((s.control_version, &s.control)) } else { None }).max();
+        let (control_version, control) = newest.map_or((0, Vec::new()), |(v, c)| (v, c.clone()));
+        match recovery::choose(&heard, self.reseedable) {
+            Choice::Wait { reason } => {
+                // Asked again with every copy that answers; said once for each change.
+                self.recovery_since = None;
+                if reason != self.recovery_said {
+                    self.recovery_said.clone_from(&reason);
+                    self.effects.push_back(AppenderEffect::RecoveryWaits { reason });
+                }
+            }
+            Choice::Empty => {
+                self.phase = VolumePhase::AwaitingSeed;
+                self.control_version = control_version;
+                self.effects.push_back(AppenderEffect::Recovered { found: Found::Empty { control } });
+            }
+            Choice::Log { source } => {
+                let Contact::Raised(state) = &self.peers[source.index()].contact else { unreachable!("BUG: the chosen copy was raised") };
+                let state = state.clone();
+                self.phase = VolumePhase::Chosen;
+                self.lineage = state.lineage;
+                self.history = state.history.clone();
+                self.end = state.end;
+                self.known_durable = (heard.iter())
+                    .filter_map(|h| if let Heard::Raised(s) = h { Some(*s) } else { None })
+                    .filter(|s| s.lineage == state.lineage && s.flushed.seq <= state.end.seq && state.history.contains(&s.flushed))
+                    .map(|s| s.flushed)
+                    .max_by_key(|flushed| flushed.seq)
+                    .unwrap_or(LogEnd::EMPTY);
+                self.control_version = control_version;
+                self.control = control;
+                self.milestones = VecDeque::from([(state.first, Lsn(0)), (state.end.seq, state.end.end_lsn)]);
+                let found = Found::Log {
+                    lineage: state.lineage.expect("BUG: a chosen copy has a lineage"),
+                    end: state.end,
+                    consistent: state.consistent,
+                    control: self.control.clone(),
+                };
+                self.effects.push_back(AppenderEffect::Recovered { found });
+            }
+        }
+    }
+
+    /// The copy whose log recovery chose is gone before anybody else had all of it, and nothing is durable yet: what is missing was
+    /// never acknowledged, and may never come back.
+    pub(super) fn lost_the_chosen_tail(&self) -> bool {
+        let best = self.peers.iter().filter(|p| p.is_joined()).map(|p| p.acked.seq).max().unwrap_or(Seq(0));
+        self.phase == VolumePhase::Serving && self.vdl == LogEnd::EMPTY && self.first_in_ring().unwrap_or(self.end.seq.next()) > best.next()
+    }
+
+    /// From the beginning, as a new generation: the one that was begun has nothing durable and ends here.
+    pub(super) fn recover_again(&mut self, now: Instant) {
+        self.phase = VolumePhase::Recovering;
+        self.recovery_since = Some(now);
+        self.recovery_said.clear();
+        self.quorum_said = false;
+        self.ring.clear();
+        self.ring_bytes = 0;
+        self.points.clear();
+        self.reads.clear();
+        self.generation = self.generation_above(self.generation);
+        self.effects.push_back(AppenderEffect::RecoveryBeginsAnew);
+        for id in CopyId::all() {
+            let peer = &mut self.peers[id.index()];
+            if !matches!(peer.contact, Contact::Down { .. }) {
+                *peer = Peer { health: CopyHealth::Starting, last_heard: now, ..Peer::new() };
+                self.raise(now, id);
+            }
+        }
+    }
+
+    /// A generation above `promised`, and above that of every earlier incarnation, also of one that this one has not heard of:
+    /// a recovery that crashed may have raised only copies that are away now, and they would refuse a lower number for ever.
+    /// The counter is therefore at least the second this incarnation began in. Nothing is unsafe if the clock lies: such a copy
+    /// then stays out until the next start. The 16 random bits below it: two incarnations never share a number.
+    pub(super) fn generation_above(&mut self, promised: Generation) -> Generation {
+        let counter = ((promised.0 >> 16) + 1).max(self.began_s);
+        Generation((counter << 16) | self.prng.below(1 << 16))
+    }
+
+    pub(super) fn serve(&mut self, now: Instant) {
+        self.phase = VolumePhase::Serving;
+        for copy in CopyId::all() {
+            if matches!(self.peers[copy.index()].contact, Contact::Raised(_)) {
+                self.join(now, copy);
+            }
+        }
+        self.judge_quorum();
+        self.judge_durable(now);
+    }
+
+    /// Takes a raised copy into the appending set: finds where its log and the volume's part, and goes on from there.
+    pub(super) fn join(&mut self, now: Instant, copy: CopyId) {
+        let Contact::Raised(state) = std::mem::replace(&mut self.peers[copy.index()].contact, Contact::Joined) else {
+            unreachable!("BUG: only a raised copy joins")
+        };
+        self.peers[copy.index()].ingested = state.ingested;
+        self.set_health(copy, CopyHealth::CatchingUp);
+        let foreign = state.lineage.is_some() && state.lineage != self.lineage;
+        let pages_exist = self.vdl != LogEnd::EMPTY || self.known_durable != LogEnd::EMPTY;
+        if foreign || (state.lineage.is_none() && self.first_in_ring() != Some(Seq(1)) && pages_exist) {
+            self.repair(now, copy);
+        } else {
+            self.place(now, copy, state.end, &state.history);
+            self.introduce(now, copy);
+            self.pump(now, copy);
+        }
+        self.judge_quorum();
+        self.judge_durable(now);
+    }
+
+    /// A copy that came (back) is told the VDL even when nothing is written: it makes pages up to there, and its answer shows
+    /// that it is up.
+    pub(super) fn introduce(&mut self, now: Instant, copy: CopyId) {
+        self.peers[copy.index()].told_vdl = Seq(0);
+        if self.vdl != LogEnd::EMPTY {
+            self.vdl_moved.get_or_insert(now);
+        }
+    }
+
+    /// Where a copy stands on the volume's history: what counts as acknowledged, and what must be sent next.
+    pub(super) fn place(&mut self, now: Instant, copy: CopyId, end: LogEnd, history: &History) {
+        let common = self.history.common_seq(self.end.seq, history, end.seq);
+        let peer = &mut self.peers[copy.index()];
+        peer.reading = None;
+        peer.splice = None;
+        peer.last_heard = now;
+        if end.seq == common {
+            // Its whole log is on ours.
+            peer.acked = end;
+            peer.sent = end.seq;
+            peer.sent_lsn = end.end_lsn;
+        } else if common == self.end.seq && self.history.contains(&end) {
+            // It is ahead, on the same term: a secondary's copy that has more than recovery chose. It skips what it has.
+            peer.acked = self.end;
+            peer.sent = common;
+            peer.sent_lsn = self.end.end_lsn;
+        } else {
+            // A tail that recovery cut. It acknowledges nothing before its successor frame replaced it.
+            peer.acked = LogEnd::EMPTY;
+            peer.sent = common;
+            peer.sent_lsn = Lsn(0);
+            peer.splice = Some(Splice { frames: Vec::new(), tail: (end.epoch, end.generation) });
+        }
+    }
+}
