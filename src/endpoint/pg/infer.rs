@@ -539,6 +539,9 @@ fn call(name: &Token, arguments: &[Token]) -> Hint {
         | "version" | "sqlite_version" | "json" | "json_object" | "json_array" | "json_group_array" | "json_group_object" => {
             Hint::Type(PgType::Text)
         }
+        "pg_is_in_recovery" => Hint::Type(PgType::Bool),
+        "pg_backend_pid" => Hint::Type(PgType::Int8),
+        "gen_random_uuid" => Hint::Type(PgType::Uuid),
         "randomblob" | "zeroblob" | "unhex" => Hint::Type(PgType::Bytea),
         "sum" | "abs" => match expression(first) {
             Hint::Nothing => Hint::Nothing,
