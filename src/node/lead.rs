@@ -43,9 +43,11 @@ impl Leader {
     }
 
     /// First seq that a secondary needs from the log, and the LSN whose pages a seed reads.
-    pub(super) fn needs(&self) -> (Option<Seq>, Option<Lsn>) {
+    pub(super) fn needs(&self, members: usize) -> (Option<Seq>, Option<Lsn>) {
         let away = self.known.values().filter(|k| k.disconnected_since.is_some()).map(|k| k.durable.seq);
-        let log = self.senders.values().map(Sender::needs_log_from).chain(away).min();
+        // A member that this process has not heard of may be anywhere behind: a restart must not cost it a seed.
+        let unheard = (self.known.len() + 1 < members).then_some(Seq(0));
+        let log = self.senders.values().map(Sender::needs_log_from).chain(away).chain(unheard).min();
         (log, self.senders.values().filter_map(Sender::needs_pages_at).min())
     }
 
@@ -244,7 +246,7 @@ impl Node {
                 }
                 SenderEffect::ReadPages { at, from, bytes_max } => {
                     // The pages at `at` must not be folded away before they are read.
-                    let (log, pages) = self.leader.needs();
+                    let (log, pages) = self.leader.needs(self.who.members.len());
                     self.appender.set_needs(self.oldest_pin, pages, log);
                     let tag = self.tag_for(conn);
                     self.appender.read_pages(now, tag, at, from, bytes_max);

@@ -249,7 +249,8 @@ impl Node {
             Stage::Following => self.follow_timers(now),
             _ => {}
         }
-        let (log, pages) = self.leader.needs();
+        let leads = matches!(self.stage, Stage::Leading);
+        let (log, pages) = if leads { self.leader.needs(self.who.members.len()) } else { (None, None) };
         self.appender.set_needs(self.oldest_pin, pages, log);
     }
 
