@@ -338,8 +338,10 @@ impl Node {
             }
             // A founding that crashed before its first frame: the same lineage goes on.
             (Start::Lead { .. }, Found::Empty { .. }) => {
-                let lineage = self.control.as_ref().map(|c| c.lineage).expect("BUG: leading without a control state");
-                self.open_founded(now, lineage);
+                let control = self.control.clone().expect("BUG: leading without a control state");
+                // It may lie on one copy only: four must keep it before there is a log that asks for it (seed 700236).
+                self.appender.put_control(control.encode());
+                self.stage = Stage::Founding { lineage: control.lineage };
             }
             (Start::Found, _) => {
                 let lineage = LineageId((u128::from(self.prng.next_u64()) << 64) | u128::from(self.prng.next_u64()));

@@ -35,7 +35,7 @@ impl Appender {
                         self.start_read(now, ReadPurpose::Repair { copy }, vec![copy]);
                     }
                 }
-                crate::volume::repair::Next::Send(request) => self.effects.push_back(AppenderEffect::ToCopy { copy, request }),
+                crate::volume::repair::Next::Send(request) => self.send_repair(copy, request),
                 crate::volume::repair::Next::Nothing => self.repair(now, copy),
             },
             Contact::Joined if self.seeding.is_some() => {

@@ -75,7 +75,7 @@ impl Appender {
                 crate::volume::repair::Next::Read => self.start_read(now, ReadPurpose::Repair { copy }, vec![copy]),
                 crate::volume::repair::Next::Send(request) => {
                     self.peers[copy.index()].last_asked = now;
-                    self.effects.push_back(AppenderEffect::ToCopy { copy, request });
+                    self.send_repair(copy, request);
                 }
                 crate::volume::repair::Next::Nothing => {}
             }
@@ -111,6 +111,16 @@ impl Appender {
             self.seed_done(now);
         } else {
             self.feed_seed(now, copy);
+        }
+    }
+
+    /// The last step waits until the control state is kept there: a copy with a log and without it says nothing of who wrote it, and
+    /// three such copies would be chosen by a recovery that then cannot go on.
+    pub(super) fn send_repair(&mut self, copy: CopyId, request: CopyRequest) {
+        if matches!(request, CopyRequest::SeedEnd { .. }) && self.owes_control(&self.peers[copy.index()]) {
+            self.send_control(copy);
+        } else {
+            self.effects.push_back(AppenderEffect::ToCopy { copy, request });
         }
     }
 
