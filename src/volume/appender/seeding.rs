@@ -114,14 +114,8 @@ impl Appender {
         }
     }
 
-    /// The last step waits until the control state is kept there: a copy with a log and without it says nothing of who wrote it, and
-    /// three such copies would be chosen by a recovery that then cannot go on.
     pub(super) fn send_repair(&mut self, copy: CopyId, request: CopyRequest) {
-        if matches!(request, CopyRequest::SeedEnd { .. }) && self.owes_control(&self.peers[copy.index()]) {
-            self.send_control(copy);
-        } else {
-            self.effects.push_back(AppenderEffect::ToCopy { copy, request });
-        }
+        self.effects.push_back(AppenderEffect::ToCopy { copy, request });
     }
 
     /// The copy was opened anew in the middle of a seed and knows nothing of it.
