@@ -1,4 +1,5 @@
-//! The six copies of a region in this process: one thread each, one directory each, one shared thread for layers.
+//! The copies of a region in this process, six for each protection group: one thread each, one directory each, one shared thread for
+//! layers.
 //!
 //! Decides nothing about the log: it opens a [`Copy`], feeds it what the node says in the order that the copy asks for, and
 //! opens it again, after a moment, when it left its duty. A failed fsync is thus never tried again on the same file: the copy
@@ -7,7 +8,7 @@
 use super::clock;
 use super::disk::FileDisk;
 use super::driver::Inbox;
-use crate::base::{CopyId, Limits, Lsn, PageNo};
+use crate::base::{CopyId, Layout, Limits, Lsn, MemberId, PageNo};
 use crate::head::{PageError, PageSource};
 use crate::node::Event;
 use crate::volume::{Copy, CopyRequest, FlushDone, FlushJob, OpenError, PageStore, ReadError};
@@ -37,8 +38,9 @@ pub enum Order {
     End,
 }
 
-/// The six threads, and the one that writes layers.
+/// The copies' threads, and the one that writes layers.
 pub struct Copies {
+    /// In the order of [`MemberId::all`].
     orders: Vec<Sender<Order>>,
     threads: Vec<JoinHandle<()>>,
     pages: Arc<Pages>,
@@ -48,9 +50,11 @@ pub struct Copies {
 
 /// Pages of the region for its SQL engine, read past the copies' threads: a read never waits for an fsync.
 pub struct Pages {
-    stores: RwLock<[Option<Arc<PageStore>>; 6]>,
+    layout: Layout,
+    /// In the order of [`MemberId::all`].
+    stores: RwLock<Vec<Option<Arc<PageStore>>>>,
     /// Copies that left their duty and are still read.
-    left: Mutex<BTreeSet<CopyId>>,
+    left: Mutex<BTreeSet<MemberId>>,
     waiters: AtomicU32,
     moved: Mutex<()>,
     moved_signal: Condvar,
@@ -62,9 +66,10 @@ impl Copies {
     ///
     /// # Errors
     /// When a thread cannot be started.
-    pub fn start(dir: &Path, limits: &Limits, inbox: &Inbox) -> std::io::Result<Copies> {
+    pub fn start(dir: &Path, limits: &Limits, layout: Layout, inbox: &Inbox) -> std::io::Result<Copies> {
         let pages = Arc::new(Pages {
-            stores: RwLock::new(Default::default()),
+            layout,
+            stores: RwLock::new(vec![None; MemberId::all(layout.groups).count()]),
             left: Mutex::default(),
             waiters: AtomicU32::new(0),
             moved: Mutex::new(()),
@@ -80,7 +85,7 @@ impl Copies {
                 let _ = back.send(Order::JobDone(job.run()));
             }
         })?);
-        for id in CopyId::all() {
+        for id in MemberId::all(layout.groups) {
             let (tx, rx) = channel();
             let worker = Worker {
                 id,
@@ -99,9 +104,17 @@ impl Copies {
         Ok(copies)
     }
 
-    pub fn send(&self, copy: CopyId, order: Order) {
+    pub fn send(&self, copy: MemberId, request: CopyRequest) {
         // A copy thread only ends at `End`; a message behind that is for nobody.
-        let _ = self.orders[copy.index()].send(order);
+        let _ = self.orders[copy.index()].send(Order::Request(request));
+    }
+
+    /// Takes a copy out of duty, or back, in all groups: its name is that of a place.
+    pub fn set_on_duty(&self, copy: CopyId, on_duty: bool) {
+        for group in self.pages.layout.all_groups() {
+            let order = if on_duty { Order::Start } else { Order::Stop };
+            let _ = self.orders[MemberId { group, copy }.index()].send(order);
+        }
     }
 
     #[must_use]
@@ -125,7 +138,7 @@ impl Copies {
 }
 
 struct Worker {
-    id: CopyId,
+    id: MemberId,
     dir: PathBuf,
     limits: Limits,
     inbox: Inbox,
@@ -276,13 +289,13 @@ impl Worker {
 }
 
 impl Pages {
-    fn set(&self, copy: CopyId, store: Option<Arc<PageStore>>) {
+    fn set(&self, copy: MemberId, store: Option<Arc<PageStore>>) {
         let mut stores = self.stores.write();
         self.left.lock().remove(&copy);
         stores[copy.index()] = store;
     }
 
-    fn leave(&self, copy: CopyId) {
+    fn leave(&self, copy: MemberId) {
         self.left.lock().insert(copy);
     }
 
@@ -303,7 +316,8 @@ impl Pages {
 
     /// From whichever copy has it. `Err` with the last reason when none has it now.
     fn try_read(&self, page: PageNo, at: Lsn) -> Result<Bytes, String> {
-        let stores = self.stores.read().clone();
+        let group = self.layout.group_of(page);
+        let stores = self.stores.read()[MemberId { group, copy: CopyId(0) }.index()..][..6].to_vec();
         let turn = self.turn.fetch_add(1, Ordering::Relaxed) as usize;
         let mut reason = "no copy is open".to_owned();
         for i in 0..stores.len() {

@@ -4,7 +4,7 @@
 //! report, the events) is a copy; nobody else touches the node.
 
 use super::clock;
-use super::copies::{Copies, Order};
+use super::copies::Copies;
 use super::link::Link;
 use crate::base::{ConnId, CopyId, Instant, RegionName};
 use crate::head::embedded::Engine;
@@ -35,7 +35,7 @@ const BURST: usize = 256;
 enum Wake {
     Event(Event),
     LinkUp { link: Link, dialled: bool, conn: ConnId },
-    Order { copy: CopyId, order: Order },
+    Duty { copy: CopyId, on_duty: bool },
     Stop,
 }
 
@@ -56,8 +56,8 @@ impl Inbox {
     }
 
     /// Takes a copy out of duty, or back, for a drill.
-    pub fn order(&self, copy: CopyId, order: Order) {
-        let _ = self.tx.send(Wake::Order { copy, order });
+    pub fn set_on_duty(&self, copy: CopyId, on_duty: bool) {
+        let _ = self.tx.send(Wake::Duty { copy, on_duty });
     }
 
     pub fn stop(&self) {
@@ -182,8 +182,8 @@ impl Driver {
                 self.shared.links.write().insert(conn, link);
                 Event::Linked { conn, peer, dialled }
             }
-            Wake::Order { copy, order } => {
-                self.copies.send(copy, order);
+            Wake::Duty { copy, on_duty } => {
+                self.copies.set_on_duty(copy, on_duty);
                 return true;
             }
             Wake::Stop => return false,
@@ -195,7 +195,7 @@ impl Driver {
     fn flush(&mut self) {
         while let Some(effect) = self.node.poll_effect() {
             match effect {
-                Effect::ToCopy { copy, request } => self.copies.send(copy, Order::Request(request)),
+                Effect::ToCopy { copy, request } => self.copies.send(copy, request),
                 Effect::Dial { region } => self.dialler.dial(region),
                 Effect::Send { conn, message } => self.send(conn, &message),
                 Effect::Unlink { conn, reason } => {

@@ -6,7 +6,6 @@ use crate::endpoint::http::RegionView;
 use crate::head::embedded::Engine;
 use crate::head::{GlobalStatusRow, InstanceStatusRow, StatusSource};
 use crate::io::clock;
-use crate::io::copies::Order;
 use crate::io::driver::Shared;
 use crate::io::quic::RefusalKind;
 use crate::node::report::{LagReport, OperatorEvent, RegionReport, Role};
@@ -119,7 +118,7 @@ impl AdminPort for View {
     }
 
     async fn set_copy_on_duty(&self, copy: CopyId, on_duty: bool) -> Result<String, String> {
-        self.links.inbox().order(copy, if on_duty { Order::Start } else { Order::Stop });
+        self.links.inbox().set_on_duty(copy, on_duty);
         let what = if on_duty { "back on duty; it catches up by itself" } else { "out of duty until it is started again" };
         Ok(format!("copy {copy} of {} is {what}", self.config.region))
     }
