@@ -4,7 +4,7 @@
 //! report, the events) is a copy; nobody else touches the node.
 
 use super::clock;
-use super::copies::Copies;
+use super::copies::{Copies, Order};
 use super::link::Link;
 use crate::base::{ConnId, CopyId, Instant, RegionName};
 use crate::head::embedded::Engine;
@@ -35,7 +35,7 @@ const BURST: usize = 256;
 enum Wake {
     Event(Event),
     LinkUp { link: Link, dialled: bool, conn: ConnId },
-    Duty { copy: CopyId, on_duty: bool },
+    Order { copy: CopyId, order: Order },
     Stop,
 }
 
@@ -56,8 +56,8 @@ impl Inbox {
     }
 
     /// Takes a copy out of duty, or back, for a drill.
-    pub fn set_on_duty(&self, copy: CopyId, on_duty: bool) {
-        let _ = self.tx.send(Wake::Duty { copy, on_duty });
+    pub fn order(&self, copy: CopyId, order: Order) {
+        let _ = self.tx.send(Wake::Order { copy, order });
     }
 
     pub fn stop(&self) {
@@ -182,8 +182,8 @@ impl Driver {
                 self.shared.links.write().insert(conn, link);
                 Event::Linked { conn, peer, dialled }
             }
-            Wake::Duty { copy, on_duty } => {
-                self.copies.set_on_duty(copy, on_duty);
+            Wake::Order { copy, order } => {
+                self.copies.order(copy, order);
                 return true;
             }
             Wake::Stop => return false,
