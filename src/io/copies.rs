@@ -4,6 +4,8 @@
 //! opens it again, after a moment, when it left its duty. A failed fsync is thus never tried again on the same file: the copy
 //! that comes back has read its disk anew. A copy whose disk is full is read on and opened again when there is room. Driven by `io::driver` through [`Copies::send`]; answers come as node events.
 
+pub mod slow;
+
 use super::clock;
 use super::disk::FileDisk;
 use super::driver::Inbox;
@@ -13,6 +15,7 @@ use crate::node::Event;
 use crate::volume::{Copy, CopyRequest, FlushDone, FlushJob, OpenError, PageStore, ReadError};
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex, RwLock};
+use slow::Drills;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -33,6 +36,8 @@ pub enum Order {
     /// Out of duty, for a drill, until `Start`.
     Stop,
     Start,
+    /// Answers come so much later, for a drill; zero ends it.
+    Slow(Duration),
     JobDone(FlushDone),
     End,
 }
@@ -44,6 +49,7 @@ pub struct Copies {
     pages: Arc<Pages>,
     /// The volume serves: a damaged copy may be moved aside, because its peers can rebuild it.
     serving: Arc<AtomicBool>,
+    drills: Drills,
 }
 
 /// Pages of the region for its SQL engine, read past the copies' threads: a read never waits for an fsync.
@@ -73,7 +79,13 @@ impl Copies {
         });
         let serving = Arc::new(AtomicBool::new(false));
         let (jobs, job_rx) = channel::<(FlushJob, Sender<Order>)>();
-        let mut copies = Copies { orders: Vec::new(), threads: Vec::new(), pages: Arc::clone(&pages), serving: Arc::clone(&serving) };
+        let mut copies = Copies {
+            orders: Vec::new(),
+            threads: Vec::new(),
+            pages: Arc::clone(&pages),
+            serving: Arc::clone(&serving),
+            drills: Drills::default(),
+        };
         // One thread for all layers: compaction takes at most one core, whatever six copies want at once.
         copies.threads.push(std::thread::Builder::new().name("layers".into()).spawn(move || {
             while let Ok((job, back)) = job_rx.recv() {
@@ -92,6 +104,7 @@ impl Copies {
                 jobs: jobs.clone(),
                 pages: Arc::clone(&pages),
                 serving: Arc::clone(&serving),
+                drills: copies.drills.clone(),
             };
             copies.orders.push(tx);
             copies.threads.push(std::thread::Builder::new().name(format!("copy-{id}")).spawn(move || worker.run())?);
@@ -100,6 +113,9 @@ impl Copies {
     }
 
     pub fn send(&self, copy: CopyId, order: Order) {
+        if let Order::Slow(delay) = order {
+            return self.drills.of(copy).set(delay);
+        }
         // A copy thread only ends at `End`; a message behind that is for nobody.
         let _ = self.orders[copy.index()].send(order);
     }
@@ -109,12 +125,18 @@ impl Copies {
         Arc::clone(&self.pages)
     }
 
+    #[must_use]
+    pub fn drills(&self) -> &Drills {
+        &self.drills
+    }
+
     pub fn set_serving(&self, serving: bool) {
         self.serving.store(serving, Ordering::Relaxed);
     }
 
     /// Ends all threads, after what they were told before.
     pub fn stop(mut self) {
+        self.drills.end();
         for orders in self.orders.drain(..) {
             let _ = orders.send(Order::End);
         }
@@ -134,6 +156,7 @@ struct Worker {
     jobs: Sender<(FlushJob, Sender<Order>)>,
     pages: Arc<Pages>,
     serving: Arc<AtomicBool>,
+    drills: Drills,
 }
 
 enum Ended {
@@ -229,6 +252,7 @@ impl Worker {
                     Err(_) => return Ended::Process,
                 }
             };
+            let began = clock::now();
             // Group commit: everything that arrived while the last fsync ran goes into the next one.
             let mut bytes = 0;
             for order in first.into_iter().chain(std::iter::from_fn(|| self.rx.try_recv().ok())) {
@@ -241,7 +265,7 @@ impl Worker {
                     }
                     Order::JobDone(done) => copy.finish(done, &mut replies),
                     Order::Stop => ended = Some(Ended::Stopped),
-                    Order::Start => {}
+                    Order::Start | Order::Slow(_) => {}
                     Order::End => ended = Some(Ended::Process),
                 }
                 if ended.is_some() || bytes >= self.limits.copy_window_bytes_max {
@@ -249,6 +273,7 @@ impl Worker {
                 }
             }
             copy.flush(&mut replies);
+            self.drills.of(self.id).pause(began);
             self.reply(&mut replies);
             if let Some(ended) = ended {
                 return ended;

@@ -68,7 +68,7 @@ pub async fn run(config: Config, options: RunOptions, shutdown: watch::Receiver<
     let shared = Shared::new(&node);
     let (stop, stopping) = watch::channel(false);
     let links = Links::new(&config, quic.clone(), inbox.clone(), Arc::clone(&shared));
-    let view = View::new(&config, Arc::clone(&shared), Arc::clone(&links));
+    let view = View::new(&config, Arc::clone(&shared), Arc::clone(&links), copies.drills().clone());
     links.answer_with(&view);
     let engine = Engine::start(engine_settings(&config), copies.pages(), view.clone()).context("the SQL engine cannot start")?;
     view.attach(&engine);
