@@ -122,6 +122,7 @@ impl Appender {
         if !peer.is_joined() || !self.history.contains(&end) || peer.splice.is_some() {
             return;
         }
+        peer.diverged = None;
         // Ahead on the same term: it has all that is here.
         let end = if end.seq > self.end.seq { self.end } else { end };
         peer.ingested = ingested.max(peer.ingested);

@@ -35,7 +35,7 @@ impl Appender {
                         self.start_read(now, ReadPurpose::Repair { copy }, vec![copy]);
                     }
                 }
-                crate::volume::repair::Next::Send(request) => self.send_repair(copy, request),
+                crate::volume::repair::Next::Send(request) => self.effects.push_back(AppenderEffect::ToCopy { copy, request }),
                 crate::volume::repair::Next::Nothing => self.repair(now, copy),
             },
             Contact::Joined if self.seeding.is_some() => {
@@ -49,6 +49,12 @@ impl Appender {
             }
             Contact::Joined => {
                 let silent = now.since(self.peers[copy.index()].last_heard) >= self.limits.copy_silent_after;
+                let splice_lost = !silent && self.peers[copy.index()].splice.is_none();
+                if let Some(diverged) = self.peers[copy.index()].diverged.take_if(|_| splice_lost) {
+                    // Frame by frame would not do: it replaces its tail only by one request that reaches the newer term (seed 701580).
+                    let (end, history) = *diverged;
+                    self.place(now, copy, end, &history);
+                }
                 let peer = &mut self.peers[copy.index()];
                 if peer.splice.is_none() {
                     peer.sent = peer.acked.seq;

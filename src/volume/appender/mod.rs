@@ -167,6 +167,9 @@ pub(super) struct Peer {
     reading: Option<u64>,
     /// Frames collected for a copy whose tail diverges: they go as one request that ends in a newer term (see `Append`).
     splice: Option<Splice>,
+    /// It ended off the volume's history when it was placed, as it said then, and has acknowledged nothing on it since: the splice
+    /// may be lost, and then it is made again.
+    diverged: Option<Box<(LogEnd, History)>>,
     control_stored: u64,
     seed_step: Option<u64>,
     /// It last said another step than the next one (see `Repair::astray`).
@@ -275,6 +278,7 @@ impl Peer {
             last_asked: Instant::ZERO,
             reading: None,
             splice: None,
+            diverged: None,
             control_stored: 0,
             seed_step: None,
             seed_said: None,

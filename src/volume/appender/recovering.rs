@@ -186,6 +186,7 @@ impl Appender {
         let peer = &mut self.peers[copy.index()];
         peer.reading = None;
         peer.splice = None;
+        peer.diverged = None;
         peer.last_heard = now;
         if end.seq == common {
             // Its whole log is on ours.
@@ -203,6 +204,7 @@ impl Appender {
             peer.sent = common;
             peer.sent_lsn = Lsn(0);
             peer.splice = Some(Splice { frames: Vec::new(), tail: (end.epoch, end.generation) });
+            peer.diverged = Some(Box::new((end, history.clone())));
         }
     }
 }

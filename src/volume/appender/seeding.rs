@@ -79,7 +79,7 @@ impl Appender {
                 crate::volume::repair::Next::Read => self.start_read(now, ReadPurpose::Repair { copy }, vec![copy]),
                 crate::volume::repair::Next::Send(request) => {
                     self.peers[copy.index()].last_asked = now;
-                    self.send_repair(copy, request);
+                    self.effects.push_back(AppenderEffect::ToCopy { copy, request });
                 }
                 crate::volume::repair::Next::Nothing => {}
             }
@@ -116,10 +116,6 @@ impl Appender {
         } else {
             self.feed_seed(now, copy);
         }
-    }
-
-    pub(super) fn send_repair(&mut self, copy: MemberId, request: CopyRequest) {
-        self.effects.push_back(AppenderEffect::ToCopy { copy, request });
     }
 
     /// The copy was opened anew in the middle of a seed and knows nothing of it.
