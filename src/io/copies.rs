@@ -235,14 +235,14 @@ impl Worker {
 
     fn open(&self) -> Result<(Copy, Arc<FileDisk>), String> {
         let disk = Arc::new(FileDisk::open(&self.dir).map_err(|e| e.to_string())?);
-        match Copy::open(disk.clone(), &self.limits) {
+        match Copy::open_in(self.id.group, disk.clone(), &self.limits) {
             Err(e @ OpenError::Damaged { .. }) if self.serving.load(Ordering::Relaxed) => {
                 // The volume serves without it and will rebuild it. What is damaged is kept for whoever wants to look at it.
                 let aside = self.dir.with_extension(format!("damaged-{}", clock::unix_now().0 / 1_000_000));
                 std::fs::rename(&self.dir, &aside).map_err(|io| format!("{e}; and it cannot be moved aside: {io}"))?;
                 tracing::warn!(copy = %self.id, kept = %aside.display(), "{e}");
                 let disk = Arc::new(FileDisk::open(&self.dir).map_err(|e| e.to_string())?);
-                Copy::open(disk.clone(), &self.limits).map(|copy| (copy, disk)).map_err(|e| e.to_string())
+                Copy::open_in(self.id.group, disk.clone(), &self.limits).map(|copy| (copy, disk)).map_err(|e| e.to_string())
             }
             other => other.map(|copy| (copy, disk)).map_err(|e| e.to_string()),
         }

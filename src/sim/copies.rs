@@ -130,7 +130,7 @@ impl World {
         }
         slot.disk.restart();
         let disk: Arc<dyn Disk> = if slot.lying { Arc::new(LyingDisk(Arc::clone(&slot.disk))) } else { slot.disk.clone() };
-        match Copy::open(disk, &limits) {
+        match Copy::open_in(c.group, disk, &limits) {
             Ok(copy) => {
                 let promised = copy.promised();
                 slot.copy = Some(copy);
@@ -215,7 +215,7 @@ impl World {
     }
 
     pub(super) fn send_to_copy(&mut self, r: usize, c: MemberId, request: CopyRequest) -> Checked {
-        self.check_request(r, &request)?;
+        self.check_request(r, c, &request)?;
         let slot = self.slot(r, c);
         let (life, last) = (slot.life, slot.to_copy_at);
         if slot.copy.is_none() {

@@ -4,14 +4,18 @@
 use super::*;
 
 impl Appender {
-    pub(super) fn owes_control(&self, peer: &Peer) -> bool {
-        !self.control.is_empty()
+    /// The control state is kept with group 0.
+    pub(super) fn owes_control(&self, copy: MemberId) -> bool {
+        let peer = &self.peers[copy.index()];
+        copy.group == GroupId(0)
+            && !self.control.is_empty()
             && peer.control_stored < self.control_version
             && matches!(peer.contact, Contact::Raised(_) | Contact::Joined | Contact::Repairing(_))
     }
 
-    pub(super) fn owes_answer(&self, peer: &Peer) -> bool {
-        if self.owes_control(peer) {
+    pub(super) fn owes_answer(&self, copy: MemberId) -> bool {
+        let peer = &self.peers[copy.index()];
+        if self.owes_control(copy) {
             return true;
         }
         match &peer.contact {
@@ -132,7 +136,7 @@ impl Appender {
     }
 
     pub(super) fn send_control(&mut self, copy: MemberId) {
-        if self.owes_control(&self.peers[copy.index()]) {
+        if self.owes_control(copy) {
             let request = CopyRequest::PutControl {
                 generation: self.generation,
                 version: self.control_version,

@@ -51,7 +51,8 @@ impl Appender {
         let wanted = peer.seed_step.map_or(0, |s| s + 1);
         if let Some((_, request)) = seeding.requests.iter().find(|(step, _)| *step == wanted) {
             peer.last_asked = now;
-            self.effects.push_back(AppenderEffect::ToCopy { copy, request: request.clone() });
+            let request = self.for_member(copy, request);
+            self.effects.push_back(AppenderEffect::ToCopy { copy, request });
         } else {
             self.judge_seed();
         }
