@@ -562,6 +562,7 @@ impl Node {
             };
             CopyReport {
                 name: c.copy.to_string(),
+                group: c.copy.group.0,
                 az: c.copy.copy.az().to_string(),
                 state: state.into(),
                 durable_lsn: c.durable_end.end_lsn,
@@ -586,6 +587,7 @@ impl Node {
             disconnected_since: if role == Role::Secondary { self.follower.disconnected_since() } else { None },
             lag: if role == Role::Secondary { self.follower.lag(now, wall) } else { report::LagReport::default() },
             copies: copies.collect(),
+            volume: report::VolumeReport::of(self.who.layout),
             readers: 1,
             secondaries: if matches!(self.stage, Stage::Leading) { self.leader.report(now, &self.limits, vdl) } else { Vec::new() },
         }

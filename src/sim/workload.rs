@@ -81,7 +81,8 @@ impl World {
         let page = u32::try_from(self.work.below(PAGES)).expect("BUG: few pages");
         let (payload, ops) = frames.entry(self.plan.layout.group_of(PageNo(page))).or_default();
         if page == 0 {
-            let header = VolumeHeader { page_count: u32::try_from(PAGES + number).expect("BUG: a small number"), page_bytes: 160 };
+            let page_count = u32::try_from(PAGES + number).expect("BUG: a small number");
+            let header = VolumeHeader { page_count, page_bytes: 160, high_water: page_count };
             let image = header.to_image();
             put_record(payload, PageNo::HEADER, &image);
             ops.push(Op::Image { page, bytes: image.body().to_vec() });

@@ -35,6 +35,8 @@ struct Outlet {
 struct Buffer {
     /// Read from the header page at the first use, then kept here.
     committed_pages: Option<u32>,
+    /// The most pages there ever were, as the header page says.
+    high_water: u32,
     pages: BTreeMap<u32, Box<[u8]>>,
     /// Size of the database as the running transaction sees it.
     page_count: u32,
@@ -99,6 +101,7 @@ impl WriterFile {
             return Err(FileError::Read);
         }
         buffer.committed_pages = Some(header.page_count);
+        buffer.high_water = header.high_water;
         buffer.page_count = header.page_count;
         Ok(header.page_count)
     }
@@ -109,7 +112,8 @@ impl WriterFile {
         let mut payloads = Packer { layout, payloads: Vec::new(), bytes_max: self.payload_bytes_max };
         let mut versions = Vec::with_capacity(buffer.pages.len() + 1);
         if buffer.page_count != committed {
-            let header = VolumeHeader { page_count: buffer.page_count, page_bytes: PAGE_BYTES as u32 }.to_image();
+            let (page_count, high_water) = (buffer.page_count, buffer.high_water.max(buffer.page_count));
+            let header = VolumeHeader { page_count, page_bytes: PAGE_BYTES as u32, high_water }.to_image();
             versions.push((PageNo::HEADER, Page::from(&header.body()[..])));
             payloads.put(PageNo::HEADER, &header);
         }
@@ -266,6 +270,7 @@ impl DatabaseFile for WriterFile {
         drop(outlet);
         self.shared.counters.commits.fetch_add(1, Ordering::Relaxed);
         buffer.committed_pages = Some(buffer.page_count);
+        buffer.high_water = buffer.high_water.max(buffer.page_count);
         Ok(())
     }
 }

@@ -40,9 +40,9 @@ pub use session::{Port, Session};
 
 use super::sql::{SqlError, state};
 use super::{LogSink, PageSource, StatusSource, WriteGate};
-use crate::base::{Layout, LogEnd, Lsn, SEGMENT_PAGE_BYTES};
+use crate::base::{Layout, LogEnd, Lsn, PageNo, SEGMENT_PAGE_BYTES};
 use crate::io::clock;
-use crate::log::redo::RECORD_HEADER_BYTES;
+use crate::log::redo::{RECORD_HEADER_BYTES, VolumeHeader};
 use crate::log::{Frame, Pen};
 use parking_lot::RwLock;
 use readers::Readers;
@@ -253,6 +253,14 @@ impl Engine {
             rollbacks: counters.rollbacks.load(Ordering::Relaxed),
             statements: counters.statements.load(Ordering::Relaxed),
         }
+    }
+
+    /// The database's size as readers see it now; `None` while nothing can be read. May wait for a page.
+    pub fn database_size(&self) -> Option<VolumeHeader> {
+        let shared = &self.shared;
+        let pin = shared.horizon.pin(false, clock::now())?;
+        let page = shared.pool.at(PageNo::HEADER, pin.snapshot(), &*shared.source).ok()?;
+        Some(VolumeHeader::from_page(&page))
     }
 
     pub fn settings(&self) -> &EngineSettings {

@@ -5,6 +5,7 @@
 
 mod links;
 mod ports;
+mod space;
 mod view;
 
 use super::config::Config;

@@ -27,6 +27,14 @@ impl Appender {
         }
     }
 
+    /// When a copy that owes an answer is asked again. One that waits for frames to be read elsewhere may be heard of for other reasons
+    /// all the time, and is not put off by that (seed 1650475556).
+    pub(super) fn asked_again_at(&self, copy: MemberId) -> Instant {
+        let peer = &self.peers[copy.index()];
+        let in_flight = !peer.is_joined() || peer.acked.seq < peer.sent || self.seeding.is_some();
+        (if in_flight { peer.last_asked.max(peer.last_heard) } else { peer.last_asked }) + ASK_AGAIN_AFTER
+    }
+
     /// A message was lost, or the copy is slow. Everything said again is harmless: copies skip what they have.
     pub(super) fn ask_again(&mut self, now: Instant, copy: MemberId) {
         self.peers[copy.index()].last_asked = now;

@@ -228,8 +228,9 @@ pub struct Appender {
     ring: VecDeque<Frame>,
     ring_bytes: usize,
     /// What is known to have been durable before this incarnation has a VDL of its own: copies are rebuilt from there. Otherwise three
-    /// good copies and three that need pages would wait for each other for ever.
-    known_durable: LogEnd,
+    /// good copies and three that need pages would wait for each other for ever. By group: up to here one of its copies has pages
+    /// whatever this incarnation comes to.
+    known_durable: Vec<LogEnd>,
     /// Consistency points above the VDL.
     points: VecDeque<LogEnd>,
     recovery_since: Option<Instant>,
@@ -320,7 +321,7 @@ impl Appender {
             history: History::default(),
             end: LogEnd::EMPTY,
             vdl: LogEnd::EMPTY,
-            known_durable: LogEnd::EMPTY,
+            known_durable: vec![LogEnd::EMPTY; members / COPIES],
             peers: (0..members).map(|_| Peer::new()).collect(),
             ring: VecDeque::new(),
             ring_bytes: 0,
@@ -427,11 +428,8 @@ impl Appender {
         if let Some(moved) = self.vdl_moved {
             at(moved + VDL_NOTICE_AFTER);
         }
-        for copy in self.members() {
-            let peer = &self.peers[copy.index()];
-            if self.owes_answer(copy) {
-                at(peer.last_asked.max(peer.last_heard) + ASK_AGAIN_AFTER);
-            }
+        for copy in self.members().filter(|c| self.owes_answer(*c)) {
+            at(self.asked_again_at(copy));
         }
         for read in self.reads.values() {
             at(read.asked + self.limits.copy_silent_after);
@@ -536,8 +534,7 @@ impl Appender {
             }
         }
         for copy in self.members() {
-            let peer = &self.peers[copy.index()];
-            if self.owes_answer(copy) && now >= peer.last_asked.max(peer.last_heard) + ASK_AGAIN_AFTER {
+            if self.owes_answer(copy) && now >= self.asked_again_at(copy) {
                 self.ask_again(now, copy);
             }
         }
@@ -591,7 +588,6 @@ impl Appender {
         self.end = consistent;
         self.history.cut_from(consistent.seq.next());
         self.points.push_back(consistent);
-        self.known_durable = consistent;
         self.serve(now);
     }
 
@@ -654,7 +650,7 @@ impl Appender {
         self.gathers.clear();
         self.milestones.clear();
         self.vdl = LogEnd::EMPTY;
-        self.known_durable = LogEnd::EMPTY;
+        self.known_durable.fill(LogEnd::EMPTY);
         let first = self.first_step();
         let request = CopyRequest::SeedBegin { generation: self.generation, step: first, base: base.clone() };
         self.seeding =

@@ -9,7 +9,7 @@ impl Appender {
             ReadPurpose::Backfill { copy } => p.acked.seq > self.peers[copy.index()].sent,
             ReadPurpose::Log { from, .. } | ReadPurpose::LogPart { from, .. } => p.acked.seq >= *from,
             ReadPurpose::Pages { at, .. } | ReadPurpose::PagesPart { at, .. } => p.ingested >= *at || p.acked.end_lsn >= *at,
-            ReadPurpose::Repair { .. } => p.acked.seq >= self.vdl.seq.max(self.known_durable.seq),
+            ReadPurpose::Repair { copy } => p.acked.seq >= self.vdl.seq.max(self.known_durable[copy.group.index()].seq),
         };
         // Only the copies of one group have its pages, and its frames whole.
         let group = match purpose {

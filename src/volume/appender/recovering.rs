@@ -78,12 +78,13 @@ impl Appender {
                 self.effects.push_back(AppenderEffect::Recovered { found: Found::Empty { control } });
             }
             Choice::Log(chosen) => {
-                self.known_durable = (heard.iter())
-                    .filter_map(|h| if let Heard::Raised(s) = h { Some(*s) } else { None })
-                    .filter(|s| s.lineage == Some(chosen.lineage) && s.flushed.seq <= chosen.end.seq && chosen.history.contains(&s.flushed))
-                    .map(|s| s.flushed)
-                    .max_by_key(|flushed| flushed.seq)
-                    .unwrap_or(LogEnd::EMPTY);
+                let flushed = heard.chunks(COPIES).map(|six| {
+                    let states = six.iter().filter_map(|h| if let Heard::Raised(s) = h { Some(*s) } else { None });
+                    let ours = |s: &&CopyState| s.lineage == Some(chosen.lineage) && s.flushed.seq <= chosen.end.seq;
+                    let flushed = states.filter(ours).map(|s| s.flushed).filter(|f| chosen.history.contains(f));
+                    flushed.max_by_key(|f| f.seq).unwrap_or(LogEnd::EMPTY)
+                });
+                self.known_durable = flushed.collect();
                 self.phase = VolumePhase::Chosen;
                 self.lineage = Some(chosen.lineage);
                 self.history = chosen.history;
@@ -156,7 +157,7 @@ impl Appender {
         self.peers[copy.index()].ingested = state.ingested;
         self.set_health(copy, CopyHealth::CatchingUp);
         let foreign = state.lineage.is_some() && state.lineage != self.lineage;
-        let pages_exist = self.vdl != LogEnd::EMPTY || self.known_durable != LogEnd::EMPTY;
+        let pages_exist = self.vdl != LogEnd::EMPTY || self.known_durable[copy.group.index()] != LogEnd::EMPTY;
         if foreign || (state.lineage.is_none() && self.first_in_ring() != Some(Seq(1)) && pages_exist) {
             self.repair(now, copy);
         } else {

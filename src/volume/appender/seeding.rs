@@ -5,7 +5,7 @@ use super::*;
 impl Appender {
     /// Rebuilds a copy from its peers: pages at the VDL, then the log. Writes go on meanwhile.
     pub(super) fn repair(&mut self, now: Instant, copy: MemberId) {
-        let at = if self.vdl == LogEnd::EMPTY { self.known_durable } else { self.vdl };
+        let at = if self.vdl == LogEnd::EMPTY { self.known_durable[copy.group.index()] } else { self.vdl };
         let (Some(lineage), true) = (self.lineage, at != LogEnd::EMPTY) else {
             // Nothing to copy from yet; the timer comes back.
             self.peers[copy.index()].contact = Contact::Repairing(Box::new(Repair::waiting()));
