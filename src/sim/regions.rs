@@ -45,7 +45,7 @@ pub(super) struct Head {
 
 pub(super) struct Region {
     pub name: RegionName,
-    who: Identity,
+    pub who: Identity,
     /// 0: never started.
     pub incarnation: u64,
     pub node: Option<Node>,

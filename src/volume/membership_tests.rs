@@ -158,8 +158,6 @@ enum Broken {
     RecoversFromTwo,
     /// A step builds on a record that was found and not put again.
     ActsOnWhatItFound,
-    /// A record counts when four of any seven keep it.
-    CountsAnyFour,
     /// Step 2 before the new set has what the old one made durable.
     FinishesTooEarly,
 }
@@ -168,7 +166,6 @@ struct Model {
     directories: [Directory; SEATS],
     acknowledged: u32,
     prng: Prng,
-    style: u64,
     broken: Broken,
     ends: [u64; 3],
 }
@@ -176,7 +173,7 @@ struct Model {
 impl Model {
     fn new(seed: u64, broken: Broken) -> Model {
         let directories = std::array::from_fn(|_| Directory { promised: 0, rank: (0, 0), record: founded(), log: (0, 0) });
-        Model { directories, acknowledged: 0, prng: Prng::new(seed), style: seed % 2, broken, ends: [0; 3] }
+        Model { directories, acknowledged: 0, prng: Prng::new(seed), broken, ends: [0; 3] }
     }
 
     /// In a record that calls G the slot's owner, G sits there and F nowhere.
@@ -231,9 +228,6 @@ impl Model {
                 d.record = p.record.clone();
                 p.stored[i] = true;
             }
-        }
-        if self.broken == Broken::CountsAnyFour {
-            return p.stored.iter().filter(|s| **s).count() >= WRITE_QUORUM;
         }
         p.record.can_write(Model::seats(&p.record, p.stored))
     }
@@ -330,9 +324,8 @@ fn a_replacement_crashed_anywhere_loses_nothing_and_ends_with_either() {
 
 #[test]
 fn each_rule_switched_off_is_found_out() {
-    for broken in [Broken::RecoversFromTwo, Broken::ActsOnWhatItFound, Broken::CountsAnyFour, Broken::FinishesTooEarly] {
-        let found = walk(broken, 100_000).0;
-        println!("{broken:?}: {found:?}");
+    for broken in [Broken::RecoversFromTwo, Broken::ActsOnWhatItFound, Broken::FinishesTooEarly] {
+        let found = walk(broken, 40_000).0;
         assert!(found.is_some(), "{broken:?} was not found out");
     }
 }
