@@ -420,7 +420,9 @@ impl Node {
                     "the seed goes on".into()
                 } else if seed {
                     "to be seeded".into()
-                } else { format!("resuming behind {}", self.appender.end()) };
+                } else {
+                    format!("resuming behind {}", self.appender.end())
+                };
                 self.note("primary_connected", format!("{primary}, epoch {epoch}: {how}"));
                 // What was learned of the reign is kept before anything is taken over; then what waited goes on.
                 if !self.control_pending {

@@ -48,17 +48,7 @@ pub struct Seed {
 
 impl Seed {
     fn new(base: SeedBase) -> Seed {
-        Seed {
-            base,
-            next: 0,
-            early: BTreeMap::new(),
-            stored: None,
-            last: None,
-            next_page: PageNo(0),
-            pages_total: 0,
-            bytes: 0,
-            resumed: 0,
-        }
+        Seed { base, next: 0, early: BTreeMap::new(), stored: None, last: None, next_page: PageNo(0), pages_total: 0, bytes: 0, resumed: 0 }
     }
 
     /// What the hello says of it: the steps that were taken over. The last one is asked for again, so that its answer comes again.
