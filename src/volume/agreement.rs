@@ -140,6 +140,7 @@ mod tests {
         let mut history = History::default();
         log.iter().for_each(|f| history.note(f));
         CopyState {
+            incarnation: crate::volume::membership::Incarnation::UNKNOWN,
             lineage: (!log.is_empty()).then_some(LINEAGE),
             first: Seq(1),
             end: end_of(log),
