@@ -155,7 +155,7 @@ mod tests {
 
     /// All six of each group have the same.
     fn choose_of(groups: &[&CopyState], reseedable: bool) -> Choice {
-        let heard: Vec<Heard<'_>> = groups.iter().flat_map(|s| vec![Heard::Raised(*s); COPIES]).collect();
+        let heard: Vec<Heard<'_>> = groups.iter().flat_map(|s| vec![Heard::Raised(s); COPIES]).collect();
         choose(&heard, reseedable)
     }
 
