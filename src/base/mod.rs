@@ -12,7 +12,7 @@ mod time;
 
 pub use gate::WriteGate;
 pub use ids::{Az, ClusterName, ConnId, CopyId, GroupId, LineageId, MemberId, NameError, RegionName};
-pub use layout::{GROUPS_MAX, Layout};
+pub use layout::{GROUPS_MAX, Layout, SEGMENT_PAGE_BYTES};
 pub use limits::Limits;
 pub use position::{Epoch, Generation, LogEnd, Lsn, PageNo, Seq};
 pub use prng::Prng;

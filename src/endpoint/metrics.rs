@@ -89,6 +89,21 @@ pub fn render(view: &dyn RegionView) -> String {
     let durable = report.copies.iter().map(|c| (copy(c), c.durable_lsn.0)).collect();
     page.ints("copy_durable_lsn", "Log position durable on the copy", durable);
 
+    let volume = &report.volume;
+    page.int("volume_groups", "Protection groups of the volume", u64::from(volume.groups));
+    page.int("volume_segment_bytes", "Size of a segment of page space", volume.segment_bytes);
+    let known = [
+        ("volume_segments", "Segments that pages were ever in", volume.segments.map(u64::from)),
+        ("volume_used_bytes", "Pages that the database has now", volume.used_bytes),
+        ("volume_high_water_bytes", "The most that the used bytes ever were", volume.high_water_bytes),
+        ("volume_allocated_bytes", "Log and page versions on the disks, one copy of each group", volume.allocated_bytes),
+    ];
+    for (name, help, value) in known {
+        if let Some(value) = value {
+            page.int(name, help, value);
+        }
+    }
+
     if report.role != Role::Primary {
         let lag = &report.lag;
         let known = lag.known();

@@ -9,7 +9,7 @@ use crate::base::{ConnId, Instant, Limits, LogEnd, Lsn, Prng, RegionName, UnixMi
 use crate::control::ControlState;
 use crate::log::{Flags, Frame};
 use crate::ship::wire::Control;
-use crate::ship::{HeartbeatReply, Hello, LagMeter, Message, Position, Receiver, ReceiverEffect, SeedStep};
+use crate::ship::{HeartbeatReply, Hello, LagMeter, Message, Position, Receiver, ReceiverEffect, Refusal, SeedStep};
 use crate::volume::{Appender, VolumePhase};
 use std::time::Duration;
 
@@ -150,7 +150,13 @@ impl Follower {
             _ => None,
         };
         let epoch = control.map(|c| c.epoch).unwrap_or_default();
-        Some(Message::Control(Control::Hello(Hello { cluster: who.cluster.clone(), region: who.region.clone(), epoch, position })))
+        Some(Message::Control(Control::Hello(Hello {
+            cluster: who.cluster.clone(),
+            region: who.region.clone(),
+            epoch,
+            layout: who.layout,
+            position,
+        })))
     }
 
     /// The link is gone. The primary's name when this ended a following.
@@ -305,9 +311,16 @@ impl Node {
 
     fn greeted(&mut self, now: Instant, conn: ConnId, region: RegionName, control: Control) {
         match control {
-            Control::Welcome { lineage, epoch, primary, seed } => {
+            Control::Welcome { lineage, layout, epoch, primary, seed } => {
                 if self.appender.lineage().is_some_and(|own| own != lineage) && *self.appender.phase() == VolumePhase::Serving {
                     let reason = format!("{region} is of lineage {lineage}, this region's data is not; two histories are never merged");
+                    self.follower.last_trouble = Some(reason.clone());
+                    self.follower.wait(now, RETRY_REFUSED);
+                    self.effects.push_back(Effect::Unlink { conn, reason });
+                    return;
+                }
+                if layout != self.who.layout {
+                    let reason = Refusal::OtherLayout { ours: layout, theirs: self.who.layout }.to_string();
                     self.follower.last_trouble = Some(reason.clone());
                     self.follower.wait(now, RETRY_REFUSED);
                     self.effects.push_back(Effect::Unlink { conn, reason });
@@ -316,7 +329,7 @@ impl Node {
                 self.follower.retry = RETRY_MIN;
                 self.follower.last_trouble = None;
                 self.follower.known_primary = Some(primary.clone());
-                let known = ControlState { lineage, epoch, primary: primary.clone() };
+                let known = ControlState { lineage, epoch, primary: primary.clone(), layout };
                 let news = self.control.as_ref() != Some(&known);
                 if news {
                     self.appender.put_control(known.encode());

@@ -132,6 +132,9 @@ impl Node {
             self.effects.push_back(Effect::Send { conn, message });
             return;
         };
+        if hello.layout != self.who.layout {
+            return self.refuse(conn, Refusal::OtherLayout { ours: self.who.layout, theirs: hello.layout }, peer);
+        }
         let present: Vec<String> = self.leader.senders.values().map(|s| s.region().to_string()).filter(|r| r != peer.as_str()).collect();
         if present.len() >= self.limits.secondaries_max {
             let limit = u32::try_from(self.limits.secondaries_max).expect("BUG: a small limit");
@@ -152,7 +155,8 @@ impl Node {
                     Known { disconnected_since: None, durable: *sender.durable(), received: sender.received().end_lsn, visible: Lsn(0) };
                 self.leader.known.insert(peer.clone(), known);
                 self.leader.senders.insert(conn, sender);
-                let welcome = Control::Welcome { lineage, epoch: self.epoch(), primary: self.who.region.clone(), seed };
+                let (layout, primary) = (self.who.layout, self.who.region.clone());
+                let welcome = Control::Welcome { lineage, layout, epoch: self.epoch(), primary, seed };
                 self.effects.push_back(Effect::Send { conn, message: Message::Control(welcome) });
                 if seed {
                     self.begin_seed(now, conn);

@@ -271,7 +271,11 @@ impl Node {
                     );
                     self.stage = Stage::Recovering;
                 }
-                AppenderEffect::RecoveryWaits { reason } => {
+                AppenderEffect::RecoveryWaits { reason, control } => {
+                    // Copies of a group that was never founded are empty for ever: that is said before anybody waits for them.
+                    if !self.founded_like_this(ControlState::decode(&control).as_ref()) {
+                        continue;
+                    }
                     self.note("recovery_waits", reason.clone());
                     self.reason = Some(reason);
                 }
@@ -332,6 +336,10 @@ impl Node {
         };
         self.control = ControlState::decode(bytes);
         self.reason = None;
+        let control = self.control.clone();
+        if !self.founded_like_this(control.as_ref()) {
+            return;
+        }
         let start = control::start(&self.who.region, &self.who.founder, self.control.as_ref(), has_log);
         match (start, found) {
             (Start::Lead { epoch }, Found::Log { consistent, end, .. }) => {
@@ -348,7 +356,7 @@ impl Node {
             }
             (Start::Found, _) => {
                 let lineage = LineageId((u128::from(self.prng.next_u64()) << 64) | u128::from(self.prng.next_u64()));
-                let control = ControlState { lineage, epoch: Epoch(1), primary: self.who.region.clone() };
+                let control = ControlState { lineage, epoch: Epoch(1), primary: self.who.region.clone(), layout: self.who.layout };
                 self.appender.put_control(control.encode());
                 self.control = Some(control);
                 self.stage = Stage::Founding { lineage };
@@ -373,6 +381,23 @@ impl Node {
                 self.stage = Stage::Halted { reason };
             }
         }
+    }
+
+    /// `false`, and it halts: the configuration cuts page space otherwise than the lineage was founded with.
+    fn founded_like_this(&mut self, control: Option<&ControlState>) -> bool {
+        let Some(founded) = control.map(|c| c.layout).filter(|l| *l != self.who.layout) else {
+            return !matches!(self.stage, Stage::Halted { .. });
+        };
+        if !matches!(self.stage, Stage::Halted { .. }) {
+            let reason = format!(
+                "the global cluster was founded with {founded} and [volume] in the configuration of {} says {}; put back what it was founded \
+                 with, it cannot be changed",
+                self.who.region, self.who.layout
+            );
+            self.note("halted", reason.clone());
+            self.stage = Stage::Halted { reason };
+        }
+        false
     }
 
     fn control_durable(&mut self, now: Instant) {
@@ -537,6 +562,7 @@ impl Node {
             };
             CopyReport {
                 name: c.copy.to_string(),
+                group: c.copy.group.0,
                 az: c.copy.copy.az().to_string(),
                 state: state.into(),
                 durable_lsn: c.durable_end.end_lsn,
@@ -561,6 +587,7 @@ impl Node {
             disconnected_since: if role == Role::Secondary { self.follower.disconnected_since() } else { None },
             lag: if role == Role::Secondary { self.follower.lag(now, wall) } else { report::LagReport::default() },
             copies: copies.collect(),
+            volume: report::VolumeReport::of(self.who.layout),
             readers: 1,
             secondaries: if matches!(self.stage, Stage::Leading) { self.leader.report(now, &self.limits, vdl) } else { Vec::new() },
         }

@@ -4,7 +4,7 @@
 
 pub use crate::ship::LagReport;
 
-use crate::base::{Epoch, LineageId, Lsn, RegionName, UnixMicros};
+use crate::base::{Epoch, Layout, LineageId, Lsn, RegionName, UnixMicros};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -34,11 +34,38 @@ pub enum RegionState {
     Starting,
 }
 
-/// One of the six copies.
+/// What the volume takes in this region. Bytes of one copy of each group, not of all six. What is not known now is `None`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, bincode::Encode, bincode::Decode, serde::Serialize, serde::Deserialize)]
+pub struct VolumeReport {
+    /// Protection groups.
+    pub groups: u32,
+    /// Size of a segment.
+    pub segment_bytes: u64,
+    /// Segments that pages were ever in.
+    pub segments: Option<u32>,
+    /// Pages that the database has now.
+    pub used_bytes: Option<u64>,
+    /// What log and page versions take on the disks: in each group the copy that takes most.
+    pub allocated_bytes: Option<u64>,
+    /// The most that `used_bytes` ever was.
+    pub high_water_bytes: Option<u64>,
+}
+
+impl VolumeReport {
+    /// Nothing is measured yet.
+    #[must_use]
+    pub fn of(layout: Layout) -> VolumeReport {
+        VolumeReport { groups: layout.groups, segment_bytes: layout.segment_bytes(), ..VolumeReport::default() }
+    }
+}
+
+/// One of the six copies of a protection group.
 #[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode, serde::Serialize, serde::Deserialize)]
 pub struct CopyReport {
-    /// `a1` ... `c2`.
+    /// `a1` ... `c2`; `a1.g1` in protection group 1.
     pub name: String,
+    /// The protection group.
+    pub group: u32,
     pub az: String,
     /// `starting`, `up`, `catching_up`, `seeding`, `down`.
     pub state: String,
@@ -91,6 +118,7 @@ pub struct RegionReport {
     /// A secondary's own measurement; all `None` in the primary.
     pub lag: LagReport,
     pub copies: Vec<CopyReport>,
+    pub volume: VolumeReport,
     /// Instances that answer reads in this region.
     pub readers: u32,
     /// The primary's view of its secondaries; empty elsewhere.

@@ -5,7 +5,7 @@
 //! region that founds the global cluster on empty disks. Unknown keys are errors: a typing mistake must not
 //! silently become a default.
 
-use crate::base::{ClusterName, Layout, Limits, RegionName};
+use crate::base::{ClusterName, GROUPS_MAX, Layout, Limits, RegionName, SEGMENT_PAGE_BYTES};
 use crate::io::quic::{Congestion, QuicSettings};
 use crate::ops::certs::PASSWORD_FILE;
 use serde::{Deserialize, Serialize};
@@ -33,6 +33,8 @@ pub struct RawConfig {
     pub quic: Option<RawQuic>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limits: Option<RawLimits>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub volume: Option<RawVolume>,
     #[serde(default)]
     pub member: Vec<RawMember>,
 }
@@ -101,6 +103,18 @@ pub struct RawQuic {
     pub congestion: Option<Congestion>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub udp_buffer_bytes: Option<usize>,
+}
+
+/// `[volume]`: how page space is cut. Fixed when the global cluster is founded, the same in all regions.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawVolume {
+    /// Size of a segment, `10GiB` when left out: a number and KiB, MiB, GiB or TiB.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub segment: Option<String>,
+    /// Protection groups, 1 to 16; 1 when left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub groups: Option<u32>,
 }
 
 /// `[limits]`: what may be set; the rest keeps its default.
@@ -282,7 +296,7 @@ impl Config {
             log: LogSettings { level: env("PARHELION_LOG").or(log.level).unwrap_or_else(|| "info".to_owned()), format },
             quic: quic(&raw.quic.unwrap_or_default()).map_err(invalid)?,
             limits,
-            layout: Layout::default(),
+            layout: layout(&raw.volume.unwrap_or_default()).map_err(invalid)?,
             serving: serving(&given).map_err(invalid)?,
         })
     }
@@ -361,6 +375,29 @@ fn sentence(message: &str) -> String {
         return format!("the key {key} is missing{why}");
     }
     message.replace('`', "'")
+}
+
+fn layout(raw: &RawVolume) -> Result<Layout, String> {
+    let mut layout = Layout::default();
+    if let Some(text) = &raw.segment {
+        let units = [("KiB", 10), ("MiB", 20), ("GiB", 30), ("TiB", 40)];
+        let found = units.into_iter().find_map(|(unit, bits)| text.strip_suffix(unit).map(|number| (number.trim_end(), bits)));
+        let bytes = found.and_then(|(number, bits)| number.parse::<u64>().ok()?.checked_mul(1 << bits));
+        layout.segment_pages = bytes
+            .filter(|b| b.is_multiple_of(SEGMENT_PAGE_BYTES))
+            .and_then(|b| u32::try_from(b / SEGMENT_PAGE_BYTES).ok())
+            .filter(|pages| *pages > 0)
+            .ok_or_else(|| {
+                format!("volume.segment = \"{text}\": write a size of 4KiB or a multiple of it, below 16TiB, as in \"10GiB\"")
+            })?;
+    }
+    if let Some(groups) = raw.groups {
+        if !(1..=GROUPS_MAX).contains(&groups) {
+            return Err(format!("volume.groups = {groups}: write 1 to {GROUPS_MAX}"));
+        }
+        layout.groups = groups;
+    }
+    Ok(layout)
 }
 
 fn listen(raw: &RawListen) -> Result<Listen, String> {

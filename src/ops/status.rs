@@ -6,7 +6,7 @@
 
 use super::text;
 use crate::base::{Epoch, Lsn, RegionName, UnixMicros};
-use crate::node::report::{CopyReport, RegionReport, RegionState, Role, SecondaryReport};
+use crate::node::report::{CopyReport, RegionReport, RegionState, Role, SecondaryReport, VolumeReport};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
@@ -59,6 +59,8 @@ pub struct RegionStatus {
     pub seeding: Option<(u64, u64)>,
     /// Empty when it did not answer.
     pub copies: Vec<CopyReport>,
+    /// null when it did not answer.
+    pub volume: Option<VolumeReport>,
     /// Instances that answer reads; null when it did not answer.
     pub readers: Option<u32>,
     pub version: Option<String>,
@@ -149,6 +151,7 @@ fn answered(report: &RegionReport, seen: Option<&SecondaryReport>) -> RegionStat
         disconnected_since,
         seeding: seen.and_then(|s| s.seeding),
         copies: report.copies.clone(),
+        volume: Some(report.volume.clone()),
         readers: Some(report.readers),
         version: Some(report.version.clone()),
     }
@@ -195,6 +198,7 @@ fn silent<'a>(
         disconnected_since: since,
         seeding: None,
         copies: Vec::new(),
+        volume: None,
         readers: None,
         version: None,
     }
@@ -263,8 +267,15 @@ fn copy_notes(region: &RegionStatus, notes: &mut Vec<String>) {
     for (copy, why) in region.copies.iter().filter(|c| c.state != "down").filter_map(|c| c.reason.as_ref().map(|why| (c, why))) {
         notes.push(format!("{}: copy {} is {why}", region.name, copy.name));
     }
-    let up = region.copies.iter().filter(|c| c.state == "up").count();
-    let off: Vec<&CopyReport> = region.copies.iter().filter(|c| c.state == "down").collect();
+    for six in region.copies.chunk_by(|a, b| a.group == b.group) {
+        group_notes(region, six, notes);
+    }
+}
+
+/// The six of one protection group.
+fn group_notes(region: &RegionStatus, six: &[CopyReport], notes: &mut Vec<String>) {
+    let up = six.iter().filter(|c| c.state == "up").count();
+    let off: Vec<&CopyReport> = six.iter().filter(|c| c.state == "down").collect();
     if off.is_empty() {
         return;
     }
@@ -278,9 +289,14 @@ fn copy_notes(region: &RegionStatus, notes: &mut Vec<String>) {
     notes.push(format!("{name}: copy {note} down; {up} of 6 are up ({rule})"));
 }
 
-/// One mark per copy, by AZ: `a:++ b:++ c:+-`.
+/// One mark per copy, by AZ: `a:++ b:++ c:+-`; with several protection groups one such row for each, in order.
 #[must_use]
 pub fn copy_marks(copies: &[CopyReport]) -> String {
+    let groups: Vec<String> = copies.chunk_by(|a, b| a.group == b.group).map(group_marks).collect();
+    if groups.is_empty() { "?".to_owned() } else { groups.join(" | ") }
+}
+
+fn group_marks(copies: &[CopyReport]) -> String {
     let mut by_az: BTreeMap<&str, String> = BTreeMap::new();
     for copy in copies {
         by_az.entry(&copy.az).or_default().push(match copy.state.as_str() {
@@ -291,7 +307,7 @@ pub fn copy_marks(copies: &[CopyReport]) -> String {
             _ => '?',
         });
     }
-    if by_az.is_empty() { "?".to_owned() } else { by_az.iter().map(|(az, marks)| format!("{az}:{marks}")).collect::<Vec<_>>().join(" ") }
+    by_az.iter().map(|(az, marks)| format!("{az}:{marks}")).collect::<Vec<_>>().join(" ")
 }
 
 const LEGEND: &str = "copies by zone: + up  ~ catching up  . starting  - down  ? not known.  Times are UTC.";
@@ -307,6 +323,21 @@ pub fn lag_cells(region: &RegionStatus, now: UnixMicros) -> [String; 3] {
         return [first, "unknown".to_owned(), "unknown".to_owned()];
     }
     [region.durability_lag_ms, region.rpo_lag_ms, region.visibility_lag_ms].map(|ms| ms.map_or_else(|| "unknown".to_owned(), text::lag_ms))
+}
+
+/// What the volume takes, as the primary measures it.
+fn primary_volume(status: &ClusterStatus) -> Option<String> {
+    let volume = status.regions.iter().find(|r| Some(&r.name) == status.primary.as_ref())?.volume.as_ref()?;
+    let amount = |bytes: Option<u64>| bytes.map_or_else(|| "not known".to_owned(), text::bytes);
+    let segments = volume.segments.map_or_else(|| "?".to_owned(), |n| n.to_string());
+    let groups = if volume.groups == 1 { String::new() } else { format!(" in {} protection groups", volume.groups) };
+    Some(format!(
+        "volume: used {}, at most so far {}, on each copy's disk {}; segments of {}: {segments}{groups}",
+        amount(volume.used_bytes),
+        amount(volume.high_water_bytes),
+        amount(volume.allocated_bytes),
+        text::bytes(volume.segment_bytes),
+    ))
 }
 
 /// The table and the sentences, for a person.
@@ -343,6 +374,9 @@ pub fn render(status: &ClusterStatus) -> String {
     let header = ["REGION", "ROLE", "STATE", "DURABLE", "VISIBLE", "DURABILITY", "RPO", "VISIBILITY", "READERS", "COPIES"];
     out.push_str(&text::table(&header, &[3, 4, 5, 6, 7, 8], rows));
     let _ = writeln!(out, "\n{LEGEND}");
+    if let Some(volume) = primary_volume(status) {
+        let _ = writeln!(out, "{volume}");
+    }
     for note in &status.notes {
         let _ = writeln!(out, "! {note}");
     }

@@ -134,7 +134,7 @@ impl World {
         let disk: Arc<dyn Disk> = if slot.lying { Arc::new(LyingDisk(Arc::clone(&slot.disk))) } else { slot.disk.clone() };
         let home = Home { cluster: region.who.cluster.clone(), region: name.clone(), group: c.group.0, slot: c.copy };
         let fresh = Incarnation(u128::from(slot.seed) << 64 | u128::from(slot.disks));
-        match identity::settle(&*disk, &home, fresh).and_then(|_| Copy::open(disk, &limits)) {
+        match identity::settle(&*disk, &home, fresh).and_then(|_| Copy::open_in(c.group, disk, &limits)) {
             Ok(copy) => {
                 let promised = copy.promised();
                 slot.copy = Some(copy);
@@ -219,7 +219,7 @@ impl World {
     }
 
     pub(super) fn send_to_copy(&mut self, r: usize, c: MemberId, request: CopyRequest) -> Checked {
-        self.check_request(r, &request)?;
+        self.check_request(r, c, &request)?;
         let slot = self.slot(r, c);
         let (life, last) = (slot.life, slot.to_copy_at);
         if slot.copy.is_none() {

@@ -1,6 +1,7 @@
 //! What a region shows: its report and events to HTTP and admin, rows to SQL; and how it asks the others.
 
 use super::links::Links;
+use super::space;
 use crate::base::{CopyId, RegionName};
 use crate::endpoint::http::RegionView;
 use crate::head::embedded::Engine;
@@ -10,7 +11,7 @@ use crate::io::copies::Order;
 use crate::io::copies::slow::Drills;
 use crate::io::driver::Shared;
 use crate::io::quic::RefusalKind;
-use crate::node::report::{LagReport, OperatorEvent, RegionReport, Role};
+use crate::node::report::{LagReport, OperatorEvent, RegionReport, Role, VolumeReport};
 use crate::ops::admin::{AdminAnswer, AdminPort, AdminRequest};
 use crate::ops::config::Config;
 use async_trait::async_trait;
@@ -32,7 +33,9 @@ pub struct View {
     engine: OnceLock<Arc<Engine>>,
     /// The last reports of the other regions.
     others: RwLock<BTreeMap<RegionName, RegionReport>>,
-    refresher: Mutex<Option<tokio::task::JoinHandle<()>>>,
+    /// Measured about once a second.
+    space: RwLock<Option<VolumeReport>>,
+    refreshers: Mutex<Vec<tokio::task::JoinHandle<()>>>,
 }
 
 impl View {
@@ -44,7 +47,8 @@ impl View {
             drills,
             engine: OnceLock::new(),
             others: RwLock::new(BTreeMap::new()),
-            refresher: Mutex::new(None),
+            space: RwLock::new(None),
+            refreshers: Mutex::new(Vec::new()),
         });
         let weak = Arc::downgrade(&view);
         let task = tokio::spawn(async move {
@@ -54,7 +58,20 @@ impl View {
                 view.refresh().await;
             }
         });
-        *view.refresher.lock() = Some(task);
+        let weak = Arc::downgrade(&view);
+        let measurer = tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(REFRESH_EVERY).await;
+                let Some(view) = weak.upgrade() else { return };
+                let look = move || {
+                    let measured = space::measure(view.engine.get().map(Arc::as_ref), &view.config.data_dir, view.config.layout);
+                    *view.space.write() = Some(measured);
+                };
+                // It panics only when the process ends.
+                let _ = tokio::task::spawn_blocking(look).await;
+            }
+        });
+        view.refreshers.lock().extend([task, measurer]);
         view
     }
 
@@ -80,7 +97,7 @@ impl View {
 
 impl Drop for View {
     fn drop(&mut self) {
-        if let Some(task) = self.refresher.lock().take() {
+        for task in self.refreshers.lock().drain(..) {
             task.abort();
         }
     }
@@ -94,6 +111,9 @@ impl RegionView for View {
             // `a1.g1` is a1 as well: an order is for a place, in all groups.
             let place = copy.name.split('.').next().and_then(|name| name.parse().ok());
             copy.reason = place.and_then(|id| self.drills.note(id));
+        }
+        if let Some(space) = &*self.space.read() {
+            report.volume.clone_from(space);
         }
         report
     }

@@ -3,6 +3,17 @@
 
 use super::*;
 
+/// The first of `frames`, at least one, about `bytes_max` of them.
+fn up_to(frames: impl Iterator<Item = Frame>, bytes_max: usize) -> Vec<Frame> {
+    let mut bytes = 0;
+    let fit = frames.take_while(|f| {
+        let fits = bytes == 0 || bytes + f.bytes().len() <= bytes_max;
+        bytes += f.bytes().len();
+        fits
+    });
+    fit.collect()
+}
+
 impl Appender {
     pub(super) fn push(&mut self, frame: Frame) {
         self.end = frame.log_end();
@@ -33,13 +44,16 @@ impl Appender {
         }
         let first = self.first_in_ring()?;
         let skip = usize::try_from(from.0.checked_sub(first.0)?).expect("BUG: the ring is in memory");
-        let mut bytes = 0;
-        let frames = self.ring.range(skip..).take_while(|f| {
-            let fits = bytes == 0 || bytes + f.bytes().len() <= bytes_max;
-            bytes += f.bytes().len();
-            fits
-        });
-        Some(frames.cloned().collect())
+        Some(up_to(self.ring.range(skip..).cloned(), bytes_max))
+    }
+
+    /// As [`Appender::ring_from`], as the frames lie in the logs of `group`.
+    fn ring_for(&self, group: GroupId, from: Seq, bytes_max: usize) -> Option<Vec<Frame>> {
+        if from > self.end.seq {
+            return Some(Vec::new());
+        }
+        let skip = usize::try_from(from.0.checked_sub(self.first_in_ring()?.0)?).expect("BUG: the ring is in memory");
+        Some(up_to(self.ring.range(skip..).map(|f| f.for_group(group)), bytes_max))
     }
 
     /// Sends a joined copy what it lacks, as far as its window allows.
@@ -54,7 +68,7 @@ impl Appender {
                 return;
             }
             let from = peer.sent.next();
-            let Some(frames) = self.ring_from(from, self.limits.batch_bytes_max) else {
+            let Some(frames) = self.ring_for(copy.group, from, self.limits.batch_bytes_max) else {
                 self.start_read(now, ReadPurpose::Backfill { copy }, vec![copy]);
                 return;
             };

@@ -4,14 +4,18 @@
 use super::*;
 
 impl Appender {
-    pub(super) fn owes_control(&self, peer: &Peer) -> bool {
-        !self.control.is_empty()
+    /// The control state is kept with group 0.
+    pub(super) fn owes_control(&self, copy: MemberId) -> bool {
+        let peer = &self.peers[copy.index()];
+        copy.group == GroupId(0)
+            && !self.control.is_empty()
             && peer.control_stored < self.control_version
             && matches!(peer.contact, Contact::Raised(_) | Contact::Joined | Contact::Repairing(_))
     }
 
-    pub(super) fn owes_answer(&self, peer: &Peer) -> bool {
-        if self.owes_control(peer) {
+    pub(super) fn owes_answer(&self, copy: MemberId) -> bool {
+        let peer = &self.peers[copy.index()];
+        if self.owes_control(copy) {
             return true;
         }
         match &peer.contact {
@@ -21,6 +25,14 @@ impl Appender {
             Contact::Joined if self.seeding.is_some() => true,
             Contact::Joined => peer.acked.seq < peer.sent || (peer.sent < self.end.seq && peer.reading.is_none()) || peer.splice.is_some(),
         }
+    }
+
+    /// When a copy that owes an answer is asked again. One that waits for frames to be read elsewhere may be heard of for other reasons
+    /// all the time, and is not put off by that (seed 1650475556).
+    pub(super) fn asked_again_at(&self, copy: MemberId) -> Instant {
+        let peer = &self.peers[copy.index()];
+        let in_flight = !peer.is_joined() || peer.acked.seq < peer.sent || self.seeding.is_some();
+        (if in_flight { peer.last_asked.max(peer.last_heard) } else { peer.last_asked }) + ASK_AGAIN_AFTER
     }
 
     /// A message was lost, or the copy is slow. Everything said again is harmless: copies skip what they have.
@@ -132,7 +144,7 @@ impl Appender {
     }
 
     pub(super) fn send_control(&mut self, copy: MemberId) {
-        if self.owes_control(&self.peers[copy.index()]) {
+        if self.owes_control(copy) {
             let request = CopyRequest::PutControl {
                 generation: self.generation,
                 version: self.control_version,

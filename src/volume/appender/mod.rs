@@ -9,6 +9,7 @@
 //! Never touches a disk. Driven by the node: `handle_*` in, `poll_effect` out, `next_timeout`; the order does not matter.
 
 mod appending;
+mod gathering;
 mod judging;
 mod reads;
 mod recovering;
@@ -16,9 +17,10 @@ mod seeding;
 
 use crate::base::{Epoch, Generation, GroupId, Instant, Layout, Limits, LineageId, LogEnd, Lsn, MemberId, PageNo, Prng, Seq, UnixMicros};
 use crate::log::{ControlFrame, FRAME_HEADER_BYTES, Frame, History, LogOutcome, PagesOutcome, Pen, SeedBase};
+use crate::volume::agreement::{self, Choice};
 use crate::volume::message::{CopyReply, CopyRequest, CopyState};
 use crate::volume::quorum::{self, COPIES, WRITE_QUORUM};
-use crate::volume::recovery::{self, Choice, Heard};
+use crate::volume::recovery::Heard;
 use crate::volume::repair::Repair;
 use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
@@ -49,6 +51,8 @@ pub enum AppenderEffect {
     /// Recovery cannot decide yet; a sentence for status and the log.
     RecoveryWaits {
         reason: String,
+        /// The control state kept on the copies of group 0 that answered.
+        control: Vec<u8>,
     },
     /// Durable on 4 of 6 now, up to `vdl`, which is a consistency point. `frames` are those since the last time.
     Durable {
@@ -92,7 +96,7 @@ pub enum AppenderEffect {
 /// What recovery found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Found {
-    /// All six copies are new (or a founding or a seeding stopped half-way); what control state they hold.
+    /// All copies are new (or a founding or a seeding stopped half-way); what control state they hold.
     Empty { control: Vec<u8> },
     /// A log, with the control state kept beside it.
     Log { lineage: LineageId, end: LogEnd, consistent: LogEnd, control: Vec<u8> },
@@ -187,6 +191,8 @@ struct Splice {
 enum ReadPurpose {
     Backfill { copy: MemberId },
     Log { tag: u64, from: Seq, bytes_max: usize },
+    LogPart { gather: u64, group: GroupId, from: Seq, bytes_max: usize },
+    PagesPart { gather: u64, group: GroupId, at: Lsn, from: PageNo },
     Pages { tag: u64, at: Lsn, from: PageNo, bytes_max: usize },
     Repair { copy: MemberId },
 }
@@ -222,8 +228,9 @@ pub struct Appender {
     ring: VecDeque<Frame>,
     ring_bytes: usize,
     /// What is known to have been durable before this incarnation has a VDL of its own: copies are rebuilt from there. Otherwise three
-    /// good copies and three that need pages would wait for each other for ever.
-    known_durable: LogEnd,
+    /// good copies and three that need pages would wait for each other for ever. By group: up to here one of its copies has pages
+    /// whatever this incarnation comes to.
+    known_durable: Vec<LogEnd>,
     /// Consistency points above the VDL.
     points: VecDeque<LogEnd>,
     recovery_since: Option<Instant>,
@@ -233,6 +240,7 @@ pub struct Appender {
     quorum_said: bool,
     vdl_moved: Option<Instant>,
     reads: BTreeMap<u64, PendingRead>,
+    gathers: BTreeMap<u64, gathering::Gather>,
     next_read: u64,
     /// Seeds begun so far, of copies and of the region.
     seeds: u64,
@@ -313,7 +321,7 @@ impl Appender {
             history: History::default(),
             end: LogEnd::EMPTY,
             vdl: LogEnd::EMPTY,
-            known_durable: LogEnd::EMPTY,
+            known_durable: vec![LogEnd::EMPTY; members / COPIES],
             peers: (0..members).map(|_| Peer::new()).collect(),
             ring: VecDeque::new(),
             ring_bytes: 0,
@@ -324,6 +332,7 @@ impl Appender {
             quorum_said: false,
             vdl_moved: None,
             reads: BTreeMap::new(),
+            gathers: BTreeMap::new(),
             next_read: 1,
             seeds: 0,
             control: Vec::new(),
@@ -419,10 +428,8 @@ impl Appender {
         if let Some(moved) = self.vdl_moved {
             at(moved + VDL_NOTICE_AFTER);
         }
-        for peer in &self.peers {
-            if self.owes_answer(peer) {
-                at(peer.last_asked.max(peer.last_heard) + ASK_AGAIN_AFTER);
-            }
+        for copy in self.members().filter(|c| self.owes_answer(*c)) {
+            at(self.asked_again_at(copy));
         }
         for read in self.reads.values() {
             at(read.asked + self.limits.copy_silent_after);
@@ -527,8 +534,7 @@ impl Appender {
             }
         }
         for copy in self.members() {
-            let peer = &self.peers[copy.index()];
-            if self.owes_answer(peer) && now >= peer.last_asked.max(peer.last_heard) + ASK_AGAIN_AFTER {
+            if self.owes_answer(copy) && now >= self.asked_again_at(copy) {
                 self.ask_again(now, copy);
             }
         }
@@ -556,7 +562,7 @@ impl Appender {
         Pen::new(epoch, self.generation, self.end, self.limits.frame_payload_bytes_max)
     }
 
-    /// Founds a new global cluster on six empty copies.
+    /// Founds a new global cluster on empty copies, or once more where a founding stopped half-way over the groups.
     ///
     /// # Panics
     /// When the copies are not all empty.
@@ -582,7 +588,6 @@ impl Appender {
         self.end = consistent;
         self.history.cut_from(consistent.seq.next());
         self.points.push_back(consistent);
-        self.known_durable = consistent;
         self.serve(now);
     }
 
@@ -601,7 +606,7 @@ impl Appender {
         }
     }
 
-    /// Keeps `control` on all six; `ControlDurable` when four have it.
+    /// Keeps `control` on the six copies of group 0; `ControlDurable` when four have it.
     pub fn put_control(&mut self, control: Vec<u8>) {
         self.control = control;
         self.control_version += 1;
@@ -615,6 +620,9 @@ impl Appender {
         if let Some(frames) = self.ring_from(from, bytes_max) {
             self.effects.push_back(AppenderEffect::Log { tag, outcome: LogOutcome::Frames(frames) });
             return;
+        }
+        if self.layout.groups > 1 {
+            return self.gather_log(now, tag, from, bytes_max);
         }
         self.start_read(now, ReadPurpose::Log { tag, from, bytes_max }, Vec::new());
     }
@@ -639,9 +647,10 @@ impl Appender {
         self.ring_bytes = 0;
         self.points.clear();
         self.reads.clear();
+        self.gathers.clear();
         self.milestones.clear();
         self.vdl = LogEnd::EMPTY;
-        self.known_durable = LogEnd::EMPTY;
+        self.known_durable.fill(LogEnd::EMPTY);
         let first = self.first_step();
         let request = CopyRequest::SeedBegin { generation: self.generation, step: first, base: base.clone() };
         self.seeding =

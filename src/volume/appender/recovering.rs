@@ -53,22 +53,23 @@ impl Appender {
     pub(super) fn try_choose(&mut self, now: Instant) {
         let raised = self.peers.iter().filter(|p| matches!(p.contact, Contact::Raised(_))).count();
         let grace_over = self.recovery_since.is_some_and(|since| now >= since + RECOVERY_GRACE);
-        if raised < COPIES && !grace_over {
+        if raised < self.peers.len() && !grace_over {
             return;
         }
-        let heard: [Heard<'_>; COPIES] = std::array::from_fn(|i| match &self.peers[i].contact {
-            Contact::Raised(state) => Heard::Raised(state),
-            _ => Heard::Nothing,
-        });
-        let newest = heard.iter().filter_map(|h| if let Heard::Raised(s) = h { Some((s.control_version, &s.control)) } else { None }).max();
-        let (control_version, control) = newest.map_or((0, Vec::new()), |(v, c)| (v, c.clone()));
-        match recovery::choose(&heard, self.reseedable) {
+        let heard: Vec<Heard<'_>> = (self.peers.iter())
+            .map(|p| match &p.contact {
+                Contact::Raised(state) => Heard::Raised(state),
+                _ => Heard::Nothing,
+            })
+            .collect();
+        let (control_version, control) = agreement::control(&heard);
+        match agreement::choose(&heard, self.reseedable) {
             Choice::Wait { reason } => {
                 // Asked again with every copy that answers; said once for each change.
                 self.recovery_since = None;
                 if reason != self.recovery_said {
                     self.recovery_said.clone_from(&reason);
-                    self.effects.push_back(AppenderEffect::RecoveryWaits { reason });
+                    self.effects.push_back(AppenderEffect::RecoveryWaits { reason, control });
                 }
             }
             Choice::Empty => {
@@ -76,28 +77,23 @@ impl Appender {
                 self.control_version = control_version;
                 self.effects.push_back(AppenderEffect::Recovered { found: Found::Empty { control } });
             }
-            Choice::Log { source } => {
-                let Contact::Raised(state) = &self.peers[source.index()].contact else { unreachable!("BUG: the chosen copy was raised") };
-                let state = state.clone();
+            Choice::Log(chosen) => {
+                let flushed = heard.chunks(COPIES).map(|six| {
+                    let states = six.iter().filter_map(|h| if let Heard::Raised(s) = h { Some(*s) } else { None });
+                    let ours = |s: &&CopyState| s.lineage == Some(chosen.lineage) && s.flushed.seq <= chosen.end.seq;
+                    let flushed = states.filter(ours).map(|s| s.flushed).filter(|f| chosen.history.contains(f));
+                    flushed.max_by_key(|f| f.seq).unwrap_or(LogEnd::EMPTY)
+                });
+                self.known_durable = flushed.collect();
                 self.phase = VolumePhase::Chosen;
-                self.lineage = state.lineage;
-                self.history = state.history.clone();
-                self.end = state.end;
-                self.known_durable = (heard.iter())
-                    .filter_map(|h| if let Heard::Raised(s) = h { Some(*s) } else { None })
-                    .filter(|s| s.lineage == state.lineage && s.flushed.seq <= state.end.seq && state.history.contains(&s.flushed))
-                    .map(|s| s.flushed)
-                    .max_by_key(|flushed| flushed.seq)
-                    .unwrap_or(LogEnd::EMPTY);
+                self.lineage = Some(chosen.lineage);
+                self.history = chosen.history;
+                self.end = chosen.end;
                 self.control_version = control_version;
                 self.control = control;
-                self.milestones = VecDeque::from([(state.first, Lsn(0)), (state.end.seq, state.end.end_lsn)]);
-                let found = Found::Log {
-                    lineage: state.lineage.expect("BUG: a chosen copy has a lineage"),
-                    end: state.end,
-                    consistent: state.consistent,
-                    control: self.control.clone(),
-                };
+                self.milestones = VecDeque::from([(chosen.first, Lsn(0)), (chosen.end.seq, chosen.end.end_lsn)]);
+                let found =
+                    Found::Log { lineage: chosen.lineage, end: chosen.end, consistent: chosen.consistent, control: self.control.clone() };
                 self.effects.push_back(AppenderEffect::Recovered { found });
             }
         }
@@ -106,8 +102,9 @@ impl Appender {
     /// The copy whose log recovery chose is gone before anybody else had all of it, and nothing is durable yet: what is missing was
     /// never acknowledged, and may never come back.
     pub(super) fn lost_the_chosen_tail(&self) -> bool {
-        let best = self.peers.iter().filter(|p| p.is_joined()).map(|p| p.acked.seq).max().unwrap_or(Seq(0));
-        self.phase == VolumePhase::Serving && self.vdl == LogEnd::EMPTY && self.first_in_ring().unwrap_or(self.end.seq.next()) > best.next()
+        let best = |g| self.six(g).iter().filter(|p| p.is_joined()).map(|p| p.acked.seq).max().unwrap_or(Seq(0));
+        let first = self.first_in_ring().unwrap_or(self.end.seq.next());
+        self.phase == VolumePhase::Serving && self.vdl == LogEnd::EMPTY && self.layout.all_groups().any(|g| first > best(g).next())
     }
 
     /// From the beginning, as a new generation: the one that was begun has nothing durable and ends here.
@@ -120,6 +117,7 @@ impl Appender {
         self.ring_bytes = 0;
         self.points.clear();
         self.reads.clear();
+        self.gathers.clear();
         self.generation = self.generation_above(self.generation);
         self.effects.push_back(AppenderEffect::RecoveryBeginsAnew);
         for id in self.members() {
@@ -159,7 +157,7 @@ impl Appender {
         self.peers[copy.index()].ingested = state.ingested;
         self.set_health(copy, CopyHealth::CatchingUp);
         let foreign = state.lineage.is_some() && state.lineage != self.lineage;
-        let pages_exist = self.vdl != LogEnd::EMPTY || self.known_durable != LogEnd::EMPTY;
+        let pages_exist = self.vdl != LogEnd::EMPTY || self.known_durable[copy.group.index()] != LogEnd::EMPTY;
         if foreign || (state.lineage.is_none() && self.first_in_ring() != Some(Seq(1)) && pages_exist) {
             self.repair(now, copy);
         } else {
@@ -193,8 +191,9 @@ impl Appender {
             peer.acked = end;
             peer.sent = end.seq;
             peer.sent_lsn = end.end_lsn;
-        } else if common == self.end.seq && self.history.contains(&end) {
-            // It is ahead, on the same term: a secondary's copy that has more than recovery chose. It skips what it has.
+        } else if common == self.end.seq && common > Seq::ZERO {
+            // It has all of the volume's log and more: a secondary's copy that is ahead of what recovery chose, perhaps in a later
+            // term. It skips what it has. (A primary's log ends with a frame of its own, which no cut tail has.)
             peer.acked = self.end;
             peer.sent = common;
             peer.sent_lsn = self.end.end_lsn;

@@ -5,7 +5,7 @@ use super::*;
 impl Appender {
     /// Rebuilds a copy from its peers: pages at the VDL, then the log. Writes go on meanwhile.
     pub(super) fn repair(&mut self, now: Instant, copy: MemberId) {
-        let at = if self.vdl == LogEnd::EMPTY { self.known_durable } else { self.vdl };
+        let at = if self.vdl == LogEnd::EMPTY { self.known_durable[copy.group.index()] } else { self.vdl };
         let (Some(lineage), true) = (self.lineage, at != LogEnd::EMPTY) else {
             // Nothing to copy from yet; the timer comes back.
             self.peers[copy.index()].contact = Contact::Repairing(Box::new(Repair::waiting()));
@@ -51,7 +51,8 @@ impl Appender {
         let wanted = peer.seed_step.map_or(0, |s| s + 1);
         if let Some((_, request)) = seeding.requests.iter().find(|(step, _)| *step == wanted) {
             peer.last_asked = now;
-            self.effects.push_back(AppenderEffect::ToCopy { copy, request: request.clone() });
+            let request = self.for_member(copy, request);
+            self.effects.push_back(AppenderEffect::ToCopy { copy, request });
         } else {
             self.judge_seed();
         }

@@ -27,7 +27,7 @@ mod wal;
 pub use jobs::{FlushDone, FlushJob};
 pub use pages::{PageStore, ReadError};
 
-use crate::base::{Generation, Limits, LineageId, LogEnd, Lsn, Seq};
+use crate::base::{Generation, GroupId, Limits, LineageId, LogEnd, Lsn, Seq};
 use crate::log::{Frame, redo};
 use crate::volume::membership::Incarnation;
 use crate::volume::{CopyReply, CopyRequest, CopyState, Disk, DiskError};
@@ -49,6 +49,11 @@ pub enum OpenError {
     /// It must not vote. Move its directory away and start again: it is rebuilt from the other copies.
     #[error("this copy is damaged ({what}): {reason}. Move its directory away; it will be rebuilt from the other copies")]
     Damaged { what: String, reason: String },
+    /// It must neither vote nor serve: its pages are those of other segments.
+    #[error(
+        "this directory is that of a copy of protection group {found}, and a copy of {wanted} is looked for here. Put the directories back"
+    )]
+    OtherGroup { found: GroupId, wanted: GroupId },
     #[error("'{file}' has format version {version}; a newer parhelion wrote it. Upgrade this one first")]
     Unsupported { file: String, version: u16 },
     #[error(
@@ -120,6 +125,14 @@ impl Copy {
     /// # Errors
     /// [`OpenError`]: the disk failed, or something that was once durable is not there.
     pub fn open(disk: Arc<dyn Disk>, limits: &Limits) -> Result<Copy, OpenError> {
+        Copy::open_in(GroupId(0), disk, limits)
+    }
+
+    /// As [`Copy::open`], for a copy of protection group `group`.
+    ///
+    /// # Errors
+    /// As [`Copy::open`]; also when the directory is that of another group.
+    pub fn open_in(group: GroupId, disk: Arc<dyn Disk>, limits: &Limits) -> Result<Copy, OpenError> {
         let mut names = disk.list()?;
         for name in names.iter().filter(|n| n.ends_with(TEMPORARY)) {
             disk.remove(name)?;
@@ -133,11 +146,14 @@ impl Copy {
                 if left.is_some() || promised.is_some() {
                     return Err(OpenError::Damaged { what: manifest::MANIFEST.into(), reason: "it is missing".into() });
                 }
-                let manifest = Manifest { log_first_number: 1, next_layer: 1, ..Manifest::default() };
+                let manifest = Manifest { group, log_first_number: 1, next_layer: 1, ..Manifest::default() };
                 manifest.store(&*disk)?;
                 manifest
             }
         };
+        if manifest.group != group {
+            return Err(OpenError::OtherGroup { found: manifest.group, wanted: group });
+        }
         for (name, number) in names.iter().filter_map(|n| layer::number_of(n).map(|number| (n, number))) {
             if !manifest.layers.iter().any(|l| l.number == number) {
                 disk.remove(name)?;
@@ -401,7 +417,8 @@ impl Copy {
         let mut versions = Vec::new();
         let mut bytes = self.pages.open_bytes();
         for frame in frames {
-            if !frame.is_control() {
+            // Frames of other groups are in the log for their place only.
+            if !frame.is_control() && !frame.is_elided() {
                 let payload = frame.payload();
                 let records = redo::records(&payload).map_err(|e| format!("frame {} is durable and is no redo: {e}", frame.seq()))?;
                 bytes += records.iter().map(|r| pages::entry_bytes(&r.change)).sum::<usize>();
