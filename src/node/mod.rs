@@ -13,12 +13,13 @@ mod lead;
 pub mod report;
 
 use crate::base::{
-    ClusterName, ConnId, Epoch, Generation, Instant, Layout, Limits, LineageId, LogEnd, Lsn, MemberId, Prng, RegionName, UnixMicros,
-    WriteGate,
+    ClusterName, ConnId, CopyId, Epoch, Generation, Instant, Layout, Limits, LineageId, LogEnd, Lsn, MemberId, Prng, RegionName,
+    UnixMicros, WriteGate,
 };
 use crate::control::{self, ControlState, Start};
 use crate::log::{Frame, Pen};
 use crate::ship::{Message, Refusal};
+use crate::volume::membership::Incarnation;
 use crate::volume::{Appender, AppenderEffect, CopyHealth, CopyReply, CopyRequest, Found, VolumePhase};
 use follow::Follower;
 use lead::Leader;
@@ -110,6 +111,16 @@ pub enum Effect {
     },
     Gate(WriteGate),
     PrimaryIs(Option<RegionName>),
+    /// Where the copies live; `None`: where the configuration says. One that is open elsewhere is closed and opened there.
+    Places {
+        places: [Option<String>; 6],
+    },
+    /// The directories of `slot` in `place` have left the volume for good; those of `by` (one for each group) have the slot.
+    Retired {
+        slot: CopyId,
+        place: Option<String>,
+        by: Vec<Incarnation>,
+    },
     Note(OperatorEvent),
 }
 
@@ -282,6 +293,16 @@ impl Node {
                 AppenderEffect::Restarted { vdl } => self.restarted(now, vdl),
                 AppenderEffect::Durable { vdl, frames } => self.durable(now, vdl, frames),
                 AppenderEffect::ControlDurable => self.control_durable(now),
+                AppenderEffect::Places { places } => self.effects.push_back(Effect::Places { places }),
+                AppenderEffect::Retired { slot, place, by } => {
+                    let lives = self.appender.lives_in(slot).map_or_else(|| "its configured place".to_owned(), str::to_owned);
+                    let left = place.clone().unwrap_or_else(|| "its configured place".to_owned());
+                    self.note(
+                        "copy_replaced",
+                        format!("copy {slot} lives in {lives} for good; what lies in {left} takes no part any more"),
+                    );
+                    self.effects.push_back(Effect::Retired { slot, place, by });
+                }
                 AppenderEffect::QuorumLost { reason } => {
                     self.note("quorum_lost", format!("writes are stopped: {reason}. They resume by themselves when a copy returns"));
                     // Whoever shows it says first that writes are stopped.
@@ -513,6 +534,33 @@ impl Node {
         tag
     }
 
+    // ---- what an operator orders -----------------------------------------------------------------------------------
+
+    /// Begins to replace the copy of `slot` by new directories in `place`, `candidate`: one for each group.
+    ///
+    /// # Errors
+    /// A sentence that says why not, or what it waits for.
+    pub fn replace_copy(&mut self, now: Instant, slot: CopyId, candidate: Vec<Incarnation>, place: String) -> Result<String, String> {
+        self.appender.replace_copy(slot, candidate, place.clone())?;
+        self.note("copy_replacing", format!("copy {slot} is being replaced by a new one in {place}"));
+        self.drain_appender(now);
+        Ok(format!(
+            "copy {slot} is being replaced by a new one in {place}, which is rebuilt from the others while writes go on; \
+             `parhelion copy list` shows how far it is, `parhelion copy replace {slot} --cancel` goes back"
+        ))
+    }
+
+    /// Goes back to the copy that is being replaced.
+    ///
+    /// # Errors
+    /// A sentence that says why not.
+    pub fn cancel_replace(&mut self, now: Instant, slot: CopyId) -> Result<String, String> {
+        self.appender.cancel_replace(slot)?;
+        self.note("copy_replace_cancelled", format!("copy {slot} is not replaced: it comes back and catches up"));
+        self.drain_appender(now);
+        Ok(format!("copy {slot} is not replaced: it comes back and catches up by itself"))
+    }
+
     // ---- what others see -------------------------------------------------------------------------------------------
 
     fn note(&mut self, kind: &str, what: String) {
@@ -561,6 +609,12 @@ impl Node {
                 CopyHealth::Seeding => ("seeding", None),
                 CopyHealth::Down { reason } => ("down", Some(reason)),
             };
+            let replacing = self.appender.replacing().filter(|r| r.slot == c.copy.copy);
+            let reason = reason.or_else(|| {
+                replacing.map(|r| {
+                    format!("takes the slot of the copy before it, in {}; `parhelion copy replace {} --cancel` goes back", r.place, r.slot)
+                })
+            });
             CopyReport {
                 name: c.copy.to_string(),
                 group: c.copy.group.0,
@@ -568,6 +622,7 @@ impl Node {
                 state: state.into(),
                 durable_lsn: c.durable_end.end_lsn,
                 reason,
+                place: self.appender.lives_in(c.copy.copy).map(str::to_owned),
             }
         });
         RegionReport {

@@ -73,6 +73,9 @@ pub struct CopyReport {
     /// Why it is down, or what an operator does to it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// Where it lives since it was replaced, or where the one is that takes its slot; `None`: where the configuration says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub place: Option<String>,
 }
 
 /// A secondary, as the primary sees it.

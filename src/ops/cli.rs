@@ -204,6 +204,19 @@ pub enum CopyVerb {
         #[command(flatten)]
         ask: AskArgs,
     },
+    /// Replace a copy by a new one in another directory, while writes go on; --cancel goes back as long as it is not done
+    Replace {
+        /// a1 a2 b1 b2 c1 or c2
+        copy: CopyId,
+        /// The directory for the new copy, on the region's machine
+        #[arg(long, value_name = "DIR", required_unless_present = "cancel", conflicts_with = "cancel")]
+        with: Option<PathBuf>,
+        /// Go back to the copy that is being replaced
+        #[arg(long)]
+        cancel: bool,
+        #[command(flatten)]
+        ask: AskArgs,
+    },
     /// Show the six copies of the region
     List(AskArgs),
 }
@@ -498,6 +511,17 @@ async fn run_copy(verb: CopyVerb) -> Result<(), Failure> {
         CopyVerb::List(ask) => (ask, AdminRequest::Report),
         CopyVerb::Stop { copy, ask } => (ask, AdminRequest::StopCopy { copy }),
         CopyVerb::Start { copy, ask } => (ask, AdminRequest::StartCopy { copy }),
+        CopyVerb::Replace { copy, with, ask, .. } => {
+            let place = match with {
+                Some(dir) => {
+                    let whole = std::path::absolute(&dir).map_err(super::failure::io_failure("find the directory"))?;
+                    let text = whole.into_os_string().into_string();
+                    Some(text.map_err(|_| Failure::new(USAGE, "the name of the directory is not UTF-8; give another one"))?)
+                }
+                None => None,
+            };
+            (ask, AdminRequest::ReplaceCopy { copy, place })
+        }
         CopyVerb::Slow { copy, delay, ask } => {
             let delay_us = u64::try_from(delay.as_micros()).expect("BUG: the parser bounds a delay");
             (ask, AdminRequest::SlowCopy { copy, delay_us })
@@ -551,6 +575,8 @@ mod tests {
             "netem show --config f",
             "copy stop a1 --config f",
             "copy start c2",
+            "copy replace a1 --with /mnt/new",
+            "copy replace a1 --cancel",
             "copy slow a1 --delay 50ms",
             "copy slow a1 --delay 0 --config f",
             "sim --seeds 1 --seed 7",
@@ -571,6 +597,8 @@ mod tests {
             ("copy stop d1", "the six are a1 a2 b1 b2 c1 c2"),
             ("copy slow a1", "--delay"),
             ("copy slow a1 --delay 2h", "at most 1m"),
+            ("copy replace a1", "--with"),
+            ("copy replace a1 --with /x --cancel", "cannot be used with"),
             ("certs", "--config"),
             ("certs --dir d --cluster demo", "--region"),
             ("netem set a b", "KEY=VALUE"),

@@ -49,6 +49,7 @@ pub(crate) fn sample(region: &str, role: Role) -> RegionReport {
                 state: "up".into(),
                 durable_lsn: Lsn(100),
                 reason: None,
+                place: None,
             })
             .collect(),
         volume: VolumeReport { segments: Some(1), used_bytes: Some(8192), ..VolumeReport::of(Layout::default()) },

@@ -12,6 +12,7 @@ mod faults;
 mod network;
 mod plan;
 mod regions;
+mod replacing;
 mod runs;
 #[cfg(test)]
 mod tests;

@@ -31,6 +31,8 @@ pub(super) struct Plan {
     /// Batches are only lost and doubled in this mode.
     pub batches: Chances,
     pub drill: bool,
+    /// An operator replaces copies, and goes back, about so often.
+    pub replace_every_ms: Option<u64>,
     pub limits: Limits,
     /// How page space is cut.
     pub layout: Layout,
@@ -80,6 +82,7 @@ impl Plan {
             drill: prng.chance(250_000),
             limits,
             layout: Plan::layout(prng, options),
+            replace_every_ms: prng.chance(350_000).then(|| prng.between(100, 1500)),
         }
     }
 }

@@ -16,7 +16,7 @@ pub mod quorum;
 mod recovery;
 mod repair;
 
-pub use appender::{Appender, AppenderEffect, CopyHealth, CopyView, Found, VolumePhase};
+pub use appender::{Appender, AppenderEffect, CopyHealth, CopyView, Found, Replacing, VolumePhase};
 pub use copy::identity;
 pub use copy::{Copy, FlushDone, FlushJob, OpenError, PageStore, ReadError};
 pub use disk::{Disk, DiskError};

@@ -2,18 +2,19 @@
 
 use super::links::Links;
 use super::space;
-use crate::base::{CopyId, RegionName};
+use crate::base::{CopyId, MemberId, RegionName};
 use crate::endpoint::http::RegionView;
 use crate::head::embedded::Engine;
 use crate::head::{GlobalStatusRow, InstanceStatusRow, StatusSource};
 use crate::io::clock;
-use crate::io::copies::Order;
 use crate::io::copies::slow::Drills;
+use crate::io::copies::{Order, places};
 use crate::io::driver::Shared;
 use crate::io::quic::RefusalKind;
 use crate::node::report::{LagReport, OperatorEvent, RegionReport, Role, VolumeReport};
 use crate::ops::admin::{AdminAnswer, AdminPort, AdminRequest};
 use crate::ops::config::Config;
+use crate::volume::identity::Home;
 use async_trait::async_trait;
 use parking_lot::{Mutex, RwLock};
 use std::collections::BTreeMap;
@@ -152,6 +153,22 @@ impl AdminPort for View {
         self.links.inbox().order(copy, if on_duty { Order::Start } else { Order::Stop });
         let what = if on_duty { "back on duty; it catches up by itself" } else { "out of duty until it is started again" };
         Ok(format!("copy {copy} of {} is {what}", self.config.region))
+    }
+
+    async fn replace_copy(&self, copy: CopyId, place: Option<String>) -> Result<String, String> {
+        let Some(place) = place else { return self.links.inbox().replace(copy, None).await };
+        let here = self.report().copies.into_iter().find(|c| c.name == copy.to_string() && c.place.as_ref() == Some(&place));
+        if let Some(here) = here {
+            return Ok(match here.reason {
+                Some(reason) => format!("copy {copy}, which goes to {place}, is {}: {reason}", here.state),
+                None => format!("copy {copy} lives in {place} already, and is {}", here.state),
+            });
+        }
+        let (cluster, region, layout, at) = (self.config.cluster.clone(), self.config.region.clone(), self.config.layout, place.clone());
+        let home = move |m: MemberId| Home { cluster: cluster.clone(), region: region.clone(), group: m.group.0, slot: m.copy };
+        let prepared = tokio::task::spawn_blocking(move || places::prepare(&at, copy, layout, home)).await;
+        let candidate = prepared.map_err(|e| format!("the directory cannot be prepared: {e}"))??;
+        self.links.inbox().replace(copy, Some((candidate, place))).await
     }
 
     async fn slow_copy(&self, copy: CopyId, delay: Duration) -> Result<String, String> {

@@ -89,6 +89,7 @@ impl Appender {
         if !peer.is_joined() {
             return;
         }
+        let before = peer.health.clone();
         let health = if peer.acked.seq >= self.vdl.seq { CopyHealth::Up } else { CopyHealth::CatchingUp };
         // Between two acknowledgements every copy is a frame behind; that is not catching up.
         if health == CopyHealth::Up
@@ -96,6 +97,9 @@ impl Appender {
             || self.vdl.end_lsn.bytes_since(peer.acked.end_lsn) > self.limits.copy_window_bytes_max as u64
         {
             self.set_health(copy, health);
+        }
+        if self.is_changing() || before != self.peers[copy.index()].health {
+            self.judge_membership();
         }
         self.judge_quorum();
     }
@@ -118,7 +122,7 @@ impl Appender {
         if self.phase != VolumePhase::Serving {
             return;
         }
-        let lacking = self.layout.all_groups().find(|g| self.able(*g) < WRITE_QUORUM);
+        let lacking = self.layout.all_groups().find(|g| !self.reached_in(*g, Peer::is_joined));
         let ok = lacking.is_none();
         if ok == self.quorum_ok && self.quorum_said {
             return;
@@ -139,7 +143,14 @@ impl Appender {
             .collect();
         let of_group = if self.layout.groups == 1 { String::new() } else { format!(" of protection group {group}") };
         let (able, missing) = (self.able(group), missing.join(", "));
-        let reason = format!("{able} of 6 copies{of_group} can take writes and {WRITE_QUORUM} are needed; missing: {missing}");
+        let reason = match self.replacing() {
+            Some(r) => format!(
+                "{able} of 6 copies{of_group} can take writes, and while {slot} is being replaced {WRITE_QUORUM} others are needed \
+                 (`parhelion copy replace {slot} --cancel` goes back); missing: {missing}",
+                slot = r.slot
+            ),
+            None => format!("{able} of 6 copies{of_group} can take writes and {WRITE_QUORUM} are needed; missing: {missing}"),
+        };
         self.effects.push_back(AppenderEffect::QuorumLost { reason });
     }
 
@@ -151,14 +162,6 @@ impl Appender {
                 control: Bytes::from(self.control.clone()),
             };
             self.effects.push_back(AppenderEffect::ToCopy { copy, request });
-        }
-    }
-
-    pub(super) fn judge_control(&mut self) {
-        let stored = quorum::durable(std::array::from_fn(|i| self.six(GroupId(0))[i].control_stored));
-        if stored > self.control_reported {
-            self.control_reported = stored;
-            self.effects.push_back(AppenderEffect::ControlDurable);
         }
     }
 }

@@ -9,20 +9,25 @@
 //! Never touches a disk. Driven by the node: `handle_*` in, `poll_effect` out, `next_timeout`; the order does not matter.
 
 mod appending;
+mod changing;
 mod gathering;
 mod judging;
 mod reads;
 mod recovering;
 mod seeding;
 
-use crate::base::{Epoch, Generation, GroupId, Instant, Layout, Limits, LineageId, LogEnd, Lsn, MemberId, PageNo, Prng, Seq, UnixMicros};
+use crate::base::{
+    CopyId, Epoch, Generation, GroupId, Instant, Layout, Limits, LineageId, LogEnd, Lsn, MemberId, PageNo, Prng, Seq, UnixMicros,
+};
 use crate::log::{ControlFrame, FRAME_HEADER_BYTES, Frame, History, LogOutcome, PagesOutcome, Pen, SeedBase};
 use crate::volume::agreement::{self, Choice};
+use crate::volume::membership::{Incarnation, Membership};
 use crate::volume::message::{CopyReply, CopyRequest, CopyState};
 use crate::volume::quorum::{self, COPIES, WRITE_QUORUM};
 use crate::volume::recovery::Heard;
 use crate::volume::repair::Repair;
 use bytes::Bytes;
+pub use changing::Replacing;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
@@ -64,6 +69,16 @@ pub enum AppenderEffect {
         vdl: LogEnd,
     },
     ControlDurable,
+    /// Where the copies live by the record in force; `None`: where the configuration says.
+    Places {
+        places: [Option<String>; 6],
+    },
+    /// The directories of `slot` in `place` have left the volume for good; those of `by` (one for each group) have the slot.
+    Retired {
+        slot: CopyId,
+        place: Option<String>,
+        by: Vec<Incarnation>,
+    },
     /// Fewer than four copies can take writes: nothing new becomes durable.
     QuorumLost {
         reason: String,
@@ -157,6 +172,8 @@ enum Contact {
 #[derive(Debug)]
 pub(super) struct Peer {
     contact: Contact,
+    /// Which directory it is, as it said when it was raised.
+    incarnation: Incarnation,
     /// fsynced there, on the volume's history.
     acked: LogEnd,
     /// Sent (or asked to be read for it) up to here.
@@ -244,9 +261,15 @@ pub struct Appender {
     next_read: u64,
     /// Seeds begun so far, of copies and of the region.
     seeds: u64,
+    /// What is kept on the copies beside the log: `membership` and `node_control`, encoded.
     control: Vec<u8>,
     control_version: u64,
-    control_reported: u64,
+    /// Quorums keep `control`, as this generation's.
+    in_force: bool,
+    membership: Option<Membership>,
+    node_control: Vec<u8>,
+    /// The version in which the node's last order was put, until it is durable.
+    node_put: Option<u64>,
     seeding: Option<Seeding>,
     /// (when, VDL): what "an LSN so long ago" means, for the retention of page versions.
     moments: VecDeque<(Instant, Lsn)>,
@@ -277,6 +300,7 @@ impl Peer {
     fn new() -> Peer {
         Peer {
             contact: Contact::Down { reason: "it has not been opened yet".into() },
+            incarnation: Incarnation::UNKNOWN,
             acked: LogEnd::EMPTY,
             sent: Seq(0),
             sent_lsn: Lsn(0),
@@ -315,7 +339,7 @@ impl Appender {
             phase: VolumePhase::Recovering,
             reseedable,
             // Bounded, so that a clock from the far future leaves room above.
-            began_s: (wall.0 / 1_000_000).min(1 << 40),
+            began_s: (wall.0 / 1_000_000).min(1 << 34),
             refused_by: vec![false; members],
             lineage: None,
             history: History::default(),
@@ -337,7 +361,10 @@ impl Appender {
             seeds: 0,
             control: Vec::new(),
             control_version: 0,
-            control_reported: 0,
+            in_force: false,
+            membership: None,
+            node_control: Vec::new(),
+            node_put: None,
             seeding: None,
             moments: VecDeque::new(),
             milestones: VecDeque::new(),
@@ -398,8 +425,8 @@ impl Appender {
     }
 
     /// What four copies of *every* group have reached: the lowest, over the groups, of the 4th highest.
-    fn reached_in_all<T: Ord + Copy>(&self, of: impl Fn(&Peer) -> T) -> T {
-        let by_group = self.layout.all_groups().map(|g| quorum::durable(std::array::from_fn(|i| of(&self.six(g)[i]))));
+    fn reached_in_all<T: Ord + Copy + Default>(&self, of: impl Fn(&Peer) -> T) -> T {
+        let by_group = self.layout.all_groups().map(|g| self.reached_in(g, &of));
         by_group.min().expect("BUG: a volume has a group")
     }
 
@@ -608,11 +635,12 @@ impl Appender {
 
     /// Keeps `control` on the six copies of group 0; `ControlDurable` when four have it.
     pub fn put_control(&mut self, control: Vec<u8>) {
-        self.control = control;
-        self.control_version += 1;
-        for copy in self.members() {
-            self.send_control(copy);
+        self.node_control = control;
+        if self.membership.is_none() {
+            self.membership = self.membership_of_all();
         }
+        self.put_kept();
+        self.node_put = Some(self.control_version);
     }
 
     /// Frames from `from` on; answered by an effect, from memory or from the copy that can.

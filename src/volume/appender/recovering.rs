@@ -2,6 +2,7 @@
 //! set where its log and the volume's part. The choice itself is a pure function in [`super::super::recovery`].
 
 use super::*;
+use crate::volume::membership::Kept;
 
 impl Appender {
     pub(super) fn raise(&mut self, now: Instant, copy: MemberId) {
@@ -36,7 +37,11 @@ impl Appender {
         if generation != self.generation || !matches!(self.peers[copy.index()].contact, Contact::Raising) {
             return;
         }
+        self.peers[copy.index()].incarnation = state.incarnation;
         self.peers[copy.index()].contact = Contact::Raised(Box::new(state));
+        if self.phase != VolumePhase::Recovering && self.turn_away(now, copy) {
+            return;
+        }
         match self.phase {
             VolumePhase::Recovering => self.try_choose(now),
             VolumePhase::Serving => self.join(now, copy),
@@ -62,8 +67,28 @@ impl Appender {
                 _ => Heard::Nothing,
             })
             .collect();
-        let (control_version, control) = agreement::control(&heard);
-        match agreement::choose(&heard, self.reseedable) {
+        let (control_version, bytes) = agreement::control(&heard);
+        let kept = Kept::decode(&bytes).unwrap_or(Kept { membership: None, control: bytes });
+        // A directory that the membership does not know, or that was replaced, has no vote: what it holds may be old.
+        let strangers: Vec<Option<CopyState>> = (self.members().zip(&heard))
+            .map(|(c, h)| match h {
+                Heard::Raised(s) if s.lineage.is_some() && !Appender::has_vote(kept.membership.as_ref(), c, s.incarnation) => {
+                    Some(CopyState { lineage: None, ..(*s).clone() })
+                }
+                _ => None,
+            })
+            .collect();
+        let voters: Vec<Heard<'_>> =
+            heard.iter().zip(&strangers).map(|(h, stranger)| stranger.as_ref().map_or_else(|| h.clone(), Heard::Raised)).collect();
+        let control = kept.control.clone();
+        let choice = match agreement::choose(&voters, self.reseedable) {
+            // There is data, only it is not that of the members.
+            Choice::Empty if !self.reseedable && strangers.iter().any(Option::is_some) => Choice::Wait {
+                reason: "the directories with data are not those of the region's members; put the members' directories back".into(),
+            },
+            choice => choice,
+        };
+        match choice {
             Choice::Wait { reason } => {
                 // Asked again with every copy that answers; said once for each change.
                 self.recovery_since = None;
@@ -74,7 +99,8 @@ impl Appender {
             }
             Choice::Empty => {
                 self.phase = VolumePhase::AwaitingSeed;
-                self.control_version = control_version;
+                // Whose the empty directories are is recorded with the next control state.
+                self.take_kept(control_version, Kept { membership: None, control: control.clone() });
                 self.effects.push_back(AppenderEffect::Recovered { found: Found::Empty { control } });
             }
             Choice::Log(chosen) => {
@@ -89,11 +115,9 @@ impl Appender {
                 self.lineage = Some(chosen.lineage);
                 self.history = chosen.history;
                 self.end = chosen.end;
-                self.control_version = control_version;
-                self.control = control;
+                self.take_kept(control_version, kept);
                 self.milestones = VecDeque::from([(chosen.first, Lsn(0)), (chosen.end.seq, chosen.end.end_lsn)]);
-                let found =
-                    Found::Log { lineage: chosen.lineage, end: chosen.end, consistent: chosen.consistent, control: self.control.clone() };
+                let found = Found::Log { lineage: chosen.lineage, end: chosen.end, consistent: chosen.consistent, control };
                 self.effects.push_back(AppenderEffect::Recovered { found });
             }
         }
@@ -140,8 +164,9 @@ impl Appender {
 
     pub(super) fn serve(&mut self, now: Instant) {
         self.phase = VolumePhase::Serving;
+        self.put_what_was_found();
         for copy in self.members() {
-            if matches!(self.peers[copy.index()].contact, Contact::Raised(_)) {
+            if matches!(self.peers[copy.index()].contact, Contact::Raised(_)) && !self.turn_away(now, copy) {
                 self.join(now, copy);
             }
         }

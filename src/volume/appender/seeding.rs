@@ -152,6 +152,7 @@ impl Appender {
         self.moments.clear();
         self.phase = VolumePhase::Serving;
         self.points.push_back(base.end);
+        self.put_what_was_found();
         for copy in self.members() {
             if !self.peers[copy.index()].is_joined() {
                 continue;

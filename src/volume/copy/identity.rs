@@ -15,7 +15,8 @@ use crate::volume::membership::Incarnation;
 use crate::volume::{Disk, DiskError};
 use std::fmt;
 
-pub(super) const IDENTITY: &str = "identity";
+/// The file of a directory's identity: the only one in a new directory.
+pub const IDENTITY: &str = "identity";
 const REPLACED: &str = "replaced";
 const IDENTITY_MAGIC: [u8; 4] = *b"PHLI";
 const REPLACED_MAGIC: [u8; 4] = *b"PHLX";
