@@ -4,7 +4,7 @@ use super::checker::Checked;
 use super::copies::CopySlot;
 use super::world::{MS, What, World};
 use super::{Mutant, workload};
-use crate::base::{ClusterName, Instant, Layout, LogEnd, Lsn, MemberId, Prng, RegionName, UnixMicros, WriteGate};
+use crate::base::{ClusterName, CopyId, Instant, Layout, LogEnd, Lsn, MemberId, Prng, RegionName, UnixMicros, WriteGate};
 use crate::log::{Frame, Pen};
 use crate::node::{Effect, Event, Identity, Node};
 use std::collections::VecDeque;
