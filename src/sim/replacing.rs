@@ -109,6 +109,9 @@ impl World {
     pub(super) fn retired(&mut self, r: usize, slot: CopyId, place: Option<String>, by: &[Incarnation]) {
         let place = place.unwrap_or_default();
         self.regions[r].replacing = None;
+        // The one that left is the one that was there before, or the one that was to come.
+        let lives = self.regions[r].copies[MemberId { group: crate::base::GroupId(0), copy: slot }.index()].place.clone();
+        self.counts.replacements_finished += u64::from(lives > place);
         for (group, by) in self.plan.layout.all_groups().zip(by) {
             let copy = &self.regions[r].copies[MemberId { group, copy: slot }.index()];
             if let Some(disk) = copy.elsewhere.get(&place).filter(|_| self.now % 4 > 0) {

@@ -163,6 +163,7 @@ pub struct Counts {
     pub copies_rebuilt: u64,
     pub replacements: u64,
     pub replacements_cancelled: u64,
+    pub replacements_finished: u64,
 }
 
 #[derive(Default)]
