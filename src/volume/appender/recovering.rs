@@ -141,6 +141,7 @@ impl Appender {
 
     pub(super) fn serve(&mut self, now: Instant) {
         self.phase = VolumePhase::Serving;
+        self.scrub.serve(now);
         for copy in CopyId::all() {
             if matches!(self.peers[copy.index()].contact, Contact::Raised(_)) {
                 self.join(now, copy);
