@@ -34,6 +34,8 @@ pub enum Order {
     Stop,
     Start,
     JobDone(FlushDone),
+    /// A reader met damage: the copy is to tell of it.
+    Look,
     End,
 }
 
@@ -203,6 +205,8 @@ impl Worker {
                 let aside = self.dir.with_extension(format!("damaged-{}", clock::unix_now().0 / 1_000_000));
                 std::fs::rename(&self.dir, &aside).map_err(|io| format!("{e}; and it cannot be moved aside: {io}"))?;
                 tracing::warn!(copy = %self.id, kept = %aside.display(), "{e}");
+                self.inbox.send(Event::CopyLost { copy: self.id, reason: format!("{e}; it was moved to {}", aside.display()) });
+                self.forget_older_than(&aside);
                 let disk = Arc::new(FileDisk::open(&self.dir).map_err(|e| e.to_string())?);
                 Copy::open(disk.clone(), &self.limits).map(|copy| (copy, disk)).map_err(|e| e.to_string())
             }
@@ -210,7 +214,25 @@ impl Worker {
         }
     }
 
+    /// Of the damaged directories of this copy the newest is kept: otherwise a bad disk fills itself.
+    fn forget_older_than(&self, newest: &Path) {
+        let (Some(parent), Some(stem)) = (self.dir.parent(), self.dir.file_name().and_then(|n| n.to_str())) else { return };
+        let Ok(entries) = std::fs::read_dir(parent) else { return };
+        for old in entries.flatten().map(|e| e.path()).filter(|p| p != newest) {
+            let of_this_copy = old.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.starts_with(&format!("{stem}.damaged-")));
+            if of_this_copy {
+                match std::fs::remove_dir_all(&old) {
+                    Ok(()) => tracing::info!(copy = %self.id, "{} is removed: only the newest damaged directory is kept", old.display()),
+                    Err(e) => tracing::warn!(copy = %self.id, "{} cannot be removed: {e}; remove it by hand", old.display()),
+                }
+            }
+        }
+    }
+
     fn serve(&self, mut copy: Copy) -> Ended {
+        let own = self.own.clone();
+        // The copy tells of it with the next thing it does.
+        copy.pages().wake_on_damage(Box::new(move || drop(own.send(Order::Look))));
         self.pages.set(self.id, Some(copy.pages()));
         self.inbox.send(Event::CopyOpened { copy: self.id, promised: copy.promised() });
         let mut replies = Vec::new();
@@ -241,7 +263,7 @@ impl Worker {
                     }
                     Order::JobDone(done) => copy.finish(done, &mut replies),
                     Order::Stop => ended = Some(Ended::Stopped),
-                    Order::Start => {}
+                    Order::Start | Order::Look => {}
                     Order::End => ended = Some(Ended::Process),
                 }
                 if ended.is_some() || bytes >= self.limits.copy_window_bytes_max {
@@ -311,7 +333,7 @@ impl Pages {
                 match store.read(page, at) {
                     Ok(bytes) => return Ok(bytes),
                     // Behind, folded away or damaged here: another copy may have it.
-                    Err(e @ (ReadError::NotYet { .. } | ReadError::TooOld { .. })) => reason = e.to_string(),
+                    Err(e @ (ReadError::NotYet { .. } | ReadError::TooOld { .. } | ReadError::Distrusted { .. })) => reason = e.to_string(),
                     Err(e) => {
                         tracing::warn!(page = page.0, "{e}");
                         reason = e.to_string();

@@ -561,7 +561,9 @@ impl Node {
                     pages: r.pages,
                     pages_in_all: r.pages_in_all,
                     bytes: r.bytes,
-                    bytes_per_s: u64::try_from(u128::from(r.bytes) * 1000 / now.since(r.began).as_millis().max(1)).ok().filter(|_| r.pages > 0),
+                    bytes_per_s: u64::try_from(u128::from(r.bytes) * 1000 / now.since(r.began).as_millis().max(1))
+                        .ok()
+                        .filter(|_| r.pages > 0),
                 }),
                 scrub: report::ScrubReport {
                     running: c.scrub.running,

@@ -129,8 +129,9 @@ impl World {
             names.remove(newest);
         }
         let name = names.swap_remove(self.pick(names.len()));
-        let len = disk.len(&name).ok().flatten().unwrap_or(0);
-        let at = self.faults.below(len.max(1));
+        // Space that is reserved and not used says nothing.
+        let used = disk.read(&name, 0, usize::MAX).map_or(0, |b| b.iter().rposition(|b| *b != 0).map_or(0, |i| i + 1));
+        let at = self.faults.below(used.max(1) as u64);
         if disk.flip(&name, at) {
             self.counts.bytes_rotted += 1;
             self.say(|| format!("copy {c} of region {r}: '{name}' rots at {at}"));

@@ -5,8 +5,8 @@
 
 use super::message::CopyRequest;
 use crate::base::{Generation, Instant, LogEnd, Lsn, PageNo};
-use crate::log::redo::VolumeHeader;
 use crate::log::SeedBase;
+use crate::log::redo::VolumeHeader;
 use bytes::Bytes;
 
 #[derive(Debug)]
@@ -51,7 +51,16 @@ pub(super) enum Next {
 impl Repair {
     /// Nothing can be copied yet (the volume itself is not durable).
     pub(super) fn waiting() -> Repair {
-        Repair { base: None, first: 0, stored: None, unanswered: None, next_page: None, restart: true, astray: false, view: RepairView::default() }
+        Repair {
+            base: None,
+            first: 0,
+            stored: None,
+            unanswered: None,
+            next_page: None,
+            restart: true,
+            astray: false,
+            view: RepairView::default(),
+        }
     }
 
     pub(super) fn begin(now: Instant, generation: Generation, first: u64, base: SeedBase) -> (Repair, CopyRequest) {
@@ -92,7 +101,13 @@ impl Repair {
     }
 
     /// Pages came from a peer: the request that stores them.
-    pub(super) fn pages_arrived(&mut self, now: Instant, generation: Generation, pages: Vec<(PageNo, Bytes)>, next: Option<PageNo>) -> CopyRequest {
+    pub(super) fn pages_arrived(
+        &mut self,
+        now: Instant,
+        generation: Generation,
+        pages: Vec<(PageNo, Bytes)>,
+        next: Option<PageNo>,
+    ) -> CopyRequest {
         let step = self.stored.map_or(0, |s| s) + 1;
         self.next_page = next;
         for (page, bytes) in &pages {

@@ -67,8 +67,16 @@ pub struct ScrubView {
 #[derive(Clone, Copy, Debug)]
 enum Walk {
     /// The next piece is due at `at`.
-    Due { from: Option<CheckPlace>, at: Instant },
-    Asked { id: u64, from: Option<CheckPlace>, since: Instant, times: u32 },
+    Due {
+        from: Option<CheckPlace>,
+        at: Instant,
+    },
+    Asked {
+        id: u64,
+        from: Option<CheckPlace>,
+        since: Instant,
+        times: u32,
+    },
     Done,
     /// It left its duty: nothing is said of it in this pass.
     Left,
@@ -266,15 +274,18 @@ impl Scrub {
 
     /// Closes the pass when there is nothing more to ask. `true`: it did.
     pub(super) fn ended(&mut self, now: Instant) -> bool {
-        let over = |p: &Pass| {
-            matches!(p.comparing, Comparing::Done) && p.walks.iter().all(|w| matches!(w, Walk::Done | Walk::Left))
-        };
+        let over = |p: &Pass| matches!(p.comparing, Comparing::Done) && p.walks.iter().all(|w| matches!(w, Walk::Done | Walk::Left));
         let Some(pass) = self.pass.take_if(|p| over(p)) else { return false };
         for i in 0..COPIES {
             // Of a copy that left its duty only what was found in it is known: mostly that is why it left.
             if matches!(pass.walks[i], Walk::Done) || pass.found[i] > 0 {
-                self.last[i] =
-                    ScrubView { ended: Some(now), read_bytes: pass.read_bytes[i], pages: pass.pages[i], found: pass.found[i], running: false };
+                self.last[i] = ScrubView {
+                    ended: Some(now),
+                    read_bytes: pass.read_bytes[i],
+                    pages: pass.pages[i],
+                    found: pass.found[i],
+                    running: false,
+                };
             }
         }
         true
@@ -295,12 +306,9 @@ mod tests {
 
     #[test]
     fn a_majority_of_at_least_three_decides_and_nobody_else() {
-        for (hashes, odd) in [
-            (&[1u64, 1, 1, 1, 1, 2][..], &[5u8][..]),
-            (&[1, 2, 1, 1, 3, 1], &[1, 4]),
-            (&[2, 2, 1, 1, 1], &[0, 1]),
-            (&[1, 1, 2, 1], &[2]),
-        ] {
+        for (hashes, odd) in
+            [(&[1u64, 1, 1, 1, 1, 2][..], &[5u8][..]), (&[1, 2, 1, 1, 3, 1], &[1, 4]), (&[2, 2, 1, 1, 1], &[0, 1]), (&[1, 1, 2, 1], &[2])]
+        {
             assert_eq!(verdict(hashes), Verdict::Odd(odd.iter().map(|c| CopyId(*c)).collect()), "{hashes:?}");
         }
         for hashes in [&[1u64, 1, 1, 2, 2, 2][..], &[1, 1, 2, 2], &[1, 1, 2], &[1, 1, 1, 2, 3, 4], &[1, 2]] {
@@ -330,8 +338,8 @@ mod tests {
                             Some(CheckPlace::Log { from, .. }) => from.0,
                             Some(CheckPlace::Layers { .. }) => unreachable!(),
                         } + bytes_max as u64;
-                        let next = (done < 1 << 20)
-                            .then_some(CheckPlace::Log { from: crate::base::Seq(done), until: crate::base::Seq(u64::MAX) });
+                        let next =
+                            (done < 1 << 20).then_some(CheckPlace::Log { from: crate::base::Seq(done), until: crate::base::Seq(u64::MAX) });
                         if scrub.checked(at(ms), copy, id, bytes_max as u64, next) {
                             return (ms, asked, verdicts);
                         }

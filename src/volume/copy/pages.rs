@@ -9,11 +9,11 @@ use super::manifest::LayerMeta;
 use super::merge::{Fold, Merge, Source};
 use crate::base::{LogEnd, Lsn, PageNo};
 use crate::log::redo::{Change, Record};
+use crate::volume::DiskError;
 use crate::volume::message::{Damage, Digest};
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use std::collections::BTreeMap;
-use crate::volume::DiskError;
 use std::ops::Bound;
 use std::sync::Arc;
 
@@ -42,12 +42,16 @@ pub enum ReadError {
 impl From<LayerError> for ReadError {
     fn from(e: LayerError) -> ReadError {
         match e {
-            LayerError::Disk(DiskError::NotFound { name }) => ReadError::Damaged { file: name, reason: "the file is gone".into(), lost: true },
+            LayerError::Disk(DiskError::NotFound { name }) => {
+                ReadError::Damaged { file: name, reason: "the file is gone".into(), lost: true }
+            }
             LayerError::Disk(e) => ReadError::Failed { reason: e.to_string() },
             LayerError::Damaged { file, reason, lost } => ReadError::Damaged { file, reason, lost },
-            LayerError::Unsupported { file, version } => {
-                ReadError::Damaged { file, reason: format!("it has format version {version}, which this parhelion does not read"), lost: false }
-            }
+            LayerError::Unsupported { file, version } => ReadError::Damaged {
+                file,
+                reason: format!("it has format version {version}, which this parhelion does not read"),
+                lost: false,
+            },
         }
     }
 }
