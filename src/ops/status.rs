@@ -266,6 +266,9 @@ fn copy_notes(region: &RegionStatus, notes: &mut Vec<String>) {
             notes.push(format!("{}: copy {} is damaged ({damage}); {}", region.name, copy.name, copy_lines::damage_ends(copy)));
         }
     }
+    for (copy, why) in region.copies.iter().filter(|c| c.state != "down").filter_map(|c| c.reason.as_ref().map(|why| (c, why))) {
+        notes.push(format!("{}: copy {} is {why}", region.name, copy.name));
+    }
     let up = region.copies.iter().filter(|c| c.state == "up").count();
     let off: Vec<&CopyReport> = region.copies.iter().filter(|c| c.state == "down").collect();
     if off.is_empty() {
