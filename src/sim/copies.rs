@@ -327,6 +327,7 @@ impl World {
             }
             _ => None,
         };
+        let replaces = matches!(request, CopyRequest::SeedEnd { .. });
         let mut replies = Vec::new();
         let copy = slot.copy.as_mut().expect("BUG: the copy lives");
         copy.handle(request, &mut replies);
@@ -335,6 +336,10 @@ impl World {
         }
         let flush = !slot.flush_queued;
         slot.flush_queued = true;
+        if replaces {
+            // Also where the log ends as it did before: its old versions are gone, and who pinned them reads another copy.
+            self.regions[r].rebuilt_at = now;
+        }
         if self.after_copy(r, c)? {
             self.send_replies(r, c, replies, 10_000);
             if flush {
