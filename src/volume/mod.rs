@@ -9,6 +9,7 @@
 mod appender;
 mod copy;
 mod disk;
+pub mod membership;
 mod message;
 pub mod quorum;
 mod recovery;
@@ -16,6 +17,7 @@ mod repair;
 mod scrub;
 
 pub use appender::{Appender, AppenderEffect, CopyHealth, CopyView, Found, Kept, VolumePhase};
+pub use copy::identity;
 pub use copy::{Copy, FlushDone, FlushJob, OpenError, PageStore, ReadError};
 pub use disk::{Cold, Disk, DiskError};
 pub use message::{CheckPlace, CopyReply, CopyRequest, CopyState, Damage, Digest};
