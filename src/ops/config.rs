@@ -115,6 +115,12 @@ pub struct RawVolume {
     /// Protection groups, 1 to 16; 1 when left out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub groups: Option<u32>,
+    /// What the scrub reads of each copy in a second, MB; 0: no scrub.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scrub_mb_per_s: Option<u64>,
+    /// A pass of the scrub begins so often.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scrub_every_s: Option<u64>,
 }
 
 /// `[limits]`: what may be set; the rest keeps its default.
@@ -263,7 +269,8 @@ impl Config {
         let base = file.parent().unwrap_or(Path::new(""));
         let listen = listen(&raw.listen).map_err(invalid)?;
         let given = raw.limits.unwrap_or_default();
-        let limits = limits(&given).map_err(invalid)?;
+        let given_volume = raw.volume.unwrap_or_default();
+        let limits = volume(&given_volume, limits(&given).map_err(invalid)?).map_err(invalid)?;
         let members = members(&raw.region, &raw.founder, raw.member, limits.secondaries_max).map_err(invalid)?;
         for (key, value) in [("user", &raw.sql.user), ("database", &raw.sql.database)] {
             if value.is_empty() || value.len() > 63 || value.contains(char::is_control) {
@@ -296,7 +303,7 @@ impl Config {
             log: LogSettings { level: env("PARHELION_LOG").or(log.level).unwrap_or_else(|| "info".to_owned()), format },
             quic: quic(&raw.quic.unwrap_or_default()).map_err(invalid)?,
             limits,
-            layout: layout(&raw.volume.unwrap_or_default()).map_err(invalid)?,
+            layout: layout(&given_volume).map_err(invalid)?,
             serving: serving(&given).map_err(invalid)?,
         })
     }
@@ -480,6 +487,16 @@ fn limits(raw: &RawLimits) -> Result<Limits, String> {
         memtable_bytes_max: within("memtable_bytes_max", raw.memtable_bytes_max.unwrap_or(d.memtable_bytes_max), 1 << 16, 1 << 32)?,
         ..d
     })
+}
+
+/// `[volume]` over the rest.
+fn volume(raw: &RawVolume, limits: Limits) -> Result<Limits, String> {
+    let checked = |key: &str, value: u64, min: u64, max: u64| {
+        within(key, value, min, max).map_err(|sentence| sentence.replacen("limits.", "volume.", 1))
+    };
+    let scrub_mb_per_s = checked("scrub_mb_per_s", raw.scrub_mb_per_s.unwrap_or(limits.scrub_bytes_per_s >> 20), 0, 1 << 20)?;
+    let every_s = checked("scrub_every_s", raw.scrub_every_s.unwrap_or(limits.scrub_every.as_secs()), 1, 365 * 86_400)?;
+    Ok(Limits { scrub_bytes_per_s: scrub_mb_per_s << 20, scrub_every: Duration::from_secs(every_s), ..limits })
 }
 
 fn serving(raw: &RawLimits) -> Result<Serving, String> {

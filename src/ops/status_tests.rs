@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::base::{CopyId, Layout};
-use crate::node::report::LagReport;
+use crate::node::report::{LagReport, ScrubReport};
 
 pub(crate) const NOW: UnixMicros = UnixMicros(1_795_171_265_000_000); // 10:41:05 UTC
 
@@ -50,6 +50,9 @@ pub(crate) fn sample(region: &str, role: Role) -> RegionReport {
                 durable_lsn: Lsn(100),
                 reason: None,
                 place: None,
+                damage: None,
+                repair: None,
+                scrub: ScrubReport::default(),
             })
             .collect(),
         volume: VolumeReport { segments: Some(1), used_bytes: Some(8192), ..VolumeReport::of(Layout::default()) },

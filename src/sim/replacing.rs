@@ -42,7 +42,7 @@ impl World {
                 self.counts.replacements_cancelled += u64::from(done.is_ok());
                 self.say(|| format!("the operator goes back to {slot}: {done:?}"));
             }
-        } else {
+        } else if MemberId::all(self.plan.layout.groups).all(|c| c.copy != slot || !self.regions[r].copies[c.index()].is_rotten()) {
             let place = format!("/new-{now}");
             let mut candidate = Vec::new();
             for group in self.plan.layout.all_groups() {

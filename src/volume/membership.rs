@@ -326,12 +326,12 @@ impl Set {
 
 /// What the copies keep beside the log: the membership, and bytes that mean something to [`crate::control`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, bincode::Encode, bincode::Decode)]
-pub struct Kept {
+pub struct Record {
     pub membership: Option<Membership>,
     pub control: Vec<u8>,
 }
 
-impl Kept {
+impl Record {
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         bincode::encode_to_vec(self, bincode::config::standard()).expect("BUG: names and numbers encode")
@@ -339,12 +339,12 @@ impl Kept {
 
     /// `None` when the bytes are not one. Nothing kept is `Some` of the default.
     #[must_use]
-    pub fn decode(bytes: &[u8]) -> Option<Kept> {
+    pub fn decode(bytes: &[u8]) -> Option<Record> {
         if bytes.is_empty() {
-            return Some(Kept::default());
+            return Some(Record::default());
         }
         let config = bincode::config::standard().with_limit::<RECORD_BYTES_MAX>();
-        let (kept, read) = bincode::decode_from_slice::<Kept, _>(bytes, config).ok()?;
+        let (kept, read) = bincode::decode_from_slice::<Record, _>(bytes, config).ok()?;
         (read == bytes.len() && kept.membership.as_ref().is_none_or(Membership::is_sound)).then_some(kept)
     }
 }

@@ -5,7 +5,7 @@
 //! four of the other five. Never opens a directory: `Places` says where each slot lives by the record, and whoever drives the copies sees to it.
 
 use super::*;
-use crate::volume::membership::{Kept, SEATS, Standing, Step};
+use crate::volume::membership::{Record, SEATS, Standing, Step};
 
 /// A replacement under way, for status.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,7 +56,7 @@ impl Appender {
     /// The version is above all that older generations put, also where this one has not seen it: a record that a crash left on one copy
     /// never comes back over this one.
     pub(super) fn put_kept(&mut self) {
-        self.control = Kept { membership: self.membership.clone(), control: self.node_control.clone() }.encode();
+        self.control = Record { membership: self.membership.clone(), control: self.node_control.clone() }.encode();
         self.control_version = (self.control_version + 1).max(self.generation.0.saturating_mul(1 << 12));
         self.in_force = false;
         for copy in self.members() {
@@ -84,7 +84,7 @@ impl Appender {
     }
 
     /// What recovery found, taken apart.
-    pub(super) fn take_kept(&mut self, version: u64, kept: Kept) {
+    pub(super) fn take_kept(&mut self, version: u64, kept: Record) {
         self.control_version = version;
         self.node_put = None;
         self.in_force = false;

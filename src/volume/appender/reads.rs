@@ -18,10 +18,16 @@ impl Appender {
             ReadPurpose::Log { .. } => GroupId(0),
             ReadPurpose::Pages { from, .. } => self.layout.group_of(*from),
         };
+        // Who is damaged may still have what is asked for, but is asked last; whose pages are other ones is not asked for pages.
+        let trusted = |p: &Peer| {
+            !(matches!(purpose, ReadPurpose::Pages { .. } | ReadPurpose::PagesPart { .. } | ReadPurpose::Repair { .. })
+                && p.has_other_pages())
+        };
         MemberId::of(group)
             .into_iter()
             .filter(|c| self.peers[c.index()].is_joined() && !tried.contains(c) && able(&self.peers[c.index()]))
-            .max_by_key(|c| (self.peers[c.index()].ingested, std::cmp::Reverse(*c)))
+            .filter(|c| trusted(&self.peers[c.index()]))
+            .max_by_key(|c| (self.peers[c.index()].damage.is_none(), self.peers[c.index()].ingested, std::cmp::Reverse(*c)))
     }
 
     pub(super) fn start_read(&mut self, now: Instant, purpose: ReadPurpose, tried: Vec<MemberId>) {
@@ -86,7 +92,7 @@ impl Appender {
             ReadPurpose::Repair { copy } => {
                 let generation = self.generation;
                 if let Contact::Repairing(repair) = &mut self.peers[copy.index()].contact {
-                    let request = repair.pages_arrived(generation, pages, next);
+                    let request = repair.pages_arrived(now, generation, pages, next);
                     self.peers[copy.index()].last_asked = now;
                     self.effects.push_back(AppenderEffect::ToCopy { copy, request });
                 }

@@ -2,7 +2,7 @@
 //! set where its log and the volume's part. The choice itself is a pure function in [`super::super::recovery`].
 
 use super::*;
-use crate::volume::membership::Kept;
+use crate::volume::membership::Record;
 
 impl Appender {
     pub(super) fn raise(&mut self, now: Instant, copy: MemberId) {
@@ -68,7 +68,7 @@ impl Appender {
             })
             .collect();
         let (control_version, bytes) = agreement::control(&heard);
-        let kept = Kept::decode(&bytes).unwrap_or(Kept { membership: None, control: bytes });
+        let kept = Record::decode(&bytes).unwrap_or(Record { membership: None, control: bytes });
         // A directory that the membership does not know, or that was replaced, has no vote: what it holds may be old.
         let strangers: Vec<Option<CopyState>> = (self.members().zip(&heard))
             .map(|(c, h)| match h {
@@ -100,7 +100,7 @@ impl Appender {
             Choice::Empty => {
                 self.phase = VolumePhase::AwaitingSeed;
                 // Whose the empty directories are is recorded with the next control state.
-                self.take_kept(control_version, Kept { membership: None, control: control.clone() });
+                self.take_kept(control_version, Record { membership: None, control: control.clone() });
                 self.effects.push_back(AppenderEffect::Recovered { found: Found::Empty { control } });
             }
             Choice::Log(chosen) => {
@@ -165,6 +165,9 @@ impl Appender {
     pub(super) fn serve(&mut self, now: Instant) {
         self.phase = VolumePhase::Serving;
         self.put_what_was_found();
+        for scrub in &mut self.scrubs {
+            scrub.serve(now);
+        }
         for copy in self.members() {
             if matches!(self.peers[copy.index()].contact, Contact::Raised(_)) && !self.turn_away(now, copy) {
                 self.join(now, copy);

@@ -16,7 +16,7 @@ impl Appender {
         history.cut_from(at.seq.next());
         let base = SeedBase { lineage, end: at, history };
         let first = self.first_step();
-        let (repair, request) = Repair::begin(self.generation, first, base);
+        let (repair, request) = Repair::begin(now, self.generation, first, base);
         let peer = &mut self.peers[copy.index()];
         peer.contact = Contact::Repairing(Box::new(repair));
         peer.acked = LogEnd::EMPTY;
@@ -26,10 +26,11 @@ impl Appender {
         self.judge_quorum();
     }
 
-    /// The region's seed under way: its base, and the last step that was handed in.
+    /// The region's seed under way: its base, and the last step that was handed in. One whose end was handed in takes no more steps: its
+    /// copies publish it, and it is nothing to go on with.
     #[must_use]
     pub fn seed_taken(&self) -> Option<(LogEnd, u64)> {
-        self.seeding.as_ref().filter(|s| !s.stalled).map(|s| (s.base.end, s.last_step))
+        self.seeding.as_ref().filter(|s| !s.stalled && !s.ending).map(|s| (s.base.end, s.last_step))
     }
 
     /// The log surely reaches back to here, as far as its budget goes.
@@ -151,6 +152,9 @@ impl Appender {
         self.milestones = VecDeque::from([(base.end.seq, base.end.end_lsn)]);
         self.moments.clear();
         self.phase = VolumePhase::Serving;
+        for scrub in &mut self.scrubs {
+            scrub.serve(now);
+        }
         self.points.push_back(base.end);
         self.put_what_was_found();
         for copy in self.members() {

@@ -137,6 +137,8 @@ impl Copy {
         };
         manifest.store(&*self.disk)?;
         self.manifest = manifest;
+        self.damage = None;
+        (self.checking, self.check_cursor) = (None, None);
         self.contents += 1;
         self.pending.clear();
         self.pending_for = None;
@@ -151,6 +153,7 @@ impl Copy {
         for layer in self.pages.reset(layer, end).iter() {
             layer.retire();
         }
-        self.wal.restart(lineage, end, history)
+        self.wal.restart(lineage, end, history)?;
+        super::manifest::remove_distrust(&*self.disk)
     }
 }
