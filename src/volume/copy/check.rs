@@ -94,6 +94,12 @@ impl Copy {
             self.manifest.store(&*self.disk)?;
             healed(manifest::MANIFEST, bad);
         }
+        if let Some(identity) = &self.identity
+            && let Some(bad) = compare(super::identity::load(cold), identity)
+        {
+            super::identity::store(&*self.disk, identity)?;
+            healed(super::identity::IDENTITY, bad);
+        }
         if self.promised > Generation::ZERO
             && let Some(bad) = compare(manifest::load_promise(cold), &self.promised)
         {

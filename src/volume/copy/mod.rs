@@ -32,6 +32,7 @@ use crate::base::{Generation, GroupId, Limits, LineageId, LogEnd, Lsn, Seq};
 use crate::log::{Frame, redo};
 use crate::volume::membership::Incarnation;
 use crate::volume::{CopyReply, CopyRequest, CopyState, Damage, Disk, DiskError};
+use identity::Identity;
 use layer::{Layer, LayerError};
 use manifest::{KeptControl, Manifest, TEMPORARY};
 use seed::{Seed, SeedDone};
@@ -87,7 +88,7 @@ pub struct Copy {
     disk: Arc<dyn Disk>,
     limits: Limits,
     manifest: Manifest,
-    incarnation: Incarnation,
+    identity: Option<Identity>,
     promised: Generation,
     control: KeptControl,
     wal: Wal,
@@ -192,7 +193,7 @@ impl Copy {
             pages.distrust(reason.clone());
         }
         Ok(Copy {
-            incarnation: identity::incarnation(&*disk)?,
+            identity: identity::load(&*disk)?,
             limits: limits.clone(),
             promised: promised.unwrap_or(Generation::ZERO),
             control: manifest::load_control(&*disk)?,
@@ -248,7 +249,7 @@ impl Copy {
     #[must_use]
     pub fn state(&self) -> CopyState {
         CopyState {
-            incarnation: self.incarnation,
+            incarnation: self.identity.as_ref().map_or(Incarnation::UNKNOWN, |i| i.incarnation),
             lineage: self.lineage(),
             first: self.wal.first(),
             end: *self.wal.end(),
