@@ -65,7 +65,7 @@ pub fn run_seed(seed: u64, options: &SimOptions) -> Result<SimReport, Box<SimFai
     Err(Box::new(SimFailure { seed, what, at_ns: trace.now_ns, plan, trace: trace.lines.iter().cloned().collect() }))
 }
 
-fn said(panic: &(dyn Any + Send)) -> String {
+pub(super) fn said(panic: &(dyn Any + Send)) -> String {
     panic
         .downcast_ref::<String>()
         .cloned()
@@ -140,6 +140,15 @@ impl Counts {
         self.replacements_cancelled += other.replacements_cancelled;
         self.replacements_finished += other.replacements_finished;
     }
+}
+
+/// Does `work` on so many threads at once.
+pub(super) fn spread(threads: usize, work: impl Fn() + Sync) {
+    std::thread::scope(|scope| {
+        for _ in 0..threads.max(1) {
+            scope.spawn(&work);
+        }
+    });
 }
 
 /// Runs `count` seeds from `first_seed` on, each on one of `threads` threads. `say` is given one line per hundred seeds, each
