@@ -57,6 +57,11 @@ pub enum Verb {
         #[command(subcommand)]
         what: CopyVerb,
     },
+    /// Look at a region's copies in their files
+    Volume {
+        #[command(subcommand)]
+        what: VolumeVerb,
+    },
     /// Measure this build on this machine: start, commits, lag, shipping, restart
     Bench(super::bench::BenchArgs),
     /// Run simulated global clusters from seeds
@@ -223,6 +228,19 @@ pub enum CopyVerb {
     List(AskArgs),
 }
 
+#[derive(Debug, Subcommand)]
+pub enum VolumeVerb {
+    /// Read every copy of a stopped or running region: what is intact, what is damaged, where copies differ. Changes nothing. Exit code 1: damage
+    Verify {
+        /// The region's file
+        #[arg(long, value_name = "FILE", env = "PARHELION_CONFIG")]
+        config: PathBuf,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
 #[derive(Debug, Args)]
 pub struct SimArgs {
     /// So many seeds, from --seed upwards
@@ -255,6 +273,7 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Verb::Events(args) => runtime(false)?.block_on(show_events(&args)),
         Verb::Netem { what } => run_netem(what),
         Verb::Copy { what } => runtime(false)?.block_on(run_copy(what)),
+        Verb::Volume { what: VolumeVerb::Verify { config, json } } => super::verify::run(&Config::load(&config)?, json, say),
         Verb::Bench(args) => runtime(true)?.block_on(super::bench::run(args)),
         Verb::Sim(args) => run_sim(&args),
         Verb::Powercut(args) => super::proof::powercut(&args),
@@ -589,6 +608,7 @@ mod tests {
             "copy replace a1 --cancel",
             "copy slow a1 --delay 50ms",
             "copy slow a1 --delay 0 --config f",
+            "volume verify --config f --json",
             "sim --seeds 1 --seed 7",
             "version --json",
         ] {

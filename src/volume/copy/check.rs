@@ -22,7 +22,7 @@ fn rebuild(file: impl Into<String>, reason: impl Into<String>, lost_write: bool)
 /// What a failed read of a layer means: whatever cannot be read is missing.
 pub(super) fn layer_damage(name: &str, e: LayerError) -> Damage {
     match e {
-        LayerError::Damaged { file, reason, lost } => rebuild(file, reason, lost),
+        LayerError::Damaged { file, reason, lost, .. } => rebuild(file, reason, lost),
         LayerError::Disk(DiskError::NotFound { name }) => rebuild(name, "the file is gone", true),
         e @ (LayerError::Disk(_) | LayerError::Unsupported { .. }) => rebuild(name, e.to_string(), false),
     }

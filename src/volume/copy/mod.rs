@@ -23,10 +23,12 @@ mod record;
 mod seed;
 #[cfg(test)]
 mod tests;
+mod verify;
 mod wal;
 
 pub use jobs::{FlushDone, FlushJob};
 pub use pages::{PageStore, ReadError};
+pub use verify::{FileDamage, FilesVerdict, verify_files};
 
 use crate::base::{Generation, GroupId, Limits, LineageId, LogEnd, Lsn, Seq};
 use crate::log::{Frame, redo};
