@@ -335,7 +335,7 @@ impl Worker {
 
     fn open_on(&self, disk: &Arc<FileDisk>) -> Result<Copy, OpenError> {
         identity::settle(&**disk, &self.home, fresh_incarnation()?)?;
-        Copy::open_in(self.id.group, disk.clone(), &self.limits)
+        Copy::open_group(self.id.group, disk.clone(), &self.limits)
     }
 
     fn serve(&self, mut copy: Copy) -> Ended {

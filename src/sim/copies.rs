@@ -168,7 +168,7 @@ impl World {
         let disk: Arc<dyn Disk> = if slot.lying { Arc::new(LyingDisk(Arc::clone(&slot.disk))) } else { slot.disk.clone() };
         let home = Home { cluster: region.who.cluster.clone(), region: name.clone(), group: c.group.0, slot: c.copy };
         let fresh = slot.incarnation_of_new();
-        match identity::settle(&*disk, &home, fresh).and_then(|_| Copy::open_in(c.group, disk, &limits)) {
+        match identity::settle(&*disk, &home, fresh).and_then(|_| Copy::open_group(c.group, disk, &limits)) {
             Ok(copy) => {
                 let promised = copy.promised();
                 slot.copy = Some(copy);

@@ -143,14 +143,14 @@ impl Copy {
     /// # Errors
     /// [`OpenError`]: the disk failed, or something that was once durable is not there.
     pub fn open(disk: Arc<dyn Disk>, limits: &Limits) -> Result<Copy, OpenError> {
-        Copy::open_in(GroupId(0), disk, limits)
+        Copy::open_group(GroupId(0), disk, limits)
     }
 
     /// As [`Copy::open`], for a copy of protection group `group`.
     ///
     /// # Errors
     /// As [`Copy::open`]; also when the directory is that of another group.
-    pub fn open_in(group: GroupId, disk: Arc<dyn Disk>, limits: &Limits) -> Result<Copy, OpenError> {
+    pub fn open_group(group: GroupId, disk: Arc<dyn Disk>, limits: &Limits) -> Result<Copy, OpenError> {
         let mut names = disk.list()?;
         for name in names.iter().filter(|n| n.ends_with(TEMPORARY)) {
             disk.remove(name)?;
