@@ -99,7 +99,7 @@ fn is_over(report: &Mutex<PowercutReport>, options: &PowercutOptions) -> bool {
     report.images >= options.images.max(1) || report.failures.len() >= FAILURES_MAX
 }
 
-fn guarded<T>(run: impl FnOnce() -> Checked<T>) -> Checked<T> {
+pub(super) fn guarded<T>(run: impl FnOnce() -> Checked<T>) -> Checked<T> {
     catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| Err(format!("it panicked: {}", said(&*panic))))
 }
 

@@ -1,5 +1,6 @@
 //! Fixed runs of the proofs; `parhelion powercut` does more of them.
 
+use super::flips::{self, FlipOptions};
 use super::powercut::{self, PowercutOptions};
 
 #[test]
@@ -26,4 +27,12 @@ fn the_volume_survives_a_power_cut_at_every_call() {
     ] {
         assert!(report.by_operation.contains_key(operation), "no power cut in: {operation}\n{report}");
     }
+}
+
+#[test]
+fn every_flipped_byte_is_found_and_none_is_served() {
+    let options = FlipOptions { seed: 1, flips: 400, threads: 2, only: None };
+    let report = flips::run(&options, &|line| println!("{line}")).unwrap();
+    println!("{report}");
+    assert!(report.failures.is_empty(), "{}", report.failures[0]);
 }
