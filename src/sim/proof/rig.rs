@@ -6,7 +6,7 @@
 
 use super::Checked;
 use super::story::{Said, Story};
-use crate::base::{CopyId, Epoch, Instant, Limits, LineageId, LogEnd, Lsn, Prng, UnixMicros};
+use crate::base::{CopyId, Epoch, GroupId, Instant, Layout, Limits, LineageId, LogEnd, Lsn, MemberId, Prng, UnixMicros};
 use crate::log::Pen;
 use crate::sim::disk::SimDisk;
 use crate::volume::{Appender, AppenderEffect, Copy, CopyReply, CopyRequest, Disk, DiskError, Found, OpenError, VolumePhase};
@@ -105,6 +105,11 @@ pub(super) struct Slot {
     held: bool,
 }
 
+/// One protection group.
+fn member(copy: CopyId) -> MemberId {
+    MemberId { group: GroupId(0), copy }
+}
+
 /// What is allowed to be wrong with a disk, beyond a crash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Harm {
@@ -155,7 +160,7 @@ impl Rig {
             calls: AtomicU64::new(0),
             probe,
         });
-        let appender = Appender::new(limits(), prng.fork("appender"), UnixMicros(1), false);
+        let appender = Appender::new(limits(), Layout::default(), prng.fork("appender"), UnixMicros(1), false);
         let mut rig = Rig {
             bench,
             waits: None,
@@ -181,7 +186,7 @@ impl Rig {
         for slot in &mut self.slots {
             *slot = Slot { held: slot.held, ..Slot::default() };
         }
-        self.appender = Appender::new(self.limits.clone(), self.prng.fork("appender"), UnixMicros(1), false);
+        self.appender = Appender::new(self.limits.clone(), Layout::default(), self.prng.fork("appender"), UnixMicros(1), false);
         (self.pen, self.ready, self.waits, self.stopped) = (None, false, None, None);
         self.open_all()
     }
@@ -224,7 +229,7 @@ impl Rig {
                 if end < said.end && self.harm != Harm::Damage {
                     return Err(format!("copy {c} said that {} is fsynced and ends at {end}", said.end));
                 }
-                self.appender.copy_opened(self.now, c, copy.promised());
+                self.appender.copy_opened(self.now, member(c), copy.promised());
                 self.slots[c.index()] = Slot { copy: Some(copy), ..Slot::default() };
                 Ok(())
             }
@@ -251,7 +256,7 @@ impl Rig {
     fn lose(&mut self, c: CopyId, reason: &str) {
         let held = self.slots[c.index()].held;
         self.slots[c.index()] = Slot { held, ..Slot::default() };
-        self.appender.copy_lost(self.now, c, reason.to_owned());
+        self.appender.copy_lost(self.now, member(c), reason.to_owned());
     }
 
     /// Somebody read a copy and found damage: it is moved aside and rebuilt.
@@ -285,7 +290,7 @@ impl Rig {
     fn effects(&mut self) -> Checked {
         while let Some(effect) = self.appender.poll_effect() {
             match effect {
-                AppenderEffect::ToCopy { copy, request } => {
+                AppenderEffect::ToCopy { copy: MemberId { copy, .. }, request } => {
                     if let CopyRequest::Append { frames, .. } = &request {
                         let mut story = self.bench.story.lock();
                         for frame in frames {
@@ -454,7 +459,7 @@ impl Rig {
 
     fn deliver(&mut self, c: CopyId) -> Checked<bool> {
         let Some(reply) = self.slots[c.index()].replies.pop_front() else { return Ok(false) };
-        self.appender.handle_reply(self.now, c, reply);
+        self.appender.handle_reply(self.now, member(c), reply);
         self.effects()?;
         Ok(true)
     }
