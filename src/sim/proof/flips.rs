@@ -148,6 +148,7 @@ fn targets_in(disk: &SimDisk, file: &str) -> Checked<Vec<Target>> {
         "MANIFEST" => vec![target("manifest", 0..len)],
         "promise" => vec![target("promise", 0..len)],
         "control" => vec![target("control", 0..len)],
+        "identity" => vec![target("identity", 0..len)],
         _ if file.starts_with("layer-") => {
             let index = u64_at(bytes.len() - 72 + 48);
             vec![target("layer: block", 0..index), target("layer: index", index..len - 72), target("layer: footer", len - 72..len)]
@@ -241,6 +242,12 @@ impl Flip {
         rig.scrub()?;
         rig.rest()?;
         rig.check(&[acknowledged])?;
+        if self.running {
+            // What is read only when a copy is opened.
+            rig.restart()?;
+            rig.rest()?;
+            rig.check(&[acknowledged])?;
+        }
         let found = found.unwrap_or(rig.damage.len() > said);
         Ok(Outcome { found, named_halt: false })
     }
@@ -257,7 +264,7 @@ impl Flip {
         let sight = super::look::read_alone(Arc::new(disk), &base.story)?;
         match (sight, self.region) {
             (Sight::Whole, FREE | SEAL) => Ok(false),
-            (Sight::Damaged(_), _) => Ok(true),
+            (Sight::Damaged, _) => Ok(true),
             (Sight::Whole, _) => Err("nobody found it".into()),
             (Sight::Short(end), _) => Err(format!("what was fsynced is taken for a torn tail: the log ends at {end}")),
         }

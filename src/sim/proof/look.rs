@@ -81,8 +81,8 @@ impl Rig {
 /// What reading all of a copy shows.
 pub(super) enum Sight {
     Whole,
-    /// By name.
-    Damaged(String),
+    /// And it says so.
+    Damaged,
     /// Intact as far as it goes, and it does not go as far as the copy once said.
     Short(LogEnd),
 }
@@ -92,11 +92,11 @@ pub(super) fn read_alone(disk: Arc<SimDisk>, story: &Story) -> Checked<Sight> {
     let mut copy = match Copy::open(disk, &super::rig::limits()) {
         Ok(copy) => copy,
         Err(OpenError::Unsupported { file, version }) => return Err(format!("damage in {file} is taken for format version {version}")),
-        Err(e) => return Ok(Sight::Damaged(e.to_string())),
+        Err(_) => return Ok(Sight::Damaged),
     };
     let state = copy.state();
-    if let Some(reason) = read_all(&mut copy, story)? {
-        return Ok(Sight::Damaged(reason));
+    if read_all(&mut copy, story)?.is_some() {
+        return Ok(Sight::Damaged);
     }
     let short = !story.holds(&state.end, &story.acknowledged)?;
     Ok(if short { Sight::Short(state.end) } else { Sight::Whole })

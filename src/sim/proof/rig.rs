@@ -125,7 +125,7 @@ pub(super) struct Rig {
     pub bench: Arc<Bench>,
     /// Why recovery waits, as it says.
     pub waits: Option<String>,
-    /// Why writes are stopped, as the volume says.
+    /// Why writes were stopped last, as the volume said.
     pub stopped: Option<String>,
     /// Said when a copy was found damaged.
     pub damage: Vec<String>,
@@ -321,8 +321,7 @@ impl Rig {
                     }
                 }
                 AppenderEffect::QuorumLost { reason } => self.stopped = Some(reason),
-                AppenderEffect::QuorumRegained => self.stopped = None,
-                AppenderEffect::CopyChanged { .. } => {}
+                AppenderEffect::QuorumRegained | AppenderEffect::CopyChanged { .. } => {}
                 other => return Err(format!("the volume did what nobody asked for: {other:?}")),
             }
         }
