@@ -301,7 +301,7 @@ impl Driver {
         self.reported_at = now;
         self.node.handle(now, clock::unix_now(), Event::HeadPins { oldest: self.engine.oldest_pin() });
         self.flush();
-        self.copies.set_serving(self.node.is_readable());
+        self.copies.set_serving(self.node.rebuilds_copies());
         *self.shared.report.write() = Arc::new(self.node.report(now, clock::unix_now()));
     }
 }

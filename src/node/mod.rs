@@ -688,6 +688,13 @@ impl Node {
         }
     }
 
+    /// Whether recovery has chosen a log and goes on with it. From then on a copy that cannot be opened may be moved aside and rebuilt:
+    /// also before anything is durable again, which with three damaged copies takes one of them.
+    #[must_use]
+    pub fn rebuilds_copies(&self) -> bool {
+        *self.appender.phase() == VolumePhase::Serving
+    }
+
     /// Whether this region's readers have something to read.
     #[must_use]
     pub fn is_readable(&self) -> bool {

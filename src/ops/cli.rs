@@ -68,6 +68,8 @@ pub enum Verb {
     Sim(SimArgs),
     /// Cut the power of a simulated volume at every disk call, and recover from what is left
     Powercut(super::proof::PowercutArgs),
+    /// Flip bytes in each region of each file of a simulated volume, and see that they are found
+    Flips(super::proof::FlipsArgs),
     /// Show the version
     Version {
         /// Print JSON
@@ -277,6 +279,7 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Verb::Bench(args) => runtime(true)?.block_on(super::bench::run(args)),
         Verb::Sim(args) => run_sim(&args),
         Verb::Powercut(args) => super::proof::powercut(&args),
+        Verb::Flips(args) => super::proof::flips(&args),
         Verb::Version { json: true } => say(&json(&serde_json::json!({
             "name": "parhelion", "version": env!("CARGO_PKG_VERSION"), "admin_protocol": super::admin::ADMIN_VERSION,
         }))),
