@@ -18,7 +18,7 @@ use super::text;
 use crate::base::{ClusterName, CopyId, RegionName};
 use crate::io::clock;
 use crate::io::copies::slow::DELAY_MAX;
-use crate::sim::{self, SimOptions};
+use crate::sim::{self, RecoveryOptions, SimOptions};
 use clap::{Args, Parser, Subcommand};
 use std::io::{IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -209,6 +209,7 @@ pub enum CopyVerb {
 }
 
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct SimArgs {
     /// So many seeds, from --seed upwards
     #[arg(long, default_value_t = 1)]
@@ -222,6 +223,24 @@ pub struct SimArgs {
     /// Show so many of the last steps before a failure
     #[arg(long, default_value_t = 40)]
     pub trace: usize,
+    #[command(subcommand)]
+    pub what: Option<SimVerb>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum SimVerb {
+    /// Enumerate recoveries: every set of copies, every message and every disk call to crash at, and again
+    Recovery {
+        /// Crashes in a row before a recovery is left alone: 0 to 3
+        #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(0..=3))]
+        crashes: u8,
+        /// Go on with every so many-th of the states that the last crash leads to
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+        every: u32,
+        /// Threads
+        #[arg(long, default_value_t = 2)]
+        threads: usize,
+    },
 }
 
 /// Does what was typed.
@@ -256,6 +275,15 @@ fn runtime(threads: bool) -> Result<tokio::runtime::Runtime, Failure> {
 
 /// Whole global clusters under virtual time. A failing seed prints the command that replays it.
 fn run_sim(args: &SimArgs) -> Result<(), Failure> {
+    match args.what {
+        Some(SimVerb::Recovery { crashes, every, threads }) => {
+            let options = RecoveryOptions { crashes: crashes.into(), every: every as usize, threads, mutant: None };
+            let summary = sim::enumerate_recoveries(&options, &|line| println!("{line}"));
+            say(&format!("{summary}\n"))?;
+            return summary.failure.map_or(Ok(()), |_| Err(Failure::new(FAILED, "a recovery did not end as it must")));
+        }
+        None => {}
+    }
     let first = match args.seed.as_str() {
         "random" => {
             let mut seed = [0u8; 4];

@@ -11,6 +11,7 @@ pub mod disk;
 mod faults;
 mod network;
 mod plan;
+mod recovery;
 mod regions;
 mod runs;
 #[cfg(test)]
@@ -18,6 +19,7 @@ mod tests;
 mod workload;
 mod world;
 
+pub use recovery::{RecoveryOptions, RecoverySummary, enumerate as enumerate_recoveries};
 pub use runs::{SimFailure, SimReport, Summary, run_many, run_seed};
 
 /// How a run differs from what its seed alone says.
@@ -44,4 +46,10 @@ pub enum Mutant {
     ShipAboveVdl,
     /// One copy's acknowledgement is counted for two others.
     AckFromTwo,
+    /// Recovery goes on with two copies: a third is made up that says what one of them says.
+    RecoverFromTwo,
+    /// New and empty copies have a vote in a recovery.
+    EmptyCopiesVote,
+    /// A copy keeps its promise in memory only.
+    PromiseForgotten,
 }

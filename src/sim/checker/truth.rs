@@ -15,7 +15,7 @@ pub(in crate::sim) enum Op {
     Delta { page: u32, at: usize, bytes: Vec<u8> },
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(in crate::sim) struct Truth {
     frames: BTreeMap<(u64, u32), Frame>,
     /// S3: one checksum for each (epoch, generation, seq), wherever it is seen.
