@@ -1,4 +1,5 @@
-//! The six copies of a region in this process: one thread each, one directory each, one shared thread for layers.
+//! The copies of a region in this process, six for each protection group: one thread each, one directory each, one shared thread for
+//! layers.
 //!
 //! Decides nothing about the log: it opens a [`Copy`], feeds it what the node says in the order that the copy asks for, and
 //! opens it again, after a moment, when it left its duty. A failed fsync is thus never tried again on the same file: the copy
@@ -9,7 +10,7 @@ pub mod slow;
 use super::clock;
 use super::disk::FileDisk;
 use super::driver::Inbox;
-use crate::base::{CopyId, Limits, Lsn, PageNo};
+use crate::base::{CopyId, Layout, Limits, Lsn, MemberId, PageNo};
 use crate::head::{PageError, PageSource};
 use crate::node::Event;
 use crate::volume::{Copy, CopyRequest, FlushDone, FlushJob, OpenError, PageStore, ReadError};
@@ -42,8 +43,9 @@ pub enum Order {
     End,
 }
 
-/// The six threads, and the one that writes layers.
+/// The copies' threads, and the one that writes layers.
 pub struct Copies {
+    /// In the order of [`MemberId::all`].
     orders: Vec<Sender<Order>>,
     threads: Vec<JoinHandle<()>>,
     pages: Arc<Pages>,
@@ -54,9 +56,11 @@ pub struct Copies {
 
 /// Pages of the region for its SQL engine, read past the copies' threads: a read never waits for an fsync.
 pub struct Pages {
-    stores: RwLock<[Option<Arc<PageStore>>; 6]>,
+    layout: Layout,
+    /// In the order of [`MemberId::all`].
+    stores: RwLock<Vec<Option<Arc<PageStore>>>>,
     /// Copies that left their duty and are still read.
-    left: Mutex<BTreeSet<CopyId>>,
+    left: Mutex<BTreeSet<MemberId>>,
     waiters: AtomicU32,
     moved: Mutex<()>,
     moved_signal: Condvar,
@@ -68,9 +72,10 @@ impl Copies {
     ///
     /// # Errors
     /// When a thread cannot be started.
-    pub fn start(dir: &Path, limits: &Limits, inbox: &Inbox) -> std::io::Result<Copies> {
+    pub fn start(dir: &Path, limits: &Limits, layout: Layout, inbox: &Inbox) -> std::io::Result<Copies> {
         let pages = Arc::new(Pages {
-            stores: RwLock::new(Default::default()),
+            layout,
+            stores: RwLock::new(vec![None; MemberId::all(layout.groups).count()]),
             left: Mutex::default(),
             waiters: AtomicU32::new(0),
             moved: Mutex::new(()),
@@ -92,7 +97,7 @@ impl Copies {
                 let _ = back.send(Order::JobDone(job.run()));
             }
         })?);
-        for id in CopyId::all() {
+        for id in MemberId::all(layout.groups) {
             let (tx, rx) = channel();
             let worker = Worker {
                 id,
@@ -112,12 +117,22 @@ impl Copies {
         Ok(copies)
     }
 
-    pub fn send(&self, copy: CopyId, order: Order) {
-        if let Order::Slow(delay) = order {
-            return self.drills.of(copy).set(delay);
-        }
+    pub fn send(&self, copy: MemberId, request: CopyRequest) {
         // A copy thread only ends at `End`; a message behind that is for nobody.
-        let _ = self.orders[copy.index()].send(order);
+        let _ = self.orders[copy.index()].send(Order::Request(request));
+    }
+
+    /// An operator's order (stop, start, slow), to the copy of that name in every group: it is the name of a place.
+    pub fn order(&self, copy: CopyId, order: Order) {
+        for group in self.pages.layout.all_groups() {
+            let order = match &order {
+                Order::Stop => Order::Stop,
+                Order::Start => Order::Start,
+                Order::Slow(delay) => return self.drills.of(copy).set(*delay),
+                Order::Request(_) | Order::JobDone(_) | Order::End => unreachable!("BUG: no operator orders that"),
+            };
+            let _ = self.orders[MemberId { group, copy }.index()].send(order);
+        }
     }
 
     #[must_use]
@@ -147,7 +162,7 @@ impl Copies {
 }
 
 struct Worker {
-    id: CopyId,
+    id: MemberId,
     dir: PathBuf,
     limits: Limits,
     inbox: Inbox,
@@ -273,7 +288,7 @@ impl Worker {
                 }
             }
             copy.flush(&mut replies);
-            self.drills.of(self.id).pause(began);
+            self.drills.of(self.id.copy).pause(began);
             self.reply(&mut replies);
             if let Some(ended) = ended {
                 return ended;
@@ -301,13 +316,13 @@ impl Worker {
 }
 
 impl Pages {
-    fn set(&self, copy: CopyId, store: Option<Arc<PageStore>>) {
+    fn set(&self, copy: MemberId, store: Option<Arc<PageStore>>) {
         let mut stores = self.stores.write();
         self.left.lock().remove(&copy);
         stores[copy.index()] = store;
     }
 
-    fn leave(&self, copy: CopyId) {
+    fn leave(&self, copy: MemberId) {
         self.left.lock().insert(copy);
     }
 
@@ -328,7 +343,8 @@ impl Pages {
 
     /// From whichever copy has it. `Err` with the last reason when none has it now.
     fn try_read(&self, page: PageNo, at: Lsn) -> Result<Bytes, String> {
-        let stores = self.stores.read().clone();
+        let group = self.layout.group_of(page);
+        let stores = self.stores.read()[MemberId { group, copy: CopyId(0) }.index()..][..6].to_vec();
         let turn = self.turn.fetch_add(1, Ordering::Relaxed) as usize;
         let mut reason = "no copy is open".to_owned();
         for i in 0..stores.len() {

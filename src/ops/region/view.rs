@@ -90,8 +90,10 @@ impl RegionView for View {
     fn report(&self) -> RegionReport {
         let mut report = (**self.shared.report.read()).clone();
         // What an operator does to a copy is no state of the volume: the node does not know of it.
-        for (copy, id) in report.copies.iter_mut().filter(|c| c.reason.is_none()).filter_map(|c| c.name.parse().ok().map(|id| (c, id))) {
-            copy.reason = self.drills.note(id);
+        for copy in report.copies.iter_mut().filter(|c| c.reason.is_none()) {
+            // `a1.g1` is a1 as well: an order is for a place, in all groups.
+            let place = copy.name.split('.').next().and_then(|name| name.parse().ok());
+            copy.reason = place.and_then(|id| self.drills.note(id));
         }
         report
     }
