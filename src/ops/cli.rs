@@ -234,9 +234,21 @@ pub enum SimVerb {
         /// Crashes in a row before a recovery is left alone: 0 to 3
         #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(0..=3))]
         crashes: u8,
-        /// Go on with every so many-th of the states that the last crash leads to
-        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
-        every: u32,
+        /// Of the states that the last crash leads to, go on with one in so many
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+        every: u64,
+        /// Sets of copies that recover to the end from each state; 0: all
+        #[arg(long, default_value_t = 0)]
+        sets: usize,
+        /// Threads
+        #[arg(long, default_value_t = 2)]
+        threads: usize,
+    },
+    /// Switch off each rule once, and show what notices it
+    Mutants {
+        /// Simulated clusters that are tried for each rule before it counts as not noticed
+        #[arg(long, default_value_t = 400)]
+        seeds: u64,
         /// Threads
         #[arg(long, default_value_t = 2)]
         threads: usize,
@@ -276,11 +288,18 @@ fn runtime(threads: bool) -> Result<tokio::runtime::Runtime, Failure> {
 /// Whole global clusters under virtual time. A failing seed prints the command that replays it.
 fn run_sim(args: &SimArgs) -> Result<(), Failure> {
     match args.what {
-        Some(SimVerb::Recovery { crashes, every, threads }) => {
-            let options = RecoveryOptions { crashes: crashes.into(), every: every as usize, threads, mutant: None };
+        Some(SimVerb::Recovery { crashes, every, sets, threads }) => {
+            let options = RecoveryOptions { crashes: crashes.into(), every, sets_each: sets, threads, mutant: None };
             let summary = sim::enumerate_recoveries(&options, &|line| println!("{line}"));
             say(&format!("{summary}\n"))?;
             return summary.failure.map_or(Ok(()), |_| Err(Failure::new(FAILED, "a recovery did not end as it must")));
+        }
+        Some(SimVerb::Mutants { seeds, threads }) => {
+            std::panic::set_hook(Box::new(|_| {}));
+            let reports = sim::catch_all(seeds, threads, &|line| println!("{line}"));
+            let unseen: Vec<String> = reports.iter().filter(|r| r.noticed.is_none()).map(|r| format!("{:?}", r.mutant)).collect();
+            let sentence = format!("nothing notices {}", unseen.join(", "));
+            return if unseen.is_empty() { Ok(()) } else { Err(Failure::new(FAILED, sentence)) };
         }
         None => {}
     }

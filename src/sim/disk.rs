@@ -179,9 +179,7 @@ impl SimDisk {
     pub fn fork(&self, seed: u64) -> SimDisk {
         let state = self.state.lock();
         let files = state.files.clone();
-        SimDisk {
-            state: Mutex::new(State { files, prng: Prng::new(seed), calls: 0, cut_at: None, fail_at: None, down: state.down }),
-        }
+        SimDisk { state: Mutex::new(State { files, prng: Prng::new(seed), calls: 0, cut_at: None, fail_at: None, down: state.down }) }
     }
 
     /// Whether something would be lost if the power went now.

@@ -117,6 +117,16 @@ impl Truth {
         *end == LogEnd::EMPTY || self.at(end.seq) == Some(end)
     }
 
+    /// Whether a log that ends with `claim` holds everything up to `end`, whoever's log it is.
+    pub(in crate::sim) fn reaches(&self, claim: &LogEnd, end: &LogEnd) -> bool {
+        let mut at = (claim.seq.0, claim.checksum);
+        while at.0 > end.seq.0 {
+            let Some(frame) = self.frames.get(&at) else { return false };
+            at = (at.0 - 1, frame.header().prev_checksum);
+        }
+        at == (end.seq.0, end.checksum)
+    }
+
     pub(in crate::sim) fn frame(&self, end: &LogEnd) -> Option<&Frame> {
         self.frames.get(&(end.seq.0, end.checksum))
     }

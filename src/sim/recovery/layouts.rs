@@ -32,11 +32,11 @@ fn empty_disk(i: usize) -> (Arc<SimDisk>, u64) {
     (Arc::new(disk), hash)
 }
 
-fn nothing() -> Image {
+pub(super) fn nothing() -> Image {
     Image {
         disks: std::array::from_fn(empty_disk),
         claims: [LogEnd::EMPTY; 6],
-        truth: Truth::default(),
+        truth: Arc::new(Truth::default()),
         incarnation: 1,
         layout: "six empty disks",
         crashes: Vec::new(),

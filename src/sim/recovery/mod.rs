@@ -9,6 +9,7 @@
 
 mod layouts;
 mod rig;
+mod two;
 
 use super::Mutant;
 use super::checker::Checked;
@@ -21,13 +22,18 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
+/// From one set of copies to the next that a state is tried with: prime, so that all come in turn.
+const STRIDE: usize = 37;
+
 /// How much is enumerated.
 #[derive(Clone, Debug)]
 pub struct RecoveryOptions {
     /// Crashes before the recovery that is not disturbed: 0 to 3.
     pub crashes: usize,
-    /// Of the states that the last crash leads to, every so many-th goes on. 1: all.
-    pub every: usize,
+    /// Of the states that the last crash leads to, one in so many goes on, chosen by what lies on the disks. 1: all.
+    pub every: u64,
+    /// Sets of copies that recover to the end from each state, in turn; 0: every set.
+    pub sets_each: usize,
     pub threads: usize,
     /// A rule that is broken, to show that it is noticed.
     pub mutant: Option<Mutant>,
@@ -42,6 +48,8 @@ pub struct RecoverySummary {
     pub states: u64,
     /// Recoveries that were really run.
     pub runs: u64,
+    /// Of the schedules, those with an older process that is still there.
+    pub two_processes: u64,
     /// For each layout: frames of the first writer that were kept in the end, and in how many runs.
     pub kept: BTreeMap<&'static str, BTreeMap<u64, u64>>,
     /// The first that did not hold, with the way to it.
@@ -51,6 +59,7 @@ pub struct RecoverySummary {
 impl fmt::Display for RecoverySummary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{} orders of crashes, {} states, {} recoveries run to the end or to a crash", self.schedules, self.states, self.runs)?;
+        writeln!(f, "{} of them beside an older process that is still there", self.two_processes)?;
         for (layout, kept) in &self.kept {
             let kept: Vec<String> = kept.iter().map(|(frames, runs)| format!("{frames} ({runs} runs)")).collect();
             writeln!(f, "  {layout}: frames kept of the first writer: {}", kept.join(", "))?;
@@ -103,12 +112,15 @@ enum How {
 struct Image {
     disks: [(Arc<SimDisk>, u64); 6],
     claims: [LogEnd; 6],
-    truth: Truth,
+    truth: Arc<Truth>,
     incarnation: u64,
     layout: &'static str,
     crashes: Vec<Crash>,
     ways: u64,
 }
+
+/// The same for two states that recovery cannot tell apart: what lies on the disks, and what was durable.
+type Key = ([u64; 6], u64, u32);
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -145,7 +157,7 @@ impl Plan {
 }
 
 impl Image {
-    fn key(&self) -> ([u64; 6], u64, u32) {
+    fn key(&self) -> Key {
         let committed = self.truth.committed();
         (std::array::from_fn(|i| self.disks[i].1), committed.seq.0, committed.checksum)
     }
@@ -155,6 +167,11 @@ impl Image {
         way.extend(self.crashes.iter().map(ToString::to_string));
         way.join("; then ")
     }
+}
+
+fn mixed(key: &Key) -> u64 {
+    let (disks, seq, checksum) = key;
+    disks.iter().fold(seq ^ u64::from(*checksum), |h, d| (h ^ d).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(23)) >> 7
 }
 
 /// The sets of at least `least` copies; `orders`: each also with one copy ahead of the others, and one behind.
@@ -191,15 +208,15 @@ fn recover(image: &Image, plan: &Plan, mutant: Option<Mutant>, look: bool, each:
 }
 
 /// All that a crash in the recovery `plan` may leave behind.
-fn crash_everywhere(image: &Image, plan: &Plan, mutant: Option<Mutant>) -> Checked<Vec<Image>> {
-    let mut left: BTreeMap<_, Image> = BTreeMap::new();
+fn crash_everywhere(image: &Image, plan: &Plan, every: u64, mutant: Option<Mutant>) -> Checked<Vec<Image>> {
+    let mut left: BTreeMap<Key, Image> = BTreeMap::new();
     let mut step = 0;
     let mut each = |rig: &mut Rig| {
         let points = rig.crash_points();
         let base = Image {
             disks: rig.disks(),
             claims: rig.claims,
-            truth: rig.truth.clone(),
+            truth: Arc::clone(&rig.truth),
             incarnation: image.incarnation + 1,
             layout: image.layout,
             crashes: Vec::new(),
@@ -212,7 +229,11 @@ fn crash_everywhere(image: &Image, plan: &Plan, mutant: Option<Mutant>) -> Check
                 let hash = disk.content_hash();
                 left_behind.disks[c.index()] = (Arc::new(disk), hash);
             }
-            left.entry(left_behind.key()).and_modify(|same| same.ways += image.ways).or_insert(left_behind);
+            let key = left_behind.key();
+            if every > 1 && !mixed(&key).is_multiple_of(every) {
+                return;
+            }
+            left.entry(key).and_modify(|same| same.ways += image.ways).or_insert(left_behind);
         };
         for point in points {
             if point.disk.has_unsynced() {
@@ -264,6 +285,7 @@ pub fn enumerate(options: &RecoveryOptions, say: &dyn Fn(&str)) -> RecoverySumma
         }
     };
     let mutant = options.mutant;
+    two::enumerate(options, &mut summary);
     for crashes in 0..=options.crashes {
         finish_all(&images, options, &mut summary);
         say(&format!("{crashes} crashes: {} states, {} runs so far", images.len(), summary.runs));
@@ -272,10 +294,11 @@ pub fn enumerate(options: &RecoveryOptions, say: &dyn Fn(&str)) -> RecoverySumma
         }
         let least = if mutant == Some(Mutant::RecoverFromTwo) { 2 } else { 3 };
         let plans = plans(least, crashes == 0);
+        let every = if crashes + 1 == options.crashes { options.every } else { 1 };
         let results = spread(&images, options.threads, &|image: &Image| {
-            plans.iter().map(|plan| crash_everywhere(image, plan, mutant).map_err(|e| (*plan, e))).collect::<Result<Vec<_>, _>>()
+            plans.iter().map(|plan| crash_everywhere(image, plan, every, mutant).map_err(|e| (*plan, e))).collect::<Result<Vec<_>, _>>()
         });
-        let mut next: BTreeMap<_, Image> = BTreeMap::new();
+        let mut next: BTreeMap<Key, Image> = BTreeMap::new();
         for (image, result) in images.iter().zip(results) {
             summary.runs += plans.len() as u64;
             match result {
@@ -290,8 +313,7 @@ pub fn enumerate(options: &RecoveryOptions, say: &dyn Fn(&str)) -> RecoverySumma
                 }
             }
         }
-        let every = if crashes + 1 == options.crashes { options.every.max(1) } else { 1 };
-        images = next.into_values().step_by(every).collect();
+        images = next.into_values().collect();
     }
     summary
 }
@@ -299,13 +321,16 @@ pub fn enumerate(options: &RecoveryOptions, say: &dyn Fn(&str)) -> RecoverySumma
 fn finish_all(images: &[Image], options: &RecoveryOptions, summary: &mut RecoverySummary) {
     let least = if options.mutant == Some(Mutant::RecoverFromTwo) { 2 } else { 3 };
     let plans = plans(least, false);
+    let each = if options.sets_each == 0 { plans.len() } else { options.sets_each.min(plans.len()) };
     let results = spread(images, options.threads, &|image: &Image| {
-        plans.iter().map(|plan| to_the_end(image, plan, options.mutant).map_err(|e| (*plan, e))).collect::<Result<Vec<u64>, _>>()
+        let from = usize::try_from(mixed(&image.key()) % plans.len() as u64).expect("BUG: few plans");
+        let chosen = (0..each).map(|i| &plans[(from + i * STRIDE) % plans.len()]);
+        chosen.map(|plan| to_the_end(image, plan, options.mutant).map_err(|e| (*plan, e))).collect::<Result<Vec<u64>, _>>()
     });
     for (image, result) in images.iter().zip(results) {
         summary.states += 1;
-        summary.runs += plans.len() as u64;
-        summary.schedules += image.ways * plans.len() as u64;
+        summary.runs += each as u64;
+        summary.schedules += image.ways * each as u64;
         match result {
             Ok(kept) => {
                 let of_layout = summary.kept.entry(image.layout).or_default();

@@ -8,7 +8,7 @@ use super::super::checker::Checked;
 use super::super::checker::truth::Truth;
 use super::super::disk::SimDisk;
 use super::{Image, Mutant, Order};
-use crate::base::{ClusterName, CopyId, Generation, Instant, Limits, LogEnd, Prng, RegionName, Seq, UnixMicros};
+use crate::base::{ClusterName, CopyId, Generation, GroupId, Instant, Layout, Limits, LogEnd, MemberId, Prng, RegionName, Seq, UnixMicros};
 use crate::log::{Frame, Pen};
 use crate::node::{Effect, Event, Identity, Node};
 use crate::volume::{Copy, CopyReply, CopyRequest, Disk, DiskError};
@@ -103,7 +103,7 @@ pub(super) struct Rig {
     /// What each copy says is fsynced, or said last.
     pub claims: [LogEnd; 6],
     frozen: [Option<(Arc<SimDisk>, u64)>; 6],
-    pub truth: Truth,
+    pub truth: Arc<Truth>,
     pub processes: Vec<Process>,
     mail: VecDeque<Mail>,
     pub order: Order,
@@ -111,6 +111,10 @@ pub(super) struct Rig {
     limits: Limits,
     mutant: Option<Mutant>,
     steps: usize,
+    /// Timers in a row, and nothing came of them.
+    timeouts: usize,
+    /// Where the newest generation goes on: the end of what older ones left.
+    old_tail: Option<(Seq, u32)>,
     /// The last copy whose disk was written to.
     acted: CopyId,
 }
@@ -122,6 +126,10 @@ pub(super) struct CrashPoint {
     pub disk: SimDisk,
 }
 
+fn member(copy: CopyId) -> MemberId {
+    MemberId { group: GroupId(0), copy }
+}
+
 fn identity() -> Identity {
     let region = RegionName::new("us-east").expect("BUG: a valid name");
     Identity {
@@ -130,6 +138,7 @@ fn identity() -> Identity {
         founder: region.clone(),
         members: vec![region],
         version: "sim".into(),
+        layout: Layout::default(),
     }
 }
 
@@ -147,7 +156,7 @@ impl Rig {
             copies: std::array::from_fn(|_| None),
             claims: image.claims,
             frozen: std::array::from_fn(|i| Some(image.disks[i].clone())),
-            truth: image.truth.clone(),
+            truth: Arc::clone(&image.truth),
             processes: Vec::new(),
             mail: VecDeque::new(),
             order,
@@ -155,6 +164,8 @@ impl Rig {
             limits,
             mutant,
             steps: 0,
+            timeouts: 0,
+            old_tail: None,
             acted: CopyId(0),
         }
     }
@@ -174,7 +185,7 @@ impl Rig {
             None => self.open(c)?,
         };
         self.processes[process].reaches[c.index()] = true;
-        self.mail.push_back(Mail { process, copy: c, what: What::Event(Event::CopyOpened { copy: c, promised }) });
+        self.mail.push_back(Mail { process, copy: c, what: What::Event(Event::CopyOpened { copy: member(c), promised }) });
         Ok(())
     }
 
@@ -213,9 +224,9 @@ impl Rig {
         let promised = self.open(c)?;
         for process in 0..self.processes.len() {
             if self.processes[process].reaches[c.index()] {
-                let lost = Event::CopyLost { copy: c, reason: "its power went".into() };
+                let lost = Event::CopyLost { copy: member(c), reason: "its power went".into() };
                 self.mail.push_back(Mail { process, copy: c, what: What::Event(lost) });
-                self.mail.push_back(Mail { process, copy: c, what: What::Event(Event::CopyOpened { copy: c, promised }) });
+                self.mail.push_back(Mail { process, copy: c, what: What::Event(Event::CopyOpened { copy: member(c), promised }) });
             }
         }
         Ok(())
@@ -257,8 +268,8 @@ impl Rig {
 
     // ---- messages --------------------------------------------------------------------------------------------------
 
-    fn next(&mut self, only: Option<usize>) -> Option<Mail> {
-        let fits = |m: &Mail| only.is_none_or(|p| m.process == p);
+    fn next(&mut self, fits: &dyn Fn(usize, CopyId) -> bool) -> Option<Mail> {
+        let fits = |m: &Mail| fits(m.process, m.copy);
         let first = self.mail.iter().position(fits)?;
         let at = match self.order {
             Order::Fifo => first,
@@ -268,9 +279,9 @@ impl Rig {
         self.mail.remove(at)
     }
 
-    /// Delivers one message (of process `only`, if it is given). `false`: there is none.
-    pub(super) fn step(&mut self, only: Option<usize>) -> Checked<bool> {
-        let Some(Mail { process, copy, what }) = self.next(only) else { return Ok(false) };
+    /// Delivers one message between a process and a copy that fit. `false`: there is none.
+    pub(super) fn step(&mut self, fits: &dyn Fn(usize, CopyId) -> bool) -> Checked<bool> {
+        let Some(Mail { process, copy, what }) = self.next(fits) else { return Ok(false) };
         self.steps += 1;
         if self.steps > STEPS_MAX {
             return Err(format!("{STEPS_MAX} messages and no end: something spins"));
@@ -282,23 +293,29 @@ impl Rig {
         Ok(true)
     }
 
+    /// One message of `only` (or of anybody), or else the next timer. `false`: all is quiet.
+    pub(super) fn advance(&mut self, only: Option<usize>) -> Checked<bool> {
+        if self.step(&|p, _| only.is_none_or(|o| o == p))? {
+            self.timeouts = 0;
+            return Ok(true);
+        }
+        let due = (0..self.processes.len()).filter(|p| only.is_none_or(|o| o == *p) && self.processes[*p].over.is_none());
+        let Some((at, process)) = due.filter_map(|p| Some((self.due_ns(p)?, p))).min() else { return Ok(false) };
+        self.timeouts += 1;
+        if self.timeouts > TIMEOUTS_MAX {
+            return Err(format!("it is never quiet: {}", self.describe()));
+        }
+        self.now_ns = self.now_ns.max(at);
+        self.to_node(process, Event::Timeout)?;
+        Ok(true)
+    }
+
     /// Until nothing is under way and no timer is set. `each` sees the rig after every message.
     pub(super) fn settle(&mut self, only: Option<usize>, each: &mut dyn FnMut(&mut Rig) -> Checked) -> Checked {
-        let mut timeouts = 0;
-        loop {
-            while self.step(only)? {
-                each(self)?;
-            }
-            let due = (0..self.processes.len()).filter(|p| only.is_none_or(|o| o == *p) && self.processes[*p].over.is_none());
-            let Some((at, process)) = due.filter_map(|p| Some((self.due_ns(p)?, p))).min() else { return Ok(()) };
-            timeouts += 1;
-            if timeouts > TIMEOUTS_MAX {
-                return Err(format!("it is never quiet: {}", self.describe()));
-            }
-            self.now_ns = self.now_ns.max(at);
-            self.to_node(process, Event::Timeout)?;
+        while self.advance(only)? {
             each(self)?;
         }
+        Ok(())
     }
 
     fn due_ns(&self, process: usize) -> Option<u64> {
@@ -325,6 +342,14 @@ impl Rig {
             return Err(format!("copy {c} left its duty on a healthy disk: {reason}"));
         }
         self.look_at(c);
+        if self.mutant == Some(Mutant::OldTailCounts)
+            && let Some((seq, checksum)) = self.old_tail
+            && self.claims.iter().filter(|e| (e.seq, e.checksum) == (seq, checksum)).count() >= 4
+        {
+            // The mutant tells whoever waits for it.
+            let tail = *self.claims.iter().find(|e| (e.seq, e.checksum) == (seq, checksum)).expect("BUG: four have it");
+            Arc::make_mut(&mut self.truth).commit(&tail)?;
+        }
         for mut reply in replies {
             if let (Some(Mutant::EmptyCopiesVote), CopyReply::Raised { state, .. }) = (self.mutant, &mut reply)
                 && state.lineage.is_none()
@@ -335,7 +360,7 @@ impl Rig {
             if let (Some(Mutant::RecoverFromTwo), CopyReply::Raised { .. }) = (self.mutant, &reply) {
                 self.vouch(process, &reply);
             }
-            self.mail.push_back(Mail { process, copy: c, what: What::Event(Event::CopyReplied { copy: c, reply }) });
+            self.mail.push_back(Mail { process, copy: c, what: What::Event(Event::CopyReplied { copy: member(c), reply }) });
         }
         Ok(())
     }
@@ -347,8 +372,8 @@ impl Rig {
             && let Some(other) = CopyId::all().into_iter().find(|o| !reaches[o.index()])
         {
             let promised = Generation(0);
-            self.mail.push_back(Mail { process, copy: other, what: What::Event(Event::CopyOpened { copy: other, promised }) });
-            let event = Event::CopyReplied { copy: other, reply: reply.clone() };
+            self.mail.push_back(Mail { process, copy: other, what: What::Event(Event::CopyOpened { copy: member(other), promised }) });
+            let event = Event::CopyReplied { copy: member(other), reply: reply.clone() };
             self.mail.push_back(Mail { process, copy: other, what: What::Event(event) });
             reaches[other.index()] = true;
         }
@@ -375,10 +400,13 @@ impl Rig {
 
     fn carry(&mut self, p: usize, effect: Effect) -> Checked {
         match effect {
-            Effect::ToCopy { copy, request } => {
+            Effect::ToCopy { copy: MemberId { copy, .. }, request } => {
                 if let CopyRequest::Append { frames, .. } = &request {
                     for frame in frames {
-                        self.truth.observe(frame)?;
+                        Arc::make_mut(&mut self.truth).observe(frame)?;
+                        if frame.is_control() && frame.seq() > Seq(1) {
+                            self.old_tail = Some((Seq(frame.seq().0 - 1), frame.header().prev_checksum));
+                        }
                     }
                 }
                 if self.processes[p].reaches[copy.index()] {
@@ -386,7 +414,7 @@ impl Rig {
                 }
             }
             Effect::HeadWrites { pen } => {
-                self.truth.go_on_with(pen.end())?;
+                Arc::make_mut(&mut self.truth).go_on_with(pen.end())?;
                 self.processes[p].pen = Some(pen);
             }
             Effect::HeadReset { at: vdl } | Effect::HeadAdvances { vdl, .. } => self.announced(&vdl)?,
@@ -404,7 +432,7 @@ impl Rig {
         if vdl.seq < self.truth.committed().seq {
             return Err(format!("durability: a recovery came to {vdl}, and {} was durable before", self.truth.committed()));
         }
-        self.truth.commit(vdl)?;
+        Arc::make_mut(&mut self.truth).commit(vdl)?;
         let holders = self.holders(vdl);
         if holders < 4 {
             return Err(format!("durability: {vdl} counts as durable and {holders} copies have fsynced it"));
@@ -412,9 +440,9 @@ impl Rig {
         Ok(())
     }
 
-    /// Copies whose disk holds the primary's history up to `end`.
+    /// Copies whose disk holds the log up to `end`.
     pub(super) fn holders(&self, end: &LogEnd) -> usize {
-        self.claims.iter().filter(|claim| claim.seq >= end.seq && self.truth.has(claim)).count()
+        self.claims.iter().filter(|claim| self.truth.reaches(claim, end)).count()
     }
 
     // ---- work ------------------------------------------------------------------------------------------------------
@@ -427,13 +455,17 @@ impl Rig {
         for i in 0..frames {
             let mut payload = Vec::new();
             let page = crate::base::PageNo(u32::try_from(1 + i).expect("BUG: few frames"));
-            crate::log::redo::put_record(&mut payload, page, &crate::log::redo::Change::Image(Bytes::from(pen.end().seq.0.to_le_bytes().to_vec())));
+            crate::log::redo::put_record(
+                &mut payload,
+                page,
+                &crate::log::redo::Change::Image(Bytes::from(pen.end().seq.0.to_le_bytes().to_vec())),
+            );
             payloads.push(payload);
         }
         let frames = pen.write(&payloads, true, wall);
         let end = *pen.end();
         for frame in &frames {
-            self.truth.write(frame, Vec::new())?;
+            Arc::make_mut(&mut self.truth).write(frame, Vec::new())?;
         }
         self.to_node(process, Event::Submitted { frames })?;
         Ok(end)
@@ -449,7 +481,7 @@ impl Rig {
             seen[m.copy.index()] += 1;
             seen[m.copy.index()] <= kept(m.copy)
         });
-        while self.step(Some(process))? {}
+        while self.step(&|p, _| p == process)? {}
         Ok(())
     }
 
@@ -466,7 +498,9 @@ impl Rig {
             while at <= end.seq {
                 let mut replies = Vec::new();
                 copy.handle(CopyRequest::ReadLog { id: 1, from: at, bytes_max: 1 << 20 }, &mut replies);
-                let Some(CopyReply::Log { frames, .. }) = replies.pop() else { return Err(format!("copy {c} cannot read its log at {at}")) };
+                let Some(CopyReply::Log { frames, .. }) = replies.pop() else {
+                    return Err(format!("copy {c} cannot read its log at {at}"));
+                };
                 if let Some(odd) = frames.iter().find(|f| self.truth.at(f.seq()) != Some(&f.log_end())) {
                     return Err(format!("copy {c} has {odd:?}, the log has {:?}", self.truth.at(odd.seq())));
                 }
