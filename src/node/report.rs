@@ -2,7 +2,7 @@
 //!
 //! What is not known is `None` and never 0. Times are on the reporting region's wall clock unless a name says otherwise.
 
-pub use crate::ship::LagReport;
+pub use crate::ship::{CatchUpKind, CatchUpReport, LagReport};
 
 use crate::base::{Epoch, LineageId, Lsn, RegionName, UnixMicros};
 
@@ -46,6 +46,45 @@ pub struct CopyReport {
     /// Why it is down, or what an operator does to it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// What was found in it and is not repaired yet; a sentence.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub damage: Option<String>,
+    /// How far its rebuilding is, while it is `seeding` from its peers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub repair: Option<RepairReport>,
+    pub scrub: ScrubReport,
+}
+
+/// The rebuilding of one copy from its peers.
+#[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode, serde::Serialize, serde::Deserialize)]
+pub struct RepairReport {
+    pub since: UnixMicros,
+    pub pages: u64,
+    /// null until the volume's header was read.
+    pub pages_in_all: Option<u64>,
+    pub bytes: u64,
+    /// Since it began; null in its first moment.
+    pub bytes_per_s: Option<u64>,
+}
+
+/// What the scrub found in one copy. Counters are since the process began.
+#[derive(Clone, Debug, Default, PartialEq, Eq, bincode::Encode, bincode::Decode, serde::Serialize, serde::Deserialize)]
+pub struct ScrubReport {
+    /// A pass is under way.
+    pub running: bool,
+    /// When the last pass ended; null when none has since the process began. The next three are of that pass.
+    pub ended_at: Option<UnixMicros>,
+    /// Read from its files.
+    pub read_bytes: u64,
+    /// Compared with the other copies.
+    pub pages: u64,
+    pub found: u64,
+    /// Damage found, by the scrub or when it was met.
+    pub found_total: u64,
+    /// Of that, what was repaired.
+    pub repaired_total: u64,
+    /// Of what was found: acknowledged by the disk and not there.
+    pub lost_writes_total: u64,
 }
 
 /// A secondary, as the primary sees it.
@@ -60,8 +99,10 @@ pub struct SecondaryReport {
     pub durable_lsn: Lsn,
     pub visible_lsn: Lsn,
     pub bytes_in_flight: u64,
-    /// Pages sent so far and pages in all, while it is being seeded.
-    pub seeding: Option<(u64, u64)>,
+    /// How far it is, while it gets pages or is far behind in the log.
+    pub catching_up: Option<CatchUpReport>,
+    /// Pages sent to it for seeds by this process, those that were sent again among them.
+    pub seed_pages_sent: u64,
     pub lag: LagReport,
 }
 
@@ -90,6 +131,8 @@ pub struct RegionReport {
     pub disconnected_since: Option<UnixMicros>,
     /// A secondary's own measurement; all `None` in the primary.
     pub lag: LagReport,
+    /// A secondary's own view of how far it is, while it gets pages or is far behind in the log.
+    pub catching_up: Option<CatchUpReport>,
     pub copies: Vec<CopyReport>,
     /// Instances that answer reads in this region.
     pub readers: u32,
@@ -116,7 +159,7 @@ pub struct OperatorEvent {
     pub at: UnixMicros,
     pub region: RegionName,
     /// A stable word: `started`, `founded`, `recovered`, `writable`, `copy_down`, `copy_up`, `quorum_lost`, `quorum_regained`, `secondary_connected`,
-    /// `secondary_disconnected`, `primary_connected`, `primary_disconnected`, `seeding_began`, `seeding_done`, `refused`, `fenced` ...
+    /// `secondary_disconnected`, `primary_connected`, `primary_disconnected`, `seeding_began`, `seeding_resumed`, `seeding_done`, `refused`, `fenced` ...
     pub kind: String,
     pub epoch: Epoch,
     pub durable_lsn: Lsn,

@@ -296,7 +296,7 @@ fn run_sim(args: &SimArgs) -> Result<(), Failure> {
         }
         Some(SimVerb::Mutants { seeds, threads }) => {
             std::panic::set_hook(Box::new(|_| {}));
-            let reports = sim::catch_all(seeds, threads, &|line| println!("{line}"));
+            let reports = sim::catch_all(true, seeds, threads, &|line| println!("{line}"));
             let unseen: Vec<String> = reports.iter().filter(|r| r.noticed.is_none()).map(|r| format!("{:?}", r.mutant)).collect();
             let sentence = format!("nothing notices {}", unseen.join(", "));
             return if unseen.is_empty() { Ok(()) } else { Err(Failure::new(FAILED, sentence)) };
@@ -555,7 +555,9 @@ async fn run_copy(verb: CopyVerb) -> Result<(), Failure> {
         AdminAnswer::Report(report) if ask.json => say(&json(&report.copies)),
         AdminAnswer::Report(report) => {
             let rows = report.copies.iter().map(|c| {
-                vec![c.name.clone(), c.az.clone(), c.state.clone(), c.durable_lsn.to_string(), c.reason.clone().unwrap_or_default()]
+                let repair = c.repair.as_ref().map(super::copy_lines::repair);
+                let reason = c.reason.clone().or(repair).or_else(|| c.damage.clone()).unwrap_or_default();
+                vec![c.name.clone(), c.az.clone(), c.state.clone(), c.durable_lsn.to_string(), reason]
             });
             say(&text::table(&["COPY", "AZ", "STATE", "DURABLE", "REASON"], &[3], rows.collect()))
         }

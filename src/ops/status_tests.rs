@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::base::CopyId;
-use crate::node::report::LagReport;
+use crate::node::report::{LagReport, ScrubReport};
 
 pub(crate) const NOW: UnixMicros = UnixMicros(1_795_171_265_000_000); // 10:41:05 UTC
 
@@ -39,9 +39,19 @@ pub(crate) fn sample(region: &str, role: Role) -> RegionReport {
             measured_at: (!leads).then_some(NOW),
             ..LagReport::default()
         },
+        catching_up: None,
         copies: CopyId::all()
             .iter()
-            .map(|c| CopyReport { name: c.to_string(), az: c.az().to_string(), state: "up".into(), durable_lsn: Lsn(100), reason: None })
+            .map(|c| CopyReport {
+                name: c.to_string(),
+                az: c.az().to_string(),
+                state: "up".into(),
+                durable_lsn: Lsn(100),
+                reason: None,
+                damage: None,
+                repair: None,
+                scrub: ScrubReport::default(),
+            })
             .collect(),
         readers: 1,
         secondaries: if leads { ["eu-west", "ap-south"].map(seen).into() } else { Vec::new() },
@@ -58,7 +68,8 @@ fn seen(region: &str) -> SecondaryReport {
         durable_lsn: Lsn(97),
         visible_lsn: Lsn(95),
         bytes_in_flight: 1,
-        seeding: None,
+        catching_up: None,
+        seed_pages_sent: 0,
         lag: LagReport::default(),
     }
 }

@@ -57,16 +57,16 @@ fn a_failure_says_how_to_see_it_again() {
 
 #[test]
 fn every_order_of_crashes_in_a_recovery_ends_in_the_same_log() {
-    let options = RecoveryOptions { crashes: 1, every: 8, sets_each: 3, threads: 2, mutant: None };
+    let options = RecoveryOptions { crashes: 1, every: 24, sets_each: 2, threads: 2, mutant: None };
     let summary = enumerate_recoveries(&options, &|line| println!("{line}"));
     println!("{summary}");
     assert_eq!(summary.failure, None);
-    assert!(summary.schedules > 10_000, "{summary}");
+    assert!(summary.schedules > 5_000, "{summary}");
 }
 
 #[test]
 fn every_rule_that_is_switched_off_is_noticed() {
-    let reports = catch_all(120, 2, &|line| println!("{line}"));
+    let reports = catch_all(false, 60, 2, &|line| println!("{line}"));
     let unseen: Vec<&MutantReport> = reports.iter().filter(|r| r.noticed.is_none()).collect();
     assert!(unseen.is_empty(), "{unseen:?}");
     assert!(reports.len() >= 12);

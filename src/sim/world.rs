@@ -151,12 +151,15 @@ pub struct Counts {
     pub copy_crashes: u64,
     pub disk_faults: u64,
     pub wipes: u64,
+    pub bytes_rotted: u64,
     pub copies_stopped: u64,
     pub partitions: u64,
     pub broken_links: u64,
     pub messages_lost: u64,
     pub messages_doubled: u64,
     pub seeds_shipped: u64,
+    /// Seeds that went on over another link.
+    pub seeds_resumed: u64,
     pub copies_rebuilt: u64,
 }
 

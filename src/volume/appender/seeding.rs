@@ -16,7 +16,7 @@ impl Appender {
         history.cut_from(at.seq.next());
         let base = SeedBase { lineage, end: at, history };
         let first = self.first_step();
-        let (repair, request) = Repair::begin(self.generation, first, base);
+        let (repair, request) = Repair::begin(now, self.generation, first, base);
         let peer = &mut self.peers[copy.index()];
         peer.contact = Contact::Repairing(Box::new(repair));
         peer.acked = LogEnd::EMPTY;
@@ -24,6 +24,18 @@ impl Appender {
         self.effects.push_back(AppenderEffect::ToCopy { copy, request });
         self.set_health(copy, CopyHealth::Seeding);
         self.judge_quorum();
+    }
+
+    /// The region's seed under way: its base, and the last step that was handed in.
+    #[must_use]
+    pub fn seed_taken(&self) -> Option<(LogEnd, u64)> {
+        self.seeding.as_ref().filter(|s| !s.stalled).map(|s| (s.base.end, s.last_step))
+    }
+
+    /// The log surely reaches back to here, as far as its budget goes.
+    #[must_use]
+    pub fn log_from(&self) -> Seq {
+        self.milestones.front().map_or(Seq(0), |(seq, _)| *seq)
     }
 
     pub(super) fn seed_step(&mut self, now: Instant, ending: bool, request: impl FnOnce(u64) -> CopyRequest) -> u64 {
@@ -138,6 +150,9 @@ impl Appender {
         self.milestones = VecDeque::from([(base.end.seq, base.end.end_lsn)]);
         self.moments.clear();
         self.phase = VolumePhase::Serving;
+        for scrub in &mut self.scrubs {
+            scrub.serve(now);
+        }
         self.points.push_back(base.end);
         for copy in self.members() {
             if !self.peers[copy.index()].is_joined() {
