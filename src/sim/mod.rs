@@ -12,7 +12,11 @@ mod faults;
 mod mutants;
 mod network;
 mod plan;
+<<<<<<< HEAD
 mod recovery;
+=======
+pub mod proof;
+>>>>>>> main
 mod regions;
 mod runs;
 #[cfg(test)]
