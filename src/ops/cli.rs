@@ -18,7 +18,7 @@ use super::text;
 use crate::base::{ClusterName, CopyId, RegionName};
 use crate::io::clock;
 use crate::io::copies::slow::DELAY_MAX;
-use crate::sim::{self, SimOptions};
+use crate::sim::{self, RecoveryOptions, SimOptions};
 use clap::{Args, Parser, Subcommand};
 use std::io::{IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -244,6 +244,7 @@ pub enum VolumeVerb {
 }
 
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct SimArgs {
     /// So many seeds, from --seed upwards
     #[arg(long, default_value_t = 1)]
@@ -257,6 +258,36 @@ pub struct SimArgs {
     /// Show so many of the last steps before a failure
     #[arg(long, default_value_t = 40)]
     pub trace: usize,
+    #[command(subcommand)]
+    pub what: Option<SimVerb>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum SimVerb {
+    /// Enumerate recoveries: every set of copies, every message and every disk call to crash at, and again
+    Recovery {
+        /// Crashes in a row before a recovery is left alone: 0 to 3
+        #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(0..=3))]
+        crashes: u8,
+        /// Of the states that the last crash leads to, go on with one in so many
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+        every: u64,
+        /// Sets of copies that recover to the end from each state; 0: all
+        #[arg(long, default_value_t = 0)]
+        sets: usize,
+        /// Threads
+        #[arg(long, default_value_t = 2)]
+        threads: usize,
+    },
+    /// Switch off each rule once, and show what notices it
+    Mutants {
+        /// Simulated clusters that are tried for each rule before it counts as not noticed
+        #[arg(long, default_value_t = 400)]
+        seeds: u64,
+        /// Threads
+        #[arg(long, default_value_t = 2)]
+        threads: usize,
+    },
 }
 
 /// Does what was typed.
@@ -292,9 +323,31 @@ fn runtime(threads: bool) -> Result<tokio::runtime::Runtime, Failure> {
     builder.enable_all().build().map_err(super::failure::io_failure("start the async runtime"))
 }
 
+<<<<<<< HEAD
+/// Whole global clusters under virtual time. A failing seed prints the command that replays it.
+fn run_sim(args: &SimArgs) -> Result<(), Failure> {
+    match args.what {
+        Some(SimVerb::Recovery { crashes, every, sets, threads }) => {
+            let options = RecoveryOptions { crashes: crashes.into(), every, sets_each: sets, threads, mutant: None };
+            let summary = sim::enumerate_recoveries(&options, &|line| println!("{line}"));
+            say(&format!("{summary}\n"))?;
+            return summary.failure.map_or(Ok(()), |_| Err(Failure::new(FAILED, "a recovery did not end as it must")));
+        }
+        Some(SimVerb::Mutants { seeds, threads }) => {
+            std::panic::set_hook(Box::new(|_| {}));
+            let reports = sim::catch_all(true, seeds, threads, &|line| println!("{line}"));
+            let unseen: Vec<String> = reports.iter().filter(|r| r.noticed.is_none()).map(|r| format!("{:?}", r.mutant)).collect();
+            let sentence = format!("nothing notices {}", unseen.join(", "));
+            return if unseen.is_empty() { Ok(()) } else { Err(Failure::new(FAILED, sentence)) };
+        }
+        None => {}
+    }
+    let first = match args.seed.as_str() {
+=======
 /// A seed as it is typed.
 pub(super) fn seed_of(typed: &str) -> Result<u64, Failure> {
     match typed {
+>>>>>>> main
         "random" => {
             let mut seed = [0u8; 4];
             aws_lc_rs::rand::fill(&mut seed).map_err(|_| Failure::new(FAILED, "the system gives no random numbers"))?;

@@ -76,16 +76,17 @@ impl Appender {
         }
     }
 
-    /// Sends `frames`, which follow what was sent; a splice is collected until it ends in a newer term.
+    /// Sends `frames`, which follow what was sent; a splice is collected until it is whole.
     pub(super) fn feed(&mut self, now: Instant, copy: MemberId, frames: Vec<Frame>) {
         let Some(last) = frames.last() else { return };
+        let last_seq = last.seq();
         let peer = &mut self.peers[copy.index()];
-        peer.sent = last.seq();
+        peer.sent = last_seq;
         peer.sent_lsn = last.end_lsn();
         if let Some(splice) = &mut peer.splice {
             splice.frames.extend(frames);
             let newer = splice.frames.iter().any(|f| (f.header().epoch, f.header().generation) > splice.tail);
-            if newer {
+            if newer && last_seq >= splice.upto {
                 let splice = peer.splice.take().expect("BUG: it was just there");
                 self.send_append(now, copy, splice.frames);
             }
@@ -137,7 +138,9 @@ impl Appender {
         if !peer.is_joined() || !self.history.contains(&end) || peer.splice.is_some() {
             return;
         }
-        peer.diverged = None;
+        if end != LogEnd::EMPTY {
+            peer.diverged = None;
+        }
         // Ahead on the same term: it has all that is here.
         let end = if end.seq > self.end.seq { self.end } else { end };
         peer.ingested = ingested.max(peer.ingested);

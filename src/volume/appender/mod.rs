@@ -234,7 +234,10 @@ pub(super) struct Peer {
 #[derive(Debug)]
 struct Splice {
     frames: Vec<Frame>,
+    /// What goes: a frame of a newer writer must be among them.
     tail: (Epoch, Generation),
+    /// The last of them must reach this far.
+    upto: Seq,
 }
 
 #[derive(Debug)]

@@ -219,6 +219,12 @@ impl Appender {
             peer.acked = end;
             peer.sent = end.seq;
             peer.sent_lsn = end.end_lsn;
+            if end == LogEnd::EMPTY && self.end.seq > Seq(1) {
+                // Empty, and perhaps the new disk of a copy that acknowledged what is durable. With a part of the log it would have a vote
+                // in the next recovery, and two like it could outvote what they lost: it gets all that there is in one step, or nothing.
+                peer.splice = Some(Splice { frames: Vec::new(), tail: (end.epoch, end.generation), upto: self.end.seq });
+                peer.diverged = Some(Box::new((end, history.clone())));
+            }
         } else if common == self.end.seq && common > Seq::ZERO {
             // It has all of the volume's log and more: a secondary's copy that is ahead of what recovery chose, perhaps in a later
             // term. It skips what it has. (A primary's log ends with a frame of its own, which no cut tail has.)
@@ -230,7 +236,7 @@ impl Appender {
             peer.acked = LogEnd::EMPTY;
             peer.sent = common;
             peer.sent_lsn = Lsn(0);
-            peer.splice = Some(Splice { frames: Vec::new(), tail: (end.epoch, end.generation) });
+            peer.splice = Some(Splice { frames: Vec::new(), tail: (end.epoch, end.generation), upto: Seq(0) });
             peer.diverged = Some(Box::new((end, history.clone())));
         }
     }
