@@ -40,6 +40,10 @@ pub struct Limits {
     pub seed_held: Duration,
     /// Old page versions stay readable for so long after they were replaced.
     pub version_retain: Duration,
+    /// No reader and no secondary's seed keeps versions further back than so many bytes of log: below it, they are told.
+    pub version_retain_bytes: u64,
+    /// Log is kept for a secondary that is gone no longer than this.
+    pub log_retain: Duration,
 }
 
 impl Default for Limits {
@@ -62,6 +66,8 @@ impl Default for Limits {
             seed_bytes_per_s_max: 64 << 20,
             seed_held: Duration::from_secs(600),
             version_retain: Duration::from_secs(60),
+            version_retain_bytes: 4 << 30,
+            log_retain: Duration::from_secs(24 * 3600),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::base::CopyId;
-use crate::node::report::LagReport;
+use crate::node::report::{LagReport, RetentionReport};
 
 pub(crate) const NOW: UnixMicros = UnixMicros(1_795_171_265_000_000); // 10:41:05 UTC
 
@@ -40,6 +40,7 @@ pub(crate) fn sample(region: &str, role: Role) -> RegionReport {
             ..LagReport::default()
         },
         catching_up: None,
+        retention: RetentionReport::default(),
         copies: CopyId::all()
             .iter()
             .map(|c| CopyReport { name: c.to_string(), az: c.az().to_string(), state: "up".into(), durable_lsn: Lsn(100), reason: None })

@@ -14,7 +14,7 @@ pub mod quorum;
 mod recovery;
 mod repair;
 
-pub use appender::{Appender, AppenderEffect, CopyHealth, CopyView, Found, VolumePhase};
+pub use appender::{Appender, AppenderEffect, CopyHealth, CopyView, Found, HeldBy, Retention, VolumePhase};
 pub use copy::{Copy, FlushDone, FlushJob, OpenError, PageStore, ReadError};
 pub use disk::{Disk, DiskError};
 pub use message::{CopyReply, CopyRequest, CopyState};

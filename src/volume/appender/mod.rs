@@ -12,7 +12,10 @@ mod appending;
 mod judging;
 mod reads;
 mod recovering;
+mod retention;
 mod seeding;
+
+pub use retention::{HeldBy, Retention};
 
 use crate::base::{Epoch, Generation, GroupId, Instant, Layout, Limits, LineageId, LogEnd, Lsn, MemberId, PageNo, Prng, Seq, UnixMicros};
 use crate::log::{ControlFrame, FRAME_HEADER_BYTES, Frame, History, LogOutcome, PagesOutcome, Pen, SeedBase};
@@ -242,6 +245,8 @@ pub struct Appender {
     seeding: Option<Seeding>,
     /// (when, VDL): what "an LSN so long ago" means, for the retention of page versions.
     moments: VecDeque<(Instant, Lsn)>,
+    /// The horizon that copies were last told, and why it is no later.
+    held: (Lsn, HeldBy),
     /// (seq, LSN) every so often: what "so many bytes back" means, for the retention of the log.
     milestones: VecDeque<(Seq, Lsn)>,
     readers_need: Lsn,
@@ -331,6 +336,7 @@ impl Appender {
             control_reported: 0,
             seeding: None,
             moments: VecDeque::new(),
+            held: (Lsn(0), HeldBy::Time),
             milestones: VecDeque::new(),
             readers_need: Lsn(u64::MAX),
             pages_need: None,
