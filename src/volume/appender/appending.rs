@@ -154,6 +154,7 @@ impl Appender {
         let before = self.vdl.seq;
         self.vdl = vdl;
         self.vdl_moved.get_or_insert(now);
+        self.vdl_at = now;
         if self.moments.back().is_none_or(|(t, _)| now.since(*t) >= Duration::from_secs(1)) {
             self.moments.push_back((now, vdl.end_lsn));
         }

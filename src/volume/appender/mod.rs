@@ -17,7 +17,9 @@ mod seeding;
 
 pub use retention::{HeldBy, Retention};
 
-use crate::base::{Epoch, Generation, GroupId, Instant, Layout, Limits, LineageId, LogEnd, Lsn, MemberId, PageNo, Prng, Seq, UnixMicros};
+use crate::base::{
+    Epoch, Generation, GroupId, Instant, Layout, Limits, LineageId, LogEnd, Lsn, MemberId, Pace, PageNo, Prng, Seq, UnixMicros,
+};
 use crate::log::{ControlFrame, FRAME_HEADER_BYTES, Frame, History, LogOutcome, PagesOutcome, Pen, SeedBase};
 use crate::volume::message::{CopyReply, CopyRequest, CopyState};
 use crate::volume::quorum::{self, COPIES, WRITE_QUORUM};
@@ -33,6 +35,10 @@ const RECOVERY_GRACE: Duration = Duration::from_millis(300);
 const VDL_NOTICE_AFTER: Duration = Duration::from_millis(2);
 /// A copy that owes an answer is asked again after this.
 const ASK_AGAIN_AFTER: Duration = Duration::from_millis(500);
+/// While commits are made, a copy that is rebuilt waits so many times as long as a step took before the next one.
+const REPAIR_REST: u32 = 2;
+/// The VDL moved within this: commits are being made.
+const BUSY_WITHIN: Duration = Duration::from_millis(500);
 /// The log is kept at least this far back, for copies and secondaries that are a little behind.
 const LOG_KEEP_BYTES_MIN: u64 = 16 << 20;
 
@@ -166,6 +172,9 @@ pub(super) struct Peer {
     told_vdl: Seq,
     last_heard: Instant,
     last_asked: Instant,
+    /// A rebuilding of it goes at this pace; the next read waits until then.
+    pace: Pace,
+    read_at: Option<Instant>,
     /// A log read from another copy on this one's behalf.
     reading: Option<u64>,
     /// Frames collected for a copy whose tail diverges: they go as one request that ends in a newer term (see `Append`).
@@ -235,6 +244,8 @@ pub struct Appender {
     /// The node was told, one way or the other, since the volume serves.
     quorum_said: bool,
     vdl_moved: Option<Instant>,
+    /// When it last moved.
+    vdl_at: Instant,
     reads: BTreeMap<u64, PendingRead>,
     next_read: u64,
     /// Seeds begun so far, of copies and of the region.
@@ -281,6 +292,8 @@ impl Peer {
             told_vdl: Seq(0),
             last_heard: Instant::ZERO,
             last_asked: Instant::ZERO,
+            pace: Pace::new(u64::MAX, REPAIR_REST),
+            read_at: None,
             reading: None,
             splice: None,
             diverged: None,
@@ -328,6 +341,7 @@ impl Appender {
             quorum_ok: false,
             quorum_said: false,
             vdl_moved: None,
+            vdl_at: Instant::ZERO,
             reads: BTreeMap::new(),
             next_read: 1,
             seeds: 0,
@@ -430,6 +444,9 @@ impl Appender {
                 at(peer.last_asked.max(peer.last_heard) + ASK_AGAIN_AFTER);
             }
         }
+        for read_at in self.peers.iter().filter_map(|p| p.read_at) {
+            at(read_at);
+        }
         for read in self.reads.values() {
             at(read.asked + self.limits.copy_silent_after);
         }
@@ -465,6 +482,7 @@ impl Appender {
         let peer = &mut self.peers[copy.index()];
         peer.contact = Contact::Down { reason: reason.clone() };
         peer.reading = None;
+        peer.read_at = None;
         peer.splice = None;
         peer.seed_step = None;
         self.set_health(copy, CopyHealth::Down { reason });
@@ -538,6 +556,7 @@ impl Appender {
                 self.ask_again(now, copy);
             }
         }
+        self.read_paced(now);
         let late: Vec<u64> = self.reads.iter().filter(|(_, r)| now >= r.asked + self.limits.copy_silent_after).map(|(id, _)| *id).collect();
         for id in late {
             self.unreadable(now, id, "the copy did not answer in time".into());

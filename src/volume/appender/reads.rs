@@ -32,8 +32,12 @@ impl Appender {
             ReadPurpose::Log { from, bytes_max, .. } => CopyRequest::ReadLog { id, from: *from, bytes_max: *bytes_max },
             ReadPurpose::Pages { at, from, bytes_max, .. } => CopyRequest::ReadPages { id, at: *at, from: *from, bytes_max: *bytes_max },
             ReadPurpose::Repair { copy } => {
-                let Contact::Repairing(repair) = &self.peers[copy.index()].contact else { return };
-                CopyRequest::ReadPages { id, at: repair.at(), from: repair.next_page(), bytes_max: self.limits.batch_bytes_max }
+                let peer = &mut self.peers[copy.index()];
+                let Contact::Repairing(repair) = &peer.contact else { return };
+                peer.pace.asked(now);
+                peer.read_at = None;
+                // Small, because commits wait behind it at the copy that is read.
+                CopyRequest::ReadPages { id, at: repair.at(), from: repair.next_page(), bytes_max: self.limits.batch_bytes_max / 4 }
             }
         };
         self.reads.insert(id, PendingRead { purpose, source, asked: now, tried });
