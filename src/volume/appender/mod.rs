@@ -35,8 +35,8 @@ const RECOVERY_GRACE: Duration = Duration::from_millis(300);
 const VDL_NOTICE_AFTER: Duration = Duration::from_millis(2);
 /// A copy that owes an answer is asked again after this.
 const ASK_AGAIN_AFTER: Duration = Duration::from_millis(500);
-/// While commits are made, a copy that is rebuilt waits so many times as long as a step took before the next one.
-const REPAIR_REST: u32 = 2;
+/// While commits are made, a copy that is rebuilt rests so many times as long as a step took before the next one.
+const REPAIR_REST: u32 = 1;
 /// The VDL moved within this: commits are being made.
 const BUSY_WITHIN: Duration = Duration::from_millis(500);
 /// The log is kept at least this far back, for copies and secondaries that are a little behind.

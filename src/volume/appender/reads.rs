@@ -37,7 +37,7 @@ impl Appender {
                 peer.pace.asked(now);
                 peer.read_at = None;
                 // Small, because commits wait behind it at the copy that is read.
-                CopyRequest::ReadPages { id, at: repair.at(), from: repair.next_page(), bytes_max: self.limits.batch_bytes_max / 4 }
+                CopyRequest::ReadPages { id, at: repair.at(), from: repair.next_page(), bytes_max: self.limits.batch_bytes_max / 2 }
             }
         };
         self.reads.insert(id, PendingRead { purpose, source, asked: now, tried });
