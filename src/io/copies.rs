@@ -10,10 +10,12 @@ pub mod slow;
 use super::clock;
 use super::disk::FileDisk;
 use super::driver::Inbox;
-use crate::base::{CopyId, Layout, Limits, Lsn, MemberId, PageNo};
+use crate::base::{ClusterName, CopyId, Layout, Limits, Lsn, MemberId, PageNo, RegionName};
 use crate::head::{PageError, PageSource};
 use crate::node::Event;
-use crate::volume::{Copy, CopyRequest, FlushDone, FlushJob, OpenError, PageStore, ReadError};
+use crate::volume::identity::{self, Home};
+use crate::volume::membership::Incarnation;
+use crate::volume::{Copy, CopyRequest, DiskError, FlushDone, FlushJob, OpenError, PageStore, ReadError};
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex, RwLock};
 use slow::Drills;
@@ -40,6 +42,8 @@ pub enum Order {
     /// Answers come so much later, for a drill; zero ends it.
     Slow(Duration),
     JobDone(FlushDone),
+    /// A reader met damage: the copy is to tell of it.
+    Look,
     End,
 }
 
@@ -72,7 +76,14 @@ impl Copies {
     ///
     /// # Errors
     /// When a thread cannot be started.
-    pub fn start(dir: &Path, limits: &Limits, layout: Layout, inbox: &Inbox) -> std::io::Result<Copies> {
+    pub fn start(
+        dir: &Path,
+        cluster: &ClusterName,
+        region: &RegionName,
+        limits: &Limits,
+        layout: Layout,
+        inbox: &Inbox,
+    ) -> std::io::Result<Copies> {
         let pages = Arc::new(Pages {
             layout,
             stores: RwLock::new(vec![None; MemberId::all(layout.groups).count()]),
@@ -99,8 +110,10 @@ impl Copies {
         })?);
         for id in MemberId::all(layout.groups) {
             let (tx, rx) = channel();
+            let home = Home { cluster: cluster.clone(), region: region.clone(), group: id.group.0, slot: id.copy };
             let worker = Worker {
                 id,
+                home,
                 dir: dir.join("copies").join(id.to_string()),
                 limits: limits.clone(),
                 inbox: inbox.clone(),
@@ -129,7 +142,7 @@ impl Copies {
                 Order::Stop => Order::Stop,
                 Order::Start => Order::Start,
                 Order::Slow(delay) => return self.drills.of(copy).set(*delay),
-                Order::Request(_) | Order::JobDone(_) | Order::End => unreachable!("BUG: no operator orders that"),
+                Order::Request(_) | Order::JobDone(_) | Order::Look | Order::End => unreachable!("BUG: no operator orders that"),
             };
             let _ = self.orders[MemberId { group, copy }.index()].send(order);
         }
@@ -163,6 +176,8 @@ impl Copies {
 
 struct Worker {
     id: MemberId,
+    /// Only a directory that is this one's is opened.
+    home: Home,
     dir: PathBuf,
     limits: Limits,
     inbox: Inbox,
@@ -172,6 +187,14 @@ struct Worker {
     pages: Arc<Pages>,
     serving: Arc<AtomicBool>,
     drills: Drills,
+}
+
+/// For a directory that is new; no two of any region share it.
+fn fresh_incarnation() -> Result<Incarnation, DiskError> {
+    let mut bits = [0u8; 16];
+    aws_lc_rs::rand::fill(&mut bits)
+        .map_err(|_| DiskError::Failed { name: "identity".into(), reason: "the system gives no random numbers".into() })?;
+    Ok(Incarnation(u128::from_le_bytes(bits)))
 }
 
 enum Ended {
@@ -235,20 +258,45 @@ impl Worker {
 
     fn open(&self) -> Result<(Copy, Arc<FileDisk>), String> {
         let disk = Arc::new(FileDisk::open(&self.dir).map_err(|e| e.to_string())?);
-        match Copy::open(disk.clone(), &self.limits) {
+        match self.open_on(&disk) {
             Err(e @ OpenError::Damaged { .. }) if self.serving.load(Ordering::Relaxed) => {
                 // The volume serves without it and will rebuild it. What is damaged is kept for whoever wants to look at it.
-                let aside = self.dir.with_extension(format!("damaged-{}", clock::unix_now().0 / 1_000_000));
+                let aside = self.dir.with_file_name(format!("{}.damaged-{}", self.id, clock::unix_now().0 / 1_000_000));
                 std::fs::rename(&self.dir, &aside).map_err(|io| format!("{e}; and it cannot be moved aside: {io}"))?;
                 tracing::warn!(copy = %self.id, kept = %aside.display(), "{e}");
+                self.inbox.send(Event::CopyLost { copy: self.id, reason: format!("{e}; it was moved to {}", aside.display()) });
+                self.forget_older_than(&aside);
                 let disk = Arc::new(FileDisk::open(&self.dir).map_err(|e| e.to_string())?);
-                Copy::open(disk.clone(), &self.limits).map(|copy| (copy, disk)).map_err(|e| e.to_string())
+                self.open_on(&disk).map(|copy| (copy, disk)).map_err(|e| e.to_string())
             }
             other => other.map(|copy| (copy, disk)).map_err(|e| e.to_string()),
         }
     }
 
+    /// Of the damaged directories of this copy the newest is kept: otherwise a bad disk fills itself.
+    fn forget_older_than(&self, newest: &Path) {
+        let (Some(parent), Some(stem)) = (self.dir.parent(), self.dir.file_name().and_then(|n| n.to_str())) else { return };
+        let Ok(entries) = std::fs::read_dir(parent) else { return };
+        for old in entries.flatten().map(|e| e.path()).filter(|p| p != newest) {
+            let of_this_copy = old.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.starts_with(&format!("{stem}.damaged-")));
+            if of_this_copy {
+                match std::fs::remove_dir_all(&old) {
+                    Ok(()) => tracing::info!(copy = %self.id, "{} is removed: only the newest damaged directory is kept", old.display()),
+                    Err(e) => tracing::warn!(copy = %self.id, "{} cannot be removed: {e}; remove it by hand", old.display()),
+                }
+            }
+        }
+    }
+
+    fn open_on(&self, disk: &Arc<FileDisk>) -> Result<Copy, OpenError> {
+        identity::settle(&**disk, &self.home, fresh_incarnation()?)?;
+        Copy::open(disk.clone(), &self.limits)
+    }
+
     fn serve(&self, mut copy: Copy) -> Ended {
+        let own = self.own.clone();
+        // The copy tells of it with the next thing it does.
+        copy.pages().wake_on_damage(Box::new(move || drop(own.send(Order::Look))));
         self.pages.set(self.id, Some(copy.pages()));
         self.inbox.send(Event::CopyOpened { copy: self.id, promised: copy.promised() });
         let mut replies = Vec::new();
@@ -280,7 +328,7 @@ impl Worker {
                     }
                     Order::JobDone(done) => copy.finish(done, &mut replies),
                     Order::Stop => ended = Some(Ended::Stopped),
-                    Order::Start | Order::Slow(_) => {}
+                    Order::Start | Order::Look | Order::Slow(_) => {}
                     Order::End => ended = Some(Ended::Process),
                 }
                 if ended.is_some() || bytes >= self.limits.copy_window_bytes_max {
@@ -354,7 +402,7 @@ impl Pages {
                     Ok(bytes) => return Ok(bytes),
                     // Behind, folded away or damaged here: another copy may have it.
                     Err(ReadError::TooOld { first, .. }) => folded = Some(folded.map_or(first, |f| f.min(first))),
-                    Err(e @ ReadError::NotYet { .. }) => (reason, other) = (e.to_string(), true),
+                    Err(e @ (ReadError::NotYet { .. } | ReadError::Distrusted { .. })) => (reason, other) = (e.to_string(), true),
                     Err(e) => {
                         other = true;
                         tracing::warn!(page = page.0, "{e}");

@@ -5,12 +5,14 @@ pub mod bench;
 pub mod certs;
 pub mod cli;
 pub mod client;
-pub mod config;
+mod config;
+pub mod copy_lines;
 pub mod demo;
 pub mod events;
 pub mod failure;
 pub mod lag;
 pub mod netem;
+pub mod proof;
 pub mod region;
 pub mod status;
 

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::base::CopyId;
-use crate::node::report::{LagReport, RetentionReport};
+use crate::node::report::{LagReport, RetentionReport, ScrubReport};
 
 pub(crate) const NOW: UnixMicros = UnixMicros(1_795_171_265_000_000); // 10:41:05 UTC
 
@@ -43,7 +43,16 @@ pub(crate) fn sample(region: &str, role: Role) -> RegionReport {
         retention: RetentionReport::default(),
         copies: CopyId::all()
             .iter()
-            .map(|c| CopyReport { name: c.to_string(), az: c.az().to_string(), state: "up".into(), durable_lsn: Lsn(100), reason: None })
+            .map(|c| CopyReport {
+                name: c.to_string(),
+                az: c.az().to_string(),
+                state: "up".into(),
+                durable_lsn: Lsn(100),
+                reason: None,
+                damage: None,
+                repair: None,
+                scrub: ScrubReport::default(),
+            })
             .collect(),
         readers: 1,
         secondaries: if leads { ["eu-west", "ap-south"].map(seen).into() } else { Vec::new() },

@@ -10,6 +10,8 @@ use super::world::{MS, What, World};
 use crate::base::{CopyId, LogEnd, MemberId};
 use crate::log::Frame;
 use crate::node::Event;
+use crate::volume::identity::{self, Home};
+use crate::volume::membership::Incarnation;
 use crate::volume::{Copy, CopyReply, CopyRequest, Disk, DiskError, FlushDone, FlushJob};
 use bytes::Bytes;
 use std::sync::Arc;
@@ -45,6 +47,8 @@ pub(super) struct CopySlot {
     pub claim_before_wipe: LogEnd,
     /// It has a log, or pages.
     pub has_data: bool,
+    /// A file of which a bit was changed, and what it was then.
+    rotten: Option<(String, Bytes)>,
 }
 
 impl CopySlot {
@@ -68,7 +72,27 @@ impl CopySlot {
             claim: LogEnd::EMPTY,
             claim_before_wipe: LogEnd::EMPTY,
             has_data: false,
+            rotten: None,
         }
+    }
+
+    /// One bit of `name` was changed.
+    pub(super) fn rotted(&mut self, name: String) {
+        let now = self.disk.read(&name, 0, usize::MAX).unwrap_or_default();
+        self.rotten = Some((name, now));
+    }
+
+    pub(super) fn was_rotten(&self) -> bool {
+        self.rotten.is_some()
+    }
+
+    /// What rotted still lies there.
+    pub(super) fn is_rotten(&self) -> bool {
+        self.rotten.as_ref().is_some_and(|(name, then)| self.disk.read(name, 0, usize::MAX).is_ok_and(|now| now == then))
+    }
+
+    pub(super) fn is_sound(&self) -> bool {
+        self.has_data && !self.disk.is_down() && !self.is_rotten()
     }
 
     fn is(&self, life: u64) -> bool {
@@ -130,7 +154,9 @@ impl World {
         }
         slot.disk.restart();
         let disk: Arc<dyn Disk> = if slot.lying { Arc::new(LyingDisk(Arc::clone(&slot.disk))) } else { slot.disk.clone() };
-        match Copy::open(disk, &limits) {
+        let home = Home { cluster: region.who.cluster.clone(), region: name.clone(), group: c.group.0, slot: c.copy };
+        let fresh = Incarnation(u128::from(slot.seed) << 64 | u128::from(slot.disks));
+        match identity::settle(&*disk, &home, fresh).and_then(|_| Copy::open(disk, &limits)) {
             Ok(copy) => {
                 let promised = copy.promised();
                 slot.copy = Some(copy);
@@ -152,6 +178,16 @@ impl World {
             }
             Err(e @ crate::volume::OpenError::Disk(_)) => {
                 self.say(|| format!("{name} {c} cannot be opened: {e}"));
+                let after = self.delays.between(50 * MS, 600 * MS);
+                self.open_copy_after(r, c, after);
+                Ok(())
+            }
+            Err(e @ crate::volume::OpenError::Damaged { .. }) if slot.is_rotten() => {
+                self.say(|| format!("{name} {c} cannot be opened: {e}"));
+                // As in `io`: it is moved aside once the volume serves without it, and rebuilt from its peers.
+                if self.regions[r].node.as_ref().is_some_and(crate::node::Node::is_readable) {
+                    self.wipe(r, c);
+                }
                 let after = self.delays.between(50 * MS, 600 * MS);
                 self.open_copy_after(r, c, after);
                 Ok(())
@@ -295,6 +331,7 @@ impl World {
             }
             _ => None,
         };
+        let replaces = matches!(request, CopyRequest::SeedEnd { .. });
         let mut replies = Vec::new();
         let copy = slot.copy.as_mut().expect("BUG: the copy lives");
         copy.handle(request, &mut replies);
@@ -303,6 +340,10 @@ impl World {
         }
         let flush = !slot.flush_queued;
         slot.flush_queued = true;
+        if replaces {
+            // Also where the log ends as it did before: its old versions are gone, and who pinned them reads another copy.
+            self.regions[r].rebuilt_at = now;
+        }
         if self.after_copy(r, c)? {
             self.send_replies(r, c, replies, 10_000);
             if flush {

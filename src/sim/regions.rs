@@ -45,7 +45,7 @@ pub(super) struct Head {
 
 pub(super) struct Region {
     pub name: RegionName,
-    who: Identity,
+    pub who: Identity,
     /// 0: never started.
     pub incarnation: u64,
     pub node: Option<Node>,
@@ -245,6 +245,9 @@ impl World {
                     "seeding_resumed" => self.counts.seeds_resumed += 1,
                     "violation" => return Err(format!("{} calls what it received a violation: {}", self.regions[r].name, note.what)),
                     "halted" | "fenced" => return Err(format!("{} stopped for good: {}", self.regions[r].name, note.what)),
+                    "copy_damaged" | "copies_differ" if !self.damage_is_expected(r) => {
+                        return Err(format!("{}: damage where nothing was damaged: {}", self.regions[r].name, note.what));
+                    }
                     "refused" => return Err(format!("{}: {}", self.regions[r].name, note.what)),
                     _ => {}
                 }
