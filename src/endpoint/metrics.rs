@@ -129,6 +129,12 @@ pub fn render(view: &dyn RegionView) -> String {
     page.int("oldest_read_view_lsn", "Oldest log position that a reader here still looks at", report.oldest_read_view_lsn.0);
     page.int("readers", "Instances that answer reads", u64::from(report.readers));
 
+    let kept = &report.retention;
+    page.int("retained_versions_bytes", "Bytes of log over which old page versions are kept", kept.versions_bytes);
+    page.int("retained_versions_bytes_max", "The budget of that", kept.versions_bytes_max);
+    page.int("retained_log_bytes", "Bytes of log that are kept", kept.log_bytes);
+    page.int("retained_log_bytes_max", "The budget of that", kept.log_bytes_max);
+
     let copy = |c: &crate::node::report::CopyReport| vec![("copy", c.name.clone()), ("az", c.az.clone())];
     let up = report.copies.iter().map(|c| (copy(c), u64::from(c.state == "up"))).collect();
     page.ints("copy_up", "1 while the copy is up to date and acknowledges", up);

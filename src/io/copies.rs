@@ -438,26 +438,40 @@ impl Pages {
     }
 
     /// From whichever copy has it. `Err` with the last reason when none has it now.
-    fn try_read(&self, page: PageNo, at: Lsn) -> Result<Bytes, String> {
+    fn try_read(&self, page: PageNo, at: Lsn) -> Result<Bytes, Miss> {
         let group = self.layout.group_of(page);
         let stores = self.stores.read()[MemberId { group, copy: CopyId(0) }.index()..][..6].to_vec();
         let turn = self.turn.fetch_add(1, Ordering::Relaxed) as usize;
         let mut reason = "no copy is open".to_owned();
+        let (mut folded, mut other) = (None::<Lsn>, false);
         for i in 0..stores.len() {
             if let Some(store) = &stores[(turn + i) % stores.len()] {
                 match store.read(page, at) {
                     Ok(bytes) => return Ok(bytes),
                     // Behind, folded away or damaged here: another copy may have it.
-                    Err(e @ (ReadError::NotYet { .. } | ReadError::TooOld { .. } | ReadError::Distrusted { .. })) => reason = e.to_string(),
+                    Err(ReadError::TooOld { first, .. }) => folded = Some(folded.map_or(first, |f| f.min(first))),
+                    Err(e @ (ReadError::NotYet { .. } | ReadError::Distrusted { .. })) => (reason, other) = (e.to_string(), true),
                     Err(e) => {
+                        other = true;
                         tracing::warn!(page = page.0, "{e}");
                         reason = e.to_string();
                     }
                 }
             }
         }
-        Err(reason)
+        Err(match folded {
+            Some(first) if !other => Miss::Folded { first },
+            _ => Miss::Now { reason },
+        })
     }
+}
+
+/// Why no copy gave a page.
+enum Miss {
+    /// All that are open folded it away.
+    Folded { first: Lsn },
+    /// It may come in a moment.
+    Now { reason: String },
 }
 
 impl PageSource for Pages {
@@ -471,7 +485,8 @@ impl PageSource for Pages {
         let outcome = loop {
             match self.try_read(page, at) {
                 Ok(bytes) => break Ok(bytes),
-                Err(reason) if clock::now() >= until => break Err(PageError::Unavailable { page, at, reason }),
+                Err(Miss::Folded { first }) => break Err(PageError::TooOld { at, first }),
+                Err(Miss::Now { reason }) if clock::now() >= until => break Err(PageError::Unavailable { page, at, reason }),
                 Err(_) => {
                     let mut held = self.moved.lock();
                     self.moved_signal.wait_for(&mut held, Duration::from_millis(2));

@@ -19,6 +19,7 @@ const SILENT_AFTER: Duration = Duration::from_secs(2);
 #[derive(Debug, Clone)]
 struct Known {
     disconnected_since: Option<UnixMicros>,
+    gone_at: Option<Instant>,
     durable: LogEnd,
     received: Lsn,
     visible: Lsn,
@@ -56,7 +57,9 @@ impl Leader {
         let away = || self.known.values().filter(|k| k.disconnected_since.is_some());
         let held = || away().filter_map(|k| k.held(now, limits));
         // Whoever went without anything, and whose half seed is no longer held, is seeded at a later LSN and needs nothing from now.
-        let log_away = away().filter_map(|k| k.held(now, limits).map(|b| b.seq).or((k.durable != LogEnd::EMPTY).then_some(k.durable.seq)));
+        let lately = || away().filter(|k| k.gone_at.is_none_or(|t| now.since(t) < limits.log_retain));
+        let log_away =
+            lately().filter_map(|k| k.held(now, limits).map(|b| b.seq).or((k.durable != LogEnd::EMPTY).then_some(k.durable.seq)));
         // A member that this process has not heard of may be anywhere behind: a restart must not cost it a seed.
         let unheard = (self.known.len() + 1 < members).then_some(Seq(0));
         let log = self.senders.values().map(Sender::needs_log_from).chain(log_away).chain(unheard).min();
@@ -72,6 +75,7 @@ impl Leader {
         let seed_pages_sent = self.known.get(&region).map_or(0, |k| k.seed_pages_sent) + sender.pages_sent();
         let known = Known {
             disconnected_since: Some(wall),
+            gone_at: Some(now),
             durable: *sender.durable(),
             received: sender.received().end_lsn,
             visible: sender.visible(),
@@ -176,6 +180,7 @@ impl Node {
                 self.note("secondary_connected", format!("{peer}: {how}"));
                 let known = Known {
                     disconnected_since: None,
+                    gone_at: None,
                     durable: *sender.durable(),
                     received: sender.received().end_lsn,
                     visible: Lsn(0),

@@ -20,7 +20,7 @@ use crate::control::{self, ControlState, Start};
 use crate::log::{Frame, Pen};
 use crate::ship::{Message, Refusal};
 use crate::volume::membership::Incarnation;
-use crate::volume::{Appender, AppenderEffect, CopyHealth, CopyReply, CopyRequest, Found, VolumePhase};
+use crate::volume::{Appender, AppenderEffect, CopyHealth, CopyReply, CopyRequest, Found, HeldBy, VolumePhase};
 use follow::Follower;
 use lead::Leader;
 use report::{CopyReport, OperatorEvent, RegionReport, RegionState, Role};
@@ -681,6 +681,7 @@ impl Node {
             disconnected_since: if role == Role::Secondary { self.follower.disconnected_since() } else { None },
             lag: if role == Role::Secondary { self.follower.lag(now, wall) } else { report::LagReport::default() },
             catching_up: if role == Role::Primary { None } else { self.follower.catching_up() },
+            retention: self.retention(),
             copies: copies.collect(),
             volume: report::VolumeReport::of(self.who.layout),
             readers: 1,
@@ -693,6 +694,26 @@ impl Node {
     #[must_use]
     pub fn rebuilds_copies(&self) -> bool {
         *self.appender.phase() == VolumePhase::Serving
+    }
+
+    fn retention(&self) -> report::RetentionReport {
+        let kept = self.appender.retention();
+        let held_by = match kept.held_by {
+            HeldBy::Time => "time",
+            HeldBy::Reader => "reader",
+            HeldBy::Seed => "seed",
+            HeldBy::Repair => "repair",
+            HeldBy::Budget => "budget",
+        };
+        report::RetentionReport {
+            versions_bytes: kept.versions_bytes,
+            versions_bytes_max: kept.versions_bytes_max,
+            versions_s: self.limits.version_retain.as_secs(),
+            held_by: held_by.into(),
+            log_bytes: kept.log_bytes,
+            log_bytes_max: kept.log_bytes_max,
+            log_s: self.limits.log_retain.as_secs(),
+        }
     }
 
     /// Whether this region's readers have something to read.

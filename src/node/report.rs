@@ -136,6 +136,19 @@ pub struct SecondaryReport {
     pub lag: LagReport,
 }
 
+/// How far back a region keeps old page versions and log, in bytes of log, with the budgets.
+#[derive(Clone, Debug, Default, PartialEq, Eq, bincode::Encode, bincode::Decode, serde::Serialize, serde::Deserialize)]
+pub struct RetentionReport {
+    pub versions_bytes: u64,
+    pub versions_bytes_max: u64,
+    pub versions_s: u64,
+    /// What keeps versions longest: `time`, `reader`, `seed`, `repair`, or `budget`: somebody looks further back than is kept.
+    pub held_by: String,
+    pub log_bytes: u64,
+    pub log_bytes_max: u64,
+    pub log_s: u64,
+}
+
 /// A region's own report.
 #[derive(Clone, Debug, PartialEq, bincode::Encode, bincode::Decode, serde::Serialize, serde::Deserialize)]
 pub struct RegionReport {
@@ -163,6 +176,7 @@ pub struct RegionReport {
     pub lag: LagReport,
     /// A secondary's own view of how far it is, while it gets pages or is far behind in the log.
     pub catching_up: Option<CatchUpReport>,
+    pub retention: RetentionReport,
     pub copies: Vec<CopyReport>,
     pub volume: VolumeReport,
     /// Instances that answer reads in this region.

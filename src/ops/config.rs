@@ -132,6 +132,16 @@ pub struct RawLimits {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub log_retain_bytes: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub log_retain_s: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub version_retain_s: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub version_retain_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seed_held_s: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seed_bytes_per_s_max: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub memtable_bytes_max: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub readers: Option<usize>,
@@ -479,11 +489,23 @@ fn within<T: PartialOrd + std::fmt::Display>(key: &str, value: T, min: T, max: T
     if value < min || value > max { Err(format!("limits.{key} = {value}: it must lie between {min} and {max}")) } else { Ok(value) }
 }
 
+/// Up to a month.
+fn seconds(key: &str, given: Option<u64>, default: Duration) -> Result<Duration, String> {
+    Ok(Duration::from_secs(within(key, given.unwrap_or(default.as_secs()), 1, 31 * 24 * 3600)?))
+}
+
 fn limits(raw: &RawLimits) -> Result<Limits, String> {
     let d = Limits::default();
     Ok(Limits {
         secondaries_max: within("secondaries_max", raw.secondaries_max.unwrap_or(d.secondaries_max), 1, 15)?,
         log_retain_bytes: within("log_retain_bytes", raw.log_retain_bytes.unwrap_or(d.log_retain_bytes), 1 << 20, 1 << 44)?,
+        // Log goes by whole files: they are small against their budget.
+        log_file_bytes: d.log_file_bytes.min(raw.log_retain_bytes.unwrap_or(d.log_retain_bytes) / 4),
+        log_retain: seconds("log_retain_s", raw.log_retain_s, d.log_retain)?,
+        version_retain: seconds("version_retain_s", raw.version_retain_s, d.version_retain)?,
+        version_retain_bytes: within("version_retain_bytes", raw.version_retain_bytes.unwrap_or(d.version_retain_bytes), 1 << 20, 1 << 44)?,
+        seed_held: seconds("seed_held_s", raw.seed_held_s, d.seed_held)?,
+        seed_bytes_per_s_max: within("seed_bytes_per_s_max", raw.seed_bytes_per_s_max.unwrap_or(d.seed_bytes_per_s_max), 1 << 16, 1 << 40)?,
         memtable_bytes_max: within("memtable_bytes_max", raw.memtable_bytes_max.unwrap_or(d.memtable_bytes_max), 1 << 16, 1 << 32)?,
         ..d
     })

@@ -7,7 +7,9 @@
 use super::copy_lines;
 use super::text;
 use crate::base::{Epoch, Lsn, RegionName, UnixMicros};
-use crate::node::report::{CatchUpKind, CatchUpReport, CopyReport, RegionReport, RegionState, Role, SecondaryReport, VolumeReport};
+use crate::node::report::{
+    CatchUpKind, CatchUpReport, CopyReport, RegionReport, RegionState, RetentionReport, Role, SecondaryReport, VolumeReport,
+};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
@@ -58,6 +60,8 @@ pub struct RegionStatus {
     pub disconnected_since: Option<UnixMicros>,
     /// How far it is, while it gets pages or is far behind in the log; the primary's word where it has one.
     pub catching_up: Option<CatchUpReport>,
+    /// Old versions and log that it keeps; null when it did not answer.
+    pub retention: Option<RetentionReport>,
     /// Empty when it did not answer.
     pub copies: Vec<CopyReport>,
     /// null when it did not answer.
@@ -151,6 +155,7 @@ fn answered(report: &RegionReport, seen: Option<&SecondaryReport>) -> RegionStat
         clock_error_ms: lag.clock_error_ms,
         disconnected_since,
         catching_up: seen.and_then(|s| s.catching_up).or(report.catching_up),
+        retention: Some(report.retention.clone()),
         copies: report.copies.clone(),
         volume: Some(report.volume.clone()),
         readers: Some(report.readers),
@@ -198,6 +203,7 @@ fn silent<'a>(
         clock_error_ms: None,
         disconnected_since: since,
         catching_up: seen.and_then(|s| s.catching_up),
+        retention: None,
         copies: Vec::new(),
         volume: None,
         readers: None,
@@ -253,6 +259,10 @@ fn notes(status: &ClusterStatus, answers: &BTreeMap<RegionName, Result<RegionRep
                     notes.push(format!("the lag of {name} is not known{}", since(region.lag_unknown_since)));
                 }
             }
+        }
+        if let Some(kept) = region.retention.as_ref().filter(|r| r.held_by == "budget" && r.log_bytes_max > 0) {
+            let most = text::bytes(kept.versions_bytes_max);
+            notes.push(format!("{name} keeps no page versions older than {most} of log, and the retention by time, a reader or a seed asks for more (limits.version_retain_bytes)"));
         }
         copy_notes(region, &mut notes);
     }
@@ -409,6 +419,12 @@ pub fn render(status: &ClusterStatus) -> String {
             let _ = writeln!(out, "{name:width$}  {line}");
             name = "";
         }
+    }
+    for (name, kept) in status.regions.iter().filter_map(|r| Some((&r.name, r.retention.as_ref()?))) {
+        let (versions, versions_max) = (text::bytes(kept.versions_bytes), text::bytes(kept.versions_bytes_max));
+        let (log, log_max) = (text::bytes(kept.log_bytes), text::bytes(kept.log_bytes_max));
+        let _ =
+            writeln!(out, "{name} keeps old versions over {versions} of log (at most {versions_max}) and {log} of log (at most {log_max})");
     }
     for note in &status.notes {
         let _ = writeln!(out, "! {note}");

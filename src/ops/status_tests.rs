@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::base::{CopyId, Layout};
-use crate::node::report::{LagReport, ScrubReport};
+use crate::node::report::{LagReport, RetentionReport, ScrubReport};
 
 pub(crate) const NOW: UnixMicros = UnixMicros(1_795_171_265_000_000); // 10:41:05 UTC
 
@@ -40,6 +40,7 @@ pub(crate) fn sample(region: &str, role: Role) -> RegionReport {
             ..LagReport::default()
         },
         catching_up: None,
+        retention: RetentionReport::default(),
         copies: CopyId::all()
             .iter()
             .map(|c| CopyReport {

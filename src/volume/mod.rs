@@ -18,7 +18,7 @@ mod recovery;
 mod repair;
 mod scrub;
 
-pub use appender::{Appender, AppenderEffect, CopyHealth, CopyView, Found, Kept, Replacing, VolumePhase};
+pub use appender::{Appender, AppenderEffect, CopyHealth, CopyView, Found, HeldBy, Kept, Replacing, Retention, VolumePhase};
 pub use copy::identity;
 pub use copy::{Copy, FileDamage, FilesVerdict, FlushDone, FlushJob, OpenError, PageStore, ReadError, verify_files};
 pub use disk::{Cold, Disk, DiskError};

@@ -1,6 +1,7 @@
 //! Frames to six copies, in order: the ring, each copy's window, what its acknowledgements make durable, and how far back the log
 //! and the page versions must be kept.
 
+use super::retention::Wants;
 use super::*;
 
 /// The first of `frames`, at least one, about `bytes_max` of them.
@@ -21,8 +22,8 @@ impl Appender {
         if frame.is_consistency_point() {
             self.points.push_back(self.end);
         }
-        if self.milestones.back().is_none_or(|(_, l)| self.end.end_lsn.bytes_since(*l) >= 1 << 20 || self.limits.log_retain_bytes < 1 << 20)
-        {
+        let step = (self.limits.log_retain_bytes / 16).min(1 << 20);
+        if self.milestones.back().is_none_or(|(_, l)| self.end.end_lsn.bytes_since(*l) >= step) {
             self.milestones.push_back((self.end.seq, self.end.end_lsn));
         }
         self.ring_bytes += frame.bytes().len();
@@ -171,6 +172,7 @@ impl Appender {
         let before = self.vdl.seq;
         self.vdl = vdl;
         self.vdl_moved.get_or_insert(now);
+        self.vdl_at = now;
         if self.moments.back().is_none_or(|(t, _)| now.since(*t) >= Duration::from_secs(1)) {
             self.moments.push_back((now, vdl.end_lsn));
         }
@@ -191,7 +193,29 @@ impl Appender {
         }
         let by_time = self.moments.front().filter(|(t, _)| now.since(*t) >= self.limits.version_retain).map_or(Lsn(0), |(_, l)| *l);
         let repairs = self.peers.iter().filter_map(|p| if let Contact::Repairing(r) = &p.contact { Some(r.at()) } else { None }).min();
-        by_time.min(self.readers_need).min(self.pages_need.unwrap_or(Lsn(u64::MAX))).min(repairs.unwrap_or(Lsn(u64::MAX)))
+        let wants = Wants {
+            vdl: self.vdl.end_lsn,
+            by_time,
+            readers: self.readers_need,
+            seed: self.pages_need,
+            repair: repairs,
+            bytes_max: self.limits.version_retain_bytes,
+        };
+        self.held = wants.horizon();
+        self.held.0
+    }
+
+    /// How far back versions and log are kept now, for status.
+    #[must_use]
+    pub fn retention(&self) -> Retention {
+        let log_from = self.milestones.front().map_or(self.vdl.end_lsn, |(_, at)| *at);
+        Retention {
+            versions_bytes: self.vdl.end_lsn.bytes_since(self.held.0),
+            versions_bytes_max: self.limits.version_retain_bytes,
+            held_by: self.held.1,
+            log_bytes: self.vdl.end_lsn.bytes_since(log_from),
+            log_bytes_max: self.limits.log_retain_bytes,
+        }
     }
 
     pub(super) fn trim(&mut self) -> Seq {
@@ -201,8 +225,8 @@ impl Appender {
         let needed = self.secondaries_need.unwrap_or(Seq(u64::MAX)).min(self.peers.iter().map(|p| p.acked.seq).min().unwrap_or(Seq(0)));
         while self.milestones.len() > 1 {
             let (seq, at) = self.milestones[1];
-            let back = end.bytes_since(at);
-            if back > budget || (back > keep_min && seq <= needed) {
+            let over_budget = end.bytes_since(self.milestones[0].1) > budget;
+            if over_budget || (end.bytes_since(at) > keep_min && seq <= needed) {
                 self.milestones.pop_front();
             } else {
                 break;

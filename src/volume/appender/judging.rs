@@ -43,7 +43,10 @@ impl Appender {
             Contact::Raising => self.raise(now, copy),
             Contact::Repairing(repair) => match repair.ask_again() {
                 crate::volume::repair::Next::Read => {
-                    if !self.reads.values().any(|r| matches!(r.purpose, ReadPurpose::Repair { copy: c } if c == copy)) {
+                    // Its time comes, or it is being read.
+                    if self.peers[copy.index()].read_at.is_none()
+                        && !self.reads.values().any(|r| matches!(r.purpose, ReadPurpose::Repair { copy: c } if c == copy))
+                    {
                         self.start_read(now, ReadPurpose::Repair { copy }, vec![copy]);
                     }
                 }

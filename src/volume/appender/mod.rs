@@ -14,11 +14,14 @@ mod gathering;
 mod judging;
 mod reads;
 mod recovering;
+mod retention;
 mod scrubbing;
 mod seeding;
 
+pub use retention::{HeldBy, Retention};
+
 use crate::base::{
-    CopyId, Epoch, Generation, GroupId, Instant, Layout, Limits, LineageId, LogEnd, Lsn, MemberId, PageNo, Prng, Seq, UnixMicros,
+    CopyId, Epoch, Generation, GroupId, Instant, Layout, Limits, LineageId, LogEnd, Lsn, MemberId, Pace, PageNo, Prng, Seq, UnixMicros,
 };
 use crate::log::{ControlFrame, FRAME_HEADER_BYTES, Frame, History, LogOutcome, PagesOutcome, Pen, SeedBase};
 use crate::volume::agreement::{self, Choice};
@@ -39,6 +42,10 @@ const RECOVERY_GRACE: Duration = Duration::from_millis(300);
 const VDL_NOTICE_AFTER: Duration = Duration::from_millis(2);
 /// A copy that owes an answer is asked again after this.
 const ASK_AGAIN_AFTER: Duration = Duration::from_millis(500);
+/// While commits are made, a copy that is rebuilt rests so many times as long as a step took before the next one.
+const REPAIR_REST: u32 = 1;
+/// The VDL moved within this: commits are being made.
+const BUSY_WITHIN: Duration = Duration::from_millis(500);
 /// The log is kept at least this far back, for copies and secondaries that are a little behind.
 const LOG_KEEP_BYTES_MIN: u64 = 16 << 20;
 
@@ -215,6 +222,9 @@ pub(super) struct Peer {
     told_vdl: Seq,
     last_heard: Instant,
     last_asked: Instant,
+    /// A rebuilding of it goes at this pace; the next read waits until then.
+    pace: Pace,
+    read_at: Option<Instant>,
     /// A log read from another copy on this one's behalf.
     reading: Option<u64>,
     /// Frames collected for a copy whose tail diverges: they go as one request that ends in a newer term (see `Append`).
@@ -292,6 +302,8 @@ pub struct Appender {
     /// The node was told, one way or the other, since the volume serves.
     quorum_said: bool,
     vdl_moved: Option<Instant>,
+    /// When it last moved.
+    vdl_at: Instant,
     reads: BTreeMap<u64, PendingRead>,
     gathers: BTreeMap<u64, gathering::Gather>,
     next_read: u64,
@@ -309,6 +321,8 @@ pub struct Appender {
     seeding: Option<Seeding>,
     /// (when, VDL): what "an LSN so long ago" means, for the retention of page versions.
     moments: VecDeque<(Instant, Lsn)>,
+    /// The horizon that copies were last told, and why it is no later.
+    held: (Lsn, HeldBy),
     /// (seq, LSN) every so often: what "so many bytes back" means, for the retention of the log.
     milestones: VecDeque<(Seq, Lsn)>,
     readers_need: Lsn,
@@ -348,6 +362,8 @@ impl Peer {
             told_vdl: Seq(0),
             last_heard: Instant::ZERO,
             last_asked: Instant::ZERO,
+            pace: Pace::new(u64::MAX, REPAIR_REST),
+            read_at: None,
             reading: None,
             splice: None,
             diverged: None,
@@ -403,6 +419,7 @@ impl Appender {
             quorum_ok: false,
             quorum_said: false,
             vdl_moved: None,
+            vdl_at: Instant::ZERO,
             reads: BTreeMap::new(),
             gathers: BTreeMap::new(),
             next_read: 1,
@@ -415,6 +432,7 @@ impl Appender {
             node_put: None,
             seeding: None,
             moments: VecDeque::new(),
+            held: (Lsn(0), HeldBy::Time),
             milestones: VecDeque::new(),
             readers_need: Lsn(u64::MAX),
             pages_need: None,
@@ -515,6 +533,9 @@ impl Appender {
         for copy in self.members().filter(|c| self.owes_answer(*c)) {
             at(self.asked_again_at(copy));
         }
+        for read_at in self.peers.iter().filter_map(|p| p.read_at) {
+            at(read_at);
+        }
         for read in self.reads.values() {
             at(read.asked + self.limits.copy_silent_after);
         }
@@ -553,6 +574,7 @@ impl Appender {
         let peer = &mut self.peers[copy.index()];
         peer.contact = Contact::Down { reason: reason.clone() };
         peer.reading = None;
+        peer.read_at = None;
         peer.splice = None;
         peer.seed_step = None;
         self.set_health(copy, CopyHealth::Down { reason });
@@ -633,6 +655,7 @@ impl Appender {
                 self.ask_again(now, copy);
             }
         }
+        self.read_paced(now);
         let late: Vec<u64> = self.reads.iter().filter(|(_, r)| now >= r.asked + self.limits.copy_silent_after).map(|(id, _)| *id).collect();
         for id in late {
             self.unreadable(now, id, "the copy did not answer in time".into());

@@ -50,8 +50,12 @@ impl Appender {
             // One page, at least; about nothing more.
             ReadPurpose::PagesPart { at, from, .. } => CopyRequest::ReadPages { id, at: *at, from: *from, bytes_max: 1 },
             ReadPurpose::Repair { copy } => {
-                let Contact::Repairing(repair) = &self.peers[copy.index()].contact else { return };
-                CopyRequest::ReadPages { id, at: repair.at(), from: repair.next_page(), bytes_max: self.limits.batch_bytes_max }
+                let peer = &mut self.peers[copy.index()];
+                let Contact::Repairing(repair) = &peer.contact else { return };
+                peer.pace.asked(now);
+                peer.read_at = None;
+                // Small, because commits wait behind it at the copy that is read.
+                CopyRequest::ReadPages { id, at: repair.at(), from: repair.next_page(), bytes_max: self.limits.batch_bytes_max / 2 }
             }
         };
         self.reads.insert(id, PendingRead { purpose, source, asked: now, tried });

@@ -9,6 +9,7 @@ impl Appender {
         let (Some(lineage), true) = (self.lineage, at != LogEnd::EMPTY) else {
             // Nothing to copy from yet; the timer comes back.
             self.peers[copy.index()].contact = Contact::Repairing(Box::new(Repair::waiting()));
+            self.peers[copy.index()].read_at = None;
             self.peers[copy.index()].last_asked = now;
             return;
         };
@@ -19,6 +20,7 @@ impl Appender {
         let (repair, request) = Repair::begin(now, self.generation, first, base);
         let peer = &mut self.peers[copy.index()];
         peer.contact = Contact::Repairing(Box::new(repair));
+        peer.read_at = None;
         peer.acked = LogEnd::EMPTY;
         peer.last_asked = now;
         self.effects.push_back(AppenderEffect::ToCopy { copy, request });
@@ -90,7 +92,13 @@ impl Appender {
         let generation = self.generation;
         if let Contact::Repairing(repair) = &mut self.peers[copy.index()].contact {
             match repair.stored(generation, step) {
-                crate::volume::repair::Next::Read => self.start_read(now, ReadPurpose::Repair { copy }, vec![copy]),
+                crate::volume::repair::Next::Read => {
+                    let busy = now.since(self.vdl_at) < BUSY_WITHIN;
+                    let peer = &mut self.peers[copy.index()];
+                    peer.pace.answered(now, 0, busy);
+                    peer.read_at = Some(peer.pace.not_before());
+                    self.read_paced(now);
+                }
                 crate::volume::repair::Next::Send(request) => {
                     self.peers[copy.index()].last_asked = now;
                     self.effects.push_back(AppenderEffect::ToCopy { copy, request });
@@ -129,6 +137,15 @@ impl Appender {
             self.seed_done(now);
         } else {
             self.feed_seed(now, copy);
+        }
+    }
+
+    /// The next pages for copies that are rebuilt, where their time has come.
+    pub(super) fn read_paced(&mut self, now: Instant) {
+        for copy in self.members() {
+            if self.peers[copy.index()].read_at.take_if(|at| now >= *at).is_some() {
+                self.start_read(now, ReadPurpose::Repair { copy }, vec![copy]);
+            }
         }
     }
 
