@@ -323,7 +323,21 @@ fn runtime(threads: bool) -> Result<tokio::runtime::Runtime, Failure> {
     builder.enable_all().build().map_err(super::failure::io_failure("start the async runtime"))
 }
 
-<<<<<<< HEAD
+/// A seed as it is typed.
+pub(super) fn seed_of(typed: &str) -> Result<u64, Failure> {
+    match typed {
+        "random" => {
+            let mut seed = [0u8; 4];
+            aws_lc_rs::rand::fill(&mut seed).map_err(|_| Failure::new(FAILED, "the system gives no random numbers"))?;
+            Ok(u64::from(u32::from_le_bytes(seed)))
+        }
+        text => {
+            let parsed = text.strip_prefix("0x").map_or_else(|| text.parse().ok(), |hex| u64::from_str_radix(hex, 16).ok());
+            parsed.ok_or_else(|| Failure::new(USAGE, format!("'{text}' is no seed: write a number, 0x..., or random")))
+        }
+    }
+}
+
 /// Whole global clusters under virtual time. A failing seed prints the command that replays it.
 fn run_sim(args: &SimArgs) -> Result<(), Failure> {
     match args.what {
@@ -342,26 +356,6 @@ fn run_sim(args: &SimArgs) -> Result<(), Failure> {
         }
         None => {}
     }
-    let first = match args.seed.as_str() {
-=======
-/// A seed as it is typed.
-pub(super) fn seed_of(typed: &str) -> Result<u64, Failure> {
-    match typed {
->>>>>>> main
-        "random" => {
-            let mut seed = [0u8; 4];
-            aws_lc_rs::rand::fill(&mut seed).map_err(|_| Failure::new(FAILED, "the system gives no random numbers"))?;
-            Ok(u64::from(u32::from_le_bytes(seed)))
-        }
-        text => {
-            let parsed = text.strip_prefix("0x").map_or_else(|| text.parse().ok(), |hex| u64::from_str_radix(hex, 16).ok());
-            parsed.ok_or_else(|| Failure::new(USAGE, format!("'{text}' is no seed: write a number, 0x..., or random")))
-        }
-    }
-}
-
-/// Whole global clusters under virtual time. A failing seed prints the command that replays it.
-fn run_sim(args: &SimArgs) -> Result<(), Failure> {
     let first = seed_of(&args.seed)?;
     // Panics are caught and reported with their seed; the default message would come a hundred times.
     std::panic::set_hook(Box::new(|_| {}));

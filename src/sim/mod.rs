@@ -12,11 +12,8 @@ mod faults;
 mod mutants;
 mod network;
 mod plan;
-<<<<<<< HEAD
-mod recovery;
-=======
 pub mod proof;
->>>>>>> main
+mod recovery;
 mod regions;
 mod replacing;
 mod runs;
