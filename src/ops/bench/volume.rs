@@ -71,7 +71,7 @@ impl Load {
     fn between(&self, from: Instant, to: Instant) -> Result<Window, Failure> {
         let took: Vec<f64> = self.samples.lock().iter().filter(|(at, _)| *at >= from && *at < to).map(|(_, ms)| *ms).collect();
         if took.is_empty() {
-            return Err(failed("no commit was answered during a measurement"));
+            return Err(failed(format!("no commit was answered in {:.2} s of a measurement", to.since(from).as_secs_f64())));
         }
         #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
         let rate = took.len() as f64 / to.since(from).as_secs_f64();
@@ -168,7 +168,7 @@ pub async fn measure(dir: &Path, base_port: u16, options: &VolumeOptions) -> Res
             for c in slow {
                 copy(&cluster, &["slow", c, "--delay", &delay]).await?;
             }
-            let trouble = load.measure(options.window).await?;
+            let trouble = load.measure(options.window).await.map_err(|e| during(name, &e))?;
             for c in slow {
                 copy(&cluster, &["slow", c, "--delay", "0"]).await?;
             }
@@ -184,7 +184,7 @@ pub async fn measure(dir: &Path, base_port: u16, options: &VolumeOptions) -> Res
         for c in ["b1", "b2"] {
             copy(&cluster, &["stop", c]).await?;
         }
-        let trouble = load.measure(options.window).await?;
+        let trouble = load.measure(options.window).await.map_err(|e| during("zone_down", &e))?;
         for c in ["b1", "b2"] {
             copy(&cluster, &["start", c]).await?;
         }
@@ -193,15 +193,19 @@ pub async fn measure(dir: &Path, base_port: u16, options: &VolumeOptions) -> Res
     }
     found.extend(figures("zone_down", &rounds, ["-", "-", "-"], "both copies of zone b stopped"));
 
-    found.extend(repair(&cluster, &mut load, options).await?);
-    found.extend(seed(&mut cluster, &mut load, options).await?);
+    found.extend(repair(&cluster, &mut load, options).await.map_err(|e| during("repair", &e))?);
+    found.extend(seed(&mut cluster, &mut load, options).await.map_err(|e| during("region_seed", &e))?);
     load.stop().await;
     cluster.stop().await;
-    found.extend(compaction(&dir.join("compaction"), base_port, options).await?);
+    found.extend(compaction(&dir.join("compaction"), base_port, options).await.map_err(|e| during("compaction", &e))?);
     for commits in &options.history {
         found.push(history(&dir.join(format!("history-{commits}")), base_port, *commits).await?);
     }
     Ok(found)
+}
+
+fn during(what: &str, e: &Failure) -> Failure {
+    failed(format!("{what}: {}", e.message))
 }
 
 fn amplification(name: &str, from: (u64, u64), to: (u64, u64), what: &str) -> Figure {
