@@ -7,6 +7,7 @@
 
 use super::Copy;
 use super::OpenError;
+use super::identity;
 use super::layer::{Layer, LayerError};
 use super::manifest::{self, Manifest};
 use super::wal::WalReadError;
@@ -105,6 +106,17 @@ impl Copy {
         {
             manifest::store_control(&*self.disk, &self.control)?;
             healed(manifest::CONTROL, bad);
+        }
+        if let Some(identity) = &self.identity
+            && let Some((reason, lost)) = match identity::whole(cold) {
+                Ok(Some(found)) if found == *identity => None,
+                Ok(Some(_)) => Some(("it is not what was written".to_owned(), false)),
+                Ok(None) => Some(("it is gone".to_owned(), true)),
+                Err(e) => Some((e.to_string(), false)),
+            }
+        {
+            identity::restore(&*self.disk, identity.clone())?;
+            healed(identity::IDENTITY, (reason, lost));
         }
         Ok(())
     }

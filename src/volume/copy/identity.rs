@@ -13,6 +13,7 @@ use super::{codec, wal};
 use crate::base::{ClusterName, CopyId, RegionName};
 use crate::volume::membership::Incarnation;
 use crate::volume::{Disk, DiskError};
+use bytes::Bytes;
 use std::fmt;
 
 pub(super) const IDENTITY: &str = "identity";
@@ -98,6 +99,19 @@ fn load(disk: &dyn Disk) -> Result<Option<Identity>, OpenError> {
         }
         other => Ok(other),
     }
+}
+
+/// The file as it is, once it was found good; `None` where none was ever settled.
+pub(super) fn whole(disk: &dyn Disk) -> Result<Option<Bytes>, DiskError> {
+    match disk.len(IDENTITY)? {
+        Some(_) => disk.read(IDENTITY, 0, usize::MAX).map(Some),
+        None => Ok(None),
+    }
+}
+
+/// Writes again what [`whole`] gave.
+pub(super) fn restore(disk: &dyn Disk, whole: Bytes) -> Result<(), DiskError> {
+    publish(disk, IDENTITY, whole)
 }
 
 /// The incarnation that stands in a directory; [`Incarnation::UNKNOWN`] where none was ever settled.

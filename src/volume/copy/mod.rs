@@ -34,6 +34,7 @@ use crate::base::{Generation, Limits, LineageId, LogEnd, Lsn, Seq};
 use crate::log::{Frame, redo};
 use crate::volume::membership::Incarnation;
 use crate::volume::{CopyReply, CopyRequest, CopyState, Damage, Disk, DiskError};
+use bytes::Bytes;
 use layer::{Layer, LayerError};
 use manifest::{KeptControl, Manifest, TEMPORARY};
 use seed::{Seed, SeedDone};
@@ -85,6 +86,8 @@ pub struct Copy {
     limits: Limits,
     manifest: Manifest,
     incarnation: Incarnation,
+    /// Who this directory is, byte for byte, to be written again when it rots.
+    identity: Option<Bytes>,
     promised: Generation,
     control: KeptControl,
     wal: Wal,
@@ -179,6 +182,7 @@ impl Copy {
         }
         Ok(Copy {
             incarnation: identity::incarnation(&*disk)?,
+            identity: identity::whole(&*disk)?,
             limits: limits.clone(),
             promised: promised.unwrap_or(Generation::ZERO),
             control: manifest::load_control(&*disk)?,
