@@ -7,7 +7,6 @@
 
 use super::Copy;
 use super::OpenError;
-use super::identity;
 use super::layer::{Layer, LayerError};
 use super::manifest::{self, Manifest};
 use super::wal::WalReadError;
@@ -95,6 +94,12 @@ impl Copy {
             self.manifest.store(&*self.disk)?;
             healed(manifest::MANIFEST, bad);
         }
+        if let Some(identity) = &self.identity
+            && let Some(bad) = compare(super::identity::load(cold), identity)
+        {
+            super::identity::store(&*self.disk, identity)?;
+            healed(super::identity::IDENTITY, bad);
+        }
         if self.promised > Generation::ZERO
             && let Some(bad) = compare(manifest::load_promise(cold), &self.promised)
         {
@@ -106,17 +111,6 @@ impl Copy {
         {
             manifest::store_control(&*self.disk, &self.control)?;
             healed(manifest::CONTROL, bad);
-        }
-        if let Some(identity) = &self.identity
-            && let Some((reason, lost)) = match identity::whole(cold) {
-                Ok(Some(found)) if found == *identity => None,
-                Ok(Some(_)) => Some(("it is not what was written".to_owned(), false)),
-                Ok(None) => Some(("it is gone".to_owned(), true)),
-                Err(e) => Some((e.to_string(), false)),
-            }
-        {
-            identity::restore(&*self.disk, identity.clone())?;
-            healed(identity::IDENTITY, (reason, lost));
         }
         Ok(())
     }

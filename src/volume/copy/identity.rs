@@ -1,4 +1,4 @@
-//! Who a copy's directory is: drawn once, when the directory is made, and never written again.
+//! Who a copy's directory is: drawn once, when the directory is made, and never changed again.
 //!
 //! Decides whether a directory may be opened where it was found: another region's or another slot's is refused, and so is one that
 //! was replaced. Never decides whether it may vote: the region's membership does, by the incarnation that stands here
@@ -13,10 +13,10 @@ use super::{codec, wal};
 use crate::base::{ClusterName, CopyId, RegionName};
 use crate::volume::membership::Incarnation;
 use crate::volume::{Disk, DiskError};
-use bytes::Bytes;
 use std::fmt;
 
-pub(super) const IDENTITY: &str = "identity";
+/// The file of a directory's identity: the only one in a new directory.
+pub const IDENTITY: &str = "identity";
 const REPLACED: &str = "replaced";
 const IDENTITY_MAGIC: [u8; 4] = *b"PHLI";
 const REPLACED_MAGIC: [u8; 4] = *b"PHLX";
@@ -44,9 +44,9 @@ impl fmt::Display for Home {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
-struct Identity {
+pub(super) struct Identity {
     home: Home,
-    incarnation: Incarnation,
+    pub(super) incarnation: Incarnation,
 }
 
 /// Who took the place of a copy that retired.
@@ -77,7 +77,7 @@ pub fn settle(disk: &dyn Disk, home: &Home, fresh: Incarnation) -> Result<Incarn
         return Err(OpenError::Damaged { what: IDENTITY.into(), reason: "it is missing beside data".into() });
     }
     let identity = Identity { home: home.clone(), incarnation: fresh };
-    publish(disk, IDENTITY, codec::encode(IDENTITY_MAGIC, VERSION, &identity))?;
+    store(disk, &identity)?;
     Ok(fresh)
 }
 
@@ -91,7 +91,12 @@ pub fn retire(disk: &dyn Disk, by: Incarnation, place: &str) -> Result<(), DiskE
     publish(disk, REPLACED, codec::encode(REPLACED_MAGIC, VERSION, &Replaced { by, place }))
 }
 
-fn load(disk: &dyn Disk) -> Result<Option<Identity>, OpenError> {
+pub(super) fn store(disk: &dyn Disk, identity: &Identity) -> Result<(), DiskError> {
+    publish(disk, IDENTITY, codec::encode(IDENTITY_MAGIC, VERSION, identity))
+}
+
+/// `None` where none was ever settled.
+pub(super) fn load(disk: &dyn Disk) -> Result<Option<Identity>, OpenError> {
     let identity: Option<Identity> = manifest::read_checked(disk, IDENTITY, IDENTITY_MAGIC)?;
     match identity {
         Some(i) if !CopyId::all().contains(&i.home.slot) => {
@@ -99,24 +104,6 @@ fn load(disk: &dyn Disk) -> Result<Option<Identity>, OpenError> {
         }
         other => Ok(other),
     }
-}
-
-/// The file as it is, once it was found good; `None` where none was ever settled.
-pub(super) fn whole(disk: &dyn Disk) -> Result<Option<Bytes>, DiskError> {
-    match disk.len(IDENTITY)? {
-        Some(_) => disk.read(IDENTITY, 0, usize::MAX).map(Some),
-        None => Ok(None),
-    }
-}
-
-/// Writes again what [`whole`] gave.
-pub(super) fn restore(disk: &dyn Disk, whole: Bytes) -> Result<(), DiskError> {
-    publish(disk, IDENTITY, whole)
-}
-
-/// The incarnation that stands in a directory; [`Incarnation::UNKNOWN`] where none was ever settled.
-pub(super) fn incarnation(disk: &dyn Disk) -> Result<Incarnation, OpenError> {
-    Ok(load(disk)?.map_or(Incarnation::UNKNOWN, |i| i.incarnation))
 }
 
 #[cfg(test)]

@@ -56,7 +56,7 @@ pub fn verify_files(disk: &Arc<dyn Disk>) -> FilesVerdict {
     };
     look.small(manifest::PROMISE, manifest::load_promise(&**disk).map(|p| p.is_some()));
     look.small(manifest::CONTROL, manifest::load_control(&**disk).map(|c| c.version > 0));
-    look.small(identity::IDENTITY, identity::incarnation(&**disk).map(|_| names.iter().any(|n| n == identity::IDENTITY)));
+    look.small(identity::IDENTITY, identity::load(&**disk).map(|i| i.is_some()));
     if let Ok(Some(reason)) = manifest::load_distrust(&**disk) {
         look.bad(manifest::PAGES, None, reason);
     }
