@@ -187,7 +187,13 @@ impl Frame {
     /// already stays so.
     #[must_use]
     pub fn for_group(&self, group: GroupId) -> Frame {
-        if self.header.group == group || self.is_control() || self.is_elided() {
+        if self.header.group == group { self.clone() } else { self.elided() }
+    }
+
+    /// The frame as it lies in the logs of other groups.
+    #[must_use]
+    pub fn elided(&self) -> Frame {
+        if self.is_control() || self.is_elided() {
             return self.clone();
         }
         let mut bytes = BytesMut::with_capacity(ELIDED_FRAME_BYTES);

@@ -300,6 +300,38 @@ impl SimDisk {
         self.state.lock().down = false;
     }
 
+    /// Another disk with the same files, synced or not, and its own randomness: what may become of this one.
+    #[must_use]
+    pub fn fork(&self, seed: u64) -> SimDisk {
+        let fork = SimDisk::new(seed);
+        {
+            let (state, mut other) = (self.state.lock(), fork.state.lock());
+            other.files.clone_from(&state.files);
+            other.down = state.down;
+        }
+        fork
+    }
+
+    /// Whether something would be lost if the power went now.
+    #[must_use]
+    pub fn has_unsynced(&self) -> bool {
+        self.state.lock().files.values().any(|f| f.durable.is_none() || !f.unsynced.is_empty())
+    }
+
+    /// The same for two disks that no reader can tell apart, now or after a power cut.
+    #[must_use]
+    pub fn content_hash(&self) -> u64 {
+        use std::hash::{Hash as _, Hasher as _};
+        let mut hasher = std::hash::DefaultHasher::new();
+        for (name, file) in &self.state.lock().files {
+            (name, &file.current, file.durable.as_ref() == Some(&file.current)).hash(&mut hasher);
+            if !file.unsynced.is_empty() {
+                file.durable.hash(&mut hasher);
+            }
+        }
+        hasher.finish()
+    }
+
     /// Writing calls so far (write, allocate, sync, rename, remove).
     #[must_use]
     pub fn calls(&self) -> u64 {

@@ -297,7 +297,7 @@ impl Rig {
                 }
                 AppenderEffect::Recovered { found } => self.recovered(&found)?,
                 AppenderEffect::RecoveryBeginsAnew => (self.pen, self.ready) = (None, false),
-                AppenderEffect::RecoveryWaits { reason } => self.waits = Some(reason),
+                AppenderEffect::RecoveryWaits { reason, .. } => self.waits = Some(reason),
                 AppenderEffect::Restarted { vdl } => {
                     self.bench.story.lock().acknowledge(&vdl)?;
                     self.ready = true;

@@ -72,7 +72,7 @@ pub(super) enum WalReadError {
     },
 }
 
-fn name_of(number: u64) -> String {
+pub(super) fn name_of(number: u64) -> String {
     format!("log-{number:08}.log")
 }
 
