@@ -4,35 +4,52 @@
 //! opens it again, after a moment, when it left its duty. A failed fsync is thus never tried again on the same file: the copy
 //! that comes back has read its disk anew. A copy whose disk is full is read on and opened again when there is room. Driven by `io::driver` through [`Copies::send`]; answers come as node events.
 
+pub mod hedge;
+mod listeners;
+mod mailbox;
+mod pages;
 pub mod slow;
 
 use super::clock;
+use super::copy_link::RemoteCopy;
 use super::disk::FileDisk;
 use super::driver::Inbox;
-use crate::base::{CopyId, Limits, Lsn, PageNo};
-use crate::head::{PageError, PageSource};
-use crate::node::Event;
-use crate::volume::{Copy, CopyRequest, FlushDone, FlushJob, OpenError, PageStore, ReadError};
-use bytes::Bytes;
-use parking_lot::{Condvar, Mutex, RwLock};
+use crate::base::{CopyId, Limits};
+use crate::volume::{Copy, CopyReply, CopyRequest, FlushDone, FlushJob, OpenError};
+use listeners::{Listeners, Outgoing};
+use mailbox::{Mail, mailbox};
 use slow::Drills;
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, Sender, TryRecvError, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
+
+pub use listeners::{Listener, OWNER, Says};
+pub use mailbox::{Mailbox, request_bytes, waiting_bytes_max};
+pub use pages::{Answer, Pages, RemotePages};
 
 /// Between two attempts to open a copy that failed.
 const REOPEN_AFTER: Duration = Duration::from_secs(1);
 const STOPPED: &str = "stopped by an operator; start it with `parhelion copy start`";
-/// A reader waits so long for some copy to have the page versions it asks for.
-const PAGE_WAIT_MAX: Duration = Duration::from_secs(5);
 
 /// What a copy's thread is told.
 pub enum Order {
     Request(CopyRequest),
+    /// From one of several that this copy serves: its answer goes to the listener of that number.
+    RequestOf {
+        from: u64,
+        request: CopyRequest,
+    },
+    /// Whom to tell from now on, beginning with how the copy is.
+    Attach {
+        from: u64,
+        listener: Arc<dyn Listener>,
+    },
+    Detach {
+        from: u64,
+    },
     /// Out of duty, for a drill, until `Start`.
     Stop,
     Start,
@@ -42,9 +59,19 @@ pub enum Order {
     End,
 }
 
-/// The six threads, and the one that writes layers.
+/// Where one of the six is.
+enum Home {
+    /// A thread of this process.
+    Here(Mailbox),
+    /// A process on another machine.
+    Remote(Arc<RemoteCopy>),
+    /// This process has nothing to do with it.
+    Elsewhere,
+}
+
+/// The copies of this process, a thread each, and the one that writes layers; and those on other machines.
 pub struct Copies {
-    orders: Vec<Sender<Order>>,
+    homes: [Home; 6],
     threads: Vec<JoinHandle<()>>,
     pages: Arc<Pages>,
     /// The volume serves: a damaged copy may be moved aside, because its peers can rebuild it.
@@ -52,72 +79,91 @@ pub struct Copies {
     drills: Drills,
 }
 
-/// Pages of the region for its SQL engine, read past the copies' threads: a read never waits for an fsync.
-pub struct Pages {
-    stores: RwLock<[Option<Arc<PageStore>>; 6]>,
-    /// Copies that left their duty and are still read.
-    left: Mutex<BTreeSet<CopyId>>,
-    waiters: AtomicU32,
-    moved: Mutex<()>,
-    moved_signal: Condvar,
-    turn: AtomicU32,
-}
-
 impl Copies {
-    /// Starts all threads; each opens its copy below `dir` and reports to `inbox`.
+    /// Starts the threads of a region's copies but the `remote` ones; each opens its copy below `dir` and reports to `inbox`.
     ///
     /// # Errors
     /// When a thread cannot be started.
-    pub fn start(dir: &Path, limits: &Limits, inbox: &Inbox) -> std::io::Result<Copies> {
-        let pages = Arc::new(Pages {
-            stores: RwLock::new(Default::default()),
-            left: Mutex::default(),
-            waiters: AtomicU32::new(0),
-            moved: Mutex::new(()),
-            moved_signal: Condvar::new(),
-            turn: AtomicU32::new(0),
-        });
+    pub fn start(dir: &Path, limits: &Limits, inbox: &Inbox, remote: Vec<Arc<RemoteCopy>>) -> std::io::Result<Copies> {
+        let drills = Drills::default();
+        let mut homes: [Home; 6] = std::array::from_fn(|_| Home::Elsewhere);
+        let mut sources: [Option<Arc<dyn RemotePages>>; 6] = Default::default();
+        for copy in remote {
+            let at = copy.id().index();
+            sources[at] = Some(copy.clone());
+            homes[at] = Home::Remote(copy);
+        }
+        let here: Vec<CopyId> = CopyId::all().into_iter().filter(|c| sources[c.index()].is_none()).collect();
+        let pages = Pages::new(sources, &drills)?;
+        Copies::open(dir, limits, Some(inbox), &here, homes, pages, drills)
+    }
+
+    /// Starts the threads of some copies for whoever connects: see [`Order::Attach`].
+    ///
+    /// # Errors
+    /// When a thread cannot be started.
+    pub fn host(dir: &Path, limits: &Limits, copies: &[CopyId]) -> std::io::Result<Copies> {
+        let drills = Drills::default();
+        let pages = Pages::new(Default::default(), &drills)?;
+        Copies::open(dir, limits, None, copies, std::array::from_fn(|_| Home::Elsewhere), pages, drills)
+    }
+
+    fn open(
+        dir: &Path,
+        limits: &Limits,
+        inbox: Option<&Inbox>,
+        here: &[CopyId],
+        homes: [Home; 6],
+        pages: Arc<Pages>,
+        drills: Drills,
+    ) -> std::io::Result<Copies> {
         let serving = Arc::new(AtomicBool::new(false));
-        let (jobs, job_rx) = channel::<(FlushJob, Sender<Order>)>();
-        let mut copies = Copies {
-            orders: Vec::new(),
-            threads: Vec::new(),
-            pages: Arc::clone(&pages),
-            serving: Arc::clone(&serving),
-            drills: Drills::default(),
-        };
+        let (jobs, job_rx) = channel::<(FlushJob, Mailbox)>();
+        let mut copies = Copies { homes, threads: Vec::new(), pages: Arc::clone(&pages), serving: Arc::clone(&serving), drills };
         // One thread for all layers: compaction takes at most one core, whatever six copies want at once.
         copies.threads.push(std::thread::Builder::new().name("layers".into()).spawn(move || {
             while let Ok((job, back)) = job_rx.recv() {
                 let _ = back.send(Order::JobDone(job.run()));
             }
         })?);
-        for id in CopyId::all() {
-            let (tx, rx) = channel();
+        for &id in here {
+            let (own, mail) = mailbox(waiting_bytes_max(limits));
             let worker = Worker {
                 id,
                 dir: dir.join("copies").join(id.to_string()),
                 limits: limits.clone(),
-                inbox: inbox.clone(),
-                rx,
-                own: tx.clone(),
+                listeners: Listeners::new(id, inbox.map(|inbox| Arc::new(inbox.clone()) as Arc<dyn Listener>)),
+                mail,
+                own: own.clone(),
                 jobs: jobs.clone(),
                 pages: Arc::clone(&pages),
                 serving: Arc::clone(&serving),
                 drills: copies.drills.clone(),
             };
-            copies.orders.push(tx);
+            copies.homes[id.index()] = Home::Here(own);
             copies.threads.push(std::thread::Builder::new().name(format!("copy-{id}")).spawn(move || worker.run())?);
         }
         Ok(copies)
     }
 
+    /// Tells a copy. A request to one that takes nothing is dropped when too much waits already: the appender asks again.
     pub fn send(&self, copy: CopyId, order: Order) {
         if let Order::Slow(delay) = order {
-            return self.drills.of(copy).set(delay);
+            self.drills.of(copy).set(delay);
         }
-        // A copy thread only ends at `End`; a message behind that is for nobody.
-        let _ = self.orders[copy.index()].send(order);
+        match &self.homes[copy.index()] {
+            Home::Here(mailbox) => {
+                mailbox.send(order);
+            }
+            Home::Remote(remote) => remote.send(order),
+            Home::Elsewhere => {}
+        }
+    }
+
+    /// What takes orders for a copy of this process.
+    #[must_use]
+    pub fn mailbox(&self, copy: CopyId) -> Option<&Mailbox> {
+        if let Home::Here(mailbox) = &self.homes[copy.index()] { Some(mailbox) } else { None }
     }
 
     #[must_use]
@@ -131,14 +177,28 @@ impl Copies {
     }
 
     pub fn set_serving(&self, serving: bool) {
-        self.serving.store(serving, Ordering::Relaxed);
+        if self.serving.swap(serving, Ordering::Relaxed) != serving {
+            self.remote().for_each(|remote| remote.set_serving(serving));
+        }
+    }
+
+    /// As [`Copies::set_serving`], for whoever does not have the copies themselves.
+    pub fn serving_setter(&self) -> impl Fn(bool) + Send + Sync + 'static {
+        let serving = Arc::clone(&self.serving);
+        move |now| serving.store(now, Ordering::Relaxed)
+    }
+
+    fn remote(&self) -> impl Iterator<Item = &Arc<RemoteCopy>> {
+        self.homes.iter().filter_map(|home| if let Home::Remote(remote) = home { Some(remote) } else { None })
     }
 
     /// Ends all threads, after what they were told before.
     pub fn stop(mut self) {
         self.drills.end();
-        for orders in self.orders.drain(..) {
-            let _ = orders.send(Order::End);
+        for home in &mut self.homes {
+            if let Home::Here(mailbox) = std::mem::replace(home, Home::Elsewhere) {
+                mailbox.send(Order::End);
+            }
         }
         for thread in self.threads.drain(..) {
             let _ = thread.join();
@@ -150,10 +210,10 @@ struct Worker {
     id: CopyId,
     dir: PathBuf,
     limits: Limits,
-    inbox: Inbox,
-    rx: Receiver<Order>,
-    own: Sender<Order>,
-    jobs: Sender<(FlushJob, Sender<Order>)>,
+    listeners: Listeners,
+    mail: Mail,
+    own: Mailbox,
+    jobs: Sender<(FlushJob, Mailbox)>,
     pages: Arc<Pages>,
     serving: Arc<AtomicBool>,
     drills: Drills,
@@ -168,7 +228,7 @@ enum Ended {
 }
 
 impl Worker {
-    fn run(self) {
+    fn run(mut self) {
         loop {
             let mut full = None;
             let ended = match self.open() {
@@ -184,17 +244,17 @@ impl Worker {
                 Some(_) => self.pages.leave(self.id),
                 None => self.pages.set(self.id, None),
             }
-            let (reason, mut until) = match ended {
+            let (mut reason, mut until) = match ended {
                 Ended::Process => return,
                 Ended::Failed(reason) => (reason, Some(clock::now() + REOPEN_AFTER)),
                 Ended::Stopped => (STOPPED.to_owned(), None),
             };
-            self.inbox.send(Event::CopyLost { copy: self.id, reason });
+            self.listeners.tell_all(&Says::Lost { reason: reason.clone() });
             // What is sent meanwhile is for a copy that is not there.
             loop {
                 let order = match until {
-                    None => self.rx.recv().map_err(|_| RecvTimeoutError::Disconnected),
-                    Some(at) => self.rx.recv_timeout(at.since(clock::now())),
+                    None => self.mail.recv().ok_or(RecvTimeoutError::Disconnected),
+                    Some(at) => self.mail.recv_timeout(at.since(clock::now())),
                 };
                 match order {
                     Err(RecvTimeoutError::Timeout) if full.as_ref().is_some_and(|disk| self.is_full(disk)) => {
@@ -203,8 +263,11 @@ impl Worker {
                     Ok(Order::Start) | Err(RecvTimeoutError::Timeout) => break,
                     Ok(Order::Stop) => {
                         until = None;
-                        self.inbox.send(Event::CopyLost { copy: self.id, reason: STOPPED.to_owned() });
+                        STOPPED.clone_into(&mut reason);
+                        self.listeners.tell_all(&Says::Lost { reason: reason.clone() });
                     }
+                    Ok(Order::Attach { from, listener }) => self.listeners.attach(from, listener, Says::Lost { reason: reason.clone() }),
+                    Ok(Order::Detach { from }) => self.listeners.detach(from),
                     Ok(Order::End) | Err(RecvTimeoutError::Disconnected) => return,
                     Ok(_) => {}
                 }
@@ -233,48 +296,70 @@ impl Worker {
         }
     }
 
-    fn serve(&self, mut copy: Copy) -> Ended {
+    fn serve(&mut self, mut copy: Copy) -> Ended {
         self.pages.set(self.id, Some(copy.pages()));
-        self.inbox.send(Event::CopyOpened { copy: self.id, promised: copy.promised() });
-        let mut replies = Vec::new();
+        self.listeners.tell_all(&Says::Opened { promised: copy.promised() });
+        let mut replies: Vec<CopyReply> = Vec::new();
+        let mut outgoing = Outgoing::default();
         let mut ended = None;
         let mut more = false;
         loop {
             let first = if more {
-                match self.rx.try_recv() {
+                match self.mail.try_recv() {
                     Ok(order) => Some(order),
-                    Err(std::sync::mpsc::TryRecvError::Empty) => None,
-                    Err(std::sync::mpsc::TryRecvError::Disconnected) => return Ended::Process,
+                    Err(TryRecvError::Empty) => None,
+                    Err(TryRecvError::Disconnected) => return Ended::Process,
                 }
             } else {
-                match self.rx.recv() {
-                    Ok(order) => Some(order),
-                    Err(_) => return Ended::Process,
+                match self.mail.recv() {
+                    Some(order) => Some(order),
+                    None => return Ended::Process,
                 }
             };
             let began = clock::now();
             // Group commit: everything that arrived while the last fsync ran goes into the next one.
             let mut bytes = 0;
-            for order in first.into_iter().chain(std::iter::from_fn(|| self.rx.try_recv().ok())) {
-                match order {
-                    Order::Request(request) => {
-                        if let CopyRequest::Append { frames, .. } = &request {
-                            bytes += frames.iter().map(|f| f.bytes().len()).sum::<usize>();
-                        }
-                        copy.handle(request, &mut replies);
+            for order in first.into_iter().chain(std::iter::from_fn(|| self.mail.try_recv().ok())) {
+                let (from, request) = match order {
+                    Order::Request(request) => (OWNER, request),
+                    Order::RequestOf { from, request } => (from, request),
+                    Order::JobDone(done) => {
+                        copy.finish(done, &mut replies);
+                        continue;
                     }
-                    Order::JobDone(done) => copy.finish(done, &mut replies),
-                    Order::Stop => ended = Some(Ended::Stopped),
-                    Order::Start | Order::Slow(_) => {}
-                    Order::End => ended = Some(Ended::Process),
+                    Order::Attach { from, listener } => {
+                        self.listeners.attach(from, listener, Says::Opened { promised: copy.promised() });
+                        continue;
+                    }
+                    Order::Detach { from } => {
+                        self.listeners.detach(from);
+                        continue;
+                    }
+                    Order::Start | Order::Slow(_) => continue,
+                    Order::Stop => {
+                        ended = Some(Ended::Stopped);
+                        break;
+                    }
+                    Order::End => {
+                        ended = Some(Ended::Process);
+                        break;
+                    }
+                };
+                if let CopyRequest::Append { frames, .. } = &request {
+                    bytes += frames.iter().map(|f| f.bytes().len()).sum::<usize>();
                 }
-                if ended.is_some() || bytes >= self.limits.copy_window_bytes_max {
+                copy.handle(request, &mut replies);
+                outgoing.add(from, &mut replies);
+                if bytes >= self.limits.copy_window_bytes_max {
                     break;
                 }
             }
             copy.flush(&mut replies);
-            self.drills.of(self.id).pause(began);
-            self.reply(&mut replies);
+            outgoing.add_for_all(&mut replies);
+            if !outgoing.is_empty() {
+                self.drills.of(self.id).pause(began);
+            }
+            self.listeners.send(&mut outgoing);
             if let Some(ended) = ended {
                 return ended;
             }
@@ -283,90 +368,11 @@ impl Worker {
             while let Some(job) = copy.background_job() {
                 let _ = self.jobs.send((job, self.own.clone()));
             }
-            self.reply(&mut replies);
+            outgoing.add_for_all(&mut replies);
+            self.listeners.send(&mut outgoing);
             if let Some(reason) = copy.failed() {
                 return Ended::Failed(reason.to_owned());
             }
         }
-    }
-
-    fn reply(&self, replies: &mut Vec<crate::volume::CopyReply>) {
-        for reply in replies.drain(..) {
-            // Leaving duty is told once, by `CopyLost`.
-            if !matches!(reply, crate::volume::CopyReply::Failed { .. }) {
-                self.inbox.send(Event::CopyReplied { copy: self.id, reply });
-            }
-        }
-    }
-}
-
-impl Pages {
-    fn set(&self, copy: CopyId, store: Option<Arc<PageStore>>) {
-        let mut stores = self.stores.write();
-        self.left.lock().remove(&copy);
-        stores[copy.index()] = store;
-    }
-
-    fn leave(&self, copy: CopyId) {
-        self.left.lock().insert(copy);
-    }
-
-    /// The volume begins anew at some position: what a copy out of duty has may not be what lies there now.
-    pub fn forget_left(&self) {
-        let mut stores = self.stores.write();
-        for copy in std::mem::take(&mut *self.left.lock()) {
-            stores[copy.index()] = None;
-        }
-    }
-
-    fn moved(&self) {
-        if self.waiters.load(Ordering::Relaxed) > 0 {
-            let _held = self.moved.lock();
-            self.moved_signal.notify_all();
-        }
-    }
-
-    /// From whichever copy has it. `Err` with the last reason when none has it now.
-    fn try_read(&self, page: PageNo, at: Lsn) -> Result<Bytes, String> {
-        let stores = self.stores.read().clone();
-        let turn = self.turn.fetch_add(1, Ordering::Relaxed) as usize;
-        let mut reason = "no copy is open".to_owned();
-        for i in 0..stores.len() {
-            if let Some(store) = &stores[(turn + i) % stores.len()] {
-                match store.read(page, at) {
-                    Ok(bytes) => return Ok(bytes),
-                    // Behind, folded away or damaged here: another copy may have it.
-                    Err(e @ (ReadError::NotYet { .. } | ReadError::TooOld { .. })) => reason = e.to_string(),
-                    Err(e) => {
-                        tracing::warn!(page = page.0, "{e}");
-                        reason = e.to_string();
-                    }
-                }
-            }
-        }
-        Err(reason)
-    }
-}
-
-impl PageSource for Pages {
-    fn page_at(&self, page: PageNo, at: Lsn) -> Result<Bytes, PageError> {
-        if let Ok(bytes) = self.try_read(page, at) {
-            return Ok(bytes);
-        }
-        // Copies turn frames into pages a moment after they are durable.
-        let until = clock::now() + PAGE_WAIT_MAX;
-        self.waiters.fetch_add(1, Ordering::Relaxed);
-        let outcome = loop {
-            match self.try_read(page, at) {
-                Ok(bytes) => break Ok(bytes),
-                Err(reason) if clock::now() >= until => break Err(PageError::Unavailable { page, at, reason }),
-                Err(_) => {
-                    let mut held = self.moved.lock();
-                    self.moved_signal.wait_for(&mut held, Duration::from_millis(2));
-                }
-            }
-        };
-        self.waiters.fetch_sub(1, Ordering::Relaxed);
-        outcome
     }
 }

@@ -1,0 +1,264 @@
+//! Pages of the region for its SQL engine, read past the copies' threads: a read never waits for an fsync, and no disk that stalls
+//! stops a reader.
+//!
+//! What lies in memory is read on the reader's own thread. Everything else is asked of a copy (its few reading threads, or its process
+//! on another machine), and of another one when that takes longer than it usually does; the first good answer counts. Which
+//! copy, and when the next, is [`super::hedge`]'s decision. Driven by the readers' threads, which wait here.
+
+use super::hedge::{Hedge, SOURCES};
+use super::slow::Drills;
+use crate::base::{CopyId, Instant, Lsn, PageNo};
+use crate::head::{PageError, PageSource};
+use crate::io::clock;
+use crate::volume::{PageStore, ReadError};
+use bytes::Bytes;
+use parking_lot::{Condvar, Mutex, RwLock};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, TrySendError, channel, sync_channel};
+use std::time::Duration;
+
+/// A reader waits so long for some copy to have the page versions it asks for.
+const PAGE_WAIT_MAX: Duration = Duration::from_secs(5);
+/// Threads that read one copy's disk. When all of them are stuck in it, the copy is not asked.
+const THREADS_PER_COPY: usize = 2;
+/// Reads that wait for those threads.
+const WAITING_PER_COPY: usize = 32;
+
+/// Where a page may come from that is not in this process.
+pub trait RemotePages: Send + Sync {
+    /// Asks, without waiting. False: the copy cannot be asked now.
+    fn ask(&self, page: PageNo, at: Lsn, answer: Answer) -> bool;
+}
+
+/// Where the answer to one question goes; how long it took is noted whenever it comes.
+pub struct Answer {
+    source: usize,
+    began: Instant,
+    hedge: Arc<Mutex<Hedge>>,
+    to: Sender<Result<Bytes, String>>,
+}
+
+impl Answer {
+    /// The page, or why it cannot be read there.
+    pub fn give(self, page: Result<Bytes, String>) {
+        let now = clock::now();
+        self.hedge.lock().answered(self.source, now.since(self.began), now);
+        // Another copy may have been faster: then nobody waits any more.
+        let _ = self.to.send(page);
+    }
+}
+
+/// Takes a page, or why it cannot be read there.
+pub type Give = Box<dyn FnOnce(Result<Bytes, String>) + Send>;
+
+struct Question {
+    store: Arc<PageStore>,
+    page: PageNo,
+    at: Lsn,
+    began: Instant,
+    give: Give,
+}
+
+/// The page stores of the copies in this process; the copies on other machines.
+pub struct Pages {
+    stores: RwLock<[Option<Arc<PageStore>>; SOURCES]>,
+    /// Copies that left their duty and are still read.
+    left: Mutex<BTreeSet<CopyId>>,
+    readers: Vec<SyncSender<Question>>,
+    remote: [Option<Arc<dyn RemotePages>>; SOURCES],
+    hedge: Arc<Mutex<Hedge>>,
+    drills: Drills,
+    hedged: AtomicU64,
+    waiters: AtomicU32,
+    moved: Mutex<()>,
+    moved_signal: Condvar,
+}
+
+impl Pages {
+    /// # Errors
+    /// When a thread cannot be started.
+    pub fn new(remote: [Option<Arc<dyn RemotePages>>; SOURCES], drills: &Drills) -> std::io::Result<Arc<Pages>> {
+        let mut readers = Vec::new();
+        for copy in CopyId::all() {
+            let (tx, rx) = sync_channel(WAITING_PER_COPY);
+            let rx = Arc::new(Mutex::new(rx));
+            let threads = if remote[copy.index()].is_some() { 0 } else { THREADS_PER_COPY };
+            for _ in 0..threads {
+                let (rx, drills) = (Arc::clone(&rx), drills.clone());
+                // They end when `Pages` does. One that is stuck in its disk is waited for by nobody.
+                std::thread::Builder::new().name(format!("pages-{copy}")).spawn(move || read_pages(copy, &rx, &drills))?;
+            }
+            readers.push(tx);
+        }
+        Ok(Arc::new(Pages {
+            stores: RwLock::new(Default::default()),
+            left: Mutex::default(),
+            readers,
+            hedge: Arc::new(Mutex::new(Hedge::new(std::array::from_fn(|i| remote[i].is_some())))),
+            remote,
+            drills: drills.clone(),
+            hedged: AtomicU64::new(0),
+            waiters: AtomicU32::new(0),
+            moved: Mutex::new(()),
+            moved_signal: Condvar::new(),
+        }))
+    }
+
+    pub(super) fn set(&self, copy: CopyId, store: Option<Arc<PageStore>>) {
+        let mut stores = self.stores.write();
+        self.left.lock().remove(&copy);
+        stores[copy.index()] = store;
+    }
+
+    pub(super) fn leave(&self, copy: CopyId) {
+        self.left.lock().insert(copy);
+    }
+
+    /// The volume begins anew at some position: what a copy out of duty has may not be what lies there now.
+    pub fn forget_left(&self) {
+        let mut stores = self.stores.write();
+        for copy in std::mem::take(&mut *self.left.lock()) {
+            stores[copy.index()] = None;
+        }
+    }
+
+    pub(super) fn moved(&self) {
+        if self.waiters.load(Ordering::Relaxed) > 0 {
+            let _held = self.moved.lock();
+            self.moved_signal.notify_all();
+        }
+    }
+
+    /// Reads for which a second copy was asked, since the start.
+    #[must_use]
+    pub fn hedged(&self) -> u64 {
+        self.hedged.load(Ordering::Relaxed)
+    }
+
+    /// What needs no disk, from whichever copy of this process has it.
+    fn in_memory(&self, page: PageNo, at: Lsn) -> Option<Bytes> {
+        let stores = self.stores.read();
+        let fast = |i: &usize| self.drills.of(CopyId::all()[*i]).delay().is_zero();
+        // What is in memory is about the same in all of them.
+        let store = (0..SOURCES).filter(fast).filter_map(|i| stores[i].as_ref()).find(|store| store.ingested() >= at)?;
+        store.read_in_memory(page, at)
+    }
+
+    /// From whichever copy has it, hedged. `Err` with the last reason when none has it now.
+    fn try_read(&self, page: PageNo, at: Lsn, until: Instant) -> Result<Bytes, String> {
+        if let Some(bytes) = self.in_memory(page, at) {
+            return Ok(bytes);
+        }
+        let stores = self.stores.read().clone();
+        let able = std::array::from_fn(|i| stores[i].is_some() || self.remote[i].is_some());
+        let mut order = self.hedge.lock().order(able, clock::now()).into_iter();
+        let (to, answers) = channel();
+        let mut reason = "no copy is open".to_owned();
+        let mut waiting = 0;
+        loop {
+            let began = clock::now();
+            let asked = order.by_ref().find(|i| self.ask(*i, stores[*i].as_ref(), page, at, began, &to));
+            let patience = match asked {
+                Some(source) => {
+                    waiting += 1;
+                    self.hedge.lock().patience(source)
+                }
+                // All were asked that could be: whoever answers first.
+                None => until.since(began),
+            };
+            if waiting == 0 {
+                return Err(reason);
+            }
+            match answers.recv_timeout(patience) {
+                Ok(Ok(bytes)) => return Ok(bytes),
+                Ok(Err(why)) => {
+                    reason = why;
+                    waiting -= 1;
+                }
+                Err(RecvTimeoutError::Timeout) => match asked {
+                    Some(source) => {
+                        self.hedge.lock().overdue(source, patience, clock::now());
+                        self.hedged.fetch_add(1, Ordering::Relaxed);
+                    }
+                    None => return Err(format!("{waiting} copies do not answer")),
+                },
+                Err(RecvTimeoutError::Disconnected) => unreachable!("BUG: this function holds a sender"),
+            }
+        }
+    }
+
+    fn ask(
+        &self,
+        source: usize,
+        store: Option<&Arc<PageStore>>,
+        page: PageNo,
+        at: Lsn,
+        began: Instant,
+        to: &Sender<Result<Bytes, String>>,
+    ) -> bool {
+        let answer = Answer { source, began, hedge: Arc::clone(&self.hedge), to: to.clone() };
+        match (&self.remote[source], store) {
+            (Some(remote), _) => remote.ask(page, at, answer),
+            (None, Some(store)) => {
+                let give = Box::new(move |page| answer.give(page));
+                self.queue(source, Question { store: Arc::clone(store), page, at, began, give })
+            }
+            (None, None) => false,
+        }
+    }
+
+    /// False: its threads are stuck in their disk.
+    fn queue(&self, source: usize, question: Question) -> bool {
+        match self.readers[source].try_send(question) {
+            Ok(()) => true,
+            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => false,
+        }
+    }
+
+    /// Asks one copy of this process, for somebody else. False: it is not open, or its threads are stuck in their disk.
+    pub fn read_of(&self, copy: CopyId, page: PageNo, at: Lsn, give: Give) -> bool {
+        let Some(store) = self.stores.read()[copy.index()].clone() else { return false };
+        self.queue(copy.index(), Question { store, page, at, began: clock::now(), give })
+    }
+}
+
+fn read_pages(copy: CopyId, questions: &Mutex<Receiver<Question>>, drills: &Drills) {
+    loop {
+        let question = questions.lock().recv();
+        let Ok(Question { store, page, at, began, give }) = question else { return };
+        let read = store.read(page, at);
+        drills.of(copy).pause(began);
+        give(read.map_err(|e| {
+            // Behind or folded away: another copy may have it. The rest is worth a line.
+            if !matches!(e, ReadError::NotYet { .. } | ReadError::TooOld { .. }) {
+                tracing::warn!(%copy, page = page.0, "{e}");
+            }
+            e.to_string()
+        }));
+    }
+}
+
+impl PageSource for Pages {
+    fn page_at(&self, page: PageNo, at: Lsn) -> Result<Bytes, PageError> {
+        let until = clock::now() + PAGE_WAIT_MAX;
+        if let Ok(bytes) = self.try_read(page, at, until) {
+            return Ok(bytes);
+        }
+        // Copies turn frames into pages a moment after they are durable.
+        self.waiters.fetch_add(1, Ordering::Relaxed);
+        let outcome = loop {
+            match self.try_read(page, at, until) {
+                Ok(bytes) => break Ok(bytes),
+                Err(reason) if clock::now() >= until => break Err(PageError::Unavailable { page, at, reason }),
+                Err(_) => {
+                    let mut held = self.moved.lock();
+                    self.moved_signal.wait_for(&mut held, Duration::from_millis(2));
+                }
+            }
+        };
+        self.waiters.fetch_sub(1, Ordering::Relaxed);
+        outcome
+    }
+}
