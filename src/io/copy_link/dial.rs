@@ -5,10 +5,10 @@
 //! appender asks again. Driven by the region's driver ([`RemoteCopy::send`]) and by readers of pages.
 
 use super::wire::{self, Address, PageAnswer, PageQuestion, ToCopy};
-use super::{CLOSE, ORDERED, PAGE, PRIORITY_PAGE, PRIORITY_READ, READ, READ_TIMEOUT, read, write};
+use super::{CLOSE, ORDERED, PAGE, PRIORITY_PAGE, PRIORITY_READ, READ, READ_TIMEOUT, read, refusal, write};
 use crate::base::{CopyId, Limits, Lsn, PageNo};
 use crate::io::copies::{Answer, Listener, Order, RemotePages, Says, request_bytes, waiting_bytes_max};
-use crate::io::quic::{NEAR_IDLE_TIMEOUT, Quic, RefusalKind, classify, printable};
+use crate::io::quic::{NEAR_IDLE_TIMEOUT, Quic, printable};
 use crate::volume::{CopyReply, CopyRequest};
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -250,9 +250,8 @@ async fn dial(quic: &Quic, addr: &str) -> Result<Connection, String> {
     let mut found = tokio::net::lookup_host(addr).await.map_err(|e| nowhere(&e.to_string()))?;
     let target = found.find(|a| ours.is_ipv6() || a.is_ipv4()).ok_or_else(|| nowhere("no address of a family that this region uses"))?;
     let connecting = quic.connect_copies(target).map_err(|e| nowhere(&e.to_string()))?;
-    connecting.await.map_err(|error| match classify(&error, quic.material.cluster()) {
+    connecting.await.map_err(|error| match refusal(&error, quic) {
         Some(kind) => {
-            let kind = if kind == RefusalKind::WrongRegion { RefusalKind::ForeignCopies } else { kind };
             quic.refuse(kind, target, &error.to_string());
             format!("no connection with its process at {addr}: {}", kind.explanation())
         }
@@ -271,7 +270,7 @@ async fn converse(quic: &Quic, connection: &Connection, copies: &[Arc<RemoteCopy
     match connection.close_reason() {
         Some(error) => {
             // The other side refuses only after this side's handshake is complete.
-            if let Some(kind) = classify(&error, quic.material.cluster()) {
+            if let Some(kind) = refusal(&error, quic) {
                 quic.refuse(kind, connection.remote_address(), &error.to_string());
                 return kind.explanation().to_owned();
             }

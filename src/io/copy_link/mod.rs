@@ -20,6 +20,7 @@ pub mod wire;
 pub use dial::{RemoteCopy, connect};
 pub use serve::{Host, serve};
 
+use crate::io::quic::{Quic, RefusalKind, classify};
 use bytes::{BufMut, Bytes, BytesMut};
 use quinn::{ReadExactError, RecvStream, SendStream, VarInt};
 use std::time::Duration;
@@ -38,6 +39,18 @@ const PRIORITY_PAGE: i32 = 1;
 const PRIORITY_READ: i32 = -1;
 /// What is asked of a copy that has not answered after so long is asked of another.
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What a refusal is between a region and copies: that of the other name in a certificate means another region.
+fn refusal(error: &quinn::ConnectionError, quic: &Quic) -> Option<RefusalKind> {
+    classify(error, quic.material.cluster()).map(ours)
+}
+
+fn ours(kind: RefusalKind) -> RefusalKind {
+    match kind {
+        RefusalKind::WrongRegion | RefusalKind::UnknownRegion => RefusalKind::ForeignCopies,
+        other => other,
+    }
+}
 
 /// A message with its length in front.
 fn framed(parts: Vec<Bytes>) -> Vec<Bytes> {

@@ -4,11 +4,11 @@
 //! each copy; the copy itself refuses the older generation. A session ends with its connection and leaves nothing behind.
 
 use super::wire::{self, Address, PageAnswer, PageQuestion, ToCopy};
-use super::{CLOSE, DECLINED, ORDERED, PAGE, PRIORITY_PAGE, PRIORITY_READ, READ, READ_TIMEOUT, read, write};
+use super::{CLOSE, DECLINED, ORDERED, PAGE, PRIORITY_PAGE, PRIORITY_READ, READ, READ_TIMEOUT, ours, read, refusal, write};
 use crate::base::CopyId;
 use crate::io::copies::slow::Drills;
 use crate::io::copies::{Copies, Listener, Mailbox, OWNER, Order, Pages, Says};
-use crate::io::quic::{IDLE_TIMEOUT, Quic, RefusalKind, classify};
+use crate::io::quic::{IDLE_TIMEOUT, Quic};
 use crate::volume::{CopyReply, CopyRequest};
 use parking_lot::Mutex;
 use quinn::{Connection, RecvStream, SendStream};
@@ -82,7 +82,7 @@ async fn welcome(quic: &Quic, incoming: quinn::Incoming) -> Option<Connection> {
     let connection = match handshake.await {
         Ok(connection) => connection,
         Err(error) => {
-            if let Some(kind) = classify(&error, quic.material.cluster()) {
+            if let Some(kind) = refusal(&error, quic) {
                 quic.refuse(kind, addr, &error.to_string());
             }
             return None;
@@ -92,7 +92,7 @@ async fn welcome(quic: &Quic, incoming: quinn::Incoming) -> Option<Connection> {
     match quic.identify(&connection) {
         Ok(_) => Some(connection),
         Err((kind, detail)) => {
-            let kind = if kind == RefusalKind::UnknownRegion { RefusalKind::ForeignCopies } else { kind };
+            let kind = ours(kind);
             connection.close(kind.code(), detail.as_bytes());
             quic.refuse(kind, addr, &detail);
             None
