@@ -1,4 +1,5 @@
-//! The six copies of a region in this process: one thread each, one directory each, one shared thread for layers.
+//! The copies of a region in this process, up to six for each protection group: one thread each, one directory each, one shared thread
+//! for layers; and where the others are.
 //!
 //! Decides nothing about the log: it opens a [`Copy`], feeds it what the node says in the order that the copy asks for, and
 //! opens it again, after a moment, when it left its duty. A failed fsync is thus never tried again on the same file: the copy
@@ -14,11 +15,13 @@ use super::clock;
 use super::copy_link::RemoteCopy;
 use super::disk::FileDisk;
 use super::driver::Inbox;
-use crate::base::{CopyId, Limits};
+use crate::base::{CopyId, GROUPS_MAX, Layout, Limits, MemberId};
 use crate::volume::{Copy, CopyReply, CopyRequest, FlushDone, FlushJob, OpenError};
 use listeners::{Listeners, Outgoing};
 use mailbox::{Mail, mailbox};
+use parking_lot::{Mutex, RwLock};
 use slow::Drills;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -33,6 +36,16 @@ pub use pages::{Answer, Pages, RemotePages};
 /// Between two attempts to open a copy that failed.
 const REOPEN_AFTER: Duration = Duration::from_secs(1);
 const STOPPED: &str = "stopped by an operator; start it with `parhelion copy start`";
+
+/// What an operator does to a copy, to see what happens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Drill {
+    /// Out of duty until `Start`.
+    Stop,
+    Start,
+    /// Answers come so much later; zero ends it.
+    Slow(Duration),
+}
 
 /// What a copy's thread is told.
 pub enum Order {
@@ -53,26 +66,32 @@ pub enum Order {
     /// Out of duty, for a drill, until `Start`.
     Stop,
     Start,
-    /// Answers come so much later, for a drill; zero ends it.
-    Slow(Duration),
     JobDone(FlushDone),
     End,
 }
 
-/// Where one of the six is.
+/// Where a copy is.
 enum Home {
     /// A thread of this process.
     Here(Mailbox),
     /// A process on another machine.
     Remote(Arc<RemoteCopy>),
-    /// This process has nothing to do with it.
-    Elsewhere,
 }
 
 /// The copies of this process, a thread each, and the one that writes layers; and those on other machines.
 pub struct Copies {
-    homes: [Home; 6],
-    threads: Vec<JoinHandle<()>>,
+    homes: RwLock<BTreeMap<MemberId, Home>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    /// To the thread that writes layers, which ends with the last of them. `None`: stopping.
+    jobs: Mutex<Option<Sender<(FlushJob, Mailbox)>>>,
+    shared: Shared,
+}
+
+/// What the threads have in common.
+#[derive(Clone)]
+struct Shared {
+    dir: PathBuf,
+    limits: Limits,
     pages: Arc<Pages>,
     /// The volume serves: a damaged copy may be moved aside, because its peers can rebuild it.
     serving: Arc<AtomicBool>,
@@ -84,139 +103,136 @@ impl Copies {
     ///
     /// # Errors
     /// When a thread cannot be started.
-    pub fn start(dir: &Path, limits: &Limits, inbox: &Inbox, remote: Vec<Arc<RemoteCopy>>) -> std::io::Result<Copies> {
-        let drills = Drills::default();
-        let mut homes: [Home; 6] = std::array::from_fn(|_| Home::Elsewhere);
-        let mut sources: [Option<Arc<dyn RemotePages>>; 6] = Default::default();
-        for copy in remote {
-            let at = copy.id().index();
-            sources[at] = Some(copy.clone());
-            homes[at] = Home::Remote(copy);
-        }
-        let here: Vec<CopyId> = CopyId::all().into_iter().filter(|c| sources[c.index()].is_none()).collect();
-        let pages = Pages::new(sources, &drills)?;
-        Copies::open(dir, limits, Some(inbox), &here, homes, pages, drills)
-    }
-
-    /// Starts the threads of some copies for whoever connects: see [`Order::Attach`].
-    ///
-    /// # Errors
-    /// When a thread cannot be started.
-    pub fn host(dir: &Path, limits: &Limits, copies: &[CopyId]) -> std::io::Result<Copies> {
-        let drills = Drills::default();
-        let pages = Pages::new(Default::default(), &drills)?;
-        Copies::open(dir, limits, None, copies, std::array::from_fn(|_| Home::Elsewhere), pages, drills)
-    }
-
-    fn open(
-        dir: &Path,
-        limits: &Limits,
-        inbox: Option<&Inbox>,
-        here: &[CopyId],
-        homes: [Home; 6],
-        pages: Arc<Pages>,
-        drills: Drills,
-    ) -> std::io::Result<Copies> {
-        let serving = Arc::new(AtomicBool::new(false));
-        let (jobs, job_rx) = channel::<(FlushJob, Mailbox)>();
-        let mut copies = Copies { homes, threads: Vec::new(), pages: Arc::clone(&pages), serving: Arc::clone(&serving), drills };
-        // One thread for all layers: compaction takes at most one core, whatever six copies want at once.
-        copies.threads.push(std::thread::Builder::new().name("layers".into()).spawn(move || {
-            while let Ok((job, back)) = job_rx.recv() {
-                let _ = back.send(Order::JobDone(job.run()));
+    pub fn start(dir: &Path, limits: &Limits, layout: Layout, inbox: &Inbox, remote: Vec<Arc<RemoteCopy>>) -> std::io::Result<Copies> {
+        let sources = remote.iter().map(|copy| (copy.id(), Arc::clone(copy) as Arc<dyn RemotePages>)).collect();
+        let copies = Copies::with(dir, limits, layout, sources)?;
+        copies.homes.write().extend(remote.into_iter().map(|copy| (copy.id(), Home::Remote(copy))));
+        for id in MemberId::all(layout.groups) {
+            if !copies.homes.read().contains_key(&id) {
+                copies.open(id, Some(Arc::new(inbox.clone())))?;
             }
-        })?);
-        for &id in here {
-            let (own, mail) = mailbox(waiting_bytes_max(limits));
-            let worker = Worker {
-                id,
-                dir: dir.join("copies").join(id.to_string()),
-                limits: limits.clone(),
-                listeners: Listeners::new(id, inbox.map(|inbox| Arc::new(inbox.clone()) as Arc<dyn Listener>)),
-                mail,
-                own: own.clone(),
-                jobs: jobs.clone(),
-                pages: Arc::clone(&pages),
-                serving: Arc::clone(&serving),
-                drills: copies.drills.clone(),
-            };
-            copies.homes[id.index()] = Home::Here(own);
-            copies.threads.push(std::thread::Builder::new().name(format!("copy-{id}")).spawn(move || worker.run())?);
         }
         Ok(copies)
     }
 
-    /// Tells a copy. A request to one that takes nothing is dropped when too much waits already: the appender asks again.
-    pub fn send(&self, copy: CopyId, order: Order) {
-        if let Order::Slow(delay) = order {
-            self.drills.of(copy).set(delay);
-        }
-        match &self.homes[copy.index()] {
-            Home::Here(mailbox) => {
-                mailbox.send(order);
+    /// None yet, for whoever connects: see [`Copies::mailbox`].
+    ///
+    /// # Errors
+    /// When a thread cannot be started.
+    pub fn host(dir: &Path, limits: &Limits) -> std::io::Result<Copies> {
+        Copies::with(dir, limits, Layout { groups: GROUPS_MAX, ..Layout::default() }, BTreeMap::new())
+    }
+
+    fn with(dir: &Path, limits: &Limits, layout: Layout, remote: BTreeMap<MemberId, Arc<dyn RemotePages>>) -> std::io::Result<Copies> {
+        let drills = Drills::default();
+        let (jobs, job_rx) = channel::<(FlushJob, Mailbox)>();
+        // One thread for all layers: compaction takes at most one core, whatever six copies want at once.
+        let layers = std::thread::Builder::new().name("layers".into()).spawn(move || {
+            while let Ok((job, back)) = job_rx.recv() {
+                let _ = back.send(Order::JobDone(job.run()));
             }
-            Home::Remote(remote) => remote.send(order),
-            Home::Elsewhere => {}
+        })?;
+        let shared = Shared {
+            dir: dir.join("copies"),
+            limits: limits.clone(),
+            pages: Pages::new(layout, remote, &drills)?,
+            serving: Arc::new(AtomicBool::new(false)),
+            drills,
+        };
+        Ok(Copies { homes: RwLock::default(), threads: Mutex::new(vec![layers]), jobs: Mutex::new(Some(jobs)), shared })
+    }
+
+    fn open(&self, id: MemberId, owner: Option<Arc<dyn Listener>>) -> std::io::Result<Mailbox> {
+        let mut homes = self.homes.write();
+        if let Some(Home::Here(mailbox)) = homes.get(&id) {
+            return Ok(mailbox.clone());
+        }
+        let Some(jobs) = self.jobs.lock().clone() else { return Err(std::io::Error::other("the process is stopping")) };
+        let (own, mail) = mailbox(waiting_bytes_max(&self.shared.limits));
+        let dir = self.shared.dir.join(id.to_string());
+        let worker = Worker { id, dir, listeners: Listeners::new(id, owner), mail, own: own.clone(), jobs, shared: self.shared.clone() };
+        self.threads.lock().push(std::thread::Builder::new().name(format!("copy-{id}")).spawn(move || worker.run())?);
+        homes.insert(id, Home::Here(own.clone()));
+        Ok(own)
+    }
+
+    /// What takes orders for a copy of this process, which is opened if it is not.
+    ///
+    /// # Errors
+    /// When its thread cannot be started.
+    pub fn mailbox(&self, id: MemberId) -> std::io::Result<Mailbox> {
+        self.open(id, None)
+    }
+
+    /// Tells a copy. A request to one that takes nothing is dropped when too much waits already: the appender asks again.
+    pub fn send(&self, copy: MemberId, request: CopyRequest) {
+        match self.homes.read().get(&copy) {
+            Some(Home::Here(mailbox)) => {
+                mailbox.send(Order::Request(request));
+            }
+            Some(Home::Remote(remote)) => remote.send(request),
+            None => {}
         }
     }
 
-    /// What takes orders for a copy of this process.
-    #[must_use]
-    pub fn mailbox(&self, copy: CopyId) -> Option<&Mailbox> {
-        if let Home::Here(mailbox) = &self.homes[copy.index()] { Some(mailbox) } else { None }
+    /// An operator's drill, with the copy of that name in every group: it is the name of a place.
+    pub fn drill(&self, copy: CopyId, drill: Drill) {
+        if let Drill::Slow(delay) = drill {
+            self.shared.drills.of(copy).set(delay);
+        }
+        for (_, home) in self.homes.read().iter().filter(|(id, _)| id.copy == copy) {
+            match (home, drill) {
+                (Home::Remote(remote), drill) => remote.drill(drill),
+                (Home::Here(mailbox), Drill::Stop) => drop(mailbox.send(Order::Stop)),
+                (Home::Here(mailbox), Drill::Start) => drop(mailbox.send(Order::Start)),
+                (Home::Here(_), Drill::Slow(_)) => {}
+            }
+        }
     }
 
     #[must_use]
     pub fn pages(&self) -> Arc<Pages> {
-        Arc::clone(&self.pages)
+        Arc::clone(&self.shared.pages)
     }
 
     #[must_use]
     pub fn drills(&self) -> &Drills {
-        &self.drills
+        &self.shared.drills
     }
 
     pub fn set_serving(&self, serving: bool) {
-        if self.serving.swap(serving, Ordering::Relaxed) != serving {
-            self.remote().for_each(|remote| remote.set_serving(serving));
+        if self.shared.serving.swap(serving, Ordering::Relaxed) != serving {
+            for home in self.homes.read().values() {
+                if let Home::Remote(remote) = home {
+                    remote.set_serving(serving);
+                }
+            }
         }
     }
 
-    /// As [`Copies::set_serving`], for whoever does not have the copies themselves.
-    pub fn serving_setter(&self) -> impl Fn(bool) + Send + Sync + 'static {
-        let serving = Arc::clone(&self.serving);
-        move |now| serving.store(now, Ordering::Relaxed)
-    }
-
-    fn remote(&self) -> impl Iterator<Item = &Arc<RemoteCopy>> {
-        self.homes.iter().filter_map(|home| if let Home::Remote(remote) = home { Some(remote) } else { None })
-    }
-
-    /// Ends all threads, after what they were told before.
-    pub fn stop(mut self) {
-        self.drills.end();
-        for home in &mut self.homes {
-            if let Home::Here(mailbox) = std::mem::replace(home, Home::Elsewhere) {
+    /// Ends all threads, after what they were told before, and waits for them: nothing is written any more.
+    pub fn stop(&self) {
+        self.shared.drills.end();
+        self.jobs.lock().take();
+        for (_, home) in std::mem::take(&mut *self.homes.write()) {
+            if let Home::Here(mailbox) = home {
                 mailbox.send(Order::End);
             }
         }
-        for thread in self.threads.drain(..) {
+        for thread in self.threads.lock().drain(..) {
             let _ = thread.join();
         }
     }
 }
 
 struct Worker {
-    id: CopyId,
+    id: MemberId,
     dir: PathBuf,
-    limits: Limits,
     listeners: Listeners,
     mail: Mail,
     own: Mailbox,
     jobs: Sender<(FlushJob, Mailbox)>,
-    pages: Arc<Pages>,
-    serving: Arc<AtomicBool>,
-    drills: Drills,
+    shared: Shared,
 }
 
 enum Ended {
@@ -241,8 +257,8 @@ impl Worker {
             };
             match &full {
                 // What it has is right: only what is durable in the region becomes pages. Others may be full, too.
-                Some(_) => self.pages.leave(self.id),
-                None => self.pages.set(self.id, None),
+                Some(_) => self.shared.pages.leave(self.id),
+                None => self.shared.pages.set(self.id, None),
             }
             let (mut reason, mut until) = match ended {
                 Ended::Process => return,
@@ -272,32 +288,32 @@ impl Worker {
                     Ok(_) => {}
                 }
             }
-            self.pages.set(self.id, None);
+            self.shared.pages.set(self.id, None);
         }
     }
 
     /// No room for one more file of the log, and the copy met that.
     fn is_full(&self, disk: &FileDisk) -> bool {
-        disk.is_full(self.limits.log_file_bytes)
+        disk.is_full(self.shared.limits.log_file_bytes)
     }
 
     fn open(&self) -> Result<(Copy, Arc<FileDisk>), String> {
         let disk = Arc::new(FileDisk::open(&self.dir).map_err(|e| e.to_string())?);
-        match Copy::open(disk.clone(), &self.limits) {
-            Err(e @ OpenError::Damaged { .. }) if self.serving.load(Ordering::Relaxed) => {
+        match Copy::open(disk.clone(), &self.shared.limits) {
+            Err(e @ OpenError::Damaged { .. }) if self.shared.serving.load(Ordering::Relaxed) => {
                 // The volume serves without it and will rebuild it. What is damaged is kept for whoever wants to look at it.
                 let aside = self.dir.with_extension(format!("damaged-{}", clock::unix_now().0 / 1_000_000));
                 std::fs::rename(&self.dir, &aside).map_err(|io| format!("{e}; and it cannot be moved aside: {io}"))?;
                 tracing::warn!(copy = %self.id, kept = %aside.display(), "{e}");
                 let disk = Arc::new(FileDisk::open(&self.dir).map_err(|e| e.to_string())?);
-                Copy::open(disk.clone(), &self.limits).map(|copy| (copy, disk)).map_err(|e| e.to_string())
+                Copy::open(disk.clone(), &self.shared.limits).map(|copy| (copy, disk)).map_err(|e| e.to_string())
             }
             other => other.map(|copy| (copy, disk)).map_err(|e| e.to_string()),
         }
     }
 
     fn serve(&mut self, mut copy: Copy) -> Ended {
-        self.pages.set(self.id, Some(copy.pages()));
+        self.shared.pages.set(self.id, Some(copy.pages()));
         self.listeners.tell_all(&Says::Opened { promised: copy.promised() });
         let mut replies: Vec<CopyReply> = Vec::new();
         let mut outgoing = Outgoing::default();
@@ -335,7 +351,7 @@ impl Worker {
                         self.listeners.detach(from);
                         continue;
                     }
-                    Order::Start | Order::Slow(_) => continue,
+                    Order::Start => continue,
                     Order::Stop => {
                         ended = Some(Ended::Stopped);
                         break;
@@ -350,21 +366,21 @@ impl Worker {
                 }
                 copy.handle(request, &mut replies);
                 outgoing.add(from, &mut replies);
-                if bytes >= self.limits.copy_window_bytes_max {
+                if bytes >= self.shared.limits.copy_window_bytes_max {
                     break;
                 }
             }
             copy.flush(&mut replies);
             outgoing.add_for_all(&mut replies);
             if !outgoing.is_empty() {
-                self.drills.of(self.id).pause(began);
+                self.shared.drills.of(self.id.copy).pause(began);
             }
             self.listeners.send(&mut outgoing);
             if let Some(ended) = ended {
                 return ended;
             }
             more = copy.ingest(&mut replies);
-            self.pages.moved();
+            self.shared.pages.moved();
             while let Some(job) = copy.background_job() {
                 let _ = self.jobs.send((job, self.own.clone()));
             }

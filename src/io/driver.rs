@@ -4,7 +4,7 @@
 //! report, the events) is a copy; nobody else touches the node.
 
 use super::clock;
-use super::copies::{Copies, Order};
+use super::copies::{Copies, Drill};
 use super::link::Link;
 use crate::base::{ConnId, CopyId, Instant, RegionName};
 use crate::head::embedded::Engine;
@@ -32,10 +32,11 @@ const EVENTS_KEPT: usize = 4096;
 const BURST: usize = 256;
 
 /// What wakes the driver.
+#[expect(clippy::large_enum_variant, reason = "nearly all of them are events")]
 enum Wake {
     Event(Event),
     LinkUp { link: Link, dialled: bool, conn: ConnId },
-    Order { copy: CopyId, order: Order },
+    Drill { copy: CopyId, drill: Drill },
     Stop,
 }
 
@@ -56,8 +57,8 @@ impl Inbox {
     }
 
     /// Takes a copy out of duty, or back, for a drill.
-    pub fn order(&self, copy: CopyId, order: Order) {
-        let _ = self.tx.send(Wake::Order { copy, order });
+    pub fn drill(&self, copy: CopyId, drill: Drill) {
+        let _ = self.tx.send(Wake::Drill { copy, drill });
     }
 
     pub fn stop(&self) {
@@ -182,8 +183,8 @@ impl Driver {
                 self.shared.links.write().insert(conn, link);
                 Event::Linked { conn, peer, dialled }
             }
-            Wake::Order { copy, order } => {
-                self.copies.send(copy, order);
+            Wake::Drill { copy, drill } => {
+                self.copies.drill(copy, drill);
                 return true;
             }
             Wake::Stop => return false,
@@ -195,7 +196,7 @@ impl Driver {
     fn flush(&mut self) {
         while let Some(effect) = self.node.poll_effect() {
             match effect {
-                Effect::ToCopy { copy, request } => self.copies.send(copy, Order::Request(request)),
+                Effect::ToCopy { copy, request } => self.copies.send(copy, request),
                 Effect::Dial { region } => self.dialler.dial(region),
                 Effect::Send { conn, message } => self.send(conn, &message),
                 Effect::Unlink { conn, reason } => {

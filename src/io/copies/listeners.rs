@@ -3,7 +3,7 @@
 //! Decides who hears what: an answer goes to whoever asked; that frames are fsynced, and that the copy came or went, goes to all. A
 //! process of an earlier generation may still be among them: what it hears carries a generation, and it is refused by the copy.
 
-use crate::base::{CopyId, Generation};
+use crate::base::{Generation, MemberId};
 use crate::io::driver::Inbox;
 use crate::node::Event;
 use crate::volume::CopyReply;
@@ -29,11 +29,11 @@ pub enum Says {
 
 /// Takes what a copy says, from its thread; must not wait.
 pub trait Listener: Send + Sync {
-    fn tell(&self, copy: CopyId, says: Says);
+    fn tell(&self, copy: MemberId, says: Says);
 }
 
 impl Listener for Inbox {
-    fn tell(&self, copy: CopyId, says: Says) {
+    fn tell(&self, copy: MemberId, says: Says) {
         self.send(match says {
             Says::Opened { promised } => Event::CopyOpened { copy, promised },
             Says::Lost { reason } => Event::CopyLost { copy, reason },
@@ -63,12 +63,12 @@ impl Outgoing {
 }
 
 pub(super) struct Listeners {
-    copy: CopyId,
+    copy: MemberId,
     of: BTreeMap<u64, Arc<dyn Listener>>,
 }
 
 impl Listeners {
-    pub(super) fn new(copy: CopyId, owner: Option<Arc<dyn Listener>>) -> Listeners {
+    pub(super) fn new(copy: MemberId, owner: Option<Arc<dyn Listener>>) -> Listeners {
         Listeners { copy, of: owner.into_iter().map(|listener| (OWNER, listener)).collect() }
     }
 

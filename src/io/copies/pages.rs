@@ -5,15 +5,15 @@
 //! on another machine), and of another one when that takes longer than it usually does; the first good answer counts. Which
 //! copy, and when the next, is [`super::hedge`]'s decision. Driven by the readers' threads, which wait here.
 
-use super::hedge::{Hedge, SOURCES};
+use super::hedge::Hedge;
 use super::slow::Drills;
-use crate::base::{CopyId, Instant, Lsn, PageNo};
+use crate::base::{CopyId, GroupId, Instant, Layout, Lsn, MemberId, PageNo};
 use crate::head::{PageError, PageSource};
 use crate::io::clock;
 use crate::volume::{PageStore, ReadError};
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex, RwLock};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, TrySendError, channel, sync_channel};
@@ -63,11 +63,14 @@ struct Question {
 
 /// The page stores of the copies in this process; the copies on other machines.
 pub struct Pages {
-    stores: RwLock<[Option<Arc<PageStore>>; SOURCES]>,
+    layout: Layout,
+    /// In the order of [`MemberId::all`].
+    stores: RwLock<Vec<Option<Arc<PageStore>>>>,
     /// Copies that left their duty and are still read.
-    left: Mutex<BTreeSet<CopyId>>,
+    left: Mutex<BTreeSet<MemberId>>,
+    /// Of each place: the disk is the same for its copies of all groups.
     readers: Vec<SyncSender<Question>>,
-    remote: [Option<Arc<dyn RemotePages>>; SOURCES],
+    remote: BTreeMap<MemberId, Arc<dyn RemotePages>>,
     hedge: Arc<Mutex<Hedge>>,
     drills: Drills,
     hedged: AtomicU64,
@@ -79,12 +82,13 @@ pub struct Pages {
 impl Pages {
     /// # Errors
     /// When a thread cannot be started.
-    pub fn new(remote: [Option<Arc<dyn RemotePages>>; SOURCES], drills: &Drills) -> std::io::Result<Arc<Pages>> {
+    pub fn new(layout: Layout, remote: BTreeMap<MemberId, Arc<dyn RemotePages>>, drills: &Drills) -> std::io::Result<Arc<Pages>> {
+        let is_remote = |copy: CopyId| remote.keys().any(|id| id.copy == copy);
         let mut readers = Vec::new();
         for copy in CopyId::all() {
             let (tx, rx) = sync_channel(WAITING_PER_COPY);
             let rx = Arc::new(Mutex::new(rx));
-            let threads = if remote[copy.index()].is_some() { 0 } else { THREADS_PER_COPY };
+            let threads = if is_remote(copy) { 0 } else { THREADS_PER_COPY };
             for _ in 0..threads {
                 let (rx, drills) = (Arc::clone(&rx), drills.clone());
                 // They end when `Pages` does. One that is stuck in its disk is waited for by nobody.
@@ -93,10 +97,11 @@ impl Pages {
             readers.push(tx);
         }
         Ok(Arc::new(Pages {
-            stores: RwLock::new(Default::default()),
+            layout,
+            stores: RwLock::new(vec![None; MemberId::all(layout.groups).count()]),
             left: Mutex::default(),
             readers,
-            hedge: Arc::new(Mutex::new(Hedge::new(std::array::from_fn(|i| remote[i].is_some())))),
+            hedge: Arc::new(Mutex::new(Hedge::new(CopyId::all().map(is_remote)))),
             remote,
             drills: drills.clone(),
             hedged: AtomicU64::new(0),
@@ -106,13 +111,13 @@ impl Pages {
         }))
     }
 
-    pub(super) fn set(&self, copy: CopyId, store: Option<Arc<PageStore>>) {
+    pub(super) fn set(&self, copy: MemberId, store: Option<Arc<PageStore>>) {
         let mut stores = self.stores.write();
         self.left.lock().remove(&copy);
         stores[copy.index()] = store;
     }
 
-    pub(super) fn leave(&self, copy: CopyId) {
+    pub(super) fn leave(&self, copy: MemberId) {
         self.left.lock().insert(copy);
     }
 
@@ -138,28 +143,32 @@ impl Pages {
     }
 
     /// What needs no disk, from whichever copy of this process has it.
-    fn in_memory(&self, page: PageNo, at: Lsn) -> Option<Bytes> {
+    fn in_memory(&self, group: GroupId, page: PageNo, at: Lsn) -> Option<Bytes> {
         let stores = self.stores.read();
-        let fast = |i: &usize| self.drills.of(CopyId::all()[*i]).delay().is_zero();
+        let fast = |id: &MemberId| self.drills.of(id.copy).delay().is_zero();
+        let mut open = MemberId::of(group).into_iter().filter(fast).filter_map(|id| stores[id.index()].as_ref());
         // What is in memory is about the same in all of them.
-        let store = (0..SOURCES).filter(fast).filter_map(|i| stores[i].as_ref()).find(|store| store.ingested() >= at)?;
-        store.read_in_memory(page, at)
+        open.find(|store| store.ingested() >= at)?.read_in_memory(page, at)
     }
 
     /// From whichever copy has it, hedged. `Err` with the last reason when none has it now.
     fn try_read(&self, page: PageNo, at: Lsn, until: Instant) -> Result<Bytes, String> {
-        if let Some(bytes) = self.in_memory(page, at) {
+        let group = self.layout.group_of(page);
+        if let Some(bytes) = self.in_memory(group, page, at) {
             return Ok(bytes);
         }
-        let stores = self.stores.read().clone();
-        let able = std::array::from_fn(|i| stores[i].is_some() || self.remote[i].is_some());
+        let members = MemberId::of(group);
+        let able = {
+            let stores = self.stores.read();
+            members.map(|id| stores[id.index()].is_some() || self.remote.contains_key(&id))
+        };
         let mut order = self.hedge.lock().order(able, clock::now()).into_iter();
         let (to, answers) = channel();
         let mut reason = "no copy is open".to_owned();
         let mut waiting = 0;
         loop {
             let began = clock::now();
-            let asked = order.by_ref().find(|i| self.ask(*i, stores[*i].as_ref(), page, at, began, &to));
+            let asked = order.by_ref().find(|i| self.ask(members[*i], page, at, began, &to));
             let patience = match asked {
                 Some(source) => {
                     waiting += 1;
@@ -189,38 +198,22 @@ impl Pages {
         }
     }
 
-    fn ask(
-        &self,
-        source: usize,
-        store: Option<&Arc<PageStore>>,
-        page: PageNo,
-        at: Lsn,
-        began: Instant,
-        to: &Sender<Result<Bytes, String>>,
-    ) -> bool {
-        let answer = Answer { source, began, hedge: Arc::clone(&self.hedge), to: to.clone() };
-        match (&self.remote[source], store) {
-            (Some(remote), _) => remote.ask(page, at, answer),
-            (None, Some(store)) => {
-                let give = Box::new(move |page| answer.give(page));
-                self.queue(source, Question { store: Arc::clone(store), page, at, began, give })
-            }
-            (None, None) => false,
+    fn ask(&self, id: MemberId, page: PageNo, at: Lsn, began: Instant, to: &Sender<Result<Bytes, String>>) -> bool {
+        let answer = Answer { source: id.copy.index(), began, hedge: Arc::clone(&self.hedge), to: to.clone() };
+        match self.remote.get(&id) {
+            Some(remote) => remote.ask(page, at, answer),
+            None => self.read_of(id, page, at, Box::new(move |page| answer.give(page))),
         }
     }
 
-    /// False: its threads are stuck in their disk.
-    fn queue(&self, source: usize, question: Question) -> bool {
-        match self.readers[source].try_send(question) {
+    /// Asks one copy of this process. False: it is not open, or its threads are stuck in their disk.
+    pub fn read_of(&self, id: MemberId, page: PageNo, at: Lsn, give: Give) -> bool {
+        let Some(store) = self.stores.read()[id.index()].clone() else { return false };
+        let question = Question { store, page, at, began: clock::now(), give };
+        match self.readers[id.copy.index()].try_send(question) {
             Ok(()) => true,
             Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => false,
         }
-    }
-
-    /// Asks one copy of this process, for somebody else. False: it is not open, or its threads are stuck in their disk.
-    pub fn read_of(&self, copy: CopyId, page: PageNo, at: Lsn, give: Give) -> bool {
-        let Some(store) = self.stores.read()[copy.index()].clone() else { return false };
-        self.queue(copy.index(), Question { store, page, at, began: clock::now(), give })
     }
 }
 

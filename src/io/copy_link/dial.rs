@@ -6,8 +6,8 @@
 
 use super::wire::{self, Address, PageAnswer, PageQuestion, ToCopy};
 use super::{CLOSE, ORDERED, PAGE, PRIORITY_PAGE, PRIORITY_READ, READ, READ_TIMEOUT, read, refusal, write};
-use crate::base::{CopyId, Limits, Lsn, PageNo};
-use crate::io::copies::{Answer, Listener, Order, RemotePages, Says, request_bytes, waiting_bytes_max};
+use crate::base::{CopyId, Layout, Limits, Lsn, MemberId, PageNo};
+use crate::io::copies::{Answer, Drill, Listener, RemotePages, Says, request_bytes, waiting_bytes_max};
 use crate::io::quic::{NEAR_IDLE_TIMEOUT, Quic, printable};
 use crate::volume::{CopyReply, CopyRequest};
 use bytes::Bytes;
@@ -30,7 +30,7 @@ const MESSAGE_BYTES: usize = 512;
 
 /// A copy of this region that a process on another machine holds.
 pub struct RemoteCopy {
-    id: CopyId,
+    id: MemberId,
     addr: String,
     listener: Arc<dyn Listener>,
     runtime: tokio::runtime::Handle,
@@ -59,32 +59,29 @@ struct Up {
 
 impl RemoteCopy {
     #[must_use]
-    pub fn id(&self) -> CopyId {
+    pub fn id(&self) -> MemberId {
         self.id
     }
 
-    /// Does not wait. A request is dropped when there is no connection, or when the copy does not take what it was sent.
-    pub fn send(self: &Arc<Self>, order: Order) {
-        match order {
-            Order::Request(request @ (CopyRequest::ReadLog { .. } | CopyRequest::ReadPages { .. })) => self.read(request),
-            Order::Request(request) => {
-                let bytes = request_bytes(&request);
-                if let Some(up) = &self.line.lock().up
-                    && up.waiting.load(Ordering::Relaxed) < self.waiting_bytes_max
-                {
-                    up.push(bytes, &ToCopy::Request(request));
-                }
-            }
-            Order::Stop => self.drill(|line| line.on_duty = false),
-            Order::Start => self.drill(|line| line.on_duty = true),
-            Order::Slow(delay) => self.drill(|line| line.delay = delay),
-            Order::RequestOf { .. } | Order::Attach { .. } | Order::Detach { .. } | Order::JobDone(_) | Order::End => {}
+    /// Does not wait. The request is dropped when there is no connection, or when the copy does not take what it was sent.
+    pub fn send(self: &Arc<Self>, request: CopyRequest) {
+        if matches!(request, CopyRequest::ReadLog { .. } | CopyRequest::ReadPages { .. }) {
+            return self.read(request);
+        }
+        if let Some(up) = &self.line.lock().up
+            && up.waiting.load(Ordering::Relaxed) < self.waiting_bytes_max
+        {
+            up.push(request_bytes(&request), &ToCopy::Request(request));
         }
     }
 
-    fn drill(&self, change: impl FnOnce(&mut Line)) {
+    pub fn drill(&self, drill: Drill) {
         let mut line = self.line.lock();
-        change(&mut line);
+        match drill {
+            Drill::Stop => line.on_duty = false,
+            Drill::Start => line.on_duty = true,
+            Drill::Slow(delay) => line.delay = delay,
+        }
         if let Some(up) = &line.up {
             up.push(MESSAGE_BYTES, &ToCopy::Drill { on_duty: line.on_duty, delay: line.delay });
         }
@@ -177,7 +174,7 @@ impl Up {
 }
 
 /// One question on a stream of its own.
-async fn ask(connection: &Connection, kind: u8, copy: CopyId, priority: i32, question: Vec<Bytes>) -> Result<Bytes, String> {
+async fn ask(connection: &Connection, kind: u8, copy: MemberId, priority: i32, question: Vec<Bytes>) -> Result<Bytes, String> {
     let (mut send, mut recv) = connection.open_bi().await.map_err(|e| e.to_string())?;
     // The priority of a fresh stream can always be set.
     let _ = send.set_priority(priority);
@@ -187,17 +184,23 @@ async fn ask(connection: &Connection, kind: u8, copy: CopyId, priority: i32, que
     read(&mut recv).await?.ok_or_else(|| "it declined to answer".to_owned())
 }
 
-fn head(kind: u8, copy: CopyId) -> [u8; 1 + Address::BYTES] {
-    let [address] = Address { copy }.encode();
-    [kind, address]
+fn head(kind: u8, id: MemberId) -> [u8; 1 + Address::BYTES] {
+    let [group, copy] = Address { id }.encode();
+    [kind, group, copy]
 }
 
-/// The copies at `addresses` (`host:port`), from now on until the runtime ends. Must be called inside a tokio runtime.
+/// The copies at `addresses` (`host:port`), of all groups, from now on until the runtime ends. Must be called inside a tokio runtime.
 #[must_use]
-pub fn connect(quic: &Quic, addresses: &BTreeMap<CopyId, String>, limits: &Limits, listener: &Arc<dyn Listener>) -> Vec<Arc<RemoteCopy>> {
-    let new = |(id, addr): (&CopyId, &String)| {
+pub fn connect(
+    quic: &Quic,
+    addresses: &BTreeMap<CopyId, String>,
+    layout: Layout,
+    limits: &Limits,
+    listener: &Arc<dyn Listener>,
+) -> Vec<Arc<RemoteCopy>> {
+    let new = |(id, addr): (MemberId, &String)| {
         Arc::new(RemoteCopy {
-            id: *id,
+            id,
             addr: addr.clone(),
             listener: Arc::clone(listener),
             runtime: tokio::runtime::Handle::current(),
@@ -207,7 +210,8 @@ pub fn connect(quic: &Quic, addresses: &BTreeMap<CopyId, String>, limits: &Limit
             reads: AtomicUsize::new(0),
         })
     };
-    let copies: Vec<Arc<RemoteCopy>> = addresses.iter().map(new).collect();
+    let named = MemberId::all(layout.groups).filter_map(|id| addresses.get(&id.copy).map(|addr| (id, addr)));
+    let copies: Vec<Arc<RemoteCopy>> = named.map(new).collect();
     let mut by_addr: BTreeMap<&str, Vec<Arc<RemoteCopy>>> = BTreeMap::new();
     for copy in &copies {
         by_addr.entry(&copy.addr).or_default().push(Arc::clone(copy));

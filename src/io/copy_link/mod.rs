@@ -5,7 +5,7 @@
 //! that a network may do to them. The region dials ([`RemoteCopy`]), a process of copies serves ([`serve`]).
 //!
 //! ```text
-//!  every stream is bidirectional, opened by the region, and begins with   kind u8 | address (copy u8)
+//!  every stream is bidirectional, opened by the region, and begins with   kind u8 | address (group u8 | copy u8)
 //!  'O'  one for each copy: what must keep its order. Messages both ways, each with its length u32 in front
 //!  'R'  one read of the log or of many pages: a message there, a message back. Waits behind no append
 //!  'P'  one page as of an LSN: the same

@@ -5,8 +5,7 @@
 
 use super::wire::{self, Address, PageAnswer, PageQuestion, ToCopy};
 use super::{CLOSE, DECLINED, ORDERED, PAGE, PRIORITY_PAGE, PRIORITY_READ, READ, READ_TIMEOUT, ours, read, refusal, write};
-use crate::base::CopyId;
-use crate::io::copies::slow::Drills;
+use crate::base::{CopyId, MemberId};
 use crate::io::copies::{Copies, Listener, Mailbox, OWNER, Order, Pages, Says};
 use crate::io::quic::{IDLE_TIMEOUT, Quic};
 use crate::volume::{CopyReply, CopyRequest};
@@ -28,28 +27,31 @@ const FULL_PAUSE: Duration = Duration::from_millis(5);
 
 /// What a process of copies has.
 pub struct Host {
-    copies: BTreeMap<CopyId, Mailbox>,
+    /// The places that are here; the copies there, of all groups, are opened when the region asks for them.
+    places: Vec<CopyId>,
+    copies: Copies,
     pages: Arc<Pages>,
-    drills: Drills,
-    serving: Box<dyn Fn(bool) + Send + Sync>,
     next_session: AtomicU64,
 }
 
 impl Host {
     #[must_use]
-    pub fn new(copies: &Copies) -> Arc<Host> {
-        let here = CopyId::all().into_iter().filter_map(|id| copies.mailbox(id).map(|mailbox| (id, mailbox.clone())));
-        Arc::new(Host {
-            copies: here.collect(),
-            pages: copies.pages(),
-            drills: copies.drills().clone(),
-            serving: Box::new(copies.serving_setter()),
-            next_session: AtomicU64::new(OWNER + 1),
-        })
+    pub fn new(copies: Copies, places: &[CopyId]) -> Arc<Host> {
+        Arc::new(Host { places: places.to_vec(), pages: copies.pages(), copies, next_session: AtomicU64::new(OWNER + 1) })
     }
 
-    fn holds(&self) -> String {
-        self.copies.keys().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    /// Ends the copies' threads.
+    pub fn stop(&self) {
+        self.copies.stop();
+    }
+
+    /// The error is a sentence for the region.
+    fn mailbox(&self, id: MemberId) -> Result<Mailbox, String> {
+        if self.places.contains(&id.copy) {
+            return self.copies.mailbox(id).map_err(|e| format!("a thread for it cannot be started: {e}"));
+        }
+        let here = self.places.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        Err(format!("the process there holds {here} and not {}; correct [copies] of the region, or `copies` there", id.copy))
     }
 }
 
@@ -111,7 +113,7 @@ struct Session {
 }
 
 impl Listener for Session {
-    fn tell(&self, _copy: CopyId, says: Says) {
+    fn tell(&self, _copy: MemberId, says: Says) {
         if let Says::Replied(
             CopyReply::Log { id, .. } | CopyReply::LogTrimmed { id, .. } | CopyReply::Pages { id, .. } | CopyReply::Unreadable { id, .. },
         ) = &says
@@ -129,7 +131,7 @@ impl Listener for Session {
     }
 }
 
-type Sessions = Mutex<BTreeMap<CopyId, Arc<Session>>>;
+type Sessions = Mutex<BTreeMap<MemberId, Arc<Session>>>;
 
 /// Until the connection ends; how it did.
 async fn converse(connection: &Connection, host: &Arc<Host>) -> String {
@@ -152,7 +154,7 @@ async fn converse(connection: &Connection, host: &Arc<Host>) -> String {
     };
     streams.shutdown().await;
     for (copy, session) in std::mem::take(&mut *sessions.lock()) {
-        if let Some(mailbox) = host.copies.get(&copy) {
+        if let Ok(mailbox) = host.mailbox(copy) {
             mailbox.send(Order::Detach { from: session.from });
         }
     }
@@ -169,7 +171,7 @@ async fn stream(
 ) -> Result<(), String> {
     let mut head = [0; 1 + Address::BYTES];
     recv.read_exact(&mut head).await.map_err(|e| format!("a stream ended before it said what it is: {e}"))?;
-    let copy = Address::decode(head[1..].try_into().expect("BUG: the rest of the head")).map_err(|e| e.to_string())?.copy;
+    let copy = Address::decode(head[1..].try_into().expect("BUG: the rest of the head")).map_err(|e| e.to_string())?.id;
     match head[0] {
         ORDERED => ordered(connection, send, recv, &host, copy, &sessions).await,
         READ => {
@@ -180,9 +182,9 @@ async fn stream(
                 other => return Err(format!("no read: {other:?}").chars().take(100).collect()),
             };
             let session = sessions.lock().get(&copy).cloned();
-            let answer = match (session, host.copies.get(&copy)) {
-                (Some(session), Some(mailbox)) => {
-                    tokio::time::timeout(READ_TIMEOUT, read_log(&session, mailbox, request)).await.ok().flatten()
+            let answer = match (session, host.mailbox(copy)) {
+                (Some(session), Ok(mailbox)) => {
+                    tokio::time::timeout(READ_TIMEOUT, read_log(&session, &mailbox, request)).await.ok().flatten()
                 }
                 _ => None,
             };
@@ -224,7 +226,7 @@ async fn read_log(session: &Session, mailbox: &Mailbox, request: CopyRequest) ->
     answer.await.ok()
 }
 
-async fn read_page(host: &Host, copy: CopyId, question: PageQuestion) -> PageAnswer {
+async fn read_page(host: &Host, copy: MemberId, question: PageQuestion) -> PageAnswer {
     let (to, answer) = oneshot::channel();
     let give = Box::new(move |page| drop(to.send(page)));
     if !host.pages.read_of(copy, question.page, question.at, give) {
@@ -238,16 +240,18 @@ async fn ordered(
     mut send: SendStream,
     mut recv: RecvStream,
     host: &Arc<Host>,
-    copy: CopyId,
+    copy: MemberId,
     sessions: &Sessions,
 ) -> Result<(), String> {
-    let Some(mailbox) = host.copies.get(&copy).cloned() else {
-        let reason = format!("the process there holds {} and not {copy}; correct [copies] of the region, or `copies` there", host.holds());
-        write(&mut send, wire::encode_says(&Says::Lost { reason })).await?;
-        // The other copies are served all the same.
-        let _ = (send.finish(), recv.stop(DECLINED));
-        let _ = send.stopped().await;
-        return Ok(());
+    let mailbox = match host.mailbox(copy) {
+        Ok(mailbox) => mailbox,
+        Err(reason) => {
+            write(&mut send, wire::encode_says(&Says::Lost { reason })).await?;
+            // The other copies are served all the same.
+            let _ = (send.finish(), recv.stop(DECLINED));
+            let _ = send.stopped().await;
+            return Ok(());
+        }
     };
     let (outbox, mut replies) = mpsc::unbounded_channel();
     let overrun = Box::new(move || connection.close(CLOSE, b"the region does not take what its copies say"));
@@ -267,10 +271,10 @@ async fn ordered(
                     mailbox.send(Order::RequestOf { from, request });
                 }
                 ToCopy::Drill { on_duty, delay } => {
-                    host.drills.of(copy).set(delay);
+                    host.copies.drills().of(copy.copy).set(delay);
                     mailbox.send(if on_duty { Order::Start } else { Order::Stop });
                 }
-                ToCopy::Serving(serving) => (host.serving)(serving),
+                ToCopy::Serving(serving) => host.copies.set_serving(serving),
             }
         }
         Ok::<(), String>(())

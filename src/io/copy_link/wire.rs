@@ -9,7 +9,7 @@
 //! All numbers little-endian. The version is the protocol's name in the handshake (`io::tls::COPY_ALPN`). Frames are never
 //! re-encoded; every length is checked against what is there before anything is allocated; nothing may be left over.
 
-use crate::base::{CopyId, Generation, LogEnd, Lsn, PageNo, Seq};
+use crate::base::{CopyId, GROUPS_MAX, Generation, GroupId, LogEnd, Lsn, MemberId, PageNo, Seq};
 use crate::io::copies::Says;
 use crate::log::{Frame, History, SeedBase, split_frames};
 use crate::volume::{CopyReply, CopyRequest, CopyState};
@@ -62,22 +62,26 @@ pub type PageAnswer = Result<Bytes, String>;
 /// What stands first on every stream: which copy it is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Address {
-    pub copy: CopyId,
+    pub id: MemberId,
 }
 
 impl Address {
-    pub const BYTES: usize = 1;
+    pub const BYTES: usize = 2;
 
     #[must_use]
     pub fn encode(self) -> [u8; Address::BYTES] {
-        [self.copy.0]
+        [u8::try_from(self.id.group.0).expect("BUG: there are few groups"), self.id.copy.0]
     }
 
     /// # Errors
     /// There is no such copy.
     pub fn decode(bytes: [u8; Address::BYTES]) -> Result<Address, CopyWireError> {
-        let copy = CopyId(bytes[0]);
-        if CopyId::all().contains(&copy) { Ok(Address { copy }) } else { Err(malformed(format!("copy {} of six", bytes[0]))) }
+        let id = MemberId { group: GroupId(bytes[0].into()), copy: CopyId(bytes[1]) };
+        if id.group.0 < GROUPS_MAX && CopyId::all().contains(&id.copy) {
+            Ok(Address { id })
+        } else {
+            Err(malformed(format!("there is no copy {} in group {}", bytes[1], bytes[0])))
+        }
     }
 }
 

@@ -12,7 +12,8 @@ fn whole(parts: Vec<Bytes>) -> Bytes {
 fn two_frames() -> Vec<Frame> {
     let first = Frame::encode(&LogEnd::EMPTY, Epoch(1), Generation(9), Flags::CONSISTENCY_POINT, UnixMicros(7), b"payload");
     let second = Frame::encode(&first.log_end(), Epoch(1), Generation(9), Flags::default(), UnixMicros(8), b"");
-    vec![first, second]
+    let elsewhere = Frame::encode(&second.log_end(), Epoch(1), Generation(9), Flags::default(), UnixMicros(9), b"of group 0");
+    vec![first, second, elsewhere.for_group(GroupId(1))]
 }
 
 fn two_pages() -> Vec<(PageNo, Bytes)> {
@@ -89,10 +90,10 @@ fn messages_survive_the_round_trip() {
     for answer in [Ok(Bytes::from_static(b"page")), Ok(Bytes::new()), Err("behind".to_owned())] {
         assert_eq!(decode_page(&whole(encode_page(&answer))).unwrap(), answer);
     }
-    for copy in CopyId::all() {
-        assert_eq!(Address::decode(Address { copy }.encode()).unwrap().copy, copy);
+    for id in MemberId::all(GROUPS_MAX) {
+        assert_eq!(Address::decode(Address { id }.encode()).unwrap().id, id);
     }
-    assert!(Address::decode([6]).is_err());
+    assert!(Address::decode([0, 6]).is_err() && Address::decode([16, 0]).is_err());
 }
 
 #[test]

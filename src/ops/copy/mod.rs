@@ -29,13 +29,14 @@ pub async fn run(config: CopyConfig, options: RunOptions, shutdown: watch::Recei
     }
     let quic = Quic::bind_copies(config.listen, Arc::new(material))
         .with_context(|| format!("the copies cannot be reached; see listen in {}", config.file.display()))?;
-    let copies = Copies::host(&config.data_dir, &config.limits, &config.copies).context("a thread for a copy cannot be started")?;
-    let accepting = tokio::spawn(copy_link::serve(quic.clone(), Host::new(&copies)));
+    let copies = Copies::host(&config.data_dir, &config.limits).context("a thread for a copy cannot be started")?;
+    let host = Host::new(copies, &config.copies);
+    let accepting = tokio::spawn(copy_link::serve(quic.clone(), Arc::clone(&host)));
     tracing::info!(region = %config.region, listen = %config.listen, "copies {names} are served");
     let why = until_told(options, shutdown).await;
     tracing::info!("stopping: {why}");
     accepting.abort();
     quic.close("the process of these copies is stopping").await;
-    let _ = tokio::task::spawn_blocking(move || copies.stop()).await;
+    let _ = tokio::task::spawn_blocking(move || host.stop()).await;
     Ok(())
 }

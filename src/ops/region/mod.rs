@@ -60,14 +60,19 @@ pub async fn run(config: Config, options: RunOptions, shutdown: watch::Receiver<
     let inbox = queue.inbox.clone();
     let listener: Arc<dyn Listener> = Arc::new(inbox.clone());
     let to_copies = if config.copies.is_empty() { None } else { Some(quic.copies_dialler()?) };
-    let remote = to_copies.as_ref().map(|quic| copy_link::connect(quic, &config.copies, &config.limits, &listener)).unwrap_or_default();
-    let copies = Copies::start(&config.data_dir, &config.limits, &inbox, remote).context("a thread for a copy cannot be started")?;
+    let remote = to_copies
+        .as_ref()
+        .map(|quic| copy_link::connect(quic, &config.copies, config.layout, &config.limits, &listener))
+        .unwrap_or_default();
+    let copies =
+        Copies::start(&config.data_dir, &config.limits, config.layout, &inbox, remote).context("a thread for a copy cannot be started")?;
     let who = Identity {
         cluster: config.cluster.clone(),
         region: config.region.clone(),
         founder: config.founder.clone(),
         members: regions.clone(),
         version: env!("CARGO_PKG_VERSION").into(),
+        layout: config.layout,
     };
     let node = Node::new(who, config.limits.clone(), Prng::new(entropy()?), clock::unix_now());
     let shared = Shared::new(&node);

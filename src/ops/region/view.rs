@@ -6,7 +6,7 @@ use crate::endpoint::http::RegionView;
 use crate::head::embedded::Engine;
 use crate::head::{GlobalStatusRow, InstanceStatusRow, StatusSource};
 use crate::io::clock;
-use crate::io::copies::Order;
+use crate::io::copies::Drill;
 use crate::io::copies::slow::Drills;
 use crate::io::driver::Shared;
 use crate::io::quic::RefusalKind;
@@ -90,8 +90,10 @@ impl RegionView for View {
     fn report(&self) -> RegionReport {
         let mut report = (**self.shared.report.read()).clone();
         // What an operator does to a copy is no state of the volume: the node does not know of it.
-        for (copy, id) in report.copies.iter_mut().filter(|c| c.reason.is_none()).filter_map(|c| c.name.parse().ok().map(|id| (c, id))) {
-            copy.reason = self.drills.note(id);
+        for copy in report.copies.iter_mut().filter(|c| c.reason.is_none()) {
+            // `a1.g1` is a1 as well: an order is for a place, in all groups.
+            let place = copy.name.split('.').next().and_then(|name| name.parse().ok());
+            copy.reason = place.and_then(|id| self.drills.note(id));
         }
         report
     }
@@ -127,13 +129,13 @@ impl AdminPort for View {
     }
 
     async fn set_copy_on_duty(&self, copy: CopyId, on_duty: bool) -> Result<String, String> {
-        self.links.inbox().order(copy, if on_duty { Order::Start } else { Order::Stop });
+        self.links.inbox().drill(copy, if on_duty { Drill::Start } else { Drill::Stop });
         let what = if on_duty { "back on duty; it catches up by itself" } else { "out of duty until it is started again" };
         Ok(format!("copy {copy} of {} is {what}", self.config.region))
     }
 
     async fn slow_copy(&self, copy: CopyId, delay: Duration) -> Result<String, String> {
-        self.links.inbox().order(copy, Order::Slow(delay));
+        self.links.inbox().drill(copy, Drill::Slow(delay));
         let region = &self.config.region;
         Ok(match delay {
             Duration::ZERO => format!("copy {copy} of {region} is as fast as its disk again"),
