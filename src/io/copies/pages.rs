@@ -255,3 +255,71 @@ impl PageSource for Pages {
         outcome
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::Limits;
+    use crate::io::copies::{Copies, Drill};
+    use crate::io::driver::Queue;
+
+    /// Answers at once, or never.
+    struct Far {
+        answers: bool,
+        asked: AtomicU64,
+        /// Held for ever: its process was stopped.
+        held: Mutex<Vec<Answer>>,
+    }
+
+    impl RemotePages for Far {
+        fn ask(&self, page: PageNo, _: Lsn, answer: Answer) -> bool {
+            self.asked.fetch_add(1, Ordering::Relaxed);
+            if self.answers {
+                answer.give(Ok(Bytes::copy_from_slice(&page.0.to_le_bytes())));
+            } else {
+                self.held.lock().push(answer);
+            }
+            true
+        }
+    }
+
+    #[test]
+    fn a_copy_that_does_not_answer_is_asked_no_more_than_now_and_then() {
+        let far: Vec<Arc<Far>> =
+            (0..6).map(|i| Arc::new(Far { answers: i == 4, asked: AtomicU64::new(0), held: Mutex::default() })).collect();
+        let remote = MemberId::all(1).zip(&far).map(|(id, far)| (id, Arc::clone(far) as Arc<dyn RemotePages>)).collect();
+        let pages = Pages::new(Layout::default(), remote, &Drills::default()).unwrap();
+        for page in 0..500 {
+            assert_eq!(&pages.page_at(PageNo(page), Lsn(1)).unwrap()[..], page.to_le_bytes());
+        }
+        let hedged = pages.hedged();
+        assert!(hedged > 0 && hedged < 250, "{hedged} of 500 reads were hedged");
+        assert_eq!(far[4].asked.load(Ordering::Relaxed), 500);
+    }
+
+    #[test]
+    fn disks_that_stall_stop_no_reader_while_one_answers() {
+        let dir = tempfile::tempdir().unwrap();
+        let queue = Queue::new();
+        let copies = Copies::start(dir.path(), &Limits::tiny(), Layout::default(), &queue.inbox, Vec::new()).unwrap();
+        let pages = copies.pages();
+        // Waits until the first of them is open. An empty copy knows of every page, as of the beginning, that it is not there.
+        assert!(pages.page_at(PageNo(1), Lsn(0)).unwrap().is_empty());
+        for copy in CopyId::all().into_iter().filter(|c| *c != CopyId(3)) {
+            copies.drill(copy, Drill::Slow(Duration::from_secs(60)));
+        }
+        std::thread::scope(|readers| {
+            for reader in 0..4 {
+                let pages = &pages;
+                readers.spawn(move || {
+                    for page in 0..100 {
+                        // Would end in an error if it waited for one of the five.
+                        assert!(pages.page_at(PageNo(1 + reader * 100 + page), Lsn(0)).unwrap().is_empty());
+                    }
+                });
+            }
+        });
+        assert!(pages.hedged() > 0);
+        copies.stop();
+    }
+}

@@ -87,6 +87,12 @@ impl RemoteCopy {
         }
     }
 
+    /// What was sent and not yet taken by the connection, about; bounded.
+    #[must_use]
+    pub fn waiting_bytes(&self) -> usize {
+        self.line.lock().up.as_ref().map_or(0, |up| up.waiting.load(Ordering::Relaxed))
+    }
+
     pub fn set_serving(&self, serving: bool) {
         let mut line = self.line.lock();
         line.serving = serving;
