@@ -5,7 +5,7 @@ use parhelion::base::{
     ClusterName, CopyId, Epoch, Generation, GroupId, Layout, Limits, LineageId, LogEnd, Lsn, MemberId, RegionName, Seq, UnixMicros,
 };
 use parhelion::io::clock::unix_now;
-use parhelion::io::copies::{Copies, Listener, Says};
+use parhelion::io::copies::{Copies, Listener, Says, Whose};
 use parhelion::io::copy_link::{self, Host, RemoteCopy};
 use parhelion::io::quic::{Quic, QuicSettings, RefusalKind};
 use parhelion::io::tls::{COPY_ALPN, Material, Subject, copies_dns_name};
@@ -49,7 +49,8 @@ struct Site {
 
 fn site(dir: &Path, limits: &Limits) -> Site {
     let quic = Quic::bind_copies("127.0.0.1:0".parse().unwrap(), material(&dir.join("certs"), "us", Subject::Copies)).unwrap();
-    let host = Host::new(Copies::host(dir, limits).unwrap(), &[CopyId(0), CopyId(1)]);
+    let whose = Whose { cluster: cluster(), region: region("us"), data_dir: dir.to_path_buf(), limits: limits.clone() };
+    let host = Host::new(Copies::host(whose).unwrap(), &[CopyId(0), CopyId(1)]);
     tokio::spawn(copy_link::serve(quic.clone(), Arc::clone(&host)));
     Site { addr: quic.local_addr().unwrap(), quic, host }
 }

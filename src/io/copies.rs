@@ -15,14 +15,16 @@ use super::clock;
 use super::copy_link::RemoteCopy;
 use super::disk::FileDisk;
 use super::driver::Inbox;
-use crate::base::{CopyId, GROUPS_MAX, Layout, Limits, MemberId};
-use crate::volume::{Copy, CopyReply, CopyRequest, FlushDone, FlushJob, OpenError};
+use crate::base::{ClusterName, CopyId, GROUPS_MAX, Layout, Limits, MemberId, RegionName};
+use crate::volume::identity::{self, Home};
+use crate::volume::membership::Incarnation;
+use crate::volume::{Copy, CopyReply, CopyRequest, DiskError, FlushDone, FlushJob, OpenError};
 use listeners::{Listeners, Outgoing};
 use mailbox::{Mail, mailbox};
 use parking_lot::{Mutex, RwLock};
 use slow::Drills;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, Sender, TryRecvError, channel};
@@ -70,8 +72,8 @@ pub enum Order {
     End,
 }
 
-/// Where a copy is.
-enum Home {
+/// Where a copy lives.
+enum Lives {
     /// A thread of this process.
     Here(Mailbox),
     /// A process on another machine.
@@ -80,17 +82,27 @@ enum Home {
 
 /// The copies of this process, a thread each, and the one that writes layers; and those on other machines.
 pub struct Copies {
-    homes: RwLock<BTreeMap<MemberId, Home>>,
+    homes: RwLock<BTreeMap<MemberId, Lives>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     /// To the thread that writes layers, which ends with the last of them. `None`: stopping.
     jobs: Mutex<Option<Sender<(FlushJob, Mailbox)>>>,
     shared: Shared,
 }
 
+/// Whose the copies of this process are, where they lie, and their bounds.
+#[derive(Clone, Debug)]
+pub struct Whose {
+    pub cluster: ClusterName,
+    pub region: RegionName,
+    /// They are below `copies` there.
+    pub data_dir: PathBuf,
+    pub limits: Limits,
+}
+
 /// What the threads have in common.
 #[derive(Clone)]
 struct Shared {
-    dir: PathBuf,
+    whose: Whose,
     limits: Limits,
     pages: Arc<Pages>,
     /// The volume serves: a damaged copy may be moved aside, because its peers can rebuild it.
@@ -99,14 +111,14 @@ struct Shared {
 }
 
 impl Copies {
-    /// Starts the threads of a region's copies but the `remote` ones; each opens its copy below `dir` and reports to `inbox`.
+    /// Starts the threads of a region's copies but the `remote` ones; each opens its copy and reports to `inbox`.
     ///
     /// # Errors
     /// When a thread cannot be started.
-    pub fn start(dir: &Path, limits: &Limits, layout: Layout, inbox: &Inbox, remote: Vec<Arc<RemoteCopy>>) -> std::io::Result<Copies> {
+    pub fn start(whose: Whose, layout: Layout, inbox: &Inbox, remote: Vec<Arc<RemoteCopy>>) -> std::io::Result<Copies> {
         let sources = remote.iter().map(|copy| (copy.id(), Arc::clone(copy) as Arc<dyn RemotePages>)).collect();
-        let copies = Copies::with(dir, limits, layout, sources)?;
-        copies.homes.write().extend(remote.into_iter().map(|copy| (copy.id(), Home::Remote(copy))));
+        let copies = Copies::with(whose, layout, sources)?;
+        copies.homes.write().extend(remote.into_iter().map(|copy| (copy.id(), Lives::Remote(copy))));
         for id in MemberId::all(layout.groups) {
             if !copies.homes.read().contains_key(&id) {
                 copies.open(id, Some(Arc::new(inbox.clone())))?;
@@ -119,11 +131,11 @@ impl Copies {
     ///
     /// # Errors
     /// When a thread cannot be started.
-    pub fn host(dir: &Path, limits: &Limits) -> std::io::Result<Copies> {
-        Copies::with(dir, limits, Layout { groups: GROUPS_MAX, ..Layout::default() }, BTreeMap::new())
+    pub fn host(whose: Whose) -> std::io::Result<Copies> {
+        Copies::with(whose, Layout { groups: GROUPS_MAX, ..Layout::default() }, BTreeMap::new())
     }
 
-    fn with(dir: &Path, limits: &Limits, layout: Layout, remote: BTreeMap<MemberId, Arc<dyn RemotePages>>) -> std::io::Result<Copies> {
+    fn with(whose: Whose, layout: Layout, remote: BTreeMap<MemberId, Arc<dyn RemotePages>>) -> std::io::Result<Copies> {
         let drills = Drills::default();
         let (jobs, job_rx) = channel::<(FlushJob, Mailbox)>();
         // One thread for all layers: compaction takes at most one core, whatever six copies want at once.
@@ -133,8 +145,8 @@ impl Copies {
             }
         })?;
         let shared = Shared {
-            dir: dir.join("copies"),
-            limits: limits.clone(),
+            limits: whose.limits.clone(),
+            whose,
             pages: Pages::new(layout, remote, &drills)?,
             serving: Arc::new(AtomicBool::new(false)),
             drills,
@@ -144,15 +156,18 @@ impl Copies {
 
     fn open(&self, id: MemberId, owner: Option<Arc<dyn Listener>>) -> std::io::Result<Mailbox> {
         let mut homes = self.homes.write();
-        if let Some(Home::Here(mailbox)) = homes.get(&id) {
+        if let Some(Lives::Here(mailbox)) = homes.get(&id) {
             return Ok(mailbox.clone());
         }
         let Some(jobs) = self.jobs.lock().clone() else { return Err(std::io::Error::other("the process is stopping")) };
         let (own, mail) = mailbox(waiting_bytes_max(&self.shared.limits));
-        let dir = self.shared.dir.join(id.to_string());
-        let worker = Worker { id, dir, listeners: Listeners::new(id, owner), mail, own: own.clone(), jobs, shared: self.shared.clone() };
+        let whose = &self.shared.whose;
+        let dir = whose.data_dir.join("copies").join(id.to_string());
+        let home = Home { cluster: whose.cluster.clone(), region: whose.region.clone(), group: id.group.0, slot: id.copy };
+        let worker =
+            Worker { id, home, dir, listeners: Listeners::new(id, owner), mail, own: own.clone(), jobs, shared: self.shared.clone() };
         self.threads.lock().push(std::thread::Builder::new().name(format!("copy-{id}")).spawn(move || worker.run())?);
-        homes.insert(id, Home::Here(own.clone()));
+        homes.insert(id, Lives::Here(own.clone()));
         Ok(own)
     }
 
@@ -167,10 +182,10 @@ impl Copies {
     /// Tells a copy. A request to one that takes nothing is dropped when too much waits already: the appender asks again.
     pub fn send(&self, copy: MemberId, request: CopyRequest) {
         match self.homes.read().get(&copy) {
-            Some(Home::Here(mailbox)) => {
+            Some(Lives::Here(mailbox)) => {
                 mailbox.send(Order::Request(request));
             }
-            Some(Home::Remote(remote)) => remote.send(request),
+            Some(Lives::Remote(remote)) => remote.send(request),
             None => {}
         }
     }
@@ -182,10 +197,10 @@ impl Copies {
         }
         for (_, home) in self.homes.read().iter().filter(|(id, _)| id.copy == copy) {
             match (home, drill) {
-                (Home::Remote(remote), drill) => remote.drill(drill),
-                (Home::Here(mailbox), Drill::Stop) => drop(mailbox.send(Order::Stop)),
-                (Home::Here(mailbox), Drill::Start) => drop(mailbox.send(Order::Start)),
-                (Home::Here(_), Drill::Slow(_)) => {}
+                (Lives::Remote(remote), drill) => remote.drill(drill),
+                (Lives::Here(mailbox), Drill::Stop) => drop(mailbox.send(Order::Stop)),
+                (Lives::Here(mailbox), Drill::Start) => drop(mailbox.send(Order::Start)),
+                (Lives::Here(_), Drill::Slow(_)) => {}
             }
         }
     }
@@ -203,7 +218,7 @@ impl Copies {
     pub fn set_serving(&self, serving: bool) {
         if self.shared.serving.swap(serving, Ordering::Relaxed) != serving {
             for home in self.homes.read().values() {
-                if let Home::Remote(remote) = home {
+                if let Lives::Remote(remote) = home {
                     remote.set_serving(serving);
                 }
             }
@@ -215,7 +230,7 @@ impl Copies {
         self.shared.drills.end();
         self.jobs.lock().take();
         for (_, home) in std::mem::take(&mut *self.homes.write()) {
-            if let Home::Here(mailbox) = home {
+            if let Lives::Here(mailbox) = home {
                 mailbox.send(Order::End);
             }
         }
@@ -227,12 +242,22 @@ impl Copies {
 
 struct Worker {
     id: MemberId,
+    /// Only a directory that is this one's is opened.
+    home: Home,
     dir: PathBuf,
     listeners: Listeners,
     mail: Mail,
     own: Mailbox,
     jobs: Sender<(FlushJob, Mailbox)>,
     shared: Shared,
+}
+
+/// For a directory that is new; no two of any region share it.
+fn fresh_incarnation() -> Result<Incarnation, DiskError> {
+    let mut bits = [0u8; 16];
+    aws_lc_rs::rand::fill(&mut bits)
+        .map_err(|_| DiskError::Failed { name: "identity".into(), reason: "the system gives no random numbers".into() })?;
+    Ok(Incarnation(u128::from_le_bytes(bits)))
 }
 
 enum Ended {
@@ -299,17 +324,22 @@ impl Worker {
 
     fn open(&self) -> Result<(Copy, Arc<FileDisk>), String> {
         let disk = Arc::new(FileDisk::open(&self.dir).map_err(|e| e.to_string())?);
-        match Copy::open(disk.clone(), &self.shared.limits) {
+        match self.open_on(&disk) {
             Err(e @ OpenError::Damaged { .. }) if self.shared.serving.load(Ordering::Relaxed) => {
                 // The volume serves without it and will rebuild it. What is damaged is kept for whoever wants to look at it.
                 let aside = self.dir.with_extension(format!("damaged-{}", clock::unix_now().0 / 1_000_000));
                 std::fs::rename(&self.dir, &aside).map_err(|io| format!("{e}; and it cannot be moved aside: {io}"))?;
                 tracing::warn!(copy = %self.id, kept = %aside.display(), "{e}");
                 let disk = Arc::new(FileDisk::open(&self.dir).map_err(|e| e.to_string())?);
-                Copy::open(disk.clone(), &self.shared.limits).map(|copy| (copy, disk)).map_err(|e| e.to_string())
+                self.open_on(&disk).map(|copy| (copy, disk)).map_err(|e| e.to_string())
             }
             other => other.map(|copy| (copy, disk)).map_err(|e| e.to_string()),
         }
+    }
+
+    fn open_on(&self, disk: &Arc<FileDisk>) -> Result<Copy, OpenError> {
+        identity::settle(&**disk, &self.home, fresh_incarnation()?)?;
+        Copy::open(disk.clone(), &self.shared.limits)
     }
 
     fn serve(&mut self, mut copy: Copy) -> Ended {

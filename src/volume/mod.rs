@@ -9,12 +9,14 @@
 mod appender;
 mod copy;
 mod disk;
+pub mod membership;
 mod message;
 pub mod quorum;
 mod recovery;
 mod repair;
 
 pub use appender::{Appender, AppenderEffect, CopyHealth, CopyView, Found, VolumePhase};
+pub use copy::identity;
 pub use copy::{Copy, FlushDone, FlushJob, OpenError, PageStore, ReadError};
 pub use disk::{Disk, DiskError};
 pub use message::{CopyReply, CopyRequest, CopyState};

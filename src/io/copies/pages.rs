@@ -259,8 +259,8 @@ impl PageSource for Pages {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::Limits;
-    use crate::io::copies::{Copies, Drill};
+    use crate::base::{ClusterName, Limits, RegionName};
+    use crate::io::copies::{Copies, Drill, Whose};
     use crate::io::driver::Queue;
 
     /// Answers at once, or never.
@@ -301,7 +301,13 @@ mod tests {
     fn disks_that_stall_stop_no_reader_while_one_answers() {
         let dir = tempfile::tempdir().unwrap();
         let queue = Queue::new();
-        let copies = Copies::start(dir.path(), &Limits::tiny(), Layout::default(), &queue.inbox, Vec::new()).unwrap();
+        let whose = Whose {
+            cluster: ClusterName::new("sun").unwrap(),
+            region: RegionName::new("us").unwrap(),
+            data_dir: dir.path().to_path_buf(),
+            limits: Limits::tiny(),
+        };
+        let copies = Copies::start(whose, Layout::default(), &queue.inbox, Vec::new()).unwrap();
         let pages = copies.pages();
         // Waits until the first of them is open. An empty copy knows of every page, as of the beginning, that it is not there.
         assert!(pages.page_at(PageNo(1), Lsn(0)).unwrap().is_empty());

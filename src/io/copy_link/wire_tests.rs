@@ -3,6 +3,7 @@
 use super::*;
 use crate::base::{Epoch, LineageId, UnixMicros};
 use crate::log::Flags;
+use crate::volume::membership::Incarnation;
 use proptest::prelude::*;
 
 fn whole(parts: Vec<Bytes>) -> Bytes {
@@ -47,6 +48,7 @@ fn sayings() -> Vec<Says> {
     let mut history = History::default();
     history.note(&frames[0]);
     let state = CopyState {
+        incarnation: Incarnation(77),
         lineage: Some(LineageId(5)),
         first: Seq(1),
         end,

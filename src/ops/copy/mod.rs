@@ -7,7 +7,7 @@ pub mod config;
 
 use super::region::{RunOptions, lock, until_told};
 use crate::io::clock;
-use crate::io::copies::Copies;
+use crate::io::copies::{Copies, Whose};
 use crate::io::copy_link::{self, Host};
 use crate::io::quic::Quic;
 use crate::io::tls::{Material, Subject};
@@ -29,7 +29,13 @@ pub async fn run(config: CopyConfig, options: RunOptions, shutdown: watch::Recei
     }
     let quic = Quic::bind_copies(config.listen, Arc::new(material))
         .with_context(|| format!("the copies cannot be reached; see listen in {}", config.file.display()))?;
-    let copies = Copies::host(&config.data_dir, &config.limits).context("a thread for a copy cannot be started")?;
+    let whose = Whose {
+        cluster: config.cluster.clone(),
+        region: config.region.clone(),
+        data_dir: config.data_dir.clone(),
+        limits: config.limits.clone(),
+    };
+    let copies = Copies::host(whose).context("a thread for a copy cannot be started")?;
     let host = Host::new(copies, &config.copies);
     let accepting = tokio::spawn(copy_link::serve(quic.clone(), Arc::clone(&host)));
     tracing::info!(region = %config.region, listen = %config.listen, "copies {names} are served");

@@ -13,7 +13,7 @@ use crate::endpoint::pg::auth::ScramVerifier;
 use crate::endpoint::{EmbeddedService, Port, http, pg};
 use crate::head::embedded::{Engine, EngineSettings};
 use crate::io::clock;
-use crate::io::copies::{Copies, Listener};
+use crate::io::copies::{Copies, Listener, Whose};
 use crate::io::copy_link;
 use crate::io::driver::{Driver, Queue, Shared};
 use crate::io::link;
@@ -64,8 +64,13 @@ pub async fn run(config: Config, options: RunOptions, shutdown: watch::Receiver<
         .as_ref()
         .map(|quic| copy_link::connect(quic, &config.copies, config.layout, &config.limits, &listener))
         .unwrap_or_default();
-    let copies =
-        Copies::start(&config.data_dir, &config.limits, config.layout, &inbox, remote).context("a thread for a copy cannot be started")?;
+    let whose = Whose {
+        cluster: config.cluster.clone(),
+        region: config.region.clone(),
+        data_dir: config.data_dir.clone(),
+        limits: config.limits.clone(),
+    };
+    let copies = Copies::start(whose, config.layout, &inbox, remote).context("a thread for a copy cannot be started")?;
     let who = Identity {
         cluster: config.cluster.clone(),
         region: config.region.clone(),

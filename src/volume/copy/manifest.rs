@@ -101,7 +101,7 @@ pub(super) fn load_promise(disk: &dyn Disk) -> Result<Option<Generation>, OpenEr
     read_checked(disk, PROMISE, PROMISE_MAGIC)
 }
 
-fn read_checked<T: bincode::Decode<()>>(disk: &dyn Disk, name: &str, magic: [u8; 4]) -> Result<Option<T>, OpenError> {
+pub(super) fn read_checked<T: bincode::Decode<()>>(disk: &dyn Disk, name: &str, magic: [u8; 4]) -> Result<Option<T>, OpenError> {
     if disk.len(name)?.is_none() {
         return Ok(None);
     }

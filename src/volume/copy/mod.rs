@@ -12,6 +12,7 @@
 
 mod append;
 mod codec;
+pub mod identity;
 mod jobs;
 mod layer;
 mod manifest;
@@ -28,6 +29,7 @@ pub use pages::{PageStore, ReadError};
 
 use crate::base::{Generation, Limits, LineageId, LogEnd, Lsn, Seq};
 use crate::log::{Frame, redo};
+use crate::volume::membership::Incarnation;
 use crate::volume::{CopyReply, CopyRequest, CopyState, Disk, DiskError};
 use layer::{Layer, LayerError};
 use manifest::{KeptControl, Manifest, TEMPORARY};
@@ -49,6 +51,12 @@ pub enum OpenError {
     Damaged { what: String, reason: String },
     #[error("'{file}' has format version {version}; a newer parhelion wrote it. Upgrade this one first")]
     Unsupported { file: String, version: u16 },
+    #[error(
+        "this directory is that of {is}, and {wanted} was looked for. Move it back to where it belongs, and give this copy its own directory or an empty one"
+    )]
+    Misplaced { is: String, wanted: String },
+    #[error("this directory was {home} until it was replaced by {by} in {place}. It takes no part any more; move it away")]
+    Replaced { home: String, by: String, place: String },
 }
 
 impl From<LayerError> for OpenError {
@@ -66,6 +74,7 @@ pub struct Copy {
     disk: Arc<dyn Disk>,
     limits: Limits,
     manifest: Manifest,
+    incarnation: Incarnation,
     promised: Generation,
     control: KeptControl,
     wal: Wal,
@@ -147,6 +156,7 @@ impl Copy {
         }
         let flushed = manifest.flushed;
         Ok(Copy {
+            incarnation: identity::incarnation(&*disk)?,
             limits: limits.clone(),
             promised: promised.unwrap_or(Generation::ZERO),
             control: manifest::load_control(&*disk)?,
@@ -193,6 +203,7 @@ impl Copy {
     #[must_use]
     pub fn state(&self) -> CopyState {
         CopyState {
+            incarnation: self.incarnation,
             lineage: self.lineage(),
             first: self.wal.first(),
             end: *self.wal.end(),
