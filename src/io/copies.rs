@@ -24,7 +24,7 @@ use mailbox::{Mail, mailbox};
 use parking_lot::{Mutex, RwLock};
 use slow::Drills;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, Sender, TryRecvError, channel};
@@ -69,6 +69,8 @@ pub enum Order {
     Stop,
     Start,
     JobDone(FlushDone),
+    /// A reader met damage: the copy is to tell of it.
+    Look,
     End,
 }
 
@@ -327,13 +329,30 @@ impl Worker {
         match self.open_on(&disk) {
             Err(e @ OpenError::Damaged { .. }) if self.shared.serving.load(Ordering::Relaxed) => {
                 // The volume serves without it and will rebuild it. What is damaged is kept for whoever wants to look at it.
-                let aside = self.dir.with_extension(format!("damaged-{}", clock::unix_now().0 / 1_000_000));
+                let aside = self.dir.with_file_name(format!("{}.damaged-{}", self.id, clock::unix_now().0 / 1_000_000));
                 std::fs::rename(&self.dir, &aside).map_err(|io| format!("{e}; and it cannot be moved aside: {io}"))?;
                 tracing::warn!(copy = %self.id, kept = %aside.display(), "{e}");
+                self.listeners.tell_all(&Says::Lost { reason: format!("{e}; it was moved to {}", aside.display()) });
+                self.forget_older_than(&aside);
                 let disk = Arc::new(FileDisk::open(&self.dir).map_err(|e| e.to_string())?);
                 self.open_on(&disk).map(|copy| (copy, disk)).map_err(|e| e.to_string())
             }
             other => other.map(|copy| (copy, disk)).map_err(|e| e.to_string()),
+        }
+    }
+
+    /// Of the damaged directories of this copy the newest is kept: otherwise a bad disk fills itself.
+    fn forget_older_than(&self, newest: &Path) {
+        let (Some(parent), Some(stem)) = (self.dir.parent(), self.dir.file_name().and_then(|n| n.to_str())) else { return };
+        let Ok(entries) = std::fs::read_dir(parent) else { return };
+        for old in entries.flatten().map(|e| e.path()).filter(|p| p != newest) {
+            let of_this_copy = old.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.starts_with(&format!("{stem}.damaged-")));
+            if of_this_copy {
+                match std::fs::remove_dir_all(&old) {
+                    Ok(()) => tracing::info!(copy = %self.id, "{} is removed: only the newest damaged directory is kept", old.display()),
+                    Err(e) => tracing::warn!(copy = %self.id, "{} cannot be removed: {e}; remove it by hand", old.display()),
+                }
+            }
         }
     }
 
@@ -343,6 +362,11 @@ impl Worker {
     }
 
     fn serve(&mut self, mut copy: Copy) -> Ended {
+        let own = self.own.clone();
+        // The copy tells of it with the next thing it does.
+        copy.pages().wake_on_damage(Box::new(move || {
+            own.send(Order::Look);
+        }));
         self.shared.pages.set(self.id, Some(copy.pages()));
         self.listeners.tell_all(&Says::Opened { promised: copy.promised() });
         let mut replies: Vec<CopyReply> = Vec::new();
@@ -381,7 +405,7 @@ impl Worker {
                         self.listeners.detach(from);
                         continue;
                     }
-                    Order::Start => continue,
+                    Order::Start | Order::Look => continue,
                     Order::Stop => {
                         ended = Some(Ended::Stopped);
                         break;

@@ -14,9 +14,12 @@ mod message;
 pub mod quorum;
 mod recovery;
 mod repair;
+mod scrub;
 
-pub use appender::{Appender, AppenderEffect, CopyHealth, CopyView, Found, VolumePhase};
+pub use appender::{Appender, AppenderEffect, CopyHealth, CopyView, Found, Kept, VolumePhase};
 pub use copy::identity;
 pub use copy::{Copy, FlushDone, FlushJob, OpenError, PageStore, ReadError};
-pub use disk::{Disk, DiskError};
-pub use message::{CopyReply, CopyRequest, CopyState};
+pub use disk::{Cold, Disk, DiskError};
+pub use message::{CheckPlace, CopyReply, CopyRequest, CopyState, Damage, Digest};
+pub use repair::RepairView;
+pub use scrub::ScrubView;

@@ -1,6 +1,6 @@
 //! Whom a copy's thread tells: the node of its own process, or the region processes that are connected to it.
 //!
-//! Decides who hears what: an answer goes to whoever asked; that frames are fsynced, and that the copy came or went, goes to all. A
+//! Decides who hears what: an answer goes to whoever asked; that frames are fsynced, that there is damage, and that the copy came or went, goes to all. A
 //! process of an earlier generation may still be among them: what it hears carries a generation, and it is refused by the copy.
 
 use crate::base::{Generation, MemberId};
@@ -49,7 +49,7 @@ pub(super) struct Outgoing(Vec<(Option<u64>, CopyReply)>);
 impl Outgoing {
     /// `replies` came from what `from` asked.
     pub(super) fn add(&mut self, from: u64, replies: &mut Vec<CopyReply>) {
-        let to = |reply: &CopyReply| (!matches!(reply, CopyReply::Appended { .. })).then_some(from);
+        let to = |reply: &CopyReply| (!matches!(reply, CopyReply::Appended { .. } | CopyReply::Damaged { .. })).then_some(from);
         self.0.extend(replies.drain(..).map(|reply| (to(&reply), reply)));
     }
 

@@ -225,7 +225,7 @@ fn read_pages(copy: CopyId, questions: &Mutex<Receiver<Question>>, drills: &Dril
         drills.of(copy).pause(began);
         give(read.map_err(|e| {
             // Behind or folded away: another copy may have it. The rest is worth a line.
-            if !matches!(e, ReadError::NotYet { .. } | ReadError::TooOld { .. }) {
+            if !matches!(e, ReadError::NotYet { .. } | ReadError::TooOld { .. } | ReadError::Distrusted { .. }) {
                 tracing::warn!(%copy, page = page.0, "{e}");
             }
             e.to_string()

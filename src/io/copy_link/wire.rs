@@ -12,7 +12,7 @@
 use crate::base::{CopyId, GROUPS_MAX, Generation, GroupId, LogEnd, Lsn, MemberId, PageNo, Seq};
 use crate::io::copies::Says;
 use crate::log::{Frame, History, SeedBase, split_frames};
-use crate::volume::{CopyReply, CopyRequest, CopyState};
+use crate::volume::{CheckPlace, CopyReply, CopyRequest, CopyState, Damage, Digest};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use std::time::Duration;
 
@@ -95,6 +95,9 @@ enum RequestHead {
     SeedBegin { generation: Generation, step: u64, base: SeedBase },
     SeedPages { generation: Generation, step: u64 },
     SeedEnd { generation: Generation, steps: u64 },
+    Check { id: u64, from: Option<CheckPlace>, bytes_max: u64 },
+    Digest { id: u64, at: Lsn, from: PageNo, pages_max: u32 },
+    Distrust { generation: Generation, reason: String },
     Drill { on_duty: bool, delay_us: u64 },
     Serving(bool),
 }
@@ -114,6 +117,9 @@ enum ReplyHead {
     Unreadable { id: u64, reason: String },
     Seeded { generation: Generation, step: u64 },
     SeedLost { generation: Generation, reason: String },
+    Checked { id: u64, bytes: u64, next: Option<CheckPlace> },
+    Digested { id: u64, digest: Digest },
+    Damaged { damage: Damage },
     Failed { reason: String },
 }
 
@@ -223,6 +229,9 @@ impl ToCopy {
             }
             R::SeedBegin { generation, step, base } => RequestHead::SeedBegin { generation: *generation, step: *step, base: base.clone() },
             R::SeedPages { generation, step, .. } => RequestHead::SeedPages { generation: *generation, step: *step },
+            R::Check { id, from, bytes_max } => RequestHead::Check { id: *id, from: *from, bytes_max: *bytes_max as u64 },
+            R::Digest { id, at, from, pages_max } => RequestHead::Digest { id: *id, at: *at, from: *from, pages_max: *pages_max },
+            R::Distrust { generation, reason } => RequestHead::Distrust { generation: *generation, reason: reason.clone() },
             R::SeedEnd { generation, steps } => RequestHead::SeedEnd { generation: *generation, steps: *steps },
         };
         let mut parts = encode_head(&head);
@@ -252,6 +261,9 @@ impl ToCopy {
             RequestHead::ReadLog { id, from, bytes_max } => CopyRequest::ReadLog { id, from, bytes_max: size(bytes_max) },
             RequestHead::ReadPages { id, at, from, bytes_max } => CopyRequest::ReadPages { id, at, from, bytes_max: size(bytes_max) },
             RequestHead::SeedBegin { generation, step, base } => CopyRequest::SeedBegin { generation, step, base },
+            RequestHead::Check { id, from, bytes_max } => CopyRequest::Check { id, from, bytes_max: size(bytes_max) },
+            RequestHead::Digest { id, at, from, pages_max } => CopyRequest::Digest { id, at, from, pages_max },
+            RequestHead::Distrust { generation, reason } => CopyRequest::Distrust { generation, reason },
             RequestHead::SeedEnd { generation, steps } => CopyRequest::SeedEnd { generation, steps },
             RequestHead::Drill { on_duty, delay_us } => {
                 nothing(&tail)?;
@@ -288,6 +300,9 @@ pub fn encode_says(says: &Says) -> Vec<Bytes> {
         R::Unreadable { id, reason } => ReplyHead::Unreadable { id: *id, reason: reason.clone() },
         R::Seeded { generation, step } => ReplyHead::Seeded { generation: *generation, step: *step },
         R::SeedLost { generation, reason } => ReplyHead::SeedLost { generation: *generation, reason: reason.clone() },
+        R::Checked { id, bytes, next } => ReplyHead::Checked { id: *id, bytes: *bytes, next: *next },
+        R::Digested { id, digest } => ReplyHead::Digested { id: *id, digest: *digest },
+        R::Damaged { damage } => ReplyHead::Damaged { damage: damage.clone() },
         R::Failed { reason } => ReplyHead::Failed { reason: reason.clone() },
     };
     let mut parts = encode_head(&head);
@@ -317,6 +332,9 @@ pub fn decode_says(bytes: &Bytes) -> Result<Says, CopyWireError> {
         ReplyHead::Unreadable { id, reason } => CopyReply::Unreadable { id, reason },
         ReplyHead::Seeded { generation, step } => CopyReply::Seeded { generation, step },
         ReplyHead::SeedLost { generation, reason } => CopyReply::SeedLost { generation, reason },
+        ReplyHead::Checked { id, bytes, next } => CopyReply::Checked { id, bytes, next },
+        ReplyHead::Digested { id, digest } => CopyReply::Digested { id, digest },
+        ReplyHead::Damaged { damage } => CopyReply::Damaged { damage },
         ReplyHead::Failed { reason } => CopyReply::Failed { reason },
     };
     nothing(&tail)?;

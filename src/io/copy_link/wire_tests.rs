@@ -37,6 +37,9 @@ fn requests() -> Vec<ToCopy> {
         CopyRequest::SeedBegin { generation, step: 1 << 32, base },
         CopyRequest::SeedPages { generation, step: 2, pages: two_pages() },
         CopyRequest::SeedEnd { generation, steps: 2 },
+        CopyRequest::Check { id: 3, from: Some(CheckPlace::Log { from: Seq(1), until: Seq(9) }), bytes_max: 4096 },
+        CopyRequest::Digest { id: 4, at: Lsn(7), from: PageNo(3), pages_max: 64 },
+        CopyRequest::Distrust { generation, reason: "it differs".to_owned() },
     ];
     let drill = ToCopy::Drill { on_duty: false, delay: Duration::from_millis(50) };
     requests.into_iter().map(ToCopy::Request).chain([drill, ToCopy::Serving(true)]).collect()
@@ -73,6 +76,9 @@ fn sayings() -> Vec<Says> {
         CopyReply::Seeded { generation, step: 5 },
         CopyReply::SeedLost { generation, reason: reason() },
         CopyReply::Failed { reason: reason() },
+        CopyReply::Checked { id: 5, bytes: 100, next: Some(CheckPlace::Layers { number: 1, block: 2, until: 3, log_until: Seq(4) }) },
+        CopyReply::Digested { id: 6, digest: Digest { hash: 1, pages: 2, bytes: 3, next: Some(PageNo(4)) } },
+        CopyReply::Damaged { damage: Damage { file: "layer".to_owned(), reason: reason(), lost_write: true, healed: false } },
     ];
     replies.into_iter().map(Says::Replied).chain([Says::Opened { promised: generation }, Says::Lost { reason: reason() }]).collect()
 }

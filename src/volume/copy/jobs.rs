@@ -31,7 +31,7 @@ pub struct FlushDone {
     contents: u64,
     /// Versions below this were folded.
     folded: Lsn,
-    outcome: Result<(Layer, Replaces), String>,
+    outcome: Result<(Layer, Replaces), LayerError>,
 }
 
 enum Replaces {
@@ -54,7 +54,7 @@ impl FlushJob {
         };
         let folded = self.horizon.min(upto);
         let contents = self.contents;
-        let outcome = self.write(above, upto, folded).map(|layer| (layer, position)).map_err(|e| e.to_string());
+        let outcome = self.write(above, upto, folded).map(|layer| (layer, position));
         FlushDone { contents, folded, outcome }
     }
 
@@ -98,7 +98,7 @@ impl Copy {
         let layers = self.pages.layers();
         let work = if let Some(table) = self.pages.frozen() {
             Work::Flush { table, from_nothing: layers.is_empty() }
-        } else if layers.len() >= self.limits.layers_before_compaction.max(2) {
+        } else if self.damage.is_none() && layers.len() >= self.limits.layers_before_compaction.max(2) {
             let sizes: Vec<u64> = layers.iter().map(|l| l.meta().bytes).collect();
             let oldest = layers.len() - newest_to_merge(&sizes);
             Work::Compact { layers: layers[oldest..].to_vec(), from_nothing: oldest == 0 }
@@ -133,7 +133,12 @@ impl Copy {
             }
             Ok((layer, replaces)) => self.publish(layer, &replaces, done.folded).map_err(|e| e.to_string()),
             Err(_) if done.contents != self.contents || self.failed.is_some() => Ok(()),
-            Err(reason) => Err(reason),
+            // A layer that was to be merged: the copy is rebuilt, and goes on until then.
+            Err(e @ LayerError::Damaged { .. }) => {
+                self.tell(super::check::layer_damage("layer", e), replies);
+                Ok(())
+            }
+            Err(e) => Err(e.to_string()),
         };
         if let Err(reason) = published {
             self.fail(reason, replies);

@@ -36,7 +36,12 @@ pub(super) enum LayerError {
     #[error(transparent)]
     Disk(#[from] DiskError),
     #[error("layer file '{file}' is damaged: {reason}")]
-    Damaged { file: String, reason: &'static str },
+    Damaged {
+        file: String,
+        reason: String,
+        /// Nothing is where something was written.
+        lost: bool,
+    },
     #[error("layer file '{file}' has format version {version}, which this parhelion does not read")]
     Unsupported { file: String, version: u16 },
 }
@@ -101,7 +106,7 @@ impl Layer {
     /// Opens the file that the manifest names and checks its footer and index.
     pub(super) fn open(disk: Arc<dyn Disk>, lineage: LineageId, meta: &LayerMeta) -> Result<Layer, LayerError> {
         let name = name_of(meta.number);
-        let damaged = |reason| LayerError::Damaged { file: name.clone(), reason };
+        let damaged = |reason: &str| LayerError::Damaged { file: name.clone(), reason: reason.into(), lost: false };
         if disk.len(&name)? != Some(meta.bytes) || meta.bytes < FOOTER_BYTES as u64 {
             return Err(damaged("it is missing or has another length than the manifest says"));
         }
@@ -158,8 +163,43 @@ impl Layer {
         self.obsolete.store(true, Ordering::Relaxed);
     }
 
-    fn damaged(&self, reason: &'static str) -> LayerError {
-        LayerError::Damaged { file: self.name.clone(), reason }
+    fn damaged(&self, reason: &str) -> LayerError {
+        LayerError::Damaged { file: self.name.clone(), reason: reason.into(), lost: false }
+    }
+
+    fn bad_block(&self, i: usize, what: &str, found: &[u8]) -> LayerError {
+        let lost = found.iter().all(|b| *b == 0);
+        let reason = format!("{what} (the block at offset {}{})", self.blocks[i].offset, if lost { " is not there" } else { "" });
+        LayerError::Damaged { file: self.name.clone(), reason, lost }
+    }
+
+    /// Blocks in the file.
+    pub(super) fn block_count(&self) -> usize {
+        self.blocks.len()
+    }
+
+    /// Reads and checks everything from block `from` on, about `bytes_max` of it but at least one block: how many bytes that were, and
+    /// the next block.
+    pub(super) fn check(&self, from: usize, bytes_max: usize) -> Result<(u64, usize), LayerError> {
+        let (mut i, mut read) = (from, 0);
+        while i < self.blocks.len() && (i == from || read < bytes_max as u64) {
+            let mut rest = self.block(i)?;
+            let mut last: Option<Key> = None;
+            while !rest.is_empty() {
+                let (key, kind, len) = entry_at(&rest).ok_or_else(|| self.bad_block(i, "an entry is cut off", &rest))?;
+                let end = ENTRY_HEADER_BYTES + len;
+                Change::from_parts(kind, rest.slice(ENTRY_HEADER_BYTES..end)).map_err(|e| self.bad_block(i, e.reason, &rest))?;
+                let first = last.is_some() || key == self.blocks[i].first;
+                if !first || last.is_some_and(|l| l >= key) || key > self.blocks[i].last {
+                    return Err(self.bad_block(i, "its versions are not those of the index", &rest));
+                }
+                last = Some(key);
+                rest = rest.slice(end..);
+            }
+            read += u64::from(self.blocks[i].len);
+            i += 1;
+        }
+        Ok((read, i))
     }
 
     /// The entries of a block, its checksum verified.
@@ -168,10 +208,10 @@ impl Layer {
         let len = block.len as usize;
         let bytes = self.disk.read(&self.name, block.offset, len)?;
         if bytes.len() != len || len < BLOCK_HEADER_BYTES || u32_at(&bytes, 4) as usize != len - BLOCK_HEADER_BYTES {
-            return Err(self.damaged("a block has a wrong length"));
+            return Err(self.bad_block(i, "a block has a wrong length", &bytes));
         }
         if place_sum(self.lineage, self.meta.number, block.offset, &bytes[4..]) != u32_at(&bytes, 0) {
-            return Err(self.damaged("a block's checksum does not match"));
+            return Err(self.bad_block(i, "a block's checksum does not match", &bytes));
         }
         Ok(bytes.slice(BLOCK_HEADER_BYTES..))
     }

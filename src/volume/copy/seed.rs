@@ -136,6 +136,8 @@ impl Copy {
         };
         manifest.store(&*self.disk)?;
         self.manifest = manifest;
+        self.damage = None;
+        (self.checking, self.check_cursor) = (None, None);
         self.contents += 1;
         self.pending.clear();
         self.pending_for = None;
@@ -150,6 +152,7 @@ impl Copy {
         for layer in self.pages.reset(layer, end).iter() {
             layer.retire();
         }
-        self.wal.restart(lineage, end, history)
+        self.wal.restart(lineage, end, history)?;
+        super::manifest::remove_distrust(&*self.disk)
     }
 }

@@ -3,6 +3,7 @@
 mod crash;
 mod damage;
 mod rules;
+mod scrub;
 
 use super::*;
 use crate::base::{Epoch, PageNo, Prng, UnixMicros};
