@@ -42,6 +42,12 @@ enum Replaces {
 }
 
 impl FlushJob {
+    /// Whether it merges layers; else it writes a new one.
+    #[must_use]
+    pub fn merges(&self) -> bool {
+        matches!(self.work, Work::Compact { .. })
+    }
+
     /// Reads and writes; may take as long as a layer is large. Changes nothing that counts.
     #[must_use]
     pub fn run(self) -> FlushDone {
