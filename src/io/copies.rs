@@ -9,6 +9,7 @@ pub mod hedge;
 mod listeners;
 mod mailbox;
 mod pages;
+pub mod places;
 pub mod slow;
 
 use super::clock;
@@ -22,6 +23,7 @@ use crate::volume::{Copy, CopyReply, CopyRequest, DiskError, FlushDone, FlushJob
 use listeners::{Listeners, Outgoing};
 use mailbox::{Mail, mailbox};
 use parking_lot::{Mutex, RwLock};
+use places::Places;
 use slow::Drills;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -33,7 +35,7 @@ use std::time::Duration;
 
 pub use listeners::{Listener, OWNER, Says};
 pub use mailbox::{Mailbox, request_bytes, waiting_bytes_max};
-pub use pages::{Answer, Pages, RemotePages};
+pub use pages::{Answer, Miss, Pages, RemotePages};
 
 /// Between two attempts to open a copy that failed.
 const REOPEN_AFTER: Duration = Duration::from_secs(1);
@@ -69,6 +71,14 @@ pub enum Order {
     Stop,
     Start,
     JobDone(FlushDone),
+    /// From now on its directory is this one.
+    Move(PathBuf),
+    /// Its former (or intended) directory has left the volume for good: mark it.
+    Retire {
+        directory: PathBuf,
+        by: Incarnation,
+        place: String,
+    },
     /// A reader met damage: the copy is to tell of it.
     Look,
     End,
@@ -88,6 +98,8 @@ pub struct Copies {
     threads: Mutex<Vec<JoinHandle<()>>>,
     /// To the thread that writes layers, which ends with the last of them. `None`: stopping.
     jobs: Mutex<Option<Sender<(FlushJob, Mailbox)>>>,
+    places: Mutex<Places>,
+    layout: Layout,
     shared: Shared,
 }
 
@@ -139,6 +151,7 @@ impl Copies {
 
     fn with(whose: Whose, layout: Layout, remote: BTreeMap<MemberId, Arc<dyn RemotePages>>) -> std::io::Result<Copies> {
         let drills = Drills::default();
+        let places = Places::load(&whose.data_dir.join("copies"))?;
         let (jobs, job_rx) = channel::<(FlushJob, Mailbox)>();
         // One thread for all layers: compaction takes at most one core, whatever six copies want at once.
         let layers = std::thread::Builder::new().name("layers".into()).spawn(move || {
@@ -153,7 +166,14 @@ impl Copies {
             serving: Arc::new(AtomicBool::new(false)),
             drills,
         };
-        Ok(Copies { homes: RwLock::default(), threads: Mutex::new(vec![layers]), jobs: Mutex::new(Some(jobs)), shared })
+        Ok(Copies {
+            homes: RwLock::default(),
+            threads: Mutex::new(vec![layers]),
+            jobs: Mutex::new(Some(jobs)),
+            places: Mutex::new(places),
+            layout,
+            shared,
+        })
     }
 
     fn open(&self, id: MemberId, owner: Option<Arc<dyn Listener>>) -> std::io::Result<Mailbox> {
@@ -164,7 +184,7 @@ impl Copies {
         let Some(jobs) = self.jobs.lock().clone() else { return Err(std::io::Error::other("the process is stopping")) };
         let (own, mail) = mailbox(waiting_bytes_max(&self.shared.limits));
         let whose = &self.shared.whose;
-        let dir = whose.data_dir.join("copies").join(id.to_string());
+        let dir = self.places.lock().directory(id);
         let home = Home { cluster: whose.cluster.clone(), region: whose.region.clone(), group: id.group.0, slot: id.copy };
         let worker =
             Worker { id, home, dir, listeners: Listeners::new(id, owner), mail, own: own.clone(), jobs, shared: self.shared.clone() };
@@ -203,6 +223,36 @@ impl Copies {
                 (Lives::Here(mailbox), Drill::Stop) => drop(mailbox.send(Order::Stop)),
                 (Lives::Here(mailbox), Drill::Start) => drop(mailbox.send(Order::Start)),
                 (Lives::Here(_), Drill::Slow(_)) => {}
+            }
+        }
+    }
+
+    /// Where the copies of this process live from now on: noted for the next start, and each that lives elsewhere moves.
+    pub fn set_places(&self, places: [Option<String>; 6]) {
+        // Not held below: a copy that is opened asks for both locks the other way round.
+        let noted = {
+            let mut noted = self.places.lock();
+            if let Err(e) = noted.note(places) {
+                tracing::warn!("where the copies live cannot be noted for the next start: {e}; the copies know it");
+            }
+            noted.clone()
+        };
+        for (id, home) in self.homes.read().iter() {
+            if let Lives::Here(mailbox) = home {
+                mailbox.send(Order::Move(noted.directory(*id)));
+            }
+        }
+    }
+
+    /// Marks the directories of `slot` in `place`: those of `by` have its slot.
+    pub fn retire(&self, slot: CopyId, place: Option<&str>, by: &[Incarnation]) {
+        let places = self.places.lock().clone();
+        for (group, by) in self.layout.all_groups().zip(by) {
+            let member = MemberId { group, copy: slot };
+            if let Some(Lives::Here(mailbox)) = self.homes.read().get(&member) {
+                let directory = places.base(place).join(member.to_string());
+                let lives = places.directory(member).display().to_string();
+                mailbox.send(Order::Retire { directory, by: *by, place: lives });
             }
         }
     }
@@ -267,6 +317,8 @@ enum Ended {
     Failed(String),
     /// By an operator, until he starts it again.
     Stopped,
+    /// It lives elsewhere now, and is opened there.
+    Moved(PathBuf),
     Process,
 }
 
@@ -291,6 +343,10 @@ impl Worker {
                 Ended::Process => return,
                 Ended::Failed(reason) => (reason, Some(clock::now() + REOPEN_AFTER)),
                 Ended::Stopped => (STOPPED.to_owned(), None),
+                Ended::Moved(dir) => {
+                    self.dir = dir;
+                    ("its slot changes its directory".to_owned(), Some(clock::now()))
+                }
             };
             self.listeners.tell_all(&Says::Lost { reason: reason.clone() });
             // What is sent meanwhile is for a copy that is not there.
@@ -311,6 +367,11 @@ impl Worker {
                     }
                     Ok(Order::Attach { from, listener }) => self.listeners.attach(from, listener, Says::Lost { reason: reason.clone() }),
                     Ok(Order::Detach { from }) => self.listeners.detach(from),
+                    Ok(Order::Move(dir)) if dir != self.dir => {
+                        self.dir = dir;
+                        until = until.map(|_| clock::now());
+                    }
+                    Ok(Order::Retire { directory, by, place }) => places::retire(&directory, by, &place),
                     Ok(Order::End) | Err(RecvTimeoutError::Disconnected) => return,
                     Ok(_) => {}
                 }
@@ -358,7 +419,7 @@ impl Worker {
 
     fn open_on(&self, disk: &Arc<FileDisk>) -> Result<Copy, OpenError> {
         identity::settle(&**disk, &self.home, fresh_incarnation()?)?;
-        Copy::open(disk.clone(), &self.shared.limits)
+        Copy::open_group(self.id.group, disk.clone(), &self.shared.limits)
     }
 
     fn serve(&mut self, mut copy: Copy) -> Ended {
@@ -405,7 +466,15 @@ impl Worker {
                         self.listeners.detach(from);
                         continue;
                     }
-                    Order::Start | Order::Look => continue,
+                    Order::Retire { directory, by, place } => {
+                        places::retire(&directory, by, &place);
+                        continue;
+                    }
+                    Order::Move(dir) if dir != self.dir => {
+                        ended = Some(Ended::Moved(dir));
+                        break;
+                    }
+                    Order::Start | Order::Look | Order::Move(_) => continue,
                     Order::Stop => {
                         ended = Some(Ended::Stopped);
                         break;

@@ -16,5 +16,6 @@ pub mod netem;
 pub mod proof;
 pub mod region;
 pub mod status;
+pub mod verify;
 
 pub use crate::endpoint::text;

@@ -32,17 +32,33 @@ pub trait RemotePages: Send + Sync {
     fn ask(&self, page: PageNo, at: Lsn, answer: Answer) -> bool;
 }
 
+/// Why a copy, or none of them, gave a page.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Miss {
+    /// It folded it away: versions are there from `first` on.
+    Folded { first: Lsn },
+    /// It may come in a moment, or from another copy.
+    Now { reason: String },
+}
+
+impl Miss {
+    #[must_use]
+    pub fn now(reason: impl Into<String>) -> Miss {
+        Miss::Now { reason: reason.into() }
+    }
+}
+
 /// Where the answer to one question goes; how long it took is noted whenever it comes.
 pub struct Answer {
     source: usize,
     began: Instant,
     hedge: Arc<Mutex<Hedge>>,
-    to: Sender<Result<Bytes, String>>,
+    to: Sender<Result<Bytes, Miss>>,
 }
 
 impl Answer {
     /// The page, or why it cannot be read there.
-    pub fn give(self, page: Result<Bytes, String>) {
+    pub fn give(self, page: Result<Bytes, Miss>) {
         let now = clock::now();
         self.hedge.lock().answered(self.source, now.since(self.began), now);
         // Another copy may have been faster: then nobody waits any more.
@@ -51,7 +67,7 @@ impl Answer {
 }
 
 /// Takes a page, or why it cannot be read there.
-pub type Give = Box<dyn FnOnce(Result<Bytes, String>) + Send>;
+pub type Give = Box<dyn FnOnce(Result<Bytes, Miss>) + Send>;
 
 struct Question {
     store: Arc<PageStore>,
@@ -152,7 +168,7 @@ impl Pages {
     }
 
     /// From whichever copy has it, hedged. `Err` with the last reason when none has it now.
-    fn try_read(&self, page: PageNo, at: Lsn, until: Instant) -> Result<Bytes, String> {
+    fn try_read(&self, page: PageNo, at: Lsn, until: Instant) -> Result<Bytes, Miss> {
         let group = self.layout.group_of(page);
         if let Some(bytes) = self.in_memory(group, page, at) {
             return Ok(bytes);
@@ -164,7 +180,7 @@ impl Pages {
         };
         let mut order = self.hedge.lock().order(able, clock::now()).into_iter();
         let (to, answers) = channel();
-        let mut reason = "no copy is open".to_owned();
+        let mut missed = None;
         let mut waiting = 0;
         loop {
             let began = clock::now();
@@ -178,12 +194,12 @@ impl Pages {
                 None => until.since(began),
             };
             if waiting == 0 {
-                return Err(reason);
+                return Err(missed.unwrap_or_else(|| Miss::now("no copy is open")));
             }
             match answers.recv_timeout(patience) {
                 Ok(Ok(bytes)) => return Ok(bytes),
-                Ok(Err(why)) => {
-                    reason = why;
+                Ok(Err(miss)) => {
+                    missed = Some(worst(missed, miss));
                     waiting -= 1;
                 }
                 Err(RecvTimeoutError::Timeout) => match asked {
@@ -191,14 +207,14 @@ impl Pages {
                         self.hedge.lock().overdue(source, patience, clock::now());
                         self.hedged.fetch_add(1, Ordering::Relaxed);
                     }
-                    None => return Err(format!("{waiting} copies do not answer")),
+                    None => return Err(Miss::now(format!("{waiting} copies do not answer"))),
                 },
                 Err(RecvTimeoutError::Disconnected) => unreachable!("BUG: this function holds a sender"),
             }
         }
     }
 
-    fn ask(&self, id: MemberId, page: PageNo, at: Lsn, began: Instant, to: &Sender<Result<Bytes, String>>) -> bool {
+    fn ask(&self, id: MemberId, page: PageNo, at: Lsn, began: Instant, to: &Sender<Result<Bytes, Miss>>) -> bool {
         let answer = Answer { source: id.copy.index(), began, hedge: Arc::clone(&self.hedge), to: to.clone() };
         match self.remote.get(&id) {
             Some(remote) => remote.ask(page, at, answer),
@@ -217,18 +233,30 @@ impl Pages {
     }
 }
 
+/// Folded only where all say so.
+fn worst(before: Option<Miss>, next: Miss) -> Miss {
+    match (before, next) {
+        (None, miss) => miss,
+        (Some(Miss::Folded { first }), Miss::Folded { first: other }) => Miss::Folded { first: first.min(other) },
+        (Some(now @ Miss::Now { .. }), Miss::Folded { .. }) => now,
+        (Some(_), now) => now,
+    }
+}
+
 fn read_pages(copy: CopyId, questions: &Mutex<Receiver<Question>>, drills: &Drills) {
     loop {
         let question = questions.lock().recv();
         let Ok(Question { store, page, at, began, give }) = question else { return };
         let read = store.read(page, at);
         drills.of(copy).pause(began);
-        give(read.map_err(|e| {
-            // Behind or folded away: another copy may have it. The rest is worth a line.
-            if !matches!(e, ReadError::NotYet { .. } | ReadError::TooOld { .. } | ReadError::Distrusted { .. }) {
+        give(read.map_err(|e| match e {
+            ReadError::TooOld { first, .. } => Miss::Folded { first },
+            // Behind: another copy may have it. The rest is worth a line.
+            ReadError::NotYet { .. } | ReadError::Distrusted { .. } => Miss::now(e.to_string()),
+            e => {
                 tracing::warn!(%copy, page = page.0, "{e}");
+                Miss::now(e.to_string())
             }
-            e.to_string()
         }));
     }
 }
@@ -244,7 +272,8 @@ impl PageSource for Pages {
         let outcome = loop {
             match self.try_read(page, at, until) {
                 Ok(bytes) => break Ok(bytes),
-                Err(reason) if clock::now() >= until => break Err(PageError::Unavailable { page, at, reason }),
+                Err(Miss::Folded { first }) => break Err(PageError::TooOld { at, first }),
+                Err(Miss::Now { reason }) if clock::now() >= until => break Err(PageError::Unavailable { page, at, reason }),
                 Err(_) => {
                     let mut held = self.moved.lock();
                     self.moved_signal.wait_for(&mut held, Duration::from_millis(2));

@@ -7,7 +7,7 @@
 use super::wire::{self, Address, PageAnswer, PageQuestion, ToCopy};
 use super::{CLOSE, ORDERED, PAGE, PRIORITY_PAGE, PRIORITY_READ, READ, READ_TIMEOUT, read, refusal, write};
 use crate::base::{CopyId, Layout, Limits, Lsn, MemberId, PageNo};
-use crate::io::copies::{Answer, Drill, Listener, RemotePages, Says, request_bytes, waiting_bytes_max};
+use crate::io::copies::{Answer, Drill, Listener, Miss, RemotePages, Says, request_bytes, waiting_bytes_max};
 use crate::io::quic::{NEAR_IDLE_TIMEOUT, Quic, printable};
 use crate::volume::{CopyReply, CopyRequest};
 use bytes::Bytes;
@@ -162,10 +162,10 @@ impl RemotePages for RemoteCopy {
             let asked = async {
                 let question = ask(&connection, PAGE, id, PRIORITY_PAGE, PageQuestion { page, at }.encode());
                 let bytes = tokio::time::timeout(READ_TIMEOUT, question).await.map_err(|_| "it did not answer in time".to_owned())??;
-                wire::decode_page(&bytes).map_err(|e| e.to_string())?
+                wire::decode_page(&bytes).map_err(|e| e.to_string())
             };
-            let page: PageAnswer = asked.await;
-            answer.give(page.map_err(|why| format!("copy {id}: {why}")));
+            let page: Result<PageAnswer, String> = asked.await;
+            answer.give(page.unwrap_or_else(|why| Err(Miss::now(format!("copy {id}: {why}")))));
         });
         true
     }

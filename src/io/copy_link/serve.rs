@@ -6,7 +6,7 @@
 use super::wire::{self, Address, PageAnswer, PageQuestion, ToCopy};
 use super::{CLOSE, DECLINED, ORDERED, PAGE, PRIORITY_PAGE, PRIORITY_READ, READ, READ_TIMEOUT, ours, read, refusal, write};
 use crate::base::{CopyId, MemberId};
-use crate::io::copies::{Copies, Listener, Mailbox, OWNER, Order, Pages, Says};
+use crate::io::copies::{Copies, Listener, Mailbox, Miss, OWNER, Order, Pages, Says};
 use crate::io::quic::{IDLE_TIMEOUT, Quic};
 use crate::volume::{CopyReply, CopyRequest};
 use parking_lot::Mutex;
@@ -230,9 +230,9 @@ async fn read_page(host: &Host, copy: MemberId, question: PageQuestion) -> PageA
     let (to, answer) = oneshot::channel();
     let give = Box::new(move |page| drop(to.send(page)));
     if !host.pages.read_of(copy, question.page, question.at, give) {
-        return Err(format!("copy {copy} cannot be read now"));
+        return Err(Miss::now(format!("copy {copy} cannot be read now")));
     }
-    answer.await.unwrap_or_else(|_| Err("the process of this copy is stopping".to_owned()))
+    answer.await.unwrap_or_else(|_| Err(Miss::now("the process of this copy is stopping")))
 }
 
 async fn ordered(

@@ -10,7 +10,7 @@
 //! re-encoded; every length is checked against what is there before anything is allocated; nothing may be left over.
 
 use crate::base::{CopyId, GROUPS_MAX, Generation, GroupId, LogEnd, Lsn, MemberId, PageNo, Seq};
-use crate::io::copies::Says;
+use crate::io::copies::{Miss, Says};
 use crate::log::{Frame, History, SeedBase, split_frames};
 use crate::volume::{CheckPlace, CopyReply, CopyRequest, CopyState, Damage, Digest};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -57,7 +57,7 @@ pub struct PageQuestion {
 }
 
 /// A copy's bytes of the page, or why it has none.
-pub type PageAnswer = Result<Bytes, String>;
+pub type PageAnswer = Result<Bytes, Miss>;
 
 /// What stands first on every stream: which copy it is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,6 +126,7 @@ enum ReplyHead {
 #[derive(bincode::Encode, bincode::Decode)]
 enum PageHead {
     Page,
+    Folded { first: Lsn },
     None { reason: String },
 }
 
@@ -363,7 +364,8 @@ pub fn encode_page(answer: &PageAnswer) -> Vec<Bytes> {
             parts.push(page.clone());
             parts
         }
-        Err(reason) => encode_head(&PageHead::None { reason: reason.clone() }),
+        Err(Miss::Folded { first }) => encode_head(&PageHead::Folded { first: *first }),
+        Err(Miss::Now { reason }) => encode_head(&PageHead::None { reason: reason.clone() }),
     }
 }
 
@@ -374,7 +376,8 @@ pub fn decode_page(bytes: &Bytes) -> Result<PageAnswer, CopyWireError> {
     match head {
         PageHead::Page if tail.len() <= PAGE_BYTES_MAX => Ok(Ok(tail)),
         PageHead::Page => Err(malformed(format!("a page of {} bytes", tail.len()))),
-        PageHead::None { reason } => nothing(&tail).map(|()| Err(reason)),
+        PageHead::Folded { first } => nothing(&tail).map(|()| Err(Miss::Folded { first })),
+        PageHead::None { reason } => nothing(&tail).map(|()| Err(Miss::now(reason))),
     }
 }
 

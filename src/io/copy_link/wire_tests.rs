@@ -95,7 +95,7 @@ fn messages_survive_the_round_trip() {
     }
     let question = PageQuestion { page: PageNo(3), at: Lsn(1 << 40) };
     assert_eq!(PageQuestion::decode(&whole(question.encode())).unwrap(), question);
-    for answer in [Ok(Bytes::from_static(b"page")), Ok(Bytes::new()), Err("behind".to_owned())] {
+    for answer in [Ok(Bytes::from_static(b"page")), Ok(Bytes::new()), Err(Miss::now("behind")), Err(Miss::Folded { first: Lsn(9) })] {
         assert_eq!(decode_page(&whole(encode_page(&answer))).unwrap(), answer);
     }
     for id in MemberId::all(GROUPS_MAX) {
