@@ -288,31 +288,9 @@ fn runtime(threads: bool) -> Result<tokio::runtime::Runtime, Failure> {
     builder.enable_all().build().map_err(super::failure::io_failure("start the async runtime"))
 }
 
-<<<<<<< HEAD
-/// Whole global clusters under virtual time. A failing seed prints the command that replays it.
-fn run_sim(args: &SimArgs) -> Result<(), Failure> {
-    match args.what {
-        Some(SimVerb::Recovery { crashes, every, sets, threads }) => {
-            let options = RecoveryOptions { crashes: crashes.into(), every, sets_each: sets, threads, mutant: None };
-            let summary = sim::enumerate_recoveries(&options, &|line| println!("{line}"));
-            say(&format!("{summary}\n"))?;
-            return summary.failure.map_or(Ok(()), |_| Err(Failure::new(FAILED, "a recovery did not end as it must")));
-        }
-        Some(SimVerb::Mutants { seeds, threads }) => {
-            std::panic::set_hook(Box::new(|_| {}));
-            let reports = sim::catch_all(true, seeds, threads, &|line| println!("{line}"));
-            let unseen: Vec<String> = reports.iter().filter(|r| r.noticed.is_none()).map(|r| format!("{:?}", r.mutant)).collect();
-            let sentence = format!("nothing notices {}", unseen.join(", "));
-            return if unseen.is_empty() { Ok(()) } else { Err(Failure::new(FAILED, sentence)) };
-        }
-        None => {}
-    }
-    let first = match args.seed.as_str() {
-=======
 /// A seed as it is typed.
 pub(super) fn seed_of(typed: &str) -> Result<u64, Failure> {
     match typed {
->>>>>>> main
         "random" => {
             let mut seed = [0u8; 4];
             aws_lc_rs::rand::fill(&mut seed).map_err(|_| Failure::new(FAILED, "the system gives no random numbers"))?;
@@ -327,6 +305,22 @@ pub(super) fn seed_of(typed: &str) -> Result<u64, Failure> {
 
 /// Whole global clusters under virtual time. A failing seed prints the command that replays it.
 fn run_sim(args: &SimArgs) -> Result<(), Failure> {
+    match args.what {
+        Some(SimVerb::Recovery { crashes, every, sets, threads }) => {
+            let options = RecoveryOptions { crashes: crashes.into(), every, sets_each: sets, threads, mutant: None };
+            let summary = sim::enumerate_recoveries(&options, &|line| println!("{line}"));
+            say(&format!("{summary}\n"))?;
+            return summary.failure.map_or(Ok(()), |_| Err(Failure::new(FAILED, "a recovery did not end as it must")));
+        }
+        Some(SimVerb::Mutants { seeds, threads }) => {
+            std::panic::set_hook(Box::new(|_| {}));
+            let reports = sim::catch_all(seeds, threads, &|line| println!("{line}"));
+            let unseen: Vec<String> = reports.iter().filter(|r| r.noticed.is_none()).map(|r| format!("{:?}", r.mutant)).collect();
+            let sentence = format!("nothing notices {}", unseen.join(", "));
+            return if unseen.is_empty() { Ok(()) } else { Err(Failure::new(FAILED, sentence)) };
+        }
+        None => {}
+    }
     let first = seed_of(&args.seed)?;
     // Panics are caught and reported with their seed; the default message would come a hundred times.
     std::panic::set_hook(Box::new(|_| {}));

@@ -303,9 +303,13 @@ impl SimDisk {
     /// Another disk with the same files, synced or not, and its own randomness: what may become of this one.
     #[must_use]
     pub fn fork(&self, seed: u64) -> SimDisk {
-        let state = self.state.lock();
-        let files = state.files.clone();
-        SimDisk { state: Mutex::new(State { files, prng: Prng::new(seed), calls: 0, cut_at: None, fail_at: None, down: state.down }) }
+        let fork = SimDisk::new(seed);
+        {
+            let (state, mut other) = (self.state.lock(), fork.state.lock());
+            other.files.clone_from(&state.files);
+            other.down = state.down;
+        }
+        fork
     }
 
     /// Whether something would be lost if the power went now.

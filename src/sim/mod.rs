@@ -12,11 +12,8 @@ mod faults;
 mod mutants;
 mod network;
 mod plan;
-<<<<<<< HEAD
-mod recovery;
-=======
 pub mod proof;
->>>>>>> main
+mod recovery;
 mod regions;
 mod runs;
 #[cfg(test)]
@@ -24,7 +21,7 @@ mod tests;
 mod workload;
 mod world;
 
-pub use mutants::{MutantReport, catch_all};
+pub use mutants::{MutantReport, catch, catch_all};
 pub use recovery::{RecoveryOptions, RecoverySummary, enumerate as enumerate_recoveries};
 pub use runs::{SimFailure, SimReport, Summary, run_many, run_seed};
 

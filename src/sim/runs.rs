@@ -181,19 +181,15 @@ pub fn run_many(first_seed: u64, count: u64, threads: usize, options: &SimOption
 }
 
 /// `work` on each of `items`, spread over `threads`; the results in the order of the items.
-pub(super) fn spread<T: Sync, R: Send>(items: &[T], threads: usize, work: &(dyn Fn(&T) -> R + Sync)) -> Vec<R> {
+pub(super) fn spread_over<T: Sync, R: Send>(items: &[T], threads: usize, work: &(dyn Fn(&T) -> R + Sync)) -> Vec<R> {
     let next = AtomicU64::new(0);
     let done = Mutex::new(Vec::new());
-    std::thread::scope(|scope| {
-        for _ in 0..threads.max(1) {
-            scope.spawn(|| {
-                loop {
-                    let i = usize::try_from(next.fetch_add(1, Ordering::Relaxed)).expect("BUG: no more than the items");
-                    let Some(item) = items.get(i) else { return };
-                    let result = work(item);
-                    done.lock().push((i, result));
-                }
-            });
+    spread(threads, || {
+        loop {
+            let i = usize::try_from(next.fetch_add(1, Ordering::Relaxed)).expect("BUG: no more than the items");
+            let Some(item) = items.get(i) else { return };
+            let result = work(item);
+            done.lock().push((i, result));
         }
     });
     let mut done = done.into_inner();

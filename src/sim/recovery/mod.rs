@@ -15,7 +15,7 @@ use super::Mutant;
 use super::checker::Checked;
 use super::checker::truth::Truth;
 use super::disk::SimDisk;
-use super::runs::spread;
+use super::runs::spread_over;
 use crate::base::{CopyId, LogEnd};
 use rig::Rig;
 use std::collections::BTreeMap;
@@ -295,7 +295,7 @@ pub fn enumerate(options: &RecoveryOptions, say: &dyn Fn(&str)) -> RecoverySumma
         let least = if mutant == Some(Mutant::RecoverFromTwo) { 2 } else { 3 };
         let plans = plans(least, crashes == 0);
         let every = if crashes + 1 == options.crashes { options.every } else { 1 };
-        let results = spread(&images, options.threads, &|image: &Image| {
+        let results = spread_over(&images, options.threads, &|image: &Image| {
             plans.iter().map(|plan| crash_everywhere(image, plan, every, mutant).map_err(|e| (*plan, e))).collect::<Result<Vec<_>, _>>()
         });
         let mut next: BTreeMap<Key, Image> = BTreeMap::new();
@@ -322,7 +322,7 @@ fn finish_all(images: &[Image], options: &RecoveryOptions, summary: &mut Recover
     let least = if options.mutant == Some(Mutant::RecoverFromTwo) { 2 } else { 3 };
     let plans = plans(least, false);
     let each = if options.sets_each == 0 { plans.len() } else { options.sets_each.min(plans.len()) };
-    let results = spread(images, options.threads, &|image: &Image| {
+    let results = spread_over(images, options.threads, &|image: &Image| {
         let from = usize::try_from(mixed(&image.key()) % plans.len() as u64).expect("BUG: few plans");
         let chosen = (0..each).map(|i| &plans[(from + i * STRIDE) % plans.len()]);
         chosen.map(|plan| to_the_end(image, plan, options.mutant).map_err(|e| (*plan, e))).collect::<Result<Vec<u64>, _>>()

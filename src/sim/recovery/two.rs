@@ -5,7 +5,7 @@
 //! them announced must be there in the end, and the newer one must get through.
 
 use super::super::checker::Checked;
-use super::super::runs::spread;
+use super::super::runs::spread_over;
 use super::rig::Rig;
 use super::{Order, RecoveryOptions, RecoverySummary, layouts};
 use crate::base::CopyId;
@@ -38,7 +38,7 @@ pub(super) fn enumerate(options: &RecoveryOptions, summary: &mut RecoverySummary
     // As bounded as the last crash is: one in so many, with a stride that meets all kinds.
     let every = usize::try_from(options.every.clamp(1, 64)).expect("BUG: a small number");
     let schedules: Vec<Schedule> = schedules.into_iter().step_by(every).collect();
-    for (schedule, result) in schedules.iter().zip(spread(&schedules, options.threads, &|s: &Schedule| run(s, options))) {
+    for (schedule, result) in schedules.iter().zip(spread_over(&schedules, options.threads, &|s: &Schedule| run(s, options))) {
         match result {
             Ok(runs) => {
                 summary.runs += runs;
