@@ -57,12 +57,19 @@ pub enum Verb {
         #[command(subcommand)]
         what: CopyVerb,
     },
+    /// Look at a region's copies in their files
+    Volume {
+        #[command(subcommand)]
+        what: VolumeVerb,
+    },
     /// Measure this build on this machine: start, commits, lag, shipping, restart
     Bench(super::bench::BenchArgs),
     /// Run simulated global clusters from seeds
     Sim(SimArgs),
     /// Cut the power of a simulated volume at every disk call, and recover from what is left
     Powercut(super::proof::PowercutArgs),
+    /// Flip bytes in each region of each file of a simulated volume, and see that they are found
+    Flips(super::proof::FlipsArgs),
     /// Show the version
     Version {
         /// Print JSON
@@ -206,8 +213,34 @@ pub enum CopyVerb {
         #[command(flatten)]
         ask: AskArgs,
     },
+    /// Replace a copy by a new one in another directory, while writes go on; --cancel goes back as long as it is not done
+    Replace {
+        /// a1 a2 b1 b2 c1 or c2
+        copy: CopyId,
+        /// The directory for the new copy, on the region's machine
+        #[arg(long, value_name = "DIR", required_unless_present = "cancel", conflicts_with = "cancel")]
+        with: Option<PathBuf>,
+        /// Go back to the copy that is being replaced
+        #[arg(long)]
+        cancel: bool,
+        #[command(flatten)]
+        ask: AskArgs,
+    },
     /// Show the six copies of the region
     List(AskArgs),
+}
+
+#[derive(Debug, Subcommand)]
+pub enum VolumeVerb {
+    /// Read every copy of a stopped or running region: what is intact, what is damaged, where copies differ. Changes nothing. Exit code 1: damage
+    Verify {
+        /// The region's file
+        #[arg(long, value_name = "FILE", env = "PARHELION_CONFIG")]
+        config: PathBuf,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -273,9 +306,11 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Verb::Events(args) => runtime(false)?.block_on(show_events(&args)),
         Verb::Netem { what } => run_netem(what),
         Verb::Copy { what } => runtime(false)?.block_on(run_copy(what)),
+        Verb::Volume { what: VolumeVerb::Verify { config, json } } => super::verify::run(&Config::load(&config)?, json, say),
         Verb::Bench(args) => runtime(true)?.block_on(super::bench::run(args)),
         Verb::Sim(args) => run_sim(&args),
         Verb::Powercut(args) => super::proof::powercut(&args),
+        Verb::Flips(args) => super::proof::flips(&args),
         Verb::Version { json: true } => say(&json(&serde_json::json!({
             "name": "parhelion", "version": env!("CARGO_PKG_VERSION"), "admin_protocol": super::admin::ADMIN_VERSION,
         }))),
@@ -553,6 +588,17 @@ async fn run_copy(verb: CopyVerb) -> Result<(), Failure> {
         CopyVerb::List(ask) => (ask, AdminRequest::Report),
         CopyVerb::Stop { copy, ask } => (ask, AdminRequest::StopCopy { copy }),
         CopyVerb::Start { copy, ask } => (ask, AdminRequest::StartCopy { copy }),
+        CopyVerb::Replace { copy, with, ask, .. } => {
+            let place = match with {
+                Some(dir) => {
+                    let whole = std::path::absolute(&dir).map_err(super::failure::io_failure("find the directory"))?;
+                    let text = whole.into_os_string().into_string();
+                    Some(text.map_err(|_| Failure::new(USAGE, "the name of the directory is not UTF-8; give another one"))?)
+                }
+                None => None,
+            };
+            (ask, AdminRequest::ReplaceCopy { copy, place })
+        }
         CopyVerb::Slow { copy, delay, ask } => {
             let delay_us = u64::try_from(delay.as_micros()).expect("BUG: the parser bounds a delay");
             (ask, AdminRequest::SlowCopy { copy, delay_us })
@@ -608,8 +654,11 @@ mod tests {
             "netem show --config f",
             "copy stop a1 --config f",
             "copy start c2",
+            "copy replace a1 --with /mnt/new",
+            "copy replace a1 --cancel",
             "copy slow a1 --delay 50ms",
             "copy slow a1 --delay 0 --config f",
+            "volume verify --config f --json",
             "sim --seeds 1 --seed 7",
             "version --json",
         ] {
@@ -628,6 +677,8 @@ mod tests {
             ("copy stop d1", "the six are a1 a2 b1 b2 c1 c2"),
             ("copy slow a1", "--delay"),
             ("copy slow a1 --delay 2h", "at most 1m"),
+            ("copy replace a1", "--with"),
+            ("copy replace a1 --with /x --cancel", "cannot be used with"),
             ("certs", "--config"),
             ("certs --dir d --cluster demo", "--region"),
             ("netem set a b", "KEY=VALUE"),

@@ -14,6 +14,7 @@ use crate::volume::identity::{self, Home};
 use crate::volume::membership::Incarnation;
 use crate::volume::{Copy, CopyReply, CopyRequest, Disk, FlushDone, FlushJob};
 use bytes::Bytes;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Who dies when a disk's power goes in the middle of a call.
@@ -26,8 +27,12 @@ pub(super) enum CutScope {
 pub(super) struct CopySlot {
     pub member: MemberId,
     pub disk: Arc<SimDisk>,
-    seed: u64,
-    disks: u64,
+    /// Where `disk` is; empty: where the configuration says.
+    pub place: String,
+    /// Directories that are not open, by place.
+    pub elsewhere: BTreeMap<String, Arc<SimDisk>>,
+    pub seed: u64,
+    pub disks: u64,
     mutant: Option<Mutant>,
     pub copy: Option<Copy>,
     pub life: u64,
@@ -56,6 +61,8 @@ impl CopySlot {
         CopySlot {
             member,
             disk: Arc::new(SimDisk::new(seed)),
+            place: String::new(),
+            elsewhere: BTreeMap::new(),
             seed,
             disks: 1,
             mutant,
@@ -74,6 +81,11 @@ impl CopySlot {
             has_data: false,
             rotten: None,
         }
+    }
+
+    /// For the newest of its disks.
+    pub(super) fn incarnation_of_new(&self) -> Incarnation {
+        Incarnation(u128::from(self.seed) << 64 | u128::from(self.disks))
     }
 
     /// One bit of `name` was changed.
@@ -125,8 +137,8 @@ impl World {
         slot.disk.restart();
         let disk: Arc<dyn Disk> = mutants::disk(&slot.disk, slot.mutant);
         let home = Home { cluster: region.who.cluster.clone(), region: name.clone(), group: c.group.0, slot: c.copy };
-        let fresh = Incarnation(u128::from(slot.seed) << 64 | u128::from(slot.disks));
-        match identity::settle(&*disk, &home, fresh).and_then(|_| Copy::open(disk, &limits)) {
+        let fresh = slot.incarnation_of_new();
+        match identity::settle(&*disk, &home, fresh).and_then(|_| Copy::open_group(c.group, disk, &limits)) {
             Ok(copy) => {
                 let promised = copy.promised();
                 slot.copy = Some(copy);
@@ -146,6 +158,8 @@ impl World {
                 self.open_copy_after(r, c, after);
                 Ok(())
             }
+            // It is opened where its slot lives when the record on the others says where.
+            Err(crate::volume::OpenError::Replaced { .. }) => Ok(()),
             Err(e @ crate::volume::OpenError::Disk(_)) => {
                 self.say(|| format!("{name} {c} cannot be opened: {e}"));
                 let after = self.delays.between(50 * MS, 600 * MS);
@@ -224,7 +238,7 @@ impl World {
         if let (Some(Mutant::FoldedUnderReaders), CopyRequest::Append { vdl, horizon, .. }) = (self.mutant, &mut request) {
             *horizon = vdl.end_lsn;
         }
-        self.check_request(r, &request)?;
+        self.check_request(r, c, &request)?;
         let slot = self.slot(r, c);
         let (life, last) = (slot.life, slot.to_copy_at);
         if slot.copy.is_none() {

@@ -394,15 +394,20 @@ impl SimDisk {
 
     /// Damage: inverts the byte at `offset`, on the platter and in the page cache. `false` if there is no such byte.
     pub fn flip(&self, name: &str, offset: u64) -> bool {
+        self.flip_bits(name, offset, 0xff)
+    }
+
+    /// As [`SimDisk::flip`], of some of the byte's bits.
+    pub fn flip_bits(&self, name: &str, offset: u64, mask: u8) -> bool {
         let mut state = self.state.lock();
         let Some(file) = state.files.get_mut(name) else { return false };
         let at = usize::try_from(offset).unwrap_or(usize::MAX);
         if let Some(byte) = file.durable.as_mut().and_then(|d| d.get_mut(at)) {
-            *byte = !*byte;
+            *byte ^= mask;
         }
         match file.current.get_mut(at) {
             Some(byte) => {
-                *byte = !*byte;
+                *byte ^= mask;
                 true
             }
             None => false,

@@ -15,6 +15,7 @@ mod plan;
 pub mod proof;
 mod recovery;
 mod regions;
+mod replacing;
 mod runs;
 #[cfg(test)]
 mod tests;
@@ -30,6 +31,8 @@ pub use runs::{SimFailure, SimReport, Summary, run_many, run_seed};
 pub struct SimOptions {
     /// Regions, primary included (2 to 4); drawn from the seed when `None`.
     pub regions: Option<usize>,
+    /// Protection groups (1 to 16); drawn from the seed (1 to 3) when `None`.
+    pub groups: Option<u32>,
     /// Length of the first phase in virtual milliseconds; drawn from the seed when `None`.
     pub faults_for_ms: Option<u64>,
     /// A rule that the driver breaks, to show that the checkers see it.

@@ -39,6 +39,8 @@ pub(super) enum LayerError {
     Damaged {
         file: String,
         reason: String,
+        /// Where in the file, where that is known.
+        at: Option<u64>,
         /// Nothing is where something was written.
         lost: bool,
     },
@@ -106,7 +108,7 @@ impl Layer {
     /// Opens the file that the manifest names and checks its footer and index.
     pub(super) fn open(disk: Arc<dyn Disk>, lineage: LineageId, meta: &LayerMeta) -> Result<Layer, LayerError> {
         let name = name_of(meta.number);
-        let damaged = |reason: &str| LayerError::Damaged { file: name.clone(), reason: reason.into(), lost: false };
+        let damaged = |reason: &str| LayerError::Damaged { file: name.clone(), reason: reason.into(), at: None, lost: false };
         if disk.len(&name)? != Some(meta.bytes) || meta.bytes < FOOTER_BYTES as u64 {
             return Err(damaged("it is missing or has another length than the manifest says"));
         }
@@ -164,13 +166,14 @@ impl Layer {
     }
 
     fn damaged(&self, reason: &str) -> LayerError {
-        LayerError::Damaged { file: self.name.clone(), reason: reason.into(), lost: false }
+        LayerError::Damaged { file: self.name.clone(), reason: reason.into(), at: None, lost: false }
     }
 
     fn bad_block(&self, i: usize, what: &str, found: &[u8]) -> LayerError {
         let lost = found.iter().all(|b| *b == 0);
-        let reason = format!("{what} (the block at offset {}{})", self.blocks[i].offset, if lost { " is not there" } else { "" });
-        LayerError::Damaged { file: self.name.clone(), reason, lost }
+        let at = self.blocks[i].offset;
+        let reason = format!("{what} (the block at offset {at}{})", if lost { " is not there" } else { "" });
+        LayerError::Damaged { file: self.name.clone(), reason, at: Some(at), lost }
     }
 
     /// Blocks in the file.

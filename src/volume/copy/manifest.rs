@@ -5,7 +5,7 @@
 
 use super::OpenError;
 use super::codec::{self, CodecError};
-use crate::base::{Generation, LineageId, LogEnd, Lsn};
+use crate::base::{Generation, GroupId, LineageId, LogEnd, Lsn};
 use crate::log::History;
 use crate::volume::{Disk, DiskError};
 use bytes::Bytes;
@@ -41,6 +41,8 @@ pub(super) struct LayerMeta {
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, bincode::Encode, bincode::Decode)]
 pub(super) struct Manifest {
+    /// The protection group whose copy this is.
+    pub group: GroupId,
     pub lineage: Option<LineageId>,
     /// Where the log here began: empty for a founded copy, the seed's position for a seeded one.
     pub base: LogEnd,

@@ -23,15 +23,18 @@ mod record;
 mod seed;
 #[cfg(test)]
 mod tests;
+mod verify;
 mod wal;
 
 pub use jobs::{FlushDone, FlushJob};
 pub use pages::{PageStore, ReadError};
+pub use verify::{FileDamage, FilesVerdict, verify_files};
 
-use crate::base::{Generation, Limits, LineageId, LogEnd, Lsn, Seq};
+use crate::base::{Generation, GroupId, Limits, LineageId, LogEnd, Lsn, Seq};
 use crate::log::{Frame, redo};
 use crate::volume::membership::Incarnation;
 use crate::volume::{CopyReply, CopyRequest, CopyState, Damage, Disk, DiskError};
+use identity::Identity;
 use layer::{Layer, LayerError};
 use manifest::{KeptControl, Manifest, TEMPORARY};
 use seed::{Seed, SeedDone};
@@ -50,6 +53,11 @@ pub enum OpenError {
     /// It must not vote. Move its directory away and start again: it is rebuilt from the other copies.
     #[error("this copy is damaged ({what}): {reason}. Move its directory away; it will be rebuilt from the other copies")]
     Damaged { what: String, reason: String },
+    /// It must neither vote nor serve: its pages are those of other segments.
+    #[error(
+        "this directory is that of a copy of protection group {found}, and a copy of {wanted} is looked for here. Put the directories back"
+    )]
+    OtherGroup { found: GroupId, wanted: GroupId },
     #[error("'{file}' has format version {version}; a newer parhelion wrote it. Upgrade this one first")]
     Unsupported { file: String, version: u16 },
     #[error(
@@ -82,7 +90,7 @@ pub struct Copy {
     disk: Arc<dyn Disk>,
     limits: Limits,
     manifest: Manifest,
-    incarnation: Incarnation,
+    identity: Option<Identity>,
     promised: Generation,
     control: KeptControl,
     wal: Wal,
@@ -135,6 +143,14 @@ impl Copy {
     /// # Errors
     /// [`OpenError`]: the disk failed, or something that was once durable is not there.
     pub fn open(disk: Arc<dyn Disk>, limits: &Limits) -> Result<Copy, OpenError> {
+        Copy::open_group(GroupId(0), disk, limits)
+    }
+
+    /// As [`Copy::open`], for a copy of protection group `group`.
+    ///
+    /// # Errors
+    /// As [`Copy::open`]; also when the directory is that of another group.
+    pub fn open_group(group: GroupId, disk: Arc<dyn Disk>, limits: &Limits) -> Result<Copy, OpenError> {
         let mut names = disk.list()?;
         for name in names.iter().filter(|n| n.ends_with(TEMPORARY)) {
             disk.remove(name)?;
@@ -148,11 +164,14 @@ impl Copy {
                 if left.is_some() || promised.is_some() {
                     return Err(OpenError::Damaged { what: manifest::MANIFEST.into(), reason: "it is missing".into() });
                 }
-                let manifest = Manifest { log_first_number: 1, next_layer: 1, ..Manifest::default() };
+                let manifest = Manifest { group, log_first_number: 1, next_layer: 1, ..Manifest::default() };
                 manifest.store(&*disk)?;
                 manifest
             }
         };
+        if manifest.group != group {
+            return Err(OpenError::OtherGroup { found: manifest.group, wanted: group });
+        }
         for (name, number) in names.iter().filter_map(|n| layer::number_of(n).map(|number| (n, number))) {
             if !manifest.layers.iter().any(|l| l.number == number) {
                 disk.remove(name)?;
@@ -176,7 +195,7 @@ impl Copy {
             pages.distrust(reason.clone());
         }
         Ok(Copy {
-            incarnation: identity::incarnation(&*disk)?,
+            identity: identity::load(&*disk)?,
             limits: limits.clone(),
             promised: promised.unwrap_or(Generation::ZERO),
             control: manifest::load_control(&*disk)?,
@@ -232,7 +251,7 @@ impl Copy {
     #[must_use]
     pub fn state(&self) -> CopyState {
         CopyState {
-            incarnation: self.incarnation,
+            incarnation: self.identity.as_ref().map_or(Incarnation::UNKNOWN, |i| i.incarnation),
             lineage: self.lineage(),
             first: self.wal.first(),
             end: *self.wal.end(),
@@ -459,7 +478,8 @@ impl Copy {
         let mut versions = Vec::new();
         let mut bytes = self.pages.open_bytes();
         for frame in frames {
-            if !frame.is_control() {
+            // Frames of other groups are in the log for their place only.
+            if !frame.is_control() && !frame.is_elided() {
                 let payload = frame.payload();
                 let records = redo::records(&payload)
                     .map_err(|e| IngestError::Failed(format!("frame {} is durable and is no redo: {e}", frame.seq())))?;

@@ -125,6 +125,7 @@ impl Copy {
         let SeedBase { lineage, end, history } = seed.base;
         let layer = Arc::new(seed.writer.finish(Lsn::ZERO, end.end_lsn)?);
         let manifest = Manifest {
+            group: self.manifest.group,
             lineage: Some(lineage),
             base: end,
             base_history: history.clone(),
