@@ -114,7 +114,7 @@ impl World {
         self.counts.replacements_finished += u64::from(lives > place);
         for (group, by) in self.plan.layout.all_groups().zip(by) {
             let copy = &self.regions[r].copies[MemberId { group, copy: slot }.index()];
-            if let Some(disk) = copy.elsewhere.get(&place).filter(|_| self.now % 4 > 0) {
+            if let Some(disk) = copy.elsewhere.get(&place).filter(|_| !self.now.is_multiple_of(4)) {
                 // The mark is a courtesy: without it the directory has no vote either.
                 let _ = identity::retire(&**disk, *by, &copy.place);
             }
