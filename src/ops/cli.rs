@@ -361,7 +361,7 @@ fn run_sim(args: &SimArgs) -> Result<(), Failure> {
         }
         Some(SimVerb::Mutants { seeds, threads }) => {
             std::panic::set_hook(Box::new(|_| {}));
-            let reports = sim::catch_all(true, seeds, threads, &|line| println!("{line}"));
+            let reports = sim::catch_all(seeds, threads, &|line| println!("{line}"));
             let unseen: Vec<String> = reports.iter().filter(|r| r.noticed.is_none()).map(|r| format!("{:?}", r.mutant)).collect();
             let sentence = format!("nothing notices {}", unseen.join(", "));
             return if unseen.is_empty() { Ok(()) } else { Err(Failure::new(FAILED, sentence)) };
