@@ -21,6 +21,9 @@ use std::sync::Arc;
 const ENTRY_OVERHEAD_BYTES: usize = 96;
 /// Pages of the open memtable that one scan looks at, so that it holds the lock for a bounded time.
 const SCAN_PAGES_MAX: usize = 1024;
+/// After so many changes of one page in memory the whole page is kept once: a page that changes with every commit costs no more to
+/// read than others.
+const CHAIN_MAX: u32 = 64;
 /// Pages in memory at once while a range is digested.
 const DIGEST_SCAN_BYTES: usize = 256 << 10;
 
@@ -85,6 +88,8 @@ pub(super) fn entry_bytes(change: &Change) -> usize {
 #[derive(Default)]
 pub(super) struct Memtable {
     versions: BTreeMap<Key, Change>,
+    /// Changes of each page behind its last image.
+    chains: BTreeMap<PageNo, u32>,
     bytes: usize,
     /// Versions above this ...
     pub above: Lsn,
@@ -94,11 +99,15 @@ pub(super) struct Memtable {
 
 impl Memtable {
     fn new(above: LogEnd) -> Memtable {
-        Memtable { versions: BTreeMap::new(), bytes: 0, above: above.end_lsn, upto: above }
+        Memtable { versions: BTreeMap::new(), chains: BTreeMap::new(), bytes: 0, above: above.end_lsn, upto: above }
     }
 
-    fn insert(&mut self, key: Key, change: Change) {
+    /// `true`: the page has as many changes behind its last image as there may be.
+    fn insert(&mut self, key: Key, change: Change) -> bool {
         self.bytes += entry_bytes(&change);
+        let chain = self.chains.entry(key.0).or_default();
+        *chain = if change.is_image() { 0 } else { *chain + 1 };
+        let long = *chain >= CHAIN_MAX;
         match self.versions.entry(key) {
             std::collections::btree_map::Entry::Vacant(v) => {
                 v.insert(change);
@@ -111,6 +120,35 @@ impl Memtable {
                 o.insert(fold.into_change());
             }
         }
+        long
+    }
+
+    /// The version at `key` becomes the whole page as of then.
+    fn make_image(&mut self, key: Key, page: Bytes) {
+        if let Some(version) = self.versions.get_mut(&key) {
+            self.bytes = self.bytes.saturating_sub(entry_bytes(version));
+            *version = Change::Image(page);
+            self.bytes += entry_bytes(version);
+            self.chains.insert(key.0, 0);
+        }
+    }
+
+    /// What the pages from `from` on are made of as of `at`, of so many pages, and where the next one is.
+    fn as_of(&self, from: PageNo, at: Lsn, pages_max: usize) -> (Memtable, Option<PageNo>) {
+        let mut out = Memtable::default();
+        let mut next = Some(from);
+        for _ in 0..pages_max {
+            let Some(page) = next.and_then(|n| self.first_at_or_after((n, Lsn::ZERO))).map(|key| key.0) else { return (out, None) };
+            for (key, change) in self.versions.range((page, Lsn::ZERO)..=(page, at)).rev() {
+                let image = change.is_image();
+                out.insert(*key, change.clone());
+                if image {
+                    break;
+                }
+            }
+            next = page.0.checked_add(1).map(PageNo);
+        }
+        (out, next.and_then(|n| self.first_at_or_after((n, Lsn::ZERO))).map(|key| key.0))
     }
 
     pub(super) fn get(&self, key: Key) -> Option<&Change> {
@@ -253,32 +291,22 @@ impl PageStore {
     }
 
     fn gather(&self, at: Lsn, from: PageNo, bytes_max: usize) -> Result<Scanned, ReadError> {
-        let mut recent = Memtable::default();
-        let mut beyond = None;
-        let (frozen, layers) = {
+        let (recent, mut beyond, frozen, layers) = {
             let state = self.state.read();
             state.check(at)?;
-            let (mut pages, mut last) = (0, None);
-            for (key, change) in state.open.versions.range((from, Lsn::ZERO)..) {
-                if last != Some(key.0) {
-                    if pages == SCAN_PAGES_MAX {
-                        beyond = Some(key.0);
-                        break;
-                    }
-                    pages += 1;
-                    last = Some(key.0);
-                }
-                if key.1 <= at {
-                    recent.insert(*key, change.clone());
-                }
-            }
-            (state.frozen.clone(), Arc::clone(&state.layers))
+            let (recent, beyond) = state.open.as_of(from, at, SCAN_PAGES_MAX);
+            (recent, beyond, state.frozen.clone(), Arc::clone(&state.layers))
         };
+        let frozen = frozen.map(|table| {
+            let (older, next) = table.as_of(from, at, SCAN_PAGES_MAX);
+            beyond = [beyond, next].into_iter().flatten().min();
+            older
+        });
         let mut sources = Vec::new();
         for layer in layers.iter().filter(|l| l.meta().above < at) {
             sources.push(Source::Layer(LayerCursor::new(Arc::clone(layer), from)?));
         }
-        sources.extend(frozen.map(|table| Source::memory(table, from)));
+        sources.extend(frozen.map(|table| Source::memory(Arc::new(table), from)));
         sources.push(Source::memory(Arc::new(recent), from));
         let mut merge = Merge::new(sources);
         let mut pages = Vec::new();
@@ -372,14 +400,28 @@ impl PageStore {
 
     /// Takes in the records of frames up to `upto`.
     pub(super) fn ingest(&self, versions: Vec<(Lsn, Vec<Record>)>, upto: LogEnd) {
-        let mut state = self.state.write();
-        for (lsn, records) in versions {
-            for record in records {
-                state.open.insert((record.page, lsn), record.change);
+        let mut long = Vec::new();
+        {
+            let mut state = self.state.write();
+            for (lsn, records) in versions {
+                for record in records {
+                    let key = (record.page, lsn);
+                    if state.open.insert(key, record.change) {
+                        // The next ones begin to count anew, whether this one can be read now or not.
+                        state.open.chains.insert(record.page, 0);
+                        long.push(key);
+                    }
+                }
+            }
+            state.open.upto = upto;
+            state.ingested = upto;
+        }
+        for (page, lsn) in long {
+            // What cannot be read stays a chain: nothing is lost but time.
+            if let Ok(whole) = self.read(page, lsn) {
+                self.state.write().open.make_image((page, lsn), whole);
             }
         }
-        state.open.upto = upto;
-        state.ingested = upto;
     }
 
     /// Bytes of the open memtable.
@@ -430,5 +472,46 @@ impl PageStore {
 
     pub(super) fn metas(layers: &[Arc<Layer>]) -> Vec<LayerMeta> {
         layers.iter().map(|l| l.meta().clone()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::{Epoch, Generation, Seq};
+
+    #[test]
+    fn a_page_that_changes_with_every_commit_costs_no_more_to_read() {
+        let store = PageStore::new(Vec::new(), LogEnd::EMPTY, Lsn::ZERO);
+        let (hot, cold) = (PageNo(3), PageNo(9));
+        let mut page = vec![0u8; 200];
+        let mut states = vec![page.clone()];
+        for n in 1..=1000u64 {
+            let at = usize::try_from(n * 37 % 190).unwrap();
+            let mut body = Vec::new();
+            body.extend_from_slice(&u16::try_from(at).unwrap().to_le_bytes());
+            body.extend_from_slice(&8u16.to_le_bytes());
+            body.extend_from_slice(&n.to_le_bytes());
+            let change = Change::from_parts(2, Bytes::from(body)).unwrap();
+            page[at..at + 8].copy_from_slice(&n.to_le_bytes());
+            states.push(page.clone());
+            let mut records = vec![Record { page: hot, change: change.clone() }];
+            records.extend((n == 1).then_some(Record { page: cold, change }));
+            let end = LogEnd { epoch: Epoch(1), generation: Generation(1), seq: Seq(n), end_lsn: Lsn(n), checksum: 0 };
+            store.ingest(vec![(Lsn(n), records)], end);
+        }
+        let cut = |bytes: &[u8]| bytes[..bytes.iter().rposition(|b| *b != 0).map_or(0, |i| i + 1)].to_vec();
+        for n in 1..=1000 {
+            let want = cut(&states[n]);
+            let at = Lsn(n as u64);
+            assert_eq!(cut(&store.read(hot, at).unwrap()), want, "as of {n}");
+            let (pages, next) = store.scan(at, PageNo(0), usize::MAX).unwrap();
+            assert_eq!((pages.len(), next), (2, None));
+            assert_eq!((pages[0].0, cut(&pages[0].1), pages[1].0), (hot, want, cold));
+            let mut parts = Vec::new();
+            let _ = store.state.read().open.collect(hot, at, &mut parts);
+            assert!(parts.len() <= CHAIN_MAX as usize, "{} parts as of {n}", parts.len());
+        }
+        assert_eq!(store.scan(Lsn(1000), PageNo(4), usize::MAX).unwrap().0.len(), 1);
     }
 }
