@@ -12,6 +12,6 @@ mod time;
 pub use gate::WriteGate;
 pub use ids::{Az, ClusterName, ConnId, CopyId, LineageId, NameError, RegionName};
 pub use limits::Limits;
-pub use position::{Epoch, Generation, LogEnd, Lsn, PageNo, Seq};
+pub use position::{Epoch, Generation, LogEnd, Lsn, PageNo, Seq, TimelineId};
 pub use prng::Prng;
 pub use time::{Instant, UnixMicros};

@@ -15,6 +15,6 @@ mod recovery;
 mod repair;
 
 pub use appender::{Appender, AppenderEffect, CopyHealth, CopyView, Found, VolumePhase};
-pub use copy::{Copy, FlushDone, FlushJob, OpenError, PageStore, ReadError};
+pub use copy::{Copy, Directory, FlushDone, FlushJob, OpenError, Origin, PageStore, ReadError, Slice, TimelineView};
 pub use disk::{Disk, DiskError};
 pub use message::{CopyReply, CopyRequest, CopyState};

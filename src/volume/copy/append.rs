@@ -24,7 +24,7 @@ enum Place {
     Misplaced,
 }
 
-fn disk_error(e: WalReadError) -> DiskError {
+pub(super) fn disk_error(e: WalReadError) -> DiskError {
     match e {
         WalReadError::Disk(e) => e,
         e @ WalReadError::Damaged { .. } => DiskError::Failed { name: "log".into(), reason: e.to_string() },
