@@ -1,7 +1,7 @@
 //! Whole global clusters under virtual time, a fixed row of seeds. `PARHELION_SIM_SEEDS=first..end` runs others; what was printed
 //! with a failure says how to see it again.
 
-use parhelion::sim::{SimOptions, run_many};
+use parhelion::sim::{SimOptions, run_many, run_seed};
 
 #[test]
 fn no_seed_breaks_a_rule() {
@@ -24,4 +24,14 @@ fn no_seed_breaks_a_rule() {
         summary.seeds < 50 || summary.counts.acknowledged > 10 * summary.seeds && summary.counts.recoveries > 0,
         "the seeds did nothing: {summary}"
     );
+}
+
+/// Each of these once showed a bug; what it was stands beside the code that was mended.
+#[test]
+fn seeds_that_failed_once_hold() {
+    for seed in [286, 700_236, 701_580] {
+        if let Err(failure) = run_seed(seed, &SimOptions { trace_lines: 100, ..SimOptions::default() }) {
+            panic!("{failure}");
+        }
+    }
 }

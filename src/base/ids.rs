@@ -161,6 +161,57 @@ impl std::str::FromStr for CopyId {
     }
 }
 
+/// A protection group: six copies of the segments that belong to it. Counted from 0.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, bincode::Encode, bincode::Decode)]
+pub struct GroupId(pub u32);
+
+impl GroupId {
+    #[must_use]
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// `g0`, `g1` ...
+impl fmt::Display for GroupId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "g{}", self.0)
+    }
+}
+
+/// One copy of one protection group: a home of the log and of the group's pages, with a directory of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, bincode::Encode, bincode::Decode)]
+pub struct MemberId {
+    pub group: GroupId,
+    pub copy: CopyId,
+}
+
+impl MemberId {
+    /// All members of a volume of so many groups: the six of group 0, the six of group 1 ...
+    pub fn all(groups: u32) -> impl Iterator<Item = MemberId> + use<> {
+        (0..groups).flat_map(|g| MemberId::of(GroupId(g)))
+    }
+
+    /// The six of one group.
+    #[must_use]
+    pub fn of(group: GroupId) -> [MemberId; 6] {
+        CopyId::all().map(|copy| MemberId { group, copy })
+    }
+
+    /// Position in [`MemberId::all`].
+    #[must_use]
+    pub fn index(self) -> usize {
+        self.group.index() * 6 + self.copy.index()
+    }
+}
+
+/// `a1` in group 0, `a1.g1` in group 1: also the name of its directory.
+impl fmt::Display for MemberId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.group == GroupId(0) { write!(f, "{}", self.copy) } else { write!(f, "{}.{}", self.copy, self.group) }
+    }
+}
+
 /// Which history this is. Drawn at random once, when the global cluster is founded, and written into every copy. Two
 /// histories with different lineages are never merged (protocol.md S22).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, bincode::Encode, bincode::Decode)]

@@ -4,13 +4,15 @@
 
 mod gate;
 mod ids;
+mod layout;
 mod limits;
 mod position;
 mod prng;
 mod time;
 
 pub use gate::WriteGate;
-pub use ids::{Az, ClusterName, ConnId, CopyId, LineageId, NameError, RegionName};
+pub use ids::{Az, ClusterName, ConnId, CopyId, GroupId, LineageId, MemberId, NameError, RegionName};
+pub use layout::{GROUPS_MAX, Layout};
 pub use limits::Limits;
 pub use position::{Epoch, Generation, LogEnd, Lsn, PageNo, Seq, TimelineId};
 pub use prng::Prng;

@@ -1,18 +1,22 @@
-//! The six copies of a region in this process: one thread each, one directory each, one shared thread for layers.
+//! The copies of a region in this process, six for each protection group: one thread each, one directory each, one shared thread for
+//! layers.
 //!
 //! Decides nothing about the log: it opens a [`Copy`], feeds it what the node says in the order that the copy asks for, and
 //! opens it again, after a moment, when it left its duty. A failed fsync is thus never tried again on the same file: the copy
 //! that comes back has read its disk anew. A copy whose disk is full is read on and opened again when there is room. Driven by `io::driver` through [`Copies::send`]; answers come as node events.
 
+pub mod slow;
+
 use super::clock;
 use super::disk::FileDisk;
 use super::driver::Inbox;
-use crate::base::{CopyId, Limits, Lsn, PageNo};
+use crate::base::{CopyId, Layout, Limits, Lsn, MemberId, PageNo};
 use crate::head::{PageError, PageSource};
 use crate::node::Event;
 use crate::volume::{Copy, CopyRequest, FlushDone, FlushJob, OpenError, PageStore, ReadError};
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex, RwLock};
+use slow::Drills;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -33,24 +37,30 @@ pub enum Order {
     /// Out of duty, for a drill, until `Start`.
     Stop,
     Start,
+    /// Answers come so much later, for a drill; zero ends it.
+    Slow(Duration),
     JobDone(FlushDone),
     End,
 }
 
-/// The six threads, and the one that writes layers.
+/// The copies' threads, and the one that writes layers.
 pub struct Copies {
+    /// In the order of [`MemberId::all`].
     orders: Vec<Sender<Order>>,
     threads: Vec<JoinHandle<()>>,
     pages: Arc<Pages>,
     /// The volume serves: a damaged copy may be moved aside, because its peers can rebuild it.
     serving: Arc<AtomicBool>,
+    drills: Drills,
 }
 
 /// Pages of the region for its SQL engine, read past the copies' threads: a read never waits for an fsync.
 pub struct Pages {
-    stores: RwLock<[Option<Arc<PageStore>>; 6]>,
+    layout: Layout,
+    /// In the order of [`MemberId::all`].
+    stores: RwLock<Vec<Option<Arc<PageStore>>>>,
     /// Copies that left their duty and are still read.
-    left: Mutex<BTreeSet<CopyId>>,
+    left: Mutex<BTreeSet<MemberId>>,
     waiters: AtomicU32,
     moved: Mutex<()>,
     moved_signal: Condvar,
@@ -62,9 +72,10 @@ impl Copies {
     ///
     /// # Errors
     /// When a thread cannot be started.
-    pub fn start(dir: &Path, limits: &Limits, inbox: &Inbox) -> std::io::Result<Copies> {
+    pub fn start(dir: &Path, limits: &Limits, layout: Layout, inbox: &Inbox) -> std::io::Result<Copies> {
         let pages = Arc::new(Pages {
-            stores: RwLock::new(Default::default()),
+            layout,
+            stores: RwLock::new(vec![None; MemberId::all(layout.groups).count()]),
             left: Mutex::default(),
             waiters: AtomicU32::new(0),
             moved: Mutex::new(()),
@@ -73,14 +84,20 @@ impl Copies {
         });
         let serving = Arc::new(AtomicBool::new(false));
         let (jobs, job_rx) = channel::<(FlushJob, Sender<Order>)>();
-        let mut copies = Copies { orders: Vec::new(), threads: Vec::new(), pages: Arc::clone(&pages), serving: Arc::clone(&serving) };
+        let mut copies = Copies {
+            orders: Vec::new(),
+            threads: Vec::new(),
+            pages: Arc::clone(&pages),
+            serving: Arc::clone(&serving),
+            drills: Drills::default(),
+        };
         // One thread for all layers: compaction takes at most one core, whatever six copies want at once.
         copies.threads.push(std::thread::Builder::new().name("layers".into()).spawn(move || {
             while let Ok((job, back)) = job_rx.recv() {
                 let _ = back.send(Order::JobDone(job.run()));
             }
         })?);
-        for id in CopyId::all() {
+        for id in MemberId::all(layout.groups) {
             let (tx, rx) = channel();
             let worker = Worker {
                 id,
@@ -92,6 +109,7 @@ impl Copies {
                 jobs: jobs.clone(),
                 pages: Arc::clone(&pages),
                 serving: Arc::clone(&serving),
+                drills: copies.drills.clone(),
             };
             copies.orders.push(tx);
             copies.threads.push(std::thread::Builder::new().name(format!("copy-{id}")).spawn(move || worker.run())?);
@@ -99,14 +117,32 @@ impl Copies {
         Ok(copies)
     }
 
-    pub fn send(&self, copy: CopyId, order: Order) {
+    pub fn send(&self, copy: MemberId, request: CopyRequest) {
         // A copy thread only ends at `End`; a message behind that is for nobody.
-        let _ = self.orders[copy.index()].send(order);
+        let _ = self.orders[copy.index()].send(Order::Request(request));
+    }
+
+    /// An operator's order (stop, start, slow), to the copy of that name in every group: it is the name of a place.
+    pub fn order(&self, copy: CopyId, order: Order) {
+        for group in self.pages.layout.all_groups() {
+            let order = match &order {
+                Order::Stop => Order::Stop,
+                Order::Start => Order::Start,
+                Order::Slow(delay) => return self.drills.of(copy).set(*delay),
+                Order::Request(_) | Order::JobDone(_) | Order::End => unreachable!("BUG: no operator orders that"),
+            };
+            let _ = self.orders[MemberId { group, copy }.index()].send(order);
+        }
     }
 
     #[must_use]
     pub fn pages(&self) -> Arc<Pages> {
         Arc::clone(&self.pages)
+    }
+
+    #[must_use]
+    pub fn drills(&self) -> &Drills {
+        &self.drills
     }
 
     pub fn set_serving(&self, serving: bool) {
@@ -115,6 +151,7 @@ impl Copies {
 
     /// Ends all threads, after what they were told before.
     pub fn stop(mut self) {
+        self.drills.end();
         for orders in self.orders.drain(..) {
             let _ = orders.send(Order::End);
         }
@@ -125,7 +162,7 @@ impl Copies {
 }
 
 struct Worker {
-    id: CopyId,
+    id: MemberId,
     dir: PathBuf,
     limits: Limits,
     inbox: Inbox,
@@ -134,6 +171,7 @@ struct Worker {
     jobs: Sender<(FlushJob, Sender<Order>)>,
     pages: Arc<Pages>,
     serving: Arc<AtomicBool>,
+    drills: Drills,
 }
 
 enum Ended {
@@ -229,6 +267,7 @@ impl Worker {
                     Err(_) => return Ended::Process,
                 }
             };
+            let began = clock::now();
             // Group commit: everything that arrived while the last fsync ran goes into the next one.
             let mut bytes = 0;
             for order in first.into_iter().chain(std::iter::from_fn(|| self.rx.try_recv().ok())) {
@@ -241,7 +280,7 @@ impl Worker {
                     }
                     Order::JobDone(done) => copy.finish(done, &mut replies),
                     Order::Stop => ended = Some(Ended::Stopped),
-                    Order::Start => {}
+                    Order::Start | Order::Slow(_) => {}
                     Order::End => ended = Some(Ended::Process),
                 }
                 if ended.is_some() || bytes >= self.limits.copy_window_bytes_max {
@@ -249,6 +288,7 @@ impl Worker {
                 }
             }
             copy.flush(&mut replies);
+            self.drills.of(self.id.copy).pause(began);
             self.reply(&mut replies);
             if let Some(ended) = ended {
                 return ended;
@@ -276,13 +316,13 @@ impl Worker {
 }
 
 impl Pages {
-    fn set(&self, copy: CopyId, store: Option<Arc<PageStore>>) {
+    fn set(&self, copy: MemberId, store: Option<Arc<PageStore>>) {
         let mut stores = self.stores.write();
         self.left.lock().remove(&copy);
         stores[copy.index()] = store;
     }
 
-    fn leave(&self, copy: CopyId) {
+    fn leave(&self, copy: MemberId) {
         self.left.lock().insert(copy);
     }
 
@@ -303,7 +343,8 @@ impl Pages {
 
     /// From whichever copy has it. `Err` with the last reason when none has it now.
     fn try_read(&self, page: PageNo, at: Lsn) -> Result<Bytes, String> {
-        let stores = self.stores.read().clone();
+        let group = self.layout.group_of(page);
+        let stores = self.stores.read()[MemberId { group, copy: CopyId(0) }.index()..][..6].to_vec();
         let turn = self.turn.fetch_add(1, Ordering::Relaxed) as usize;
         let mut reason = "no copy is open".to_owned();
         for i in 0..stores.len() {

@@ -183,7 +183,7 @@ impl Driver {
                 Event::Linked { conn, peer, dialled }
             }
             Wake::Order { copy, order } => {
-                self.copies.send(copy, order);
+                self.copies.order(copy, order);
                 return true;
             }
             Wake::Stop => return false,
@@ -195,7 +195,7 @@ impl Driver {
     fn flush(&mut self) {
         while let Some(effect) = self.node.poll_effect() {
             match effect {
-                Effect::ToCopy { copy, request } => self.copies.send(copy, Order::Request(request)),
+                Effect::ToCopy { copy, request } => self.copies.send(copy, request),
                 Effect::Dial { region } => self.dialler.dial(region),
                 Effect::Send { conn, message } => self.send(conn, &message),
                 Effect::Unlink { conn, reason } => {

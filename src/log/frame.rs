@@ -18,14 +18,21 @@
 //!      64      -  payload
 //! ```
 //! All little-endian. A control frame occupies no LSN space: its payload is not counted.
+//!
+//! In the logs of other protection groups than its own a frame is *elided*: the same 64 bytes under the magic "PHLe", then CRC32C of
+//! those 64, and no payload. What follows from a header (position, chain, flags, term) holds there as it does for the whole frame, so
+//! every log has every seq. Control frames are never elided. An elided frame never leaves its region.
 
-use crate::base::{Epoch, Generation, LogEnd, Lsn, Seq, UnixMicros};
+use crate::base::{Epoch, Generation, GroupId, LogEnd, Lsn, Seq, UnixMicros};
 use bytes::{Bytes, BytesMut};
 
 pub const FRAME_HEADER_BYTES: usize = 64;
 /// No payload is ever longer, whatever its length field says.
 pub const FRAME_PAYLOAD_BYTES_LIMIT: usize = 1 << 20;
 const MAGIC: u32 = u32::from_le_bytes(*b"PHL1");
+const ELIDED_MAGIC: u32 = u32::from_le_bytes(*b"PHLe");
+/// Length of an elided frame.
+pub const ELIDED_FRAME_BYTES: usize = FRAME_HEADER_BYTES + 4;
 const VERSION: u16 = 1;
 const CHECKSUM_AT: usize = 60;
 
@@ -60,7 +67,7 @@ pub struct Header {
     pub epoch: Epoch,
     pub generation: Generation,
     pub seq: Seq,
-    pub group: u32,
+    pub group: GroupId,
     pub payload_len: u32,
     pub first_lsn: Lsn,
     pub source_time: UnixMicros,
@@ -88,19 +95,33 @@ pub struct Frame {
 }
 
 impl Frame {
-    /// Encodes a frame that follows `prev`.
+    /// Encodes a frame of group 0 that follows `prev`. See [`Frame::encode_in`].
+    #[must_use]
+    pub fn encode(prev: &LogEnd, epoch: Epoch, generation: Generation, flags: Flags, source_time: UnixMicros, payload: &[u8]) -> Frame {
+        Frame::encode_in(GroupId(0), prev, epoch, generation, flags, source_time, payload)
+    }
+
+    /// Encodes a frame of `group` that follows `prev`.
     ///
     /// # Panics
     /// When the payload is longer than [`FRAME_PAYLOAD_BYTES_LIMIT`]: the head splits before.
     #[must_use]
-    pub fn encode(prev: &LogEnd, epoch: Epoch, generation: Generation, flags: Flags, source_time: UnixMicros, payload: &[u8]) -> Frame {
+    pub fn encode_in(
+        group: GroupId,
+        prev: &LogEnd,
+        epoch: Epoch,
+        generation: Generation,
+        flags: Flags,
+        source_time: UnixMicros,
+        payload: &[u8],
+    ) -> Frame {
         assert!(payload.len() <= FRAME_PAYLOAD_BYTES_LIMIT, "BUG: a payload of {} bytes must be split before it is framed", payload.len());
         let mut header = Header {
             flags,
             epoch,
             generation,
             seq: prev.seq.next(),
-            group: 0,
+            group,
             payload_len: u32::try_from(payload.len()).expect("BUG: the limit is below 4 GiB"),
             first_lsn: prev.end_lsn,
             source_time,
@@ -114,7 +135,7 @@ impl Frame {
         bytes.extend_from_slice(&header.epoch.0.to_le_bytes());
         bytes.extend_from_slice(&header.generation.0.to_le_bytes());
         bytes.extend_from_slice(&header.seq.0.to_le_bytes());
-        bytes.extend_from_slice(&header.group.to_le_bytes());
+        bytes.extend_from_slice(&header.group.0.to_le_bytes());
         bytes.extend_from_slice(&header.payload_len.to_le_bytes());
         bytes.extend_from_slice(&header.first_lsn.0.to_le_bytes());
         bytes.extend_from_slice(&header.source_time.0.to_le_bytes());
@@ -130,6 +151,9 @@ impl Frame {
     /// # Errors
     /// [`DecodeError`]: incomplete, corrupt and unsupported are told apart.
     pub fn decode(bytes: &Bytes) -> Result<Frame, DecodeError> {
+        if bytes.starts_with(&ELIDED_MAGIC.to_le_bytes()) {
+            return Frame::decode_elided(bytes);
+        }
         let header = Header::decode(bytes)?;
         let len = header.frame_len();
         if bytes.len() < len {
@@ -142,20 +166,68 @@ impl Frame {
         Ok(Frame { header, bytes: bytes.slice(..len) })
     }
 
+    fn decode_elided(bytes: &Bytes) -> Result<Frame, DecodeError> {
+        let Some(head) = bytes.first_chunk::<FRAME_HEADER_BYTES>() else {
+            return Err(DecodeError::Incomplete { needed_bytes: ELIDED_FRAME_BYTES });
+        };
+        let header = Header::decode_fields(head)?;
+        let Some(sum) = bytes.get(FRAME_HEADER_BYTES..ELIDED_FRAME_BYTES) else {
+            return Err(DecodeError::Incomplete { needed_bytes: ELIDED_FRAME_BYTES });
+        };
+        if sum != crc32c::crc32c(head).to_le_bytes() {
+            return Err(DecodeError::Corrupt { reason: "the checksum does not match" });
+        }
+        if header.flags.has(Flags::CONTROL) {
+            return Err(DecodeError::Corrupt { reason: "a control frame is never elided" });
+        }
+        Ok(Frame { header, bytes: bytes.slice(..ELIDED_FRAME_BYTES) })
+    }
+
+    /// The frame as it lies in the logs of `group`: whole where it belongs or is a control frame, elided elsewhere. What is elided
+    /// already stays so.
+    #[must_use]
+    pub fn for_group(&self, group: GroupId) -> Frame {
+        if self.header.group == group || self.is_control() || self.is_elided() {
+            return self.clone();
+        }
+        let mut bytes = BytesMut::with_capacity(ELIDED_FRAME_BYTES);
+        bytes.extend_from_slice(&ELIDED_MAGIC.to_le_bytes());
+        bytes.extend_from_slice(&self.bytes[4..FRAME_HEADER_BYTES]);
+        let sum = crc32c::crc32c(&bytes);
+        bytes.extend_from_slice(&sum.to_le_bytes());
+        Frame { header: self.header, bytes: bytes.freeze() }
+    }
+
+    /// Without its payload: it belongs to another group than the log it was read from.
+    #[must_use]
+    pub fn is_elided(&self) -> bool {
+        self.bytes.starts_with(&ELIDED_MAGIC.to_le_bytes())
+    }
+
+    /// Whether it lies in the log of `group` in the form that belongs there.
+    #[must_use]
+    pub fn fits(&self, group: GroupId) -> bool {
+        self.is_control() || (self.header.group == group) != self.is_elided()
+    }
+
     #[must_use]
     pub fn header(&self) -> &Header {
         &self.header
     }
 
-    /// Header, checksum and payload: what lies in every copy.
+    /// Header, checksum and payload: what lies in every copy of its group.
     #[must_use]
     pub fn bytes(&self) -> &Bytes {
         &self.bytes
     }
 
     /// The payload, sharing the frame's bytes.
+    ///
+    /// # Panics
+    /// When the frame is elided: its payload lies in the copies of another group.
     #[must_use]
     pub fn payload(&self) -> Bytes {
+        assert!(!self.is_elided(), "BUG: the payload of an elided frame was asked for");
         self.bytes.slice(FRAME_HEADER_BYTES..)
     }
 
@@ -200,7 +272,8 @@ impl Frame {
 
 impl std::fmt::Debug for Frame {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Frame({} {:?} {} bytes)", self.log_end(), self.header.flags, self.header.payload_len)
+        let elided = if self.is_elided() { ", elided" } else { "" };
+        write!(f, "Frame({} {:?} {} bytes{elided})", self.log_end(), self.header.flags, self.header.payload_len)
     }
 }
 
@@ -216,6 +289,11 @@ impl Header {
         if bytes.len() < FRAME_HEADER_BYTES {
             return Err(DecodeError::Incomplete { needed_bytes: FRAME_HEADER_BYTES });
         }
+        Header::decode_fields(bytes.first_chunk().expect("BUG: the length was just seen"))
+    }
+
+    /// All but the magic.
+    fn decode_fields(bytes: &[u8; FRAME_HEADER_BYTES]) -> Result<Header, DecodeError> {
         let u16_at = |at: usize| u16::from_le_bytes(bytes[at..at + 2].try_into().expect("BUG: two bytes"));
         let u32_at = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("BUG: four bytes"));
         let u64_at = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("BUG: eight bytes"));
@@ -227,7 +305,7 @@ impl Header {
             epoch: Epoch(u64_at(8)),
             generation: Generation(u64_at(16)),
             seq: Seq(u64_at(24)),
-            group: u32_at(32),
+            group: GroupId(u32_at(32)),
             payload_len: u32_at(36),
             first_lsn: Lsn(u64_at(40)),
             source_time: UnixMicros(u64_at(48)),
@@ -300,7 +378,36 @@ mod tests {
         assert_eq!(f.end_lsn(), Lsn(0));
     }
 
+    #[test]
+    fn an_elided_frame_keeps_its_place_and_its_chain() {
+        let prev = sample(b"before").log_end();
+        let whole = Frame::encode_in(GroupId(2), &prev, Epoch(2), Generation(3), Flags::CONSISTENCY_POINT, UnixMicros(5), b"hello");
+        let elided = whole.for_group(GroupId(1));
+        assert!(elided.is_elided() && !whole.is_elided());
+        assert_eq!((elided.header(), elided.log_end()), (whole.header(), whole.log_end()));
+        assert!(elided.follows(&prev) && elided.is_consistency_point());
+        assert_eq!(elided.bytes().len(), ELIDED_FRAME_BYTES);
+        assert_eq!(Frame::decode(elided.bytes()).unwrap(), elided);
+        assert_eq!(elided.for_group(GroupId(2)), elided, "the payload does not come back");
+        assert_eq!(whole.for_group(GroupId(2)), whole);
+        for (frame, group, fits) in [(&whole, 2, true), (&whole, 1, false), (&elided, 1, true), (&elided, 2, false)] {
+            assert_eq!(frame.fits(GroupId(group)), fits, "{frame:?} in group {group}");
+        }
+        let control = Frame::encode(&prev, Epoch(2), Generation(3), Flags::CONTROL, UnixMicros(5), &[2]);
+        assert!(!control.for_group(GroupId(1)).is_elided() && control.fits(GroupId(1)));
+    }
+
     proptest! {
+        #[test]
+        fn any_flipped_bit_of_an_elided_frame_is_found(at in 0usize..ELIDED_FRAME_BYTES, bit in 0u8..8) {
+            let elided = sample(b"hello").for_group(GroupId(1));
+            let mut bytes = elided.bytes().to_vec();
+            bytes[at] ^= 1 << bit;
+            prop_assert!(Frame::decode(&Bytes::from(bytes)).is_err());
+            let is_incomplete = matches!(Frame::decode(&elided.bytes().slice(..at)), Err(DecodeError::Incomplete { .. }));
+            prop_assert!(is_incomplete);
+        }
+
         #[test]
         fn any_flipped_bit_is_found(at in 0usize..69, bit in 0u8..8) {
             let frame = sample(b"hello");
@@ -311,10 +418,10 @@ mod tests {
         }
 
         #[test]
-        fn no_input_makes_the_decoder_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), real_magic in any::<bool>()) {
+        fn no_input_makes_the_decoder_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), magic in 0usize..3) {
             let mut bytes = bytes;
-            if real_magic && bytes.len() >= 6 {
-                bytes[..4].copy_from_slice(&MAGIC.to_le_bytes());
+            if magic < 2 && bytes.len() >= 6 {
+                bytes[..4].copy_from_slice(&[MAGIC, ELIDED_MAGIC][magic].to_le_bytes());
                 bytes[4..6].copy_from_slice(&VERSION.to_le_bytes());
             }
             let _ = Frame::decode(&Bytes::from(bytes.clone()));

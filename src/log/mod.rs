@@ -12,7 +12,7 @@ mod read;
 pub mod redo;
 
 pub use control::ControlFrame;
-pub use frame::{DecodeError, FRAME_HEADER_BYTES, FRAME_PAYLOAD_BYTES_LIMIT, Flags, Frame, Header, split_frames};
+pub use frame::{DecodeError, ELIDED_FRAME_BYTES, FRAME_HEADER_BYTES, FRAME_PAYLOAD_BYTES_LIMIT, Flags, Frame, Header, split_frames};
 pub use history::{History, Term};
 pub use pen::Pen;
 pub use read::{LogOutcome, PagesOutcome, SeedBase};

@@ -13,7 +13,8 @@ mod lead;
 pub mod report;
 
 use crate::base::{
-    ClusterName, ConnId, CopyId, Epoch, Generation, Instant, Limits, LineageId, LogEnd, Lsn, Prng, RegionName, UnixMicros, WriteGate,
+    ClusterName, ConnId, Epoch, Generation, Instant, Layout, Limits, LineageId, LogEnd, Lsn, MemberId, Prng, RegionName, UnixMicros,
+    WriteGate,
 };
 use crate::control::{self, ControlState, Start};
 use crate::log::{Frame, Pen};
@@ -28,15 +29,15 @@ use std::collections::{BTreeMap, VecDeque};
 #[derive(Debug)]
 pub enum Event {
     CopyOpened {
-        copy: CopyId,
+        copy: MemberId,
         promised: Generation,
     },
     CopyLost {
-        copy: CopyId,
+        copy: MemberId,
         reason: String,
     },
     CopyReplied {
-        copy: CopyId,
+        copy: MemberId,
         reply: CopyReply,
     },
     /// A link to `peer`, whose certificate was checked, is up. `dialled`: this side asked for it.
@@ -76,7 +77,7 @@ pub enum Event {
 #[derive(Debug)]
 pub enum Effect {
     ToCopy {
-        copy: CopyId,
+        copy: MemberId,
         request: CopyRequest,
     },
     Dial {
@@ -120,6 +121,8 @@ pub struct Identity {
     pub founder: RegionName,
     pub members: Vec<RegionName>,
     pub version: String,
+    /// How page space is cut, as configured; what counts is what the lineage was founded with.
+    pub layout: Layout,
 }
 
 #[derive(Debug)]
@@ -163,7 +166,7 @@ pub struct Node {
     oldest_pin: Lsn,
     event_no: u64,
     /// The last that was noted of each copy: one that fails in the same way every second is one event.
-    copies_noted: BTreeMap<CopyId, String>,
+    copies_noted: BTreeMap<MemberId, String>,
     effects: VecDeque<Effect>,
 }
 
@@ -171,7 +174,7 @@ impl Node {
     #[must_use]
     pub fn new(who: Identity, limits: Limits, mut prng: Prng, wall: UnixMicros) -> Node {
         let reseedable = who.region != who.founder;
-        let appender = Appender::new(limits.clone(), prng.fork("appender"), wall, reseedable);
+        let appender = Appender::new(limits.clone(), who.layout, prng.fork("appender"), wall, reseedable);
         let follower = Follower::new(&who, &limits, prng.fork("follower"), wall);
         Node {
             leader: Leader::default(),
@@ -417,7 +420,7 @@ impl Node {
         self.effects.push_back(Effect::HeadAdvances { vdl, frames });
     }
 
-    fn copy_changed(&mut self, copy: CopyId, health: &CopyHealth) {
+    fn copy_changed(&mut self, copy: MemberId, health: &CopyHealth) {
         let (kind, what) = match health {
             CopyHealth::Down { reason } => ("copy_down", format!("copy {copy} is down: {reason}")),
             CopyHealth::Up => ("copy_up", format!("copy {copy} is up")),
@@ -534,7 +537,7 @@ impl Node {
             };
             CopyReport {
                 name: c.copy.to_string(),
-                az: c.copy.az().to_string(),
+                az: c.copy.copy.az().to_string(),
                 state: state.into(),
                 durable_lsn: c.durable_end.end_lsn,
                 reason,

@@ -43,7 +43,7 @@ pub struct CopyReport {
     /// `starting`, `up`, `catching_up`, `seeding`, `down`.
     pub state: String,
     pub durable_lsn: Lsn,
-    /// Why it is down.
+    /// Why it is down, or what an operator does to it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }

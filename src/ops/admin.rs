@@ -53,6 +53,11 @@ pub enum AdminRequest {
     StartCopy {
         copy: CopyId,
     },
+    /// A drill: a copy's answers come so much later; 0 ends it.
+    SlowCopy {
+        copy: CopyId,
+        delay_us: u64,
+    },
 }
 
 /// The answer to it.
@@ -97,7 +102,9 @@ impl AdminRequest {
         let body = body(bytes, REQUEST_BYTES_MAX)?;
         let request = finish(bincode::decode_from_slice(body, bincode::config::standard().with_limit::<REQUEST_MEMORY_MAX>()), body)?;
         match &request {
-            AdminRequest::StopCopy { copy } | AdminRequest::StartCopy { copy } if !CopyId::all().contains(copy) => {
+            AdminRequest::StopCopy { copy } | AdminRequest::StartCopy { copy } | AdminRequest::SlowCopy { copy, .. }
+                if !CopyId::all().contains(copy) =>
+            {
                 Err(AdminCodecError::Malformed(format!("copy {} of six", copy.0)))
             }
             _ => Ok(request),
@@ -162,6 +169,9 @@ pub trait AdminPort: Send + Sync + 'static {
 
     /// Takes one of this region's copies out of duty, or back. Both ways a sentence.
     async fn set_copy_on_duty(&self, copy: CopyId, on_duty: bool) -> Result<String, String>;
+
+    /// Makes one of this region's copies answer `delay` later; zero ends that. Both ways a sentence.
+    async fn slow_copy(&self, copy: CopyId, delay: Duration) -> Result<String, String>;
 }
 
 /// Answers a question. `members` are all regions, in the order to show them; the one `view` tells of is not asked over the wire.
@@ -214,6 +224,7 @@ async fn answer_within(
         }
         AdminRequest::StopCopy { copy } => done(port.set_copy_on_duty(copy, false).await),
         AdminRequest::StartCopy { copy } => done(port.set_copy_on_duty(copy, true).await),
+        AdminRequest::SlowCopy { copy, delay_us } => done(port.slow_copy(copy, Duration::from_micros(delay_us)).await),
     }
 }
 

@@ -52,6 +52,9 @@ impl AdminPort for Port {
     async fn set_copy_on_duty(&self, copy: CopyId, on_duty: bool) -> Result<String, String> {
         if on_duty { Ok(format!("{copy} is back")) } else { Err(format!("{copy} is stopped already")) }
     }
+    async fn slow_copy(&self, copy: CopyId, delay: Duration) -> Result<String, String> {
+        Ok(format!("{copy} is {} ms slow", delay.as_millis()))
+    }
 }
 
 async fn asked(request: AdminRequest) -> AdminAnswer {
@@ -83,6 +86,8 @@ async fn any_region_answers_for_all_and_a_silent_one_costs_one_time_limit() {
 async fn copies_are_stopped_and_started_by_the_region_itself() {
     assert_eq!(asked(AdminRequest::StartCopy { copy: CopyId(5) }).await, AdminAnswer::Done("c2 is back".into()));
     assert_eq!(asked(AdminRequest::StopCopy { copy: CopyId(0) }).await, AdminAnswer::Refused("a1 is stopped already".into()));
+    assert_eq!(asked(AdminRequest::SlowCopy { copy: CopyId(1), delay_us: 50_000 }).await, AdminAnswer::Done("a2 is 50 ms slow".into()));
+    assert!(AdminRequest::decode(&AdminRequest::SlowCopy { copy: CopyId(6), delay_us: 1 }.encode()).is_err(), "there are six");
 }
 
 #[test]

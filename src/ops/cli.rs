@@ -17,6 +17,7 @@ use super::status::{self, ClusterStatus};
 use super::text;
 use crate::base::{ClusterName, CopyId, RegionName};
 use crate::io::clock;
+use crate::io::copies::slow::DELAY_MAX;
 use crate::sim::{self, SimOptions};
 use clap::{Args, Parser, Subcommand};
 use std::io::{IsTerminal as _, Write as _};
@@ -190,6 +191,16 @@ pub enum CopyVerb {
     Start {
         /// a1 a2 b1 b2 c1 or c2
         copy: CopyId,
+        #[command(flatten)]
+        ask: AskArgs,
+    },
+    /// Make a copy slow without being dead: its answers come so much later, until --delay 0
+    Slow {
+        /// a1 a2 b1 b2 c1 or c2
+        copy: CopyId,
+        /// How much later: 50ms, 2s; 0 ends it
+        #[arg(long, value_name = "TIME", value_parser = delay)]
+        delay: Duration,
         #[command(flatten)]
         ask: AskArgs,
     },
@@ -473,11 +484,24 @@ fn run_netem(verb: NetemVerb) -> Result<(), Failure> {
     say(&text::table(&["FROM", "TO", "PACKETS", "BYTES", "DROPPED", "SETTINGS"], &[2, 3, 4], rows))
 }
 
+fn delay(text: &str) -> Result<Duration, String> {
+    let delay = if text == "0" { Duration::ZERO } else { humantime::parse_duration(text).map_err(|e| e.to_string())? };
+    if delay > DELAY_MAX {
+        Err(format!("at most {}; `parhelion copy stop` takes a copy out", humantime::Duration::from(DELAY_MAX)))
+    } else {
+        Ok(delay)
+    }
+}
+
 async fn run_copy(verb: CopyVerb) -> Result<(), Failure> {
     let (ask, request) = match verb {
         CopyVerb::List(ask) => (ask, AdminRequest::Report),
         CopyVerb::Stop { copy, ask } => (ask, AdminRequest::StopCopy { copy }),
         CopyVerb::Start { copy, ask } => (ask, AdminRequest::StartCopy { copy }),
+        CopyVerb::Slow { copy, delay, ask } => {
+            let delay_us = u64::try_from(delay.as_micros()).expect("BUG: the parser bounds a delay");
+            (ask, AdminRequest::SlowCopy { copy, delay_us })
+        }
     };
     let client = Client::open(ask.config.as_deref())?;
     match client.ask(&request).await? {
@@ -527,6 +551,8 @@ mod tests {
             "netem show --config f",
             "copy stop a1 --config f",
             "copy start c2",
+            "copy slow a1 --delay 50ms",
+            "copy slow a1 --delay 0 --config f",
             "sim --seeds 1 --seed 7",
             "version --json",
         ] {
@@ -543,6 +569,8 @@ mod tests {
             ("demo --regions 7", "2..=6"),
             ("demo --base-port 70000", "70000"),
             ("copy stop d1", "the six are a1 a2 b1 b2 c1 c2"),
+            ("copy slow a1", "--delay"),
+            ("copy slow a1 --delay 2h", "at most 1m"),
             ("certs", "--config"),
             ("certs --dir d --cluster demo", "--region"),
             ("netem set a b", "KEY=VALUE"),

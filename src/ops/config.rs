@@ -5,7 +5,7 @@
 //! region that founds the global cluster on empty disks. Unknown keys are errors: a typing mistake must not
 //! silently become a default.
 
-use crate::base::{ClusterName, Limits, RegionName};
+use crate::base::{ClusterName, Layout, Limits, RegionName};
 use crate::io::quic::{Congestion, QuicSettings};
 use crate::ops::certs::PASSWORD_FILE;
 use serde::{Deserialize, Serialize};
@@ -154,6 +154,8 @@ pub struct Config {
     pub log: LogSettings,
     pub quic: QuicSettings,
     pub limits: Limits,
+    /// How page space is cut; fixed when the global cluster is founded.
+    pub layout: Layout,
     pub serving: Serving,
 }
 
@@ -280,6 +282,7 @@ impl Config {
             log: LogSettings { level: env("PARHELION_LOG").or(log.level).unwrap_or_else(|| "info".to_owned()), format },
             quic: quic(&raw.quic.unwrap_or_default()).map_err(invalid)?,
             limits,
+            layout: Layout::default(),
             serving: serving(&given).map_err(invalid)?,
         })
     }

@@ -260,6 +260,9 @@ fn notes(status: &ClusterStatus, answers: &BTreeMap<RegionName, Result<RegionRep
 }
 
 fn copy_notes(region: &RegionStatus, notes: &mut Vec<String>) {
+    for (copy, why) in region.copies.iter().filter(|c| c.state != "down").filter_map(|c| c.reason.as_ref().map(|why| (c, why))) {
+        notes.push(format!("{}: copy {} is {why}", region.name, copy.name));
+    }
     let up = region.copies.iter().filter(|c| c.state == "up").count();
     let off: Vec<&CopyReport> = region.copies.iter().filter(|c| c.state == "down").collect();
     if off.is_empty() {

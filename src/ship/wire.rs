@@ -259,7 +259,11 @@ fn decode_small<T: bincode::Decode<()>>(bytes: &Bytes) -> Result<T, WireError> {
 }
 
 fn frames(bytes: Bytes) -> Result<Message, WireError> {
-    split_frames(bytes).map(Message::Frames).map_err(|e| WireError::Malformed(e.to_string()))
+    let frames = split_frames(bytes).map_err(|e| WireError::Malformed(e.to_string()))?;
+    if frames.iter().any(Frame::is_elided) {
+        return Err(WireError::Malformed("a frame came without its payload".into()));
+    }
+    Ok(Message::Frames(frames))
 }
 
 fn decode_batch(bytes: &Bytes) -> Result<Message, WireError> {

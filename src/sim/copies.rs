@@ -1,4 +1,4 @@
-//! The six copies of each region: real [`Copy`]s on simulated disks, driven as `io` drives them, and all that happens to them.
+//! The copies of each region, six for each protection group: real [`Copy`]s on simulated disks, driven as `io` drives them, and all that happens to them.
 //!
 //! A *life* is one opening of a copy: what was sent to, or by, an earlier life reaches nobody. Within a life messages keep
 //! their order unless the plan says that copies live on other machines.
@@ -7,7 +7,7 @@ use super::Mutant;
 use super::checker::Checked;
 use super::disk::SimDisk;
 use super::world::{MS, What, World};
-use crate::base::{CopyId, LogEnd};
+use crate::base::{CopyId, LogEnd, MemberId};
 use crate::log::Frame;
 use crate::node::Event;
 use crate::volume::{Copy, CopyReply, CopyRequest, Disk, DiskError, FlushDone, FlushJob};
@@ -22,6 +22,7 @@ pub(super) enum CutScope {
 }
 
 pub(super) struct CopySlot {
+    pub member: MemberId,
     pub disk: Arc<SimDisk>,
     seed: u64,
     disks: u64,
@@ -47,8 +48,9 @@ pub(super) struct CopySlot {
 }
 
 impl CopySlot {
-    pub(super) fn new(seed: u64, mutant: Option<Mutant>) -> CopySlot {
+    pub(super) fn new(member: MemberId, seed: u64, mutant: Option<Mutant>) -> CopySlot {
         CopySlot {
+            member,
             disk: Arc::new(SimDisk::new(seed)),
             seed,
             disks: 1,
@@ -105,20 +107,20 @@ impl Disk for LyingDisk {
 }
 
 impl World {
-    fn slot(&mut self, r: usize, c: CopyId) -> &mut CopySlot {
+    fn slot(&mut self, r: usize, c: MemberId) -> &mut CopySlot {
         &mut self.regions[r].copies[c.index()]
     }
 
     // ---- opening and leaving ---------------------------------------------------------------------------------------
 
-    pub(super) fn open_copy_after(&mut self, r: usize, c: CopyId, after: u64) {
+    pub(super) fn open_copy_after(&mut self, r: usize, c: MemberId, after: u64) {
         let slot = self.slot(r, c);
         slot.life += 1;
         let life = slot.life;
         self.after(after, What::CopyOpen { region: r, copy: c, life });
     }
 
-    pub(super) fn copy_open(&mut self, r: usize, c: CopyId, life: u64) -> Checked {
+    pub(super) fn copy_open(&mut self, r: usize, c: MemberId, life: u64) -> Checked {
         let (now, limits) = (self.now, self.plan.limits.clone());
         let region = &mut self.regions[r];
         let name = region.name.clone();
@@ -159,7 +161,7 @@ impl World {
     }
 
     /// The copy is gone at this moment, with what it had in memory.
-    pub(super) fn drop_copy(&mut self, r: usize, c: CopyId, power: bool) {
+    pub(super) fn drop_copy(&mut self, r: usize, c: MemberId, power: bool) {
         let slot = self.slot(r, c);
         slot.copy = None;
         slot.life += 1;
@@ -170,7 +172,7 @@ impl World {
     }
 
     /// The copy leaves its duty and, unless the plan holds it back, comes again.
-    pub(super) fn lose_copy(&mut self, r: usize, c: CopyId, power: bool, reason: String) {
+    pub(super) fn lose_copy(&mut self, r: usize, c: MemberId, power: bool, reason: String) {
         if self.slot(r, c).copy.is_none() {
             return;
         }
@@ -182,7 +184,7 @@ impl World {
         self.after(after, What::CopyLost { region: r, copy: c, life, incarnation, reason });
     }
 
-    pub(super) fn copy_lost(&mut self, r: usize, c: CopyId, life: u64, incarnation: u64, reason: String) -> Checked {
+    pub(super) fn copy_lost(&mut self, r: usize, c: MemberId, life: u64, incarnation: u64, reason: String) -> Checked {
         if self.regions[r].incarnation != incarnation || self.regions[r].node.is_none() || self.slot(r, c).life != life {
             return Ok(());
         }
@@ -212,7 +214,7 @@ impl World {
         (Some(in_order), second)
     }
 
-    pub(super) fn send_to_copy(&mut self, r: usize, c: CopyId, request: CopyRequest) -> Checked {
+    pub(super) fn send_to_copy(&mut self, r: usize, c: MemberId, request: CopyRequest) -> Checked {
         self.check_request(r, &request)?;
         let slot = self.slot(r, c);
         let (life, last) = (slot.life, slot.to_copy_at);
@@ -230,7 +232,7 @@ impl World {
         Ok(())
     }
 
-    fn send_replies(&mut self, r: usize, c: CopyId, replies: Vec<CopyReply>, after: u64) {
+    fn send_replies(&mut self, r: usize, c: MemberId, replies: Vec<CopyReply>, after: u64) {
         let (incarnation, mutant) = (self.regions[r].incarnation, self.mutant);
         for reply in replies {
             if matches!(reply, CopyReply::Failed { .. }) {
@@ -247,17 +249,18 @@ impl World {
             if let Some(at) = first {
                 self.slot(r, c).to_node_at = last.max(at + after);
             }
-            if mutant == Some(Mutant::AckFromTwo) && c.0 < 2 {
+            if mutant == Some(Mutant::AckFromTwo) && c.copy.0 < 2 {
                 self.forge(r, c, &reply, after);
             }
         }
     }
 
     /// The mutant: what copies 0 and 1 acknowledge counts for 2 to 5 as well.
-    fn forge(&mut self, r: usize, c: CopyId, reply: &CopyReply, after: u64) {
+    fn forge(&mut self, r: usize, c: MemberId, reply: &CopyReply, after: u64) {
         let incarnation = self.regions[r].incarnation;
         if let CopyReply::Appended { .. } = reply {
-            for other in [CopyId(c.0 + 2), CopyId(c.0 + 4)] {
+            for other in [CopyId(c.copy.0 + 2), CopyId(c.copy.0 + 4)] {
+                let other = MemberId { copy: other, ..c };
                 let life = self.slot(r, other).life;
                 let at = self.now + after + MS;
                 self.at(at, What::CopyReply { region: r, copy: other, life, incarnation, reply: reply.clone() });
@@ -265,7 +268,7 @@ impl World {
         }
     }
 
-    pub(super) fn copy_reply(&mut self, r: usize, c: CopyId, life: u64, incarnation: u64, reply: CopyReply) -> Checked {
+    pub(super) fn copy_reply(&mut self, r: usize, c: MemberId, life: u64, incarnation: u64, reply: CopyReply) -> Checked {
         if self.slot(r, c).life != life {
             return Ok(());
         }
@@ -274,7 +277,7 @@ impl World {
 
     // ---- what a copy does --------------------------------------------------------------------------------------------
 
-    pub(super) fn copy_request(&mut self, r: usize, c: CopyId, life: u64, request: CopyRequest) -> Checked {
+    pub(super) fn copy_request(&mut self, r: usize, c: MemberId, life: u64, request: CopyRequest) -> Checked {
         let (now, mutant) = (self.now, self.mutant);
         let slot = self.slot(r, c);
         if !slot.is(life) {
@@ -310,7 +313,7 @@ impl World {
         Ok(())
     }
 
-    pub(super) fn copy_flush(&mut self, r: usize, c: CopyId, life: u64) -> Checked {
+    pub(super) fn copy_flush(&mut self, r: usize, c: MemberId, life: u64) -> Checked {
         let slow = self.now < self.slot(r, c).slow_until;
         let fsync_us = if slow { self.plan.fsync_us * 20 + 20_000 } else { self.plan.fsync_us };
         let slot = self.slot(r, c);
@@ -330,7 +333,7 @@ impl World {
         Ok(())
     }
 
-    fn queue_ingest(&mut self, r: usize, c: CopyId, after: u64) {
+    fn queue_ingest(&mut self, r: usize, c: MemberId, after: u64) {
         let slot = self.slot(r, c);
         if !slot.ingest_queued {
             slot.ingest_queued = true;
@@ -340,7 +343,7 @@ impl World {
         }
     }
 
-    pub(super) fn copy_ingest(&mut self, r: usize, c: CopyId, life: u64) -> Checked {
+    pub(super) fn copy_ingest(&mut self, r: usize, c: MemberId, life: u64) -> Checked {
         let slot = self.slot(r, c);
         if !slot.is(life) {
             return Ok(());
@@ -363,7 +366,7 @@ impl World {
         Ok(())
     }
 
-    pub(super) fn job_run(&mut self, r: usize, c: CopyId, life: u64, job: FlushJob) -> Checked {
+    pub(super) fn job_run(&mut self, r: usize, c: MemberId, life: u64, job: FlushJob) -> Checked {
         if !self.slot(r, c).is(life) {
             return Ok(());
         }
@@ -375,7 +378,7 @@ impl World {
         Ok(())
     }
 
-    pub(super) fn job_done(&mut self, r: usize, c: CopyId, life: u64, done: FlushDone) -> Checked {
+    pub(super) fn job_done(&mut self, r: usize, c: MemberId, life: u64, done: FlushDone) -> Checked {
         let slot = self.slot(r, c);
         if !slot.is(life) {
             return Ok(());
@@ -390,7 +393,7 @@ impl World {
     }
 
     /// Looks at a copy after each call of its disk. `false`: it is no more, and what it wanted to say is unsaid.
-    fn after_copy(&mut self, r: usize, c: CopyId) -> Checked<bool> {
+    fn after_copy(&mut self, r: usize, c: MemberId) -> Checked<bool> {
         let slot = self.slot(r, c);
         if slot.disk.is_down() {
             match slot.cut.take() {
@@ -412,7 +415,7 @@ impl World {
     }
 
     /// Notes what the copy says is fsynced, and judges it.
-    fn look_at(&mut self, r: usize, c: CopyId) -> Checked {
+    fn look_at(&mut self, r: usize, c: MemberId) -> Checked {
         let slot = self.slot(r, c);
         let state = slot.copy.as_ref().expect("BUG: the copy lives").state();
         let rebuilt = state.lineage.is_some() && state.first > slot.claim.seq.next();
@@ -429,7 +432,7 @@ impl World {
     }
 
     /// The disk is replaced by a new and empty one.
-    pub(super) fn wipe(&mut self, r: usize, c: CopyId) {
+    pub(super) fn wipe(&mut self, r: usize, c: MemberId) {
         self.lose_copy(r, c, false, "its disk was replaced".into());
         self.drop_copy(r, c, false);
         let now = self.now;

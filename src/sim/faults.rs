@@ -7,7 +7,7 @@ use super::checker::Checked;
 use super::copies::CutScope;
 use super::disk::Fault;
 use super::world::{MS, What, World};
-use crate::base::CopyId;
+use crate::base::{CopyId, GroupId, MemberId};
 
 /// In the order of `Plan::weights`.
 #[derive(Clone, Copy)]
@@ -59,7 +59,11 @@ impl World {
         };
         // The primary is half of what can go wrong.
         let r = if self.faults.chance(500_000) { 0 } else { self.pick(self.regions.len()) };
-        let c = CopyId(u8::try_from(self.faults.below(6)).expect("BUG: six copies"));
+        let copy = CopyId(u8::try_from(self.faults.below(6)).expect("BUG: six copies"));
+        // Nothing is drawn where there is nothing to choose.
+        let groups = u64::from(self.plan.layout.groups);
+        let group = if groups == 1 { 0 } else { self.faults.below(groups) };
+        let c = MemberId { group: GroupId(u32::try_from(group).expect("BUG: few groups")), copy };
         match kind {
             Kind::RegionKilled => {
                 let power = self.faults.chance(500_000);
@@ -81,13 +85,13 @@ impl World {
                 self.regions[r].copies[c.index()].disk.fail_at(n, fault);
             }
             Kind::DiskReplaced => {
-                let others = CopyId::all().into_iter().filter(|o| *o != c && self.regions[r].copies[o.index()].has_data).count();
+                let others = MemberId::of(c.group).into_iter().filter(|o| *o != c && self.regions[r].copies[o.index()].has_data).count();
                 if others >= 4 && self.regions[r].copies[c.index()].has_data {
                     self.counts.wipes += 1;
                     self.wipe(r, c);
                 }
             }
-            Kind::CopiesStopped => self.stop_some_copies(r),
+            Kind::CopiesStopped => self.stop_some_copies(r, c.group),
             Kind::CopySlow => {
                 let lasts = self.faults.between(100, 3000) * MS;
                 self.regions[r].copies[c.index()].slow_until = self.now + lasts;
@@ -106,7 +110,7 @@ impl World {
         usize::try_from(self.faults.below(n as u64)).expect("BUG: a small number")
     }
 
-    fn cut_in_a_call(&mut self, r: usize, c: CopyId, scope: CutScope) {
+    fn cut_in_a_call(&mut self, r: usize, c: MemberId, scope: CutScope) {
         let n = self.faults.between(1, 60);
         let slot = &mut self.regions[r].copies[c.index()];
         if slot.copy.is_some() && slot.cut.is_none() {
@@ -115,7 +119,7 @@ impl World {
         }
     }
 
-    fn stop_some_copies(&mut self, r: usize) {
+    fn stop_some_copies(&mut self, r: usize, only: GroupId) {
         let first = self.pick(6);
         let zone = self.faults.chance(600_000);
         let count = if zone { 2 } else { 1 + self.pick(4) };
@@ -123,20 +127,24 @@ impl World {
         for i in 0..count {
             // A zone is a pair: 0 and 1, 2 and 3, 4 and 5.
             let c = CopyId::all()[if zone { first / 2 * 2 + i } else { (first + i) % 6 }];
-            if !self.regions[r].copies[c.index()].held {
-                self.hold(r, c);
-                self.after(lasts, What::Release { region: r, copy: c });
+            // A zone is the same machines for all groups; one copy less may be one of one group only.
+            for group in self.plan.layout.all_groups() {
+                let c = MemberId { group, copy: c };
+                if !self.regions[r].copies[c.index()].held && (zone || group == only) {
+                    self.hold(r, c);
+                    self.after(lasts, What::Release { region: r, copy: c });
+                }
             }
         }
     }
 
-    pub(super) fn hold(&mut self, r: usize, c: CopyId) {
+    pub(super) fn hold(&mut self, r: usize, c: MemberId) {
         self.counts.copies_stopped += 1;
         self.regions[r].copies[c.index()].held = true;
         self.lose_copy(r, c, false, "stopped".into());
     }
 
-    pub(super) fn release(&mut self, r: usize, c: CopyId) {
+    pub(super) fn release(&mut self, r: usize, c: MemberId) {
         let slot = &mut self.regions[r].copies[c.index()];
         if std::mem::replace(&mut slot.held, false) && slot.copy.is_none() {
             let after = self.delays.between(5 * MS, 50 * MS);
@@ -150,7 +158,7 @@ impl World {
         self.stormy = false;
         self.heal_network();
         for r in 0..self.regions.len() {
-            for c in CopyId::all() {
+            for c in self.members() {
                 let slot = &mut self.regions[r].copies[c.index()];
                 slot.slow_until = 0;
                 slot.cut = None;
@@ -168,14 +176,18 @@ impl World {
     pub(super) fn drill(&mut self) -> Checked {
         self.writing = true;
         let zone = self.pick(3) * 2;
-        self.hold(0, CopyId::all()[zone]);
-        self.hold(0, CopyId::all()[zone + 1]);
+        for group in self.plan.layout.all_groups() {
+            self.hold(0, MemberId { group, copy: CopyId::all()[zone] });
+            self.hold(0, MemberId { group, copy: CopyId::all()[zone + 1] });
+        }
         self.say(|| "drill: a zone is stopped".into());
         let before = self.counts.writes;
         if !self.until(self.now + 10_000 * MS, |w| Ok(w.regions[0].head.acknowledged_write > before))? {
             return Err(format!("a zone is stopped and commits do not go on: {}", self.describe()));
         }
-        self.hold(0, CopyId::all()[(zone + 2) % 6]);
+        // In one group: that is enough to stop all commits.
+        let group = GroupId(self.plan.layout.groups - 1);
+        self.hold(0, MemberId { group, copy: CopyId::all()[(zone + 2) % 6] });
         self.say(|| "drill: a third copy is stopped".into());
         self.until(self.now + 500 * MS, |_| Ok(false))?;
         let (acknowledged, committed) = (self.regions[0].head.acknowledged_write, *self.truth.committed());
@@ -186,7 +198,7 @@ impl World {
         if self.regions[0].head.gate_open || self.regions[0].head.gate_reason.is_empty() {
             return Err("three copies are stopped and the head may still begin writes".into());
         }
-        for c in CopyId::all() {
+        for c in self.members() {
             self.release(0, c);
         }
         self.say(|| "drill: all copies are back".into());

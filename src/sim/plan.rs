@@ -1,7 +1,7 @@
 //! What one seed draws before its run begins: how many regions, how long, how bad everything is. Printed with a failure.
 
 use super::SimOptions;
-use crate::base::{Limits, Prng};
+use crate::base::{Layout, Limits, Prng};
 use std::fmt;
 use std::time::Duration;
 
@@ -32,6 +32,8 @@ pub(super) struct Plan {
     pub batches: Chances,
     pub drill: bool,
     pub limits: Limits,
+    /// How page space is cut.
+    pub layout: Layout,
 }
 
 impl Plan {
@@ -77,6 +79,7 @@ impl Plan {
             },
             drill: prng.chance(250_000),
             limits,
+            layout: Layout::default(),
         }
     }
 }

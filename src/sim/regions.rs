@@ -4,7 +4,7 @@ use super::checker::Checked;
 use super::copies::CopySlot;
 use super::world::{MS, What, World};
 use super::{Mutant, workload};
-use crate::base::{ClusterName, CopyId, Instant, LogEnd, Lsn, Prng, RegionName, UnixMicros, WriteGate};
+use crate::base::{ClusterName, Instant, Layout, LogEnd, Lsn, MemberId, Prng, RegionName, UnixMicros, WriteGate};
 use crate::log::{Frame, Pen};
 use crate::node::{Effect, Event, Identity, Node};
 use std::collections::VecDeque;
@@ -55,7 +55,8 @@ pub(super) struct Region {
     timer_at: Option<u64>,
     clock_us: i64,
     clock_ppm: i64,
-    pub copies: [CopySlot; 6],
+    /// In the order of [`MemberId::all`].
+    pub copies: Vec<CopySlot>,
     pub head: Head,
     /// The last VDL that is not void, in this incarnation.
     pub vdl: LogEnd,
@@ -64,7 +65,7 @@ pub(super) struct Region {
 }
 
 impl Region {
-    pub(super) fn new(index: usize, of: usize, prng: &mut Prng, mutant: Option<Mutant>) -> Region {
+    pub(super) fn new(index: usize, of: usize, layout: Layout, prng: &mut Prng, mutant: Option<Mutant>) -> Region {
         let members: Vec<RegionName> = NAMES[..of].iter().map(|n| RegionName::new(n).expect("BUG: a valid name")).collect();
         let who = Identity {
             cluster: ClusterName::new("sun").expect("BUG: a valid name"),
@@ -72,6 +73,7 @@ impl Region {
             founder: members[0].clone(),
             members: members.clone(),
             version: "sim".into(),
+            layout,
         };
         Region {
             name: members[index].clone(),
@@ -82,7 +84,7 @@ impl Region {
             timer_at: None,
             clock_us: i64::try_from(prng.below(1_000_000)).expect("BUG: below a second") - 500_000,
             clock_ppm: i64::try_from(prng.below(400)).expect("BUG: a small number") - 200,
-            copies: std::array::from_fn(|_| CopySlot::new(prng.next_u64(), mutant)),
+            copies: MemberId::all(layout.groups).map(|m| CopySlot::new(m, prng.next_u64(), mutant)).collect(),
             prng: prng.fork("node"),
             head: Head::default(),
             vdl: LogEnd::EMPTY,
@@ -122,7 +124,7 @@ impl World {
         let (name, incarnation) = (region.name.clone(), region.incarnation);
         self.counts.recoveries += u64::from(incarnation > 1);
         self.say(|| format!("{name} starts, incarnation {incarnation}"));
-        for copy in CopyId::all() {
+        for copy in self.members() {
             if !self.regions[r].copies[copy.index()].held {
                 // Some disks are slow to mount.
                 let late = if self.delays.chance(50_000) { 800 * MS } else { 10 * MS };
@@ -142,7 +144,7 @@ impl World {
         let (name, incarnation) = (region.name.clone(), region.incarnation);
         self.say(|| format!("{name} crashes{}, incarnation {incarnation}", if power { " with its power" } else { "" }));
         self.counts.region_crashes += 1;
-        for copy in CopyId::all() {
+        for copy in self.members() {
             self.drop_copy(r, copy, power);
         }
         self.break_links_of(r);

@@ -5,7 +5,7 @@ use super::checker::Checked;
 use super::checker::truth::{Op, without_zeros};
 use super::regions::Commit;
 use super::world::{MS, What, World};
-use crate::base::{CopyId, Lsn, PageNo};
+use crate::base::{CopyId, Lsn, MemberId, PageNo};
 use crate::log::redo::{Change, VolumeHeader, put_record};
 use crate::node::Event;
 use crate::ship::Message;
@@ -111,14 +111,15 @@ impl World {
             }
             let at = region.head.pin.map_or(region.head.visible.end_lsn, |(lsn, _)| lsn);
             let pinned_at = region.head.pin.map(|(_, since)| since);
-            let c = CopyId::all()[usize::try_from(self.work.below(6)).expect("BUG: six copies")];
+            let copy = CopyId::all()[usize::try_from(self.work.below(6)).expect("BUG: six copies")];
             let page = PageNo(u32::try_from(self.work.below(PAGES)).expect("BUG: few pages"));
+            let c = MemberId { group: self.plan.layout.group_of(page), copy };
             self.read_page(r, c, page, at, pinned_at)?;
         }
         Ok(())
     }
 
-    fn read_page(&mut self, r: usize, c: CopyId, page: PageNo, at: Lsn, pinned_at: Option<u64>) -> Checked {
+    fn read_page(&mut self, r: usize, c: MemberId, page: PageNo, at: Lsn, pinned_at: Option<u64>) -> Checked {
         let region = &self.regions[r];
         let Some(copy) = &region.copies[c.index()].copy else { return Ok(()) };
         match copy.pages().read(page, at) {

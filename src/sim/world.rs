@@ -9,7 +9,7 @@ use super::network::{LinkSide, Network};
 use super::plan::Plan;
 use super::regions::{HeadNews, Region};
 use super::{Mutant, SimOptions};
-use crate::base::{CopyId, Prng};
+use crate::base::{MemberId, Prng};
 use crate::node::Event;
 use crate::ship::wire::Lane;
 use crate::volume::{CopyReply, CopyRequest, FlushDone, FlushJob};
@@ -41,48 +41,48 @@ pub(super) enum What {
     },
     CopyOpen {
         region: usize,
-        copy: CopyId,
+        copy: MemberId,
         life: u64,
     },
     CopyRequest {
         region: usize,
-        copy: CopyId,
+        copy: MemberId,
         life: u64,
         request: CopyRequest,
     },
     CopyReply {
         region: usize,
-        copy: CopyId,
+        copy: MemberId,
         life: u64,
         incarnation: u64,
         reply: CopyReply,
     },
     CopyLost {
         region: usize,
-        copy: CopyId,
+        copy: MemberId,
         life: u64,
         incarnation: u64,
         reason: String,
     },
     CopyFlush {
         region: usize,
-        copy: CopyId,
+        copy: MemberId,
         life: u64,
     },
     CopyIngest {
         region: usize,
-        copy: CopyId,
+        copy: MemberId,
         life: u64,
     },
     JobRun {
         region: usize,
-        copy: CopyId,
+        copy: MemberId,
         life: u64,
         job: FlushJob,
     },
     JobDone {
         region: usize,
-        copy: CopyId,
+        copy: MemberId,
         life: u64,
         done: FlushDone,
     },
@@ -101,7 +101,7 @@ pub(super) enum What {
     Fault,
     Release {
         region: usize,
-        copy: CopyId,
+        copy: MemberId,
     },
     DialEnds {
         from: usize,
@@ -224,7 +224,7 @@ impl World {
         };
         for i in 0..world.plan.regions {
             let mut own = prng.fork("region");
-            world.regions.push(Region::new(i, world.plan.regions, &mut own, options.mutant));
+            world.regions.push(Region::new(i, world.plan.regions, world.plan.layout, &mut own, options.mutant));
         }
         for i in 0..world.regions.len() {
             let after = world.delays.below(200 * MS);
@@ -234,6 +234,11 @@ impl World {
             world.after(first_ms * MS, what);
         }
         world
+    }
+
+    /// The copies of every region: six for each protection group.
+    pub(super) fn members(&self) -> impl Iterator<Item = MemberId> + use<> {
+        MemberId::all(self.plan.layout.groups)
     }
 
     pub(super) fn after(&mut self, ns: u64, what: What) {

@@ -56,19 +56,20 @@ pub async fn run(config: Config, options: RunOptions, shutdown: watch::Receiver<
 
     let queue = Queue::new();
     let inbox = queue.inbox.clone();
-    let copies = Copies::start(&config.data_dir, &config.limits, &inbox).context("a thread for a copy cannot be started")?;
+    let copies = Copies::start(&config.data_dir, &config.limits, config.layout, &inbox).context("a thread for a copy cannot be started")?;
     let who = Identity {
         cluster: config.cluster.clone(),
         region: config.region.clone(),
         founder: config.founder.clone(),
         members: regions.clone(),
         version: env!("CARGO_PKG_VERSION").into(),
+        layout: config.layout,
     };
     let node = Node::new(who, config.limits.clone(), Prng::new(entropy()?), clock::unix_now());
     let shared = Shared::new(&node);
     let (stop, stopping) = watch::channel(false);
     let links = Links::new(&config, quic.clone(), inbox.clone(), Arc::clone(&shared));
-    let view = View::new(&config, Arc::clone(&shared), Arc::clone(&links));
+    let view = View::new(&config, Arc::clone(&shared), Arc::clone(&links), copies.drills().clone());
     links.answer_with(&view);
     let engine = Engine::start(engine_settings(&config), copies.pages(), view.clone()).context("the SQL engine cannot start")?;
     view.attach(&engine);

@@ -7,6 +7,7 @@ use crate::head::embedded::Engine;
 use crate::head::{GlobalStatusRow, InstanceStatusRow, StatusSource};
 use crate::io::clock;
 use crate::io::copies::Order;
+use crate::io::copies::slow::Drills;
 use crate::io::driver::Shared;
 use crate::io::quic::RefusalKind;
 use crate::node::report::{LagReport, OperatorEvent, RegionReport, Role};
@@ -27,6 +28,7 @@ pub struct View {
     config: Config,
     shared: Arc<Shared>,
     links: Arc<Links>,
+    drills: Drills,
     engine: OnceLock<Arc<Engine>>,
     /// The last reports of the other regions.
     others: RwLock<BTreeMap<RegionName, RegionReport>>,
@@ -34,11 +36,12 @@ pub struct View {
 }
 
 impl View {
-    pub fn new(config: &Config, shared: Arc<Shared>, links: Arc<Links>) -> Arc<View> {
+    pub fn new(config: &Config, shared: Arc<Shared>, links: Arc<Links>, drills: Drills) -> Arc<View> {
         let view = Arc::new(View {
             config: config.clone(),
             shared,
             links,
+            drills,
             engine: OnceLock::new(),
             others: RwLock::new(BTreeMap::new()),
             refresher: Mutex::new(None),
@@ -85,7 +88,14 @@ impl Drop for View {
 
 impl RegionView for View {
     fn report(&self) -> RegionReport {
-        (**self.shared.report.read()).clone()
+        let mut report = (**self.shared.report.read()).clone();
+        // What an operator does to a copy is no state of the volume: the node does not know of it.
+        for copy in report.copies.iter_mut().filter(|c| c.reason.is_none()) {
+            // `a1.g1` is a1 as well: an order is for a place, in all groups.
+            let place = copy.name.split('.').next().and_then(|name| name.parse().ok());
+            copy.reason = place.and_then(|id| self.drills.note(id));
+        }
+        report
     }
 
     fn events(&self, after_no: u64) -> Vec<OperatorEvent> {
@@ -122,6 +132,18 @@ impl AdminPort for View {
         self.links.inbox().order(copy, if on_duty { Order::Start } else { Order::Stop });
         let what = if on_duty { "back on duty; it catches up by itself" } else { "out of duty until it is started again" };
         Ok(format!("copy {copy} of {} is {what}", self.config.region))
+    }
+
+    async fn slow_copy(&self, copy: CopyId, delay: Duration) -> Result<String, String> {
+        self.links.inbox().order(copy, Order::Slow(delay));
+        let region = &self.config.region;
+        Ok(match delay {
+            Duration::ZERO => format!("copy {copy} of {region} is as fast as its disk again"),
+            delay => format!(
+                "copy {copy} of {region} answers {} later until `parhelion copy slow {copy} --delay 0`",
+                humantime::Duration::from(delay)
+            ),
+        })
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::Checked;
 use super::truth::without_zeros;
-use crate::base::{CopyId, PageNo, Seq};
+use crate::base::{PageNo, Seq};
 use crate::node::report::RegionState;
 use crate::sim::world::World;
 use crate::volume::{CopyReply, CopyRequest};
@@ -21,7 +21,7 @@ impl World {
             if region.head.visible != end || !region.head.waiting.is_empty() {
                 return Some(format!("{name}: readers see {}", region.head.visible));
             }
-            for (c, slot) in CopyId::all().into_iter().zip(&region.copies) {
+            for (c, slot) in self.members().zip(&region.copies) {
                 let Some(copy) = &slot.copy else { return Some(format!("{name}: copy {c} is down")) };
                 if slot.claim != end {
                     return Some(format!("{name}: copy {c} ends at {}", slot.claim));
@@ -56,7 +56,7 @@ impl World {
     pub(in crate::sim) fn compare_everything(&mut self) -> Checked {
         let end = *self.truth.committed();
         for r in 0..self.regions.len() {
-            for c in CopyId::all() {
+            for c in self.members() {
                 let name = self.regions[r].name.clone();
                 let slot = &mut self.regions[r].copies[c.index()];
                 let Some(copy) = &mut slot.copy else { return Err(format!("{name}: copy {c} went down while nothing failed")) };
@@ -69,7 +69,7 @@ impl World {
                     };
                     for frame in &frames {
                         let same = self.truth.has(&frame.log_end())
-                            && self.truth.frame(&frame.log_end()).is_some_and(|f| f.bytes() == frame.bytes());
+                            && self.truth.frame(&frame.log_end()).is_some_and(|f| f.for_group(c.group).bytes() == frame.bytes());
                         if !same {
                             return Err(format!(
                                 "{name}: copy {c} has {frame:?}, the primary's history has {:?}",
@@ -81,7 +81,7 @@ impl World {
                     at = Seq(last.seq().0 + 1);
                 }
                 let pages = copy.pages();
-                for page in self.truth.page_numbers() {
+                for page in self.truth.page_numbers().into_iter().filter(|p| self.plan.layout.group_of(PageNo(*p)) == c.group) {
                     let got = pages.read(PageNo(page), end.end_lsn).map_err(|e| format!("{name}: copy {c}, page {page}: {e}"))?;
                     if without_zeros(&got) != self.truth.page(PageNo(page), end.end_lsn) {
                         return Err(format!("{name}: copy {c} has another page {page} at LSN {} than the model", end.end_lsn));

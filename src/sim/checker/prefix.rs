@@ -12,10 +12,14 @@ use crate::sim::world::World;
 use crate::volume::{CopyRequest, CopyState};
 
 impl World {
-    /// Copies of the region that have fsynced everything up to `end`, one that was replaced since included.
+    /// Copies of the region that have fsynced everything up to `end`, one that was replaced since included: in the group that has the
+    /// fewest.
     fn copies_with(&self, r: usize, end: &LogEnd) -> usize {
         let covers = |claim: &LogEnd| claim.seq >= end.seq && self.truth.has(claim);
-        self.regions[r].copies.iter().filter(|c| covers(&c.claim) || covers(&c.claim_before_wipe)).count()
+        let of_group = |g| self.regions[r].copies.iter().filter(move |c| c.member.group == g);
+        let counts =
+            self.plan.layout.all_groups().map(|g| of_group(g).filter(|c| covers(&c.claim) || covers(&c.claim_before_wipe)).count());
+        counts.min().unwrap_or(0)
     }
 
     /// After everything that a node did.
@@ -112,7 +116,7 @@ impl World {
     }
 
     /// What a copy says is fsynced there.
-    pub(in crate::sim) fn check_claim(&self, r: usize, c: crate::base::CopyId, state: &CopyState) -> Checked {
+    pub(in crate::sim) fn check_claim(&self, r: usize, c: crate::base::MemberId, state: &CopyState) -> Checked {
         let name = &self.regions[r].name;
         if r != 0 {
             self.check_foreign(r, &state.end)?;

@@ -17,7 +17,7 @@ impl World {
             let Some(node) = &region.node else { continue };
             let report = node.report(region.local(self.now), region.wall(self.now));
             let linked = r != 0 && self.network.is_linked(r, 0);
-            let wrong = judge(&report, linked);
+            let wrong = judge(&report, linked, self.regions[r].copies.len());
             if let Some(wrong) = wrong {
                 return Err(format!("status: {}: {wrong}", region.name));
             }
@@ -26,7 +26,7 @@ impl World {
     }
 }
 
-fn judge(report: &RegionReport, linked: bool) -> Option<String> {
+fn judge(report: &RegionReport, linked: bool, members: usize) -> Option<String> {
     let ordered = [("written", report.written_lsn), ("durable", report.durable_lsn), ("visible", report.visible_lsn)];
     // While a volume is seeded anew its readers still see the old one.
     if report.durable_lsn != Lsn(0)
@@ -34,8 +34,8 @@ fn judge(report: &RegionReport, linked: bool) -> Option<String> {
     {
         return Some(format!("{} {} is behind {} {}", pair[0].0, pair[0].1, pair[1].0, pair[1].1));
     }
-    if report.copies.len() != 6 {
-        return Some("it does not show six copies".into());
+    if report.copies.len() != members {
+        return Some("it does not show six copies of each group".into());
     }
     if report.role == Role::Secondary && report.state == RegionState::Disconnected {
         if shows_a_figure(&report.lag) {

@@ -43,7 +43,7 @@ impl Appender {
     }
 
     /// Sends a joined copy what it lacks, as far as its window allows.
-    pub(super) fn pump(&mut self, now: Instant, copy: CopyId) {
+    pub(super) fn pump(&mut self, now: Instant, copy: MemberId) {
         loop {
             let peer = &self.peers[copy.index()];
             if !peer.is_joined() || peer.reading.is_some() || self.phase != VolumePhase::Serving || peer.sent >= self.end.seq {
@@ -63,7 +63,7 @@ impl Appender {
     }
 
     /// Sends `frames`, which follow what was sent; a splice is collected until it ends in a newer term.
-    pub(super) fn feed(&mut self, now: Instant, copy: CopyId, frames: Vec<Frame>) {
+    pub(super) fn feed(&mut self, now: Instant, copy: MemberId, frames: Vec<Frame>) {
         let Some(last) = frames.last() else { return };
         let peer = &mut self.peers[copy.index()];
         peer.sent = last.seq();
@@ -80,7 +80,7 @@ impl Appender {
         }
     }
 
-    pub(super) fn send_append(&mut self, now: Instant, copy: CopyId, frames: Vec<Frame>) {
+    pub(super) fn send_append(&mut self, now: Instant, copy: MemberId, frames: Vec<Frame>) {
         let request =
             CopyRequest::Append { generation: self.generation, frames, vdl: self.vdl, horizon: self.horizon(now), trim: self.trim() };
         let peer = &mut self.peers[copy.index()];
@@ -89,7 +89,7 @@ impl Appender {
         self.effects.push_back(AppenderEffect::ToCopy { copy, request });
     }
 
-    pub(super) fn appended(&mut self, now: Instant, copy: CopyId, end: LogEnd, ingested: Lsn) {
+    pub(super) fn appended(&mut self, now: Instant, copy: MemberId, end: LogEnd, ingested: Lsn) {
         if let Some(seeding) = &self.seeding
             && self.phase == VolumePhase::AwaitingSeed
         {
@@ -122,6 +122,7 @@ impl Appender {
         if !peer.is_joined() || !self.history.contains(&end) || peer.splice.is_some() {
             return;
         }
+        peer.diverged = None;
         // Ahead on the same term: it has all that is here.
         let end = if end.seq > self.end.seq { self.end } else { end };
         peer.ingested = ingested.max(peer.ingested);
@@ -137,12 +138,12 @@ impl Appender {
         self.pump(now, copy);
     }
 
-    /// Durable = the 4th highest acknowledged seq; VDL = the last consistency point at or below it.
+    /// Durable = the 4th highest acknowledged seq, in the group where that is lowest; VDL = the last consistency point at or below it.
     pub(super) fn judge_durable(&mut self, now: Instant) {
         if self.phase != VolumePhase::Serving {
             return;
         }
-        let durable = quorum::durable(std::array::from_fn(|i| self.peers[i].acked.seq));
+        let durable = self.reached_in_all(|p| p.acked.seq);
         let mut vdl = None;
         while self.points.front().is_some_and(|p| p.seq <= durable) {
             vdl = self.points.pop_front();

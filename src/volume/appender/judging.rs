@@ -24,7 +24,7 @@ impl Appender {
     }
 
     /// A message was lost, or the copy is slow. Everything said again is harmless: copies skip what they have.
-    pub(super) fn ask_again(&mut self, now: Instant, copy: CopyId) {
+    pub(super) fn ask_again(&mut self, now: Instant, copy: MemberId) {
         self.peers[copy.index()].last_asked = now;
         self.send_control(copy);
         match &self.peers[copy.index()].contact {
@@ -35,7 +35,7 @@ impl Appender {
                         self.start_read(now, ReadPurpose::Repair { copy }, vec![copy]);
                     }
                 }
-                crate::volume::repair::Next::Send(request) => self.send_repair(copy, request),
+                crate::volume::repair::Next::Send(request) => self.effects.push_back(AppenderEffect::ToCopy { copy, request }),
                 crate::volume::repair::Next::Nothing => self.repair(now, copy),
             },
             Contact::Joined if self.seeding.is_some() => {
@@ -49,6 +49,12 @@ impl Appender {
             }
             Contact::Joined => {
                 let silent = now.since(self.peers[copy.index()].last_heard) >= self.limits.copy_silent_after;
+                let splice_lost = !silent && self.peers[copy.index()].splice.is_none();
+                if let Some(diverged) = self.peers[copy.index()].diverged.take_if(|_| splice_lost) {
+                    // Frame by frame would not do: it replaces its tail only by one request that reaches the newer term (seed 701580).
+                    let (end, history) = *diverged;
+                    self.place(now, copy, end, &history);
+                }
                 let peer = &mut self.peers[copy.index()];
                 if peer.splice.is_none() {
                     peer.sent = peer.acked.seq;
@@ -66,7 +72,7 @@ impl Appender {
         }
     }
 
-    pub(super) fn judge_health(&mut self, copy: CopyId) {
+    pub(super) fn judge_health(&mut self, copy: MemberId) {
         let peer = &self.peers[copy.index()];
         if !peer.is_joined() {
             return;
@@ -82,7 +88,7 @@ impl Appender {
         self.judge_quorum();
     }
 
-    pub(super) fn set_health(&mut self, copy: CopyId, health: CopyHealth) {
+    pub(super) fn set_health(&mut self, copy: MemberId, health: CopyHealth) {
         let peer = &mut self.peers[copy.index()];
         if peer.health != health {
             peer.health = health.clone();
@@ -90,35 +96,42 @@ impl Appender {
         }
     }
 
-    /// Four copies must be able to take frames. Copies that catch up count: they take frames, they are only late.
+    /// Copies of a group that can take frames.
+    fn able(&self, group: GroupId) -> usize {
+        self.six(group).iter().filter(|p| p.is_joined()).count()
+    }
+
+    /// Four copies of every group must be able to take frames. Copies that catch up count: they take frames, they are only late.
     pub(super) fn judge_quorum(&mut self) {
         if self.phase != VolumePhase::Serving {
             return;
         }
-        let able = self.peers.iter().filter(|p| p.is_joined()).count();
-        let ok = able >= WRITE_QUORUM;
+        let lacking = self.layout.all_groups().find(|g| self.able(*g) < WRITE_QUORUM);
+        let ok = lacking.is_none();
         if ok == self.quorum_ok && self.quorum_said {
             return;
         }
         self.quorum_ok = ok;
         self.quorum_said = true;
-        if ok {
+        let Some(group) = lacking else {
             self.effects.push_back(AppenderEffect::QuorumRegained);
-        } else {
-            let missing: Vec<String> = CopyId::all()
-                .into_iter()
-                .filter(|c| !self.peers[c.index()].is_joined())
-                .map(|c| match &self.peers[c.index()].contact {
-                    Contact::Down { reason } => format!("{c} ({reason})"),
-                    _ => format!("{c} (being rebuilt)"),
-                })
-                .collect();
-            let reason = format!("{able} of 6 copies can take writes and {WRITE_QUORUM} are needed; missing: {}", missing.join(", "));
-            self.effects.push_back(AppenderEffect::QuorumLost { reason });
-        }
+            return;
+        };
+        let missing: Vec<String> = MemberId::of(group)
+            .into_iter()
+            .filter(|c| !self.peers[c.index()].is_joined())
+            .map(|c| match &self.peers[c.index()].contact {
+                Contact::Down { reason } => format!("{c} ({reason})"),
+                _ => format!("{c} (being rebuilt)"),
+            })
+            .collect();
+        let of_group = if self.layout.groups == 1 { String::new() } else { format!(" of protection group {group}") };
+        let (able, missing) = (self.able(group), missing.join(", "));
+        let reason = format!("{able} of 6 copies{of_group} can take writes and {WRITE_QUORUM} are needed; missing: {missing}");
+        self.effects.push_back(AppenderEffect::QuorumLost { reason });
     }
 
-    pub(super) fn send_control(&mut self, copy: CopyId) {
+    pub(super) fn send_control(&mut self, copy: MemberId) {
         if self.owes_control(&self.peers[copy.index()]) {
             let request = CopyRequest::PutControl {
                 generation: self.generation,
@@ -130,7 +143,7 @@ impl Appender {
     }
 
     pub(super) fn judge_control(&mut self) {
-        let stored = quorum::durable(std::array::from_fn(|i| self.peers[i].control_stored));
+        let stored = quorum::durable(std::array::from_fn(|i| self.six(GroupId(0))[i].control_stored));
         if stored > self.control_reported {
             self.control_reported = stored;
             self.effects.push_back(AppenderEffect::ControlDurable);

@@ -1,4 +1,4 @@
-//! The appender: one per region, over six copies.
+//! The appender: one per region, over the six copies of each protection group.
 //!
 //! Story: a new incarnation raises its generation on the copies, learns what lies there, chooses one log, and from then on
 //! appends: every frame goes to all six, in order; four acknowledgements make it durable. A copy that fell behind is fed
@@ -14,7 +14,7 @@ mod reads;
 mod recovering;
 mod seeding;
 
-use crate::base::{CopyId, Epoch, Generation, Instant, Limits, LineageId, LogEnd, Lsn, PageNo, Prng, Seq, UnixMicros};
+use crate::base::{Epoch, Generation, GroupId, Instant, Layout, Limits, LineageId, LogEnd, Lsn, MemberId, PageNo, Prng, Seq, UnixMicros};
 use crate::log::{ControlFrame, FRAME_HEADER_BYTES, Frame, History, LogOutcome, PagesOutcome, Pen, SeedBase};
 use crate::volume::message::{CopyReply, CopyRequest, CopyState};
 use crate::volume::quorum::{self, COPIES, WRITE_QUORUM};
@@ -37,7 +37,7 @@ const LOG_KEEP_BYTES_MIN: u64 = 16 << 20;
 #[derive(Debug)]
 pub enum AppenderEffect {
     ToCopy {
-        copy: CopyId,
+        copy: MemberId,
         request: CopyRequest,
     },
     /// Recovery is over as far as reading goes. The node answers with `lead`, `follow`, `found` or waits for a seed.
@@ -66,7 +66,7 @@ pub enum AppenderEffect {
     },
     QuorumRegained,
     CopyChanged {
-        copy: CopyId,
+        copy: MemberId,
         health: CopyHealth,
     },
     /// A newer generation was promised to somebody else: this incarnation is over.
@@ -115,7 +115,7 @@ pub enum CopyHealth {
 /// One copy as status shows it.
 #[derive(Clone, Debug)]
 pub struct CopyView {
-    pub copy: CopyId,
+    pub copy: MemberId,
     pub health: CopyHealth,
     /// Everything up to here is fsynced on this copy.
     pub durable_end: LogEnd,
@@ -167,6 +167,9 @@ pub(super) struct Peer {
     reading: Option<u64>,
     /// Frames collected for a copy whose tail diverges: they go as one request that ends in a newer term (see `Append`).
     splice: Option<Splice>,
+    /// It ended off the volume's history when it was placed, as it said then, and has acknowledged nothing on it since: the splice
+    /// may be lost, and then it is made again.
+    diverged: Option<Box<(LogEnd, History)>>,
     control_stored: u64,
     seed_step: Option<u64>,
     /// It last said another step than the next one (see `Repair::astray`).
@@ -182,23 +185,24 @@ struct Splice {
 
 #[derive(Debug)]
 enum ReadPurpose {
-    Backfill { copy: CopyId },
+    Backfill { copy: MemberId },
     Log { tag: u64, from: Seq, bytes_max: usize },
     Pages { tag: u64, at: Lsn, from: PageNo, bytes_max: usize },
-    Repair { copy: CopyId },
+    Repair { copy: MemberId },
 }
 
 #[derive(Debug)]
 struct PendingRead {
     purpose: ReadPurpose,
-    source: CopyId,
+    source: MemberId,
     asked: Instant,
-    tried: Vec<CopyId>,
+    tried: Vec<MemberId>,
 }
 
 #[derive(Debug)]
 pub struct Appender {
     limits: Limits,
+    layout: Layout,
     prng: Prng,
     pub(super) generation: Generation,
     phase: VolumePhase,
@@ -207,12 +211,13 @@ pub struct Appender {
     /// The wall clock's second in which this incarnation began: see `generation_above`.
     began_s: u64,
     /// Copies that promised a newer generation to somebody else.
-    refused_by: [bool; COPIES],
+    refused_by: Vec<bool>,
     lineage: Option<LineageId>,
     history: History,
     end: LogEnd,
     vdl: LogEnd,
-    peers: [Peer; COPIES],
+    /// In the order of [`MemberId::all`].
+    peers: Vec<Peer>,
     /// Newest frames, contiguous, ending at `end`. Never shorter than what is not durable.
     ring: VecDeque<Frame>,
     ring_bytes: usize,
@@ -273,6 +278,7 @@ impl Peer {
             last_asked: Instant::ZERO,
             reading: None,
             splice: None,
+            diverged: None,
             control_stored: 0,
             seed_step: None,
             seed_said: None,
@@ -291,22 +297,24 @@ impl Peer {
 
 impl Appender {
     #[must_use]
-    pub fn new(limits: Limits, prng: Prng, wall: UnixMicros, reseedable: bool) -> Appender {
+    pub fn new(limits: Limits, layout: Layout, prng: Prng, wall: UnixMicros, reseedable: bool) -> Appender {
+        let members = MemberId::all(layout.groups).count();
         Appender {
             limits,
+            layout,
             prng,
             generation: Generation(0),
             phase: VolumePhase::Recovering,
             reseedable,
             // Bounded, so that a clock from the far future leaves room above.
             began_s: (wall.0 / 1_000_000).min(1 << 40),
-            refused_by: [false; COPIES],
+            refused_by: vec![false; members],
             lineage: None,
             history: History::default(),
             end: LogEnd::EMPTY,
             vdl: LogEnd::EMPTY,
             known_durable: LogEnd::EMPTY,
-            peers: std::array::from_fn(|_| Peer::new()),
+            peers: (0..members).map(|_| Peer::new()).collect(),
             ring: VecDeque::new(),
             ring_bytes: 0,
             points: VecDeque::new(),
@@ -371,10 +379,24 @@ impl Appender {
         self.end.end_lsn.bytes_since(self.vdl.end_lsn)
     }
 
+    fn members(&self) -> impl Iterator<Item = MemberId> + use<> {
+        MemberId::all(self.layout.groups)
+    }
+
+    /// The six of one group.
+    fn six(&self, group: GroupId) -> &[Peer] {
+        &self.peers[group.index() * COPIES..][..COPIES]
+    }
+
+    /// What four copies of *every* group have reached: the lowest, over the groups, of the 4th highest.
+    fn reached_in_all<T: Ord + Copy>(&self, of: impl Fn(&Peer) -> T) -> T {
+        let by_group = self.layout.all_groups().map(|g| quorum::durable(std::array::from_fn(|i| of(&self.six(g)[i]))));
+        by_group.min().expect("BUG: a volume has a group")
+    }
+
     #[must_use]
     pub fn copies(&self) -> Vec<CopyView> {
-        CopyId::all()
-            .into_iter()
+        self.members()
             .zip(&self.peers)
             .map(|(copy, p)| CopyView { copy, health: p.health.clone(), durable_end: p.acked, ingested: p.ingested })
             .collect()
@@ -411,7 +433,7 @@ impl Appender {
     // ---- what happens ----------------------------------------------------------------------------------------------
 
     /// A copy was opened (again); `promised` is what it promised in an earlier life.
-    pub fn copy_opened(&mut self, now: Instant, copy: CopyId, promised: Generation) {
+    pub fn copy_opened(&mut self, now: Instant, copy: MemberId, promised: Generation) {
         self.drop_reads_of(copy);
         let peer = &mut self.peers[copy.index()];
         *peer = Peer { health: CopyHealth::Starting, last_heard: now, ..Peer::new() };
@@ -420,7 +442,7 @@ impl Appender {
             self.recovery_since.get_or_insert(now);
             if self.generation <= promised {
                 self.generation = self.generation_above(promised);
-                for id in CopyId::all() {
+                for id in self.members() {
                     if matches!(self.peers[id.index()].contact, Contact::Raising | Contact::Raised(_)) {
                         self.raise(now, id);
                     }
@@ -432,7 +454,7 @@ impl Appender {
     }
 
     /// A copy stopped, failed, or its process is gone.
-    pub fn copy_lost(&mut self, now: Instant, copy: CopyId, reason: String) {
+    pub fn copy_lost(&mut self, now: Instant, copy: MemberId, reason: String) {
         self.drop_reads_of(copy);
         let peer = &mut self.peers[copy.index()];
         peer.contact = Contact::Down { reason: reason.clone() };
@@ -447,7 +469,7 @@ impl Appender {
         self.judge_quorum();
     }
 
-    pub fn handle_reply(&mut self, now: Instant, copy: CopyId, reply: CopyReply) {
+    pub fn handle_reply(&mut self, now: Instant, copy: MemberId, reply: CopyReply) {
         if matches!(self.peers[copy.index()].contact, Contact::Down { .. }) {
             return; // an answer from before it went down
         }
@@ -497,14 +519,14 @@ impl Appender {
         }
         if self.vdl_moved.is_some_and(|moved| now >= moved + VDL_NOTICE_AFTER) {
             self.vdl_moved = None;
-            for copy in CopyId::all() {
+            for copy in self.members() {
                 let peer = &self.peers[copy.index()];
                 if peer.is_joined() && peer.told_vdl < self.vdl.seq {
                     self.send_append(now, copy, Vec::new());
                 }
             }
         }
-        for copy in CopyId::all() {
+        for copy in self.members() {
             let peer = &self.peers[copy.index()];
             if self.owes_answer(peer) && now >= peer.last_asked.max(peer.last_heard) + ASK_AGAIN_AFTER {
                 self.ask_again(now, copy);
@@ -574,7 +596,7 @@ impl Appender {
             assert!(frame.follows(&self.end), "BUG: {frame:?} does not follow {}", self.end);
             self.push(frame);
         }
-        for copy in CopyId::all() {
+        for copy in self.members() {
             self.pump(now, copy);
         }
     }
@@ -583,7 +605,7 @@ impl Appender {
     pub fn put_control(&mut self, control: Vec<u8>) {
         self.control = control;
         self.control_version += 1;
-        for copy in CopyId::all() {
+        for copy in self.members() {
             self.send_control(copy);
         }
     }
@@ -624,7 +646,7 @@ impl Appender {
         let request = CopyRequest::SeedBegin { generation: self.generation, step: first, base: base.clone() };
         self.seeding =
             Some(Seeding { base, first, requests: VecDeque::from([(0, request)]), last_step: 0, stored: 0, ending: false, stalled: false });
-        for copy in CopyId::all() {
+        for copy in self.members() {
             let peer = &mut self.peers[copy.index()];
             if matches!(peer.contact, Contact::Raised(_) | Contact::Joined | Contact::Repairing(_)) {
                 peer.contact = Contact::Joined;

@@ -4,20 +4,19 @@
 use super::*;
 
 impl Appender {
-    pub(super) fn source_for(&self, purpose: &ReadPurpose, tried: &[CopyId]) -> Option<CopyId> {
+    pub(super) fn source_for(&self, purpose: &ReadPurpose, tried: &[MemberId]) -> Option<MemberId> {
         let able = |p: &Peer| match purpose {
             ReadPurpose::Backfill { copy } => p.acked.seq > self.peers[copy.index()].sent,
             ReadPurpose::Log { from, .. } => p.acked.seq >= *from,
             ReadPurpose::Pages { at, .. } => p.ingested >= *at || p.acked.end_lsn >= *at,
             ReadPurpose::Repair { .. } => p.acked.seq >= self.vdl.seq.max(self.known_durable.seq),
         };
-        CopyId::all()
-            .into_iter()
+        self.members()
             .filter(|c| self.peers[c.index()].is_joined() && !tried.contains(c) && able(&self.peers[c.index()]))
             .max_by_key(|c| (self.peers[c.index()].ingested, std::cmp::Reverse(*c)))
     }
 
-    pub(super) fn start_read(&mut self, now: Instant, purpose: ReadPurpose, tried: Vec<CopyId>) {
+    pub(super) fn start_read(&mut self, now: Instant, purpose: ReadPurpose, tried: Vec<MemberId>) {
         let Some(source) = self.source_for(&purpose, &tried) else {
             self.read_failed(now, purpose, "no copy can answer".into());
             return;
@@ -115,7 +114,7 @@ impl Appender {
         }
     }
 
-    pub(super) fn drop_reads_of(&mut self, copy: CopyId) {
+    pub(super) fn drop_reads_of(&mut self, copy: MemberId) {
         self.reads.retain(|_, r| !matches!(r.purpose, ReadPurpose::Backfill { copy: c } | ReadPurpose::Repair { copy: c } if c == copy));
     }
 

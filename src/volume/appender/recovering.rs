@@ -4,14 +4,14 @@
 use super::*;
 
 impl Appender {
-    pub(super) fn raise(&mut self, now: Instant, copy: CopyId) {
+    pub(super) fn raise(&mut self, now: Instant, copy: MemberId) {
         let peer = &mut self.peers[copy.index()];
         peer.contact = Contact::Raising;
         peer.last_asked = now;
         self.effects.push_back(AppenderEffect::ToCopy { copy, request: CopyRequest::Raise { generation: self.generation } });
     }
 
-    pub(super) fn refused(&mut self, now: Instant, copy: CopyId, promised: Generation) {
+    pub(super) fn refused(&mut self, now: Instant, copy: MemberId, promised: Generation) {
         if promised <= self.generation {
             return; // an answer to an older request of ours
         }
@@ -22,7 +22,8 @@ impl Appender {
         // So many that a newer appender could recover with them: this one is over. One or two are left from a recovery that never
         // came to an end; they take no part until the next start.
         self.refused_by[copy.index()] = true;
-        if self.refused_by.iter().filter(|r| **r).count() < quorum::READ_QUORUM {
+        let of_its_group = MemberId::of(copy.group).into_iter().filter(|m| self.refused_by[m.index()]).count();
+        if of_its_group < quorum::READ_QUORUM {
             let reason = format!("it promised generation {promised} to an earlier start of this region; restart the region to take it in");
             self.copy_lost(now, copy, reason);
         } else if self.phase != VolumePhase::Fenced {
@@ -31,7 +32,7 @@ impl Appender {
         }
     }
 
-    pub(super) fn raised(&mut self, now: Instant, copy: CopyId, generation: Generation, state: CopyState) {
+    pub(super) fn raised(&mut self, now: Instant, copy: MemberId, generation: Generation, state: CopyState) {
         if generation != self.generation || !matches!(self.peers[copy.index()].contact, Contact::Raising) {
             return;
         }
@@ -121,7 +122,7 @@ impl Appender {
         self.reads.clear();
         self.generation = self.generation_above(self.generation);
         self.effects.push_back(AppenderEffect::RecoveryBeginsAnew);
-        for id in CopyId::all() {
+        for id in self.members() {
             let peer = &mut self.peers[id.index()];
             if !matches!(peer.contact, Contact::Down { .. }) {
                 *peer = Peer { health: CopyHealth::Starting, last_heard: now, ..Peer::new() };
@@ -141,7 +142,7 @@ impl Appender {
 
     pub(super) fn serve(&mut self, now: Instant) {
         self.phase = VolumePhase::Serving;
-        for copy in CopyId::all() {
+        for copy in self.members() {
             if matches!(self.peers[copy.index()].contact, Contact::Raised(_)) {
                 self.join(now, copy);
             }
@@ -151,7 +152,7 @@ impl Appender {
     }
 
     /// Takes a raised copy into the appending set: finds where its log and the volume's part, and goes on from there.
-    pub(super) fn join(&mut self, now: Instant, copy: CopyId) {
+    pub(super) fn join(&mut self, now: Instant, copy: MemberId) {
         let Contact::Raised(state) = std::mem::replace(&mut self.peers[copy.index()].contact, Contact::Joined) else {
             unreachable!("BUG: only a raised copy joins")
         };
@@ -172,7 +173,7 @@ impl Appender {
 
     /// A copy that came (back) is told the VDL even when nothing is written: it makes pages up to there, and its answer shows
     /// that it is up.
-    pub(super) fn introduce(&mut self, now: Instant, copy: CopyId) {
+    pub(super) fn introduce(&mut self, now: Instant, copy: MemberId) {
         self.peers[copy.index()].told_vdl = Seq(0);
         if self.vdl != LogEnd::EMPTY {
             self.vdl_moved.get_or_insert(now);
@@ -180,11 +181,12 @@ impl Appender {
     }
 
     /// Where a copy stands on the volume's history: what counts as acknowledged, and what must be sent next.
-    pub(super) fn place(&mut self, now: Instant, copy: CopyId, end: LogEnd, history: &History) {
+    pub(super) fn place(&mut self, now: Instant, copy: MemberId, end: LogEnd, history: &History) {
         let common = self.history.common_seq(self.end.seq, history, end.seq);
         let peer = &mut self.peers[copy.index()];
         peer.reading = None;
         peer.splice = None;
+        peer.diverged = None;
         peer.last_heard = now;
         if end.seq == common {
             // Its whole log is on ours.
@@ -202,6 +204,7 @@ impl Appender {
             peer.sent = common;
             peer.sent_lsn = Lsn(0);
             peer.splice = Some(Splice { frames: Vec::new(), tail: (end.epoch, end.generation) });
+            peer.diverged = Some(Box::new((end, history.clone())));
         }
     }
 }

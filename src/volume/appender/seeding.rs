@@ -4,7 +4,7 @@ use super::*;
 
 impl Appender {
     /// Rebuilds a copy from its peers: pages at the VDL, then the log. Writes go on meanwhile.
-    pub(super) fn repair(&mut self, now: Instant, copy: CopyId) {
+    pub(super) fn repair(&mut self, now: Instant, copy: MemberId) {
         let at = if self.vdl == LogEnd::EMPTY { self.known_durable } else { self.vdl };
         let (Some(lineage), true) = (self.lineage, at != LogEnd::EMPTY) else {
             // Nothing to copy from yet; the timer comes back.
@@ -32,7 +32,7 @@ impl Appender {
         seeding.ending = ending;
         let step = seeding.last_step;
         seeding.requests.push_back((step, request(seeding.first + step)));
-        for copy in CopyId::all() {
+        for copy in self.members() {
             // Whoever has not stored the step before is fed when it has: what is under way is not sent again.
             if self.peers[copy.index()].seed_step.map(|s| s + 1) == Some(step) {
                 self.feed_seed(now, copy);
@@ -42,7 +42,7 @@ impl Appender {
     }
 
     /// One request at a time for each copy: the one behind its last stored step.
-    pub(super) fn feed_seed(&mut self, now: Instant, copy: CopyId) {
+    pub(super) fn feed_seed(&mut self, now: Instant, copy: MemberId) {
         let Some(seeding) = &self.seeding else { return };
         let peer = &mut self.peers[copy.index()];
         if !peer.is_joined() {
@@ -59,23 +59,27 @@ impl Appender {
 
     /// Four copies must be able to finish the seed: those that wait for a step that is no longer in memory cannot.
     pub(super) fn judge_seed(&mut self) {
-        let Some(seeding) = &mut self.seeding else { return };
+        let Some(seeding) = &self.seeding else { return };
         let oldest = seeding.requests.front().map_or(seeding.last_step + 1, |(step, _)| *step);
-        let left_behind = self.peers.iter().filter(|p| p.is_joined() && p.seed_step.map_or(0, |s| s + 1) < oldest).count();
-        if COPIES - left_behind < WRITE_QUORUM && !seeding.stalled {
-            seeding.stalled = true;
+        let (groups, stalled) = (self.layout.all_groups(), seeding.stalled);
+        let behind = |p: &&Peer| p.is_joined() && p.seed_step.map_or(0, |s| s + 1) < oldest;
+        let lost = |group| COPIES - self.six(group).iter().filter(behind).count() < WRITE_QUORUM;
+        if !stalled && groups.into_iter().any(lost) {
+            if let Some(seeding) = &mut self.seeding {
+                seeding.stalled = true;
+            }
             self.effects.push_back(AppenderEffect::SeedStalled);
         }
     }
 
-    pub(super) fn seeded(&mut self, now: Instant, copy: CopyId, step: u64) {
+    pub(super) fn seeded(&mut self, now: Instant, copy: MemberId, step: u64) {
         let generation = self.generation;
         if let Contact::Repairing(repair) = &mut self.peers[copy.index()].contact {
             match repair.stored(generation, step) {
                 crate::volume::repair::Next::Read => self.start_read(now, ReadPurpose::Repair { copy }, vec![copy]),
                 crate::volume::repair::Next::Send(request) => {
                     self.peers[copy.index()].last_asked = now;
-                    self.send_repair(copy, request);
+                    self.effects.push_back(AppenderEffect::ToCopy { copy, request });
                 }
                 crate::volume::repair::Next::Nothing => {}
             }
@@ -90,8 +94,8 @@ impl Appender {
         }
         peer.seed_said = None;
         peer.seed_step = Some(step);
-        let steps: [u64; COPIES] = std::array::from_fn(|i| self.peers[i].seed_step.map_or(0, |s| s + 1));
-        let stored_by_four = quorum::durable(steps);
+        let stored_by_four = self.reached_in_all(|p| p.seed_step.map_or(0, |s| s + 1));
+        let Some(seeding) = &mut self.seeding else { return };
         let mut newly = Vec::new();
         while seeding.stored < stored_by_four {
             newly.push(seeding.stored);
@@ -114,12 +118,8 @@ impl Appender {
         }
     }
 
-    pub(super) fn send_repair(&mut self, copy: CopyId, request: CopyRequest) {
-        self.effects.push_back(AppenderEffect::ToCopy { copy, request });
-    }
-
     /// The copy was opened anew in the middle of a seed and knows nothing of it.
-    pub(super) fn seed_lost(&mut self, now: Instant, copy: CopyId) {
+    pub(super) fn seed_lost(&mut self, now: Instant, copy: MemberId) {
         if matches!(self.peers[copy.index()].contact, Contact::Repairing(_)) {
             self.repair(now, copy);
         } else if self.seeding.is_some() {
@@ -139,7 +139,7 @@ impl Appender {
         self.moments.clear();
         self.phase = VolumePhase::Serving;
         self.points.push_back(base.end);
-        for copy in CopyId::all() {
+        for copy in self.members() {
             if !self.peers[copy.index()].is_joined() {
                 continue;
             }
@@ -150,7 +150,7 @@ impl Appender {
         }
         self.judge_quorum();
         self.judge_durable(now);
-        for copy in CopyId::all() {
+        for copy in self.members() {
             let peer = &self.peers[copy.index()];
             if peer.is_joined() && peer.seed_step != Some(seeding.last_step) {
                 self.repair(now, copy);

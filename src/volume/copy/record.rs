@@ -197,10 +197,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_garbage_makes_the_reader_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300), magic in 0usize..3) {
+        fn no_garbage_makes_the_reader_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300), magic in 0usize..4) {
             let mut bytes = bytes;
             if bytes.len() >= 6 {
-                bytes[..4].copy_from_slice([b"PHL1", b"PHLM", b"PHLF"][magic]);
+                bytes[..4].copy_from_slice([b"PHL1", b"PHLM", b"PHLF", b"PHLe"][magic]);
                 bytes[4..6].copy_from_slice(&[1, 0]);
             }
             let disk = SimDisk::new(0);
