@@ -14,7 +14,7 @@ pub mod quorum;
 mod recovery;
 mod repair;
 
-pub use appender::{Appender, AppenderEffect, CopyHealth, CopyView, Found, VolumePhase};
+pub use appender::{Appender, AppenderEffect, BranchState, CopyHealth, CopyView, Found, VolumePhase};
 pub use copy::{Copy, Directory, FlushDone, FlushJob, OpenError, Origin, PageStore, ReadError, Slice, TimelineView};
 pub use disk::{Disk, DiskError};
 pub use message::{CopyReply, CopyRequest, CopyState};

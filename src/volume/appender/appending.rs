@@ -173,7 +173,11 @@ impl Appender {
         }
         let by_time = self.moments.front().filter(|(t, _)| now.since(*t) >= self.limits.version_retain).map_or(Lsn(0), |(_, l)| *l);
         let repairs = self.peers.iter().filter_map(|p| if let Contact::Repairing(r) = &p.contact { Some(r.at()) } else { None }).min();
-        by_time.min(self.readers_need).min(self.pages_need.unwrap_or(Lsn(u64::MAX))).min(repairs.unwrap_or(Lsn(u64::MAX)))
+        by_time
+            .min(self.branches_need().unwrap_or(Lsn(u64::MAX)))
+            .min(self.readers_need)
+            .min(self.pages_need.unwrap_or(Lsn(u64::MAX)))
+            .min(repairs.unwrap_or(Lsn(u64::MAX)))
     }
 
     pub(super) fn trim(&mut self) -> Seq {
@@ -184,7 +188,7 @@ impl Appender {
         while self.milestones.len() > 1 {
             let (seq, at) = self.milestones[1];
             let back = end.bytes_since(at);
-            if back > budget || (back > keep_min && seq <= needed) {
+            if back > budget || (back > keep_min && seq <= needed && self.branches_need().is_none_or(|lsn| at <= lsn)) {
                 self.milestones.pop_front();
             } else {
                 break;

@@ -9,12 +9,15 @@
 //! Never touches a disk. Driven by the node: `handle_*` in, `poll_effect` out, `next_timeout`; the order does not matter.
 
 mod appending;
+mod branching;
 mod judging;
 mod reads;
 mod recovering;
 mod seeding;
 
-use crate::base::{Epoch, Generation, GroupId, Instant, Layout, Limits, LineageId, LogEnd, Lsn, MemberId, PageNo, Prng, Seq, UnixMicros};
+use crate::base::{
+    Epoch, Generation, GroupId, Instant, Layout, Limits, LineageId, LogEnd, Lsn, MemberId, PageNo, Prng, Seq, TimelineId, UnixMicros,
+};
 use crate::log::{ControlFrame, FRAME_HEADER_BYTES, Frame, History, LogOutcome, PagesOutcome, Pen, SeedBase};
 use crate::volume::message::{CopyReply, CopyRequest, CopyState};
 use crate::volume::quorum::{self, COPIES, WRITE_QUORUM};
@@ -23,6 +26,8 @@ use crate::volume::repair::Repair;
 use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
+
+pub use branching::BranchState;
 
 /// How long recovery waits for more than the copies it needs, so that a copy that is merely slow to open takes part.
 const RECOVERY_GRACE: Duration = Duration::from_millis(300);
@@ -185,10 +190,27 @@ struct Splice {
 
 #[derive(Debug)]
 enum ReadPurpose {
-    Backfill { copy: MemberId },
-    Log { tag: u64, from: Seq, bytes_max: usize },
-    Pages { tag: u64, at: Lsn, from: PageNo, bytes_max: usize },
-    Repair { copy: MemberId },
+    Backfill {
+        copy: MemberId,
+    },
+    Log {
+        tag: u64,
+        from: Seq,
+        bytes_max: usize,
+    },
+    Pages {
+        tag: u64,
+        at: Lsn,
+        from: PageNo,
+        bytes_max: usize,
+    },
+    Repair {
+        copy: MemberId,
+    },
+    /// The search for the consistency point that a branch begins behind.
+    Point {
+        child: TimelineId,
+    },
 }
 
 #[derive(Debug)]
@@ -247,6 +269,7 @@ pub struct Appender {
     readers_need: Lsn,
     pages_need: Option<Lsn>,
     secondaries_need: Option<Seq>,
+    branches: BTreeMap<TimelineId, branching::BranchOrder>,
     effects: VecDeque<AppenderEffect>,
 }
 
@@ -335,6 +358,7 @@ impl Appender {
             readers_need: Lsn(u64::MAX),
             pages_need: None,
             secondaries_need: None,
+            branches: BTreeMap::new(),
             effects: VecDeque::new(),
         }
     }
@@ -427,6 +451,9 @@ impl Appender {
         for read in self.reads.values() {
             at(read.asked + self.limits.copy_silent_after);
         }
+        if let Some(asked) = self.branch_timeout() {
+            at(asked);
+        }
         next
     }
 
@@ -509,6 +536,21 @@ impl Appender {
                     self.seed_lost(now, copy);
                 }
             }
+            CopyReply::Branched { generation, child } => {
+                if generation == self.generation {
+                    self.branch_said(copy, child, false, Ok(()));
+                }
+            }
+            CopyReply::BranchDropped { generation, child } => {
+                if generation == self.generation {
+                    self.branch_said(copy, child, true, Ok(()));
+                }
+            }
+            CopyReply::BranchRefused { generation, child, reason } => {
+                if generation == self.generation {
+                    self.branch_said(copy, child, false, Err(reason));
+                }
+            }
             CopyReply::Failed { reason } => self.copy_lost(now, copy, reason),
         }
     }
@@ -536,6 +578,7 @@ impl Appender {
         for id in late {
             self.unreadable(now, id, "the copy did not answer in time".into());
         }
+        self.ask_branches_again(now);
     }
 
     // ---- what the node orders --------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ impl Appender {
         let able = |p: &Peer| match purpose {
             ReadPurpose::Backfill { copy } => p.acked.seq > self.peers[copy.index()].sent,
             ReadPurpose::Log { from, .. } => p.acked.seq >= *from,
+            ReadPurpose::Point { child } => p.acked.seq >= self.point_from(*child),
             ReadPurpose::Pages { at, .. } => p.ingested >= *at || p.acked.end_lsn >= *at,
             ReadPurpose::Repair { .. } => p.acked.seq >= self.vdl.seq.max(self.known_durable.seq),
         };
@@ -30,6 +31,9 @@ impl Appender {
                 CopyRequest::ReadLog { id, from: peer.sent.next(), bytes_max: self.limits.batch_bytes_max }
             }
             ReadPurpose::Log { from, bytes_max, .. } => CopyRequest::ReadLog { id, from: *from, bytes_max: *bytes_max },
+            ReadPurpose::Point { child } => {
+                CopyRequest::ReadLog { id, from: self.point_from(*child), bytes_max: self.limits.batch_bytes_max }
+            }
             ReadPurpose::Pages { at, from, bytes_max, .. } => CopyRequest::ReadPages { id, at: *at, from: *from, bytes_max: *bytes_max },
             ReadPurpose::Repair { copy } => {
                 let Contact::Repairing(repair) = &self.peers[copy.index()].contact else { return };
@@ -44,6 +48,7 @@ impl Appender {
         let Some(read) = self.reads.remove(&id) else { return };
         match read.purpose {
             ReadPurpose::Log { tag, .. } => self.effects.push_back(AppenderEffect::Log { tag, outcome }),
+            ReadPurpose::Point { child } => self.point_read(now, child, outcome),
             ReadPurpose::Backfill { copy } => {
                 let peer = &mut self.peers[copy.index()];
                 if peer.reading != Some(id) {
@@ -79,7 +84,7 @@ impl Appender {
                     self.effects.push_back(AppenderEffect::ToCopy { copy, request });
                 }
             }
-            ReadPurpose::Log { .. } | ReadPurpose::Backfill { .. } => {}
+            ReadPurpose::Log { .. } | ReadPurpose::Backfill { .. } | ReadPurpose::Point { .. } => {}
         }
     }
 
@@ -102,6 +107,7 @@ impl Appender {
             ReadPurpose::Pages { tag, .. } => {
                 self.effects.push_back(AppenderEffect::Pages { tag, outcome: PagesOutcome::Unreadable { reason } })
             }
+            ReadPurpose::Point { child } => self.point_read(now, child, LogOutcome::Unreadable { reason }),
             // Asked again by the timer, when another copy may have what is needed.
             ReadPurpose::Backfill { copy } => self.peers[copy.index()].last_asked = now,
             // The versions at the base are gone or unreadable: begin anew at the present VDL, by the timer.

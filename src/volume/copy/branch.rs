@@ -66,8 +66,11 @@ impl Copy {
                 return Ok(());
             }
             Ok(Some(found)) => {
-                let begins = found.map_or("it is being rebuilt here".into(), |o| format!("it begins in timeline {} behind {}", o.parent, o.at));
-                replies.push(refused(format!("timeline {child} exists already and is another one: {begins}; choose an id that was never used")));
+                let begins =
+                    found.map_or("it is being rebuilt here".into(), |o| format!("it begins in timeline {} behind {}", o.parent, o.at));
+                replies.push(refused(format!(
+                    "timeline {child} exists already and is another one: {begins}; choose an id that was never used"
+                )));
                 return Ok(());
             }
             Ok(None) => {}
@@ -140,7 +143,9 @@ impl Copy {
 
     /// A branch waits for what is in memory.
     pub(super) fn branch_wants_layers(&self) -> bool {
-        self.branches.iter().any(|w| w.at.seq > self.manifest.flushed.seq && w.at.seq <= self.ingested.seq && !self.pages.frozen_holds(w.at.seq))
+        self.branches
+            .iter()
+            .any(|w| w.at.seq > self.manifest.flushed.seq && w.at.seq <= self.ingested.seq && !self.pages.frozen_holds(w.at.seq))
     }
 
     /// Below this versions may be folded: not above the point of a branch that waits.

@@ -104,8 +104,7 @@ impl Directory {
     /// [`OpenError`]: the disk failed, or the list of what was dropped is damaged. A manifest that is damaged is told when its timeline is opened.
     pub fn open(disk: Arc<dyn Disk>) -> Result<Arc<Directory>, OpenError> {
         let dropped: Vec<TimelineId> = manifest::read_checked(&*disk, DROPPED, DROPPED_MAGIC, DROPPED_VERSION)?.unwrap_or_default();
-        let directory =
-            Arc::new(Directory { disk, state: Mutex::default(), dropped: RwLock::new(dropped.into_iter().collect()) });
+        let directory = Arc::new(Directory { disk, state: Mutex::default(), dropped: RwLock::new(dropped.into_iter().collect()) });
         let names = directory.disk.list()?;
         let timelines: BTreeSet<TimelineId> = names.iter().map(|n| split(n).0).chain([TimelineId::ROOT]).collect();
         for &timeline in &timelines {
@@ -229,7 +228,8 @@ impl Directory {
     /// # Errors
     /// [`OpenError`]: the disk failed, or a manifest is damaged.
     pub fn timelines(self: &Arc<Directory>) -> Result<Vec<TimelineView>, OpenError> {
-        let ids: BTreeSet<TimelineId> = self.disk.list()?.iter().map(|n| split(n)).filter(|(_, n)| *n == manifest::MANIFEST).map(|(t, _)| t).collect();
+        let ids: BTreeSet<TimelineId> =
+            self.disk.list()?.iter().map(|n| split(n)).filter(|(_, n)| *n == manifest::MANIFEST).map(|(t, _)| t).collect();
         let mut views = Vec::new();
         for timeline in ids {
             let Some(manifest) = Manifest::load(&*self.view(timeline), timeline)? else { continue };

@@ -106,8 +106,7 @@ impl FlushJob {
                 Work::UnderWay { merge, writer } => break (merge, writer),
                 Work::Flush(table) => self.begin(vec![Source::memory(Arc::clone(table), PageNo(0))])?,
                 Work::Compact(layers) => {
-                    let cursors: Result<Vec<_>, _> =
-                        layers.drain(..).map(|l| LayerCursor::new(l, PageNo(0)).map(Source::Layer)).collect();
+                    let cursors: Result<Vec<_>, _> = layers.drain(..).map(|l| LayerCursor::new(l, PageNo(0)).map(Source::Layer)).collect();
                     self.begin(cursors?)?
                 }
             };

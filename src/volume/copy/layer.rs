@@ -70,8 +70,7 @@ pub(super) struct Place {
 impl Place {
     fn sum(&self, offset: u64, first: Key, last: Key, body: &[u8]) -> u32 {
         let mut sum = crc32c::crc32c(&self.lineage.0.to_le_bytes());
-        let fields =
-            [self.timeline.0, self.number, self.epoch.0, offset, u64::from(first.0.0), first.1.0, u64::from(last.0.0), last.1.0];
+        let fields = [self.timeline.0, self.number, self.epoch.0, offset, u64::from(first.0.0), first.1.0, u64::from(last.0.0), last.1.0];
         for field in fields {
             sum = crc32c::crc32c_append(sum, &field.to_le_bytes());
         }
@@ -235,7 +234,8 @@ impl Drop for LayerFile {
 impl Layer {
     /// `file`, seen as far as `meta` says.
     pub(super) fn new(file: Arc<LayerFile>, meta: &LayerMeta) -> Result<Layer, LayerError> {
-        if (file.id(), file.bytes, file.checksum) != (meta.id(), meta.bytes, meta.checksum) || (file.above, file.upto) != (meta.above, meta.upto)
+        if (file.id(), file.bytes, file.checksum) != (meta.id(), meta.bytes, meta.checksum)
+            || (file.above, file.upto) != (meta.above, meta.upto)
         {
             return Err(file.damaged("two manifests name it and mean different files"));
         }
@@ -353,7 +353,18 @@ impl LayerWriter {
         let name = name_of(place.number);
         disk.remove(&name)?;
         let directory = Arc::clone(directory);
-        Ok(LayerWriter { directory, disk, place, name, offset: 0, synced: 0, block: Vec::new(), first: None, last: None, blocks: Vec::new() })
+        Ok(LayerWriter {
+            directory,
+            disk,
+            place,
+            name,
+            offset: 0,
+            synced: 0,
+            block: Vec::new(),
+            first: None,
+            last: None,
+            blocks: Vec::new(),
+        })
     }
 
     /// Bytes written so far.

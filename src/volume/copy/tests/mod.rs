@@ -3,6 +3,7 @@
 mod crash;
 mod damage;
 mod rules;
+mod timelines;
 
 use super::*;
 use crate::base::{Epoch, PageNo, Prng, UnixMicros};
