@@ -13,6 +13,8 @@ mod message;
 pub mod quorum;
 mod recovery;
 mod repair;
+#[cfg(test)]
+mod timelines_test;
 
 pub use appender::{Appender, AppenderEffect, BranchState, CopyHealth, CopyView, Found, VolumePhase};
 pub use copy::{Copy, Directory, FlushDone, FlushJob, OpenError, Origin, PageStore, ReadError, Slice, TimelineView};

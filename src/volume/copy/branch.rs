@@ -11,6 +11,7 @@ use super::directory::TimelineView;
 use super::manifest::{LayerMeta, Manifest, Origin};
 use crate::base::{Generation, LogEnd, Lsn, Seq, TimelineId};
 use crate::volume::{CopyReply, DiskError, OpenError};
+use std::sync::Arc;
 
 /// A branch that was ordered and waits for the layers.
 pub(super) struct Waiting {
@@ -55,6 +56,8 @@ impl Copy {
         }
         let refused = |reason: String| CopyReply::BranchRefused { generation, child, reason };
         let origin = Origin { parent: self.timeline, at };
+        let directory = Arc::clone(&self.directory);
+        let _making = directory.making();
         match self.directory.origin(child) {
             Err(OpenError::Disk(e)) => return Err(e),
             Err(e) => {

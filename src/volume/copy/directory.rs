@@ -12,7 +12,7 @@ use super::{OpenError, codec};
 use crate::base::{Generation, LineageId, LogEnd, Lsn, TimelineId};
 use crate::volume::{Disk, DiskError};
 use bytes::Bytes;
-use parking_lot::{Mutex, RwLock};
+use parking_lot::{Mutex, MutexGuard, RwLock};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Weak};
 
@@ -30,6 +30,8 @@ pub(super) type LayerId = (TimelineId, u64);
 pub struct Directory {
     disk: Arc<dyn Disk>,
     state: Mutex<State>,
+    /// Held while a timeline is made or opened: one that is opened before it was branched stays the empty copy that it is.
+    making: Mutex<()>,
     /// Whoever writes files of a child holds it shared, so that nothing is written behind a drop.
     dropped: RwLock<BTreeSet<TimelineId>>,
 }
@@ -104,7 +106,12 @@ impl Directory {
     /// [`OpenError`]: the disk failed, or the list of what was dropped is damaged. A manifest that is damaged is told when its timeline is opened.
     pub fn open(disk: Arc<dyn Disk>) -> Result<Arc<Directory>, OpenError> {
         let dropped: Vec<TimelineId> = manifest::read_checked(&*disk, DROPPED, DROPPED_MAGIC, DROPPED_VERSION)?.unwrap_or_default();
-        let directory = Arc::new(Directory { disk, state: Mutex::default(), dropped: RwLock::new(dropped.into_iter().collect()) });
+        let directory = Arc::new(Directory {
+            disk,
+            state: Mutex::default(),
+            making: Mutex::new(()),
+            dropped: RwLock::new(dropped.into_iter().collect()),
+        });
         let names = directory.disk.list()?;
         let timelines: BTreeSet<TimelineId> = names.iter().map(|n| split(n).0).chain([TimelineId::ROOT]).collect();
         for &timeline in &timelines {
@@ -162,6 +169,11 @@ impl Directory {
         Arc::new(TimelineDisk { directory: Arc::clone(self), timeline, prefix: prefix(timeline) })
     }
 
+    /// See [`Directory::making`]; not to be held while anything is taken in or waited for.
+    pub(super) fn making(&self) -> MutexGuard<'_, ()> {
+        self.making.lock()
+    }
+
     pub(super) fn disk(&self) -> &dyn Disk {
         &*self.disk
     }
@@ -181,6 +193,9 @@ impl Directory {
 
     /// Replaces a timeline's manifest. Until that is certain nothing that the old one or the new one names is removed.
     pub(super) fn store(self: &Arc<Directory>, timeline: TimelineId, manifest: &Manifest) -> Result<(), DiskError> {
+        if self.is_dropped(timeline) {
+            return Err(dropped_error(timeline));
+        }
         let ids = manifest.layers.iter().map(LayerMeta::id);
         self.state.lock().named.entry(timeline).or_default().extend(ids);
         manifest.store(&*self.view(timeline))?;
@@ -308,6 +323,10 @@ impl Directory {
     }
 }
 
+fn dropped_error(timeline: TimelineId) -> DiskError {
+    DiskError::Failed { name: format!("timeline {timeline}"), reason: "this timeline was dropped".into() }
+}
+
 /// What a copy sees of the directory: the files of its timeline under plain names.
 struct TimelineDisk {
     directory: Arc<Directory>,
@@ -327,8 +346,7 @@ impl TimelineDisk {
         }
         let dropped = self.directory.dropped.read();
         if dropped.contains(&self.timeline) {
-            let reason = "this timeline was dropped".to_string();
-            return Err(DiskError::Failed { name: format!("timeline {}", self.timeline), reason });
+            return Err(dropped_error(self.timeline));
         }
         call(&*self.directory.disk)
     }

@@ -139,6 +139,7 @@ impl Copy {
             return Err(OpenError::Dropped { timeline });
         }
         let disk = directory.view(timeline);
+        let making = directory.making();
         directory.tidy(timeline)?;
         let promised = manifest::load_promise(&*disk)?;
         let manifest = match Manifest::load(&*disk, timeline)? {
@@ -153,6 +154,7 @@ impl Copy {
                 manifest
             }
         };
+        drop(making);
         let mut layers = Vec::new();
         for meta in &manifest.layers {
             let lineage = manifest
