@@ -34,6 +34,10 @@ pub struct Limits {
     pub stalled_after: Duration,
     /// Without progress for so long the sender asks the secondary for its position again and resumes from there.
     pub resend_after: Duration,
+    /// A seed of a secondary reads no more than this while commits are made.
+    pub seed_bytes_per_s_max: u64,
+    /// The pages that an interrupted seed goes on with stay readable for so long after its link was lost.
+    pub seed_held: Duration,
     /// Old page versions stay readable for so long after they were replaced.
     pub version_retain: Duration,
 }
@@ -55,6 +59,8 @@ impl Default for Limits {
             copy_silent_after: Duration::from_secs(2),
             stalled_after: Duration::from_secs(3),
             resend_after: Duration::from_secs(5),
+            seed_bytes_per_s_max: 64 << 20,
+            seed_held: Duration::from_secs(600),
             version_retain: Duration::from_secs(60),
         }
     }

@@ -9,7 +9,7 @@
 use super::http::RegionView;
 use super::text;
 use crate::base::Lsn;
-use crate::node::report::{RegionState, Role};
+use crate::node::report::{CatchUpKind, CatchUpReport, RegionState, Role};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -65,6 +65,22 @@ impl Page {
     }
 }
 
+/// No line for a region that does not catch up.
+fn catching_up(page: &mut Page, prefix: &str, of: Vec<(Labels, Option<&CatchUpReport>)>) {
+    #[expect(clippy::cast_precision_loss, reason = "gauges")]
+    let mut gauge = |name: &str, help: &str, pick: &dyn Fn(&CatchUpReport) -> Option<u64>| {
+        let values = of.iter().map(|(labels, far)| (labels.clone(), far.and_then(pick).map(|n| n as f64))).collect();
+        page.floats(&format!("{prefix}catch_up_{name}"), help, values);
+    };
+    let seed = |far: &CatchUpReport, n: u64| (far.kind == CatchUpKind::Seed).then_some(n);
+    gauge("bytes_left", "Bytes of pages or log that are missing", &|f| Some(f.bytes_total.saturating_sub(f.bytes_done)));
+    gauge("bytes_per_second", "Speed of the last seconds", &|f| f.bytes_per_s);
+    gauge("left_milliseconds", "Time until the end at that speed", &|f| f.time_left_ms);
+    gauge("pages", "Pages of the seed that are there", &|f| seed(f, f.pages_done));
+    gauge("pages_total", "Pages of the whole seed", &|f| seed(f, f.pages_total));
+    gauge("resumed", "Interruptions after which the seed went on", &|f| seed(f, u64::from(f.resumed)));
+}
+
 /// The whole page, ending in `# EOF`.
 #[must_use]
 pub fn render(view: &dyn RegionView) -> String {
@@ -103,6 +119,7 @@ pub fn render(view: &dyn RegionView) -> String {
         page.floats("lag_visibility_bytes", "Log bytes durable in the primary and not visible here", amount(lag.visibility_bytes));
         page.floats("clock_offset_milliseconds", "The primary's clock minus this one, estimated", vec![(own(), lag.clock_offset_ms)]);
         page.floats("clock_error_milliseconds", "Bound of the error of that estimate", vec![(own(), lag.clock_error_ms)]);
+        catching_up(&mut page, "", vec![(own(), report.catching_up.as_ref())]);
         page.floats("round_trip_milliseconds", "Round trip to the primary", vec![(own(), lag.round_trip_ms)]);
     }
 
@@ -120,6 +137,9 @@ pub fn render(view: &dyn RegionView) -> String {
         let lag = |pick: fn(&crate::node::report::LagReport) -> Option<f64>| {
             secondaries.iter().map(|s| (of(s), pick(&s.lag).filter(|_| s.lag.known()))).collect()
         };
+        catching_up(&mut page, "secondary_", secondaries.iter().map(|s| (of(s), s.catching_up.as_ref())).collect());
+        let sent = secondaries.iter().map(|s| (of(s), s.seed_pages_sent)).collect();
+        page.ints("secondary_seed_pages_sent", "Pages sent for seeds since this process started, those sent again among them", sent);
         page.floats("secondary_lag_durability_milliseconds", "As the primary sees it", lag(|l| l.durability_ms));
         page.floats("secondary_lag_rpo_milliseconds", "As the primary sees it", lag(|l| l.rpo_ms));
         page.floats("secondary_lag_visibility_milliseconds", "As the primary sees it", lag(|l| l.visibility_ms));

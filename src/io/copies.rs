@@ -10,10 +10,12 @@ pub mod slow;
 use super::clock;
 use super::disk::FileDisk;
 use super::driver::Inbox;
-use crate::base::{CopyId, Layout, Limits, Lsn, MemberId, PageNo};
+use crate::base::{ClusterName, CopyId, Layout, Limits, Lsn, MemberId, PageNo, RegionName};
 use crate::head::{PageError, PageSource};
 use crate::node::Event;
-use crate::volume::{Copy, CopyRequest, FlushDone, FlushJob, OpenError, PageStore, ReadError};
+use crate::volume::identity::{self, Home};
+use crate::volume::membership::Incarnation;
+use crate::volume::{Copy, CopyRequest, DiskError, FlushDone, FlushJob, OpenError, PageStore, ReadError};
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex, RwLock};
 use slow::Drills;
@@ -72,7 +74,14 @@ impl Copies {
     ///
     /// # Errors
     /// When a thread cannot be started.
-    pub fn start(dir: &Path, limits: &Limits, layout: Layout, inbox: &Inbox) -> std::io::Result<Copies> {
+    pub fn start(
+        dir: &Path,
+        cluster: &ClusterName,
+        region: &RegionName,
+        limits: &Limits,
+        layout: Layout,
+        inbox: &Inbox,
+    ) -> std::io::Result<Copies> {
         let pages = Arc::new(Pages {
             layout,
             stores: RwLock::new(vec![None; MemberId::all(layout.groups).count()]),
@@ -99,8 +108,10 @@ impl Copies {
         })?);
         for id in MemberId::all(layout.groups) {
             let (tx, rx) = channel();
+            let home = Home { cluster: cluster.clone(), region: region.clone(), group: id.group.0, slot: id.copy };
             let worker = Worker {
                 id,
+                home,
                 dir: dir.join("copies").join(id.to_string()),
                 limits: limits.clone(),
                 inbox: inbox.clone(),
@@ -163,6 +174,8 @@ impl Copies {
 
 struct Worker {
     id: MemberId,
+    /// Only a directory that is this one's is opened.
+    home: Home,
     dir: PathBuf,
     limits: Limits,
     inbox: Inbox,
@@ -172,6 +185,14 @@ struct Worker {
     pages: Arc<Pages>,
     serving: Arc<AtomicBool>,
     drills: Drills,
+}
+
+/// For a directory that is new; no two of any region share it.
+fn fresh_incarnation() -> Result<Incarnation, DiskError> {
+    let mut bits = [0u8; 16];
+    aws_lc_rs::rand::fill(&mut bits)
+        .map_err(|_| DiskError::Failed { name: "identity".into(), reason: "the system gives no random numbers".into() })?;
+    Ok(Incarnation(u128::from_le_bytes(bits)))
 }
 
 enum Ended {
@@ -235,17 +256,22 @@ impl Worker {
 
     fn open(&self) -> Result<(Copy, Arc<FileDisk>), String> {
         let disk = Arc::new(FileDisk::open(&self.dir).map_err(|e| e.to_string())?);
-        match Copy::open(disk.clone(), &self.limits) {
+        match self.open_on(&disk) {
             Err(e @ OpenError::Damaged { .. }) if self.serving.load(Ordering::Relaxed) => {
                 // The volume serves without it and will rebuild it. What is damaged is kept for whoever wants to look at it.
                 let aside = self.dir.with_extension(format!("damaged-{}", clock::unix_now().0 / 1_000_000));
                 std::fs::rename(&self.dir, &aside).map_err(|io| format!("{e}; and it cannot be moved aside: {io}"))?;
                 tracing::warn!(copy = %self.id, kept = %aside.display(), "{e}");
                 let disk = Arc::new(FileDisk::open(&self.dir).map_err(|e| e.to_string())?);
-                Copy::open(disk.clone(), &self.limits).map(|copy| (copy, disk)).map_err(|e| e.to_string())
+                self.open_on(&disk).map(|copy| (copy, disk)).map_err(|e| e.to_string())
             }
             other => other.map(|copy| (copy, disk)).map_err(|e| e.to_string()),
         }
+    }
+
+    fn open_on(&self, disk: &Arc<FileDisk>) -> Result<Copy, OpenError> {
+        identity::settle(&**disk, &self.home, fresh_incarnation()?)?;
+        Copy::open(disk.clone(), &self.limits)
     }
 
     fn serve(&self, mut copy: Copy) -> Ended {

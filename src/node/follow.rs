@@ -8,8 +8,11 @@ use super::{Effect, Identity, Node};
 use crate::base::{ConnId, Instant, Limits, LogEnd, Lsn, Prng, RegionName, UnixMicros};
 use crate::control::ControlState;
 use crate::log::{Flags, Frame};
+use crate::ship::catchup::{RateMeter, estimate_bytes};
 use crate::ship::wire::Control;
-use crate::ship::{HeartbeatReply, Hello, LagMeter, Message, Position, Receiver, ReceiverEffect, SeedStep};
+use crate::ship::{
+    BEHIND_BYTES, CatchUpKind, CatchUpReport, HeartbeatReply, Hello, LagMeter, Message, Position, Receiver, ReceiverEffect, Seed, SeedStep,
+};
 use crate::volume::{Appender, VolumePhase};
 use std::time::Duration;
 
@@ -23,7 +26,6 @@ const RETRY_REFUSED: Duration = Duration::from_secs(5);
 const SILENT_AFTER: Duration = Duration::from_secs(2);
 /// Messages kept that came before the welcome.
 const EARLY_MESSAGES_MAX: usize = 256;
-const BEHIND_BYTES: u64 = 4 << 20;
 
 #[derive(Debug)]
 #[expect(clippy::large_enum_variant, reason = "one per node, and it is Following for nearly all of its life")]
@@ -60,6 +62,11 @@ pub(super) struct Follower {
     disconnected_since: Option<UnixMicros>,
     /// What the last attempt came to.
     last_trouble: Option<String>,
+    /// A seed whose link was lost. What was taken over of it stays: the next hello says so.
+    unfinished: Option<Seed>,
+    meter: RateMeter,
+    /// Where the present catching-up by log began.
+    behind_since: Option<Lsn>,
 }
 
 impl Follower {
@@ -78,6 +85,9 @@ impl Follower {
             last_commit: None,
             disconnected_since: Some(wall),
             last_trouble: None,
+            unfinished: None,
+            meter: RateMeter::default(),
+            behind_since: None,
         }
     }
 
@@ -149,8 +159,13 @@ impl Follower {
             (VolumePhase::Serving, Some(lineage)) => Some(Position { lineage, end: *appender.end(), history: appender.history().clone() }),
             _ => None,
         };
+        // Only what the volume still holds the steps of can go on.
+        let taken = appender.seed_taken();
+        self.unfinished = self.unfinished.take().filter(|s| taken == Some((s.base().end, s.steps_taken())));
+        let unfinished = self.unfinished.as_ref().map(Seed::unfinished);
         let epoch = control.map(|c| c.epoch).unwrap_or_default();
-        Some(Message::Control(Control::Hello(Hello { cluster: who.cluster.clone(), region: who.region.clone(), epoch, position })))
+        let (cluster, region) = (who.cluster.clone(), who.region.clone());
+        Some(Message::Control(Control::Hello(Hello { cluster, region, epoch, position, unfinished })))
     }
 
     /// The link is gone. The primary's name when this ended a following.
@@ -158,7 +173,12 @@ impl Follower {
         if !self.is_on(conn) {
             return None;
         }
-        let was = if let Contact::Following(f) = &self.contact { Some(f.primary.clone()) } else { None };
+        let was = if let Contact::Following(f) = &mut self.contact {
+            self.unfinished = f.receiver.interrupted().or(self.unfinished.take());
+            Some(f.primary.clone())
+        } else {
+            None
+        };
         self.disconnected_since.get_or_insert(wall);
         self.lag.disconnected(wall);
         self.wait(now, RETRY_MIN);
@@ -193,8 +213,64 @@ impl Follower {
     }
 
     /// A step of the seed is on four copies; `true` when the region has all of it.
-    pub(super) fn seed_stored(&mut self, step: u64) -> bool {
-        if let Contact::Following(f) = &mut self.contact { f.receiver.seed_stored(step) } else { false }
+    pub(super) fn seed_stored(&mut self, now: Instant, step: u64) -> bool {
+        match &mut self.contact {
+            Contact::Following(f) if f.receiver.seed().is_some() => {
+                self.meter.observe(now, f.receiver.seed().map_or(0, Seed::bytes), 0);
+                f.receiver.seed_stored(step)
+            }
+            // Between two links what was taken over goes on becoming durable.
+            _ => {
+                let whole = self.unfinished.as_mut().is_some_and(|s| s.stored(step));
+                if whole {
+                    self.unfinished = None;
+                }
+                whole
+            }
+        }
+    }
+
+    /// The seed under way cannot be finished: the next one begins anew.
+    pub(super) fn give_up_seed(&mut self) {
+        self.unfinished = None;
+        if let Contact::Following(f) = &mut self.contact {
+            f.receiver.interrupted();
+        }
+    }
+
+    /// Far behind in the log is catching up, until everything of the moment is here.
+    fn judge_behind(&mut self, now: Instant) {
+        let vdl = self.lag.primary_vdl().end_lsn;
+        let behind = vdl.bytes_since(self.durable.end_lsn);
+        match self.behind_since {
+            None if behind > BEHIND_BYTES && self.durable != LogEnd::EMPTY => {
+                self.meter.clear();
+                self.behind_since = Some(self.durable.end_lsn);
+            }
+            Some(_) if behind <= BEHIND_BYTES / 4 => self.behind_since = None,
+            _ => {}
+        }
+        if let Some(from) = self.behind_since {
+            self.meter.observe(now, self.durable.end_lsn.bytes_since(from), vdl.bytes_since(from));
+        }
+    }
+
+    /// How far this region is, while it gets pages or is far behind in the log. Also between two links.
+    pub(super) fn catching_up(&self) -> Option<CatchUpReport> {
+        let following = if let Contact::Following(f) = &self.contact { Some(f) } else { None };
+        let seed = following.and_then(|f| f.receiver.seed()).or(self.unfinished.as_ref()).map(Seed::unfinished);
+        let log = |from: Lsn| (self.durable.end_lsn.bytes_since(from), self.lag.primary_vdl().end_lsn.bytes_since(from));
+        let (kind, pages, bytes_done, bytes_total, resumed) = match (seed, self.behind_since) {
+            (Some(s), _) => {
+                let (done, total) = (u64::from(s.next_page.0), u64::from(s.pages_total));
+                (CatchUpKind::Seed, (done, total), s.bytes, estimate_bytes(s.bytes, done, total), s.resumed)
+            }
+            (None, Some(from)) => (CatchUpKind::Log, (0, 0), log(from).0, log(from).1, 0),
+            (None, None) => return None,
+        };
+        let (bytes_per_s, time_left_ms) = self.meter.rate(bytes_total.saturating_sub(bytes_done));
+        let (pages_done, pages_total) = pages;
+        Some(CatchUpReport { kind, pages_done, pages_total, bytes_done, bytes_total, bytes_per_s, time_left_ms, resumed })
     }
 
     fn take_held_back(&mut self) -> Option<(ConnId, Vec<Message>)> {
@@ -228,6 +304,7 @@ impl Follower {
 
 impl Node {
     pub(super) fn follow_timers(&mut self, now: Instant) {
+        self.follower.judge_behind(now);
         let ready = matches!(self.appender.phase(), VolumePhase::Serving | VolumePhase::AwaitingSeed);
         match &self.follower.contact {
             Contact::Waiting { until } if now >= *until && ready && !self.follower.candidates.is_empty() => {
@@ -305,7 +382,7 @@ impl Node {
 
     fn greeted(&mut self, now: Instant, conn: ConnId, region: RegionName, control: Control) {
         match control {
-            Control::Welcome { lineage, epoch, primary, seed } => {
+            Control::Welcome { lineage, epoch, primary, seed, resumes } => {
                 if self.appender.lineage().is_some_and(|own| own != lineage) && *self.appender.phase() == VolumePhase::Serving {
                     let reason = format!("{region} is of lineage {lineage}, this region's data is not; two histories are never merged");
                     self.follower.last_trouble = Some(reason.clone());
@@ -324,14 +401,28 @@ impl Node {
                     self.control_pending = true;
                 }
                 let durable = self.follower.durable;
-                let receiver = Receiver::new(epoch, *self.appender.end(), durable, seed, &self.limits);
+                let end = *self.appender.end();
+                let unfinished = self.follower.unfinished.take().filter(|_| resumes);
+                // Without the half seed it is whole by now (or given up, then the link was, too).
+                let receiver = match unfinished {
+                    Some(half) => Receiver::resuming(epoch, end, durable, half, &self.limits),
+                    None => Receiver::new(epoch, end, durable, seed && !resumes, &self.limits),
+                };
+                self.follower.meter.clear();
+                self.follower.behind_since = None;
                 let early =
                     if let Contact::Greeting { early, .. } = &mut self.follower.contact { std::mem::take(early) } else { Vec::new() };
                 let held_back = Some(early);
                 self.follower.contact =
                     Contact::Following(Following { conn, primary: primary.clone(), receiver, last_heartbeat: now, held_back });
                 self.effects.push_back(Effect::PrimaryIs(Some(primary.clone())));
-                let how = if seed { "to be seeded".into() } else { format!("resuming behind {}", self.appender.end()) };
+                let how = if resumes {
+                    "the seed goes on".into()
+                } else if seed {
+                    "to be seeded".into()
+                } else {
+                    format!("resuming behind {}", self.appender.end())
+                };
                 self.note("primary_connected", format!("{primary}, epoch {epoch}: {how}"));
                 // What was learned of the reign is kept before anything is taken over; then what waited goes on.
                 if !self.control_pending {

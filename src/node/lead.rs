@@ -1,21 +1,19 @@
 //! The primary's side of shipping: one [`Sender`] per secondary that said hello.
 //!
 //! Decides who is welcomed and who is refused, and keeps what is known of a secondary after its link is gone. A secondary that
-//! is gone holds nothing back but log within its budget.
+//! is gone holds nothing back but log within its budget, and for a while the pages of a seed that its outage interrupted.
 
 use super::report::{RegionState, SecondaryReport};
 use super::{Effect, Node, Stage};
 use crate::base::{ConnId, Instant, Limits, LogEnd, Lsn, RegionName, Seq, UnixMicros};
 use crate::log::{LogOutcome, PagesOutcome, SeedBase};
 use crate::ship::wire::Control;
-use crate::ship::{Hello, LagReport, Message, Refusal, Sender, SenderEffect};
+use crate::ship::{BEHIND_BYTES, Hello, LagReport, Message, Refusal, Sender, SenderEffect, Start};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// A link whose peer has been silent for so long is shown as disconnected; QUIC finds out later.
 const SILENT_AFTER: Duration = Duration::from_secs(2);
-/// Behind by more than this share of the window counts as catching up.
-const BEHIND_BYTES: u64 = 4 << 20;
 
 /// What is remembered of a secondary that was here.
 #[derive(Debug, Clone)]
@@ -24,6 +22,17 @@ struct Known {
     durable: LogEnd,
     received: Lsn,
     visible: Lsn,
+    /// The seed that its outage interrupted, and when.
+    half_seed: Option<(LogEnd, Instant)>,
+    /// By senders that are no more.
+    seed_pages_sent: u64,
+}
+
+impl Known {
+    /// The base of its half seed, as long as that is held for it.
+    fn held(&self, now: Instant, limits: &Limits) -> Option<&LogEnd> {
+        self.half_seed.as_ref().filter(|(_, since)| now.since(*since) < limits.seed_held).map(|(base, _)| base)
+    }
 }
 
 #[derive(Debug, Default)]
@@ -43,25 +52,31 @@ impl Leader {
     }
 
     /// First seq that a secondary needs from the log, and the LSN whose pages a seed reads.
-    pub(super) fn needs(&self, members: usize) -> (Option<Seq>, Option<Lsn>) {
-        let away = self.known.values().filter(|k| k.disconnected_since.is_some()).map(|k| k.durable.seq);
+    pub(super) fn needs(&self, now: Instant, limits: &Limits, members: usize) -> (Option<Seq>, Option<Lsn>) {
+        let away = || self.known.values().filter(|k| k.disconnected_since.is_some());
+        let held = || away().filter_map(|k| k.held(now, limits));
+        // Whoever went without anything, and whose half seed is no longer held, is seeded at a later LSN and needs nothing from now.
+        let log_away = away().filter_map(|k| k.held(now, limits).map(|b| b.seq).or((k.durable != LogEnd::EMPTY).then_some(k.durable.seq)));
         // A member that this process has not heard of may be anywhere behind: a restart must not cost it a seed.
         let unheard = (self.known.len() + 1 < members).then_some(Seq(0));
-        let log = self.senders.values().map(Sender::needs_log_from).chain(away).chain(unheard).min();
-        (log, self.senders.values().filter_map(Sender::needs_pages_at).min())
+        let log = self.senders.values().map(Sender::needs_log_from).chain(log_away).chain(unheard).min();
+        (log, self.senders.values().filter_map(Sender::needs_pages_at).chain(held().map(|b| b.end_lsn)).min())
     }
 
-    pub(super) fn unlinked(&mut self, _now: Instant, wall: UnixMicros, conn: ConnId) -> Option<RegionName> {
+    pub(super) fn unlinked(&mut self, now: Instant, wall: UnixMicros, conn: ConnId) -> Option<RegionName> {
         let sender = self.senders.remove(&conn)?;
         let region = sender.region().clone();
         if self.senders.values().any(|s| *s.region() == region) {
             return None; // it already came back on another link
         }
+        let seed_pages_sent = self.known.get(&region).map_or(0, |k| k.seed_pages_sent) + sender.pages_sent();
         let known = Known {
             disconnected_since: Some(wall),
             durable: *sender.durable(),
             received: sender.received().end_lsn,
             visible: sender.visible(),
+            half_seed: sender.seed_base().map(|base| (*base, now)),
+            seed_pages_sent,
         };
         self.known.insert(region.clone(), known);
         Some(region)
@@ -93,7 +108,8 @@ impl Leader {
                     durable_lsn: sender.durable().end_lsn,
                     visible_lsn: sender.visible(),
                     bytes_in_flight: sender.bytes_in_flight(),
-                    seeding: sender.seeding(),
+                    catching_up: sender.catching_up(vdl),
+                    seed_pages_sent: known.seed_pages_sent + sender.pages_sent(),
                     lag: if silent { LagReport::default() } else { *sender.lag() },
                 });
             } else {
@@ -106,7 +122,8 @@ impl Leader {
                     durable_lsn: known.durable.end_lsn,
                     visible_lsn: known.visible,
                     bytes_in_flight: 0,
-                    seeding: None,
+                    catching_up: None,
+                    seed_pages_sent: known.seed_pages_sent,
                     lag: LagReport { unknown_since: known.disconnected_since, ..LagReport::default() },
                 });
             }
@@ -138,23 +155,36 @@ impl Node {
             return self.refuse(conn, Refusal::TooManySecondaries { limit, present: present.join(", ") }, peer);
         }
         let vdl = *self.appender.vdl();
-        match Sender::greet(hello, lineage, self.appender.history(), &vdl, self.limits.clone(), now) {
+        let log_from = self.appender.log_from();
+        match Sender::greet(hello, lineage, self.appender.history(), &vdl, log_from, self.limits.clone(), now) {
             Err(refusal) => self.refuse(conn, refusal, peer),
-            Ok((sender, seed)) => {
+            Ok((sender, start)) => {
                 // The same region on an older link: that one is dead, its process came back faster than the timeout.
                 let older: Vec<ConnId> = self.leader.senders.iter().filter(|(_, s)| s.region() == peer).map(|(c, _)| *c).collect();
                 for old in older {
                     self.unlink(now, old, "the region came back on a new link".into());
                 }
-                let how = if seed { "new and empty, to be seeded".into() } else { format!("resumes behind {}", sender.received()) };
+                let how = match start {
+                    Start::Seed => "new and empty, to be seeded".into(),
+                    Start::ResumedSeed => "in the middle of a seed, which resumes".into(),
+                    Start::Log => format!("resumes behind {}", sender.received()),
+                };
+                let seed_pages_sent = self.leader.known.get(peer).map_or(0, |k| k.seed_pages_sent);
                 self.note("secondary_connected", format!("{peer}: {how}"));
-                let known =
-                    Known { disconnected_since: None, durable: *sender.durable(), received: sender.received().end_lsn, visible: Lsn(0) };
+                let known = Known {
+                    disconnected_since: None,
+                    durable: *sender.durable(),
+                    received: sender.received().end_lsn,
+                    visible: Lsn(0),
+                    half_seed: None,
+                    seed_pages_sent,
+                };
                 self.leader.known.insert(peer.clone(), known);
                 self.leader.senders.insert(conn, sender);
-                let welcome = Control::Welcome { lineage, epoch: self.epoch(), primary: self.who.region.clone(), seed };
+                let (seed, resumes) = (start != Start::Log, start == Start::ResumedSeed);
+                let welcome = Control::Welcome { lineage, epoch: self.epoch(), primary: self.who.region.clone(), seed, resumes };
                 self.effects.push_back(Effect::Send { conn, message: Message::Control(welcome) });
-                if seed {
+                if start == Start::Seed {
                     self.begin_seed(now, conn);
                 }
                 self.drain_sender(now, conn);
@@ -229,7 +259,7 @@ impl Node {
 
     pub(super) fn lead_pages(&mut self, now: Instant, conn: ConnId, outcome: PagesOutcome) {
         let Some(sender) = self.leader.senders.get_mut(&conn) else { return };
-        if sender.handle_pages(outcome) {
+        if sender.handle_pages(now, outcome) {
             self.begin_seed(now, conn);
         }
         self.drain_sender(now, conn);
@@ -246,12 +276,15 @@ impl Node {
                 }
                 SenderEffect::ReadPages { at, from, bytes_max } => {
                     // The pages at `at` must not be folded away before they are read.
-                    let (log, pages) = self.leader.needs(self.who.members.len());
+                    let (log, pages) = self.leader.needs(now, &self.limits, self.who.members.len());
                     self.appender.set_needs(self.oldest_pin, pages, log);
                     let tag = self.tag_for(conn);
                     self.appender.read_pages(now, tag, at, from, bytes_max);
                 }
                 SenderEffect::SeedBegan { at } => self.note("seeding_began", format!("pages as of LSN {at}")),
+                SenderEffect::SeedResumed { at, from } => {
+                    self.note("seeding_resumed", format!("pages as of LSN {at}, from page {} on", from.0));
+                }
                 SenderEffect::SeedDone => {
                     if let Some(region) = self.leader.senders.get(&conn).map(|s| s.region().clone()) {
                         self.note("seeding_done", format!("{region} has the pages; the log follows"));

@@ -253,7 +253,7 @@ impl Node {
             _ => {}
         }
         let leads = matches!(self.stage, Stage::Leading);
-        let (log, pages) = if leads { self.leader.needs(self.who.members.len()) } else { (None, None) };
+        let (log, pages) = if leads { self.leader.needs(now, &self.limits, self.who.members.len()) } else { (None, None) };
         self.appender.set_needs(self.oldest_pin, pages, log);
     }
 
@@ -311,12 +311,13 @@ impl Node {
                     }
                 }
                 AppenderEffect::SeedStalled => {
+                    self.follower.give_up_seed();
                     if let Some(conn) = self.follower.conn() {
                         self.unlink(now, conn, "the seed was lost here; it begins anew".into());
                     }
                 }
                 AppenderEffect::SeedStored { step } => {
-                    if self.follower.seed_stored(step) {
+                    if self.follower.seed_stored(now, step) {
                         self.note("seeding_done", format!("the volume stands at {}", self.appender.end()));
                     }
                     self.drain_follower(now);
@@ -560,6 +561,7 @@ impl Node {
             oldest_read_view_lsn: self.oldest_pin.min(vdl.end_lsn),
             disconnected_since: if role == Role::Secondary { self.follower.disconnected_since() } else { None },
             lag: if role == Role::Secondary { self.follower.lag(now, wall) } else { report::LagReport::default() },
+            catching_up: if role == Role::Primary { None } else { self.follower.catching_up() },
             copies: copies.collect(),
             readers: 1,
             secondaries: if matches!(self.stage, Stage::Leading) { self.leader.report(now, &self.limits, vdl) } else { Vec::new() },

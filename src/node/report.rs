@@ -2,7 +2,7 @@
 //!
 //! What is not known is `None` and never 0. Times are on the reporting region's wall clock unless a name says otherwise.
 
-pub use crate::ship::LagReport;
+pub use crate::ship::{CatchUpKind, CatchUpReport, LagReport};
 
 use crate::base::{Epoch, LineageId, Lsn, RegionName, UnixMicros};
 
@@ -60,8 +60,10 @@ pub struct SecondaryReport {
     pub durable_lsn: Lsn,
     pub visible_lsn: Lsn,
     pub bytes_in_flight: u64,
-    /// Pages sent so far and pages in all, while it is being seeded.
-    pub seeding: Option<(u64, u64)>,
+    /// How far it is, while it gets pages or is far behind in the log.
+    pub catching_up: Option<CatchUpReport>,
+    /// Pages sent to it for seeds by this process, those that were sent again among them.
+    pub seed_pages_sent: u64,
     pub lag: LagReport,
 }
 
@@ -90,6 +92,8 @@ pub struct RegionReport {
     pub disconnected_since: Option<UnixMicros>,
     /// A secondary's own measurement; all `None` in the primary.
     pub lag: LagReport,
+    /// A secondary's own view of how far it is, while it gets pages or is far behind in the log.
+    pub catching_up: Option<CatchUpReport>,
     pub copies: Vec<CopyReport>,
     /// Instances that answer reads in this region.
     pub readers: u32,
@@ -116,7 +120,7 @@ pub struct OperatorEvent {
     pub at: UnixMicros,
     pub region: RegionName,
     /// A stable word: `started`, `founded`, `recovered`, `writable`, `copy_down`, `copy_up`, `quorum_lost`, `quorum_regained`, `secondary_connected`,
-    /// `secondary_disconnected`, `primary_connected`, `primary_disconnected`, `seeding_began`, `seeding_done`, `refused`, `fenced` ...
+    /// `secondary_disconnected`, `primary_connected`, `primary_disconnected`, `seeding_began`, `seeding_resumed`, `seeding_done`, `refused`, `fenced` ...
     pub kind: String,
     pub epoch: Epoch,
     pub durable_lsn: Lsn,

@@ -39,6 +39,7 @@ pub(crate) fn sample(region: &str, role: Role) -> RegionReport {
             measured_at: (!leads).then_some(NOW),
             ..LagReport::default()
         },
+        catching_up: None,
         copies: CopyId::all()
             .iter()
             .map(|c| CopyReport { name: c.to_string(), az: c.az().to_string(), state: "up".into(), durable_lsn: Lsn(100), reason: None })
@@ -58,7 +59,8 @@ fn seen(region: &str) -> SecondaryReport {
         durable_lsn: Lsn(97),
         visible_lsn: Lsn(95),
         bytes_in_flight: 1,
-        seeding: None,
+        catching_up: None,
+        seed_pages_sent: 0,
         lag: LagReport::default(),
     }
 }

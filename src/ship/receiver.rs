@@ -4,8 +4,10 @@
 //! not follow what it has (that would be another history). Never decides when something is durable: the volume does.
 //! Driven by the node: `handle_*`, `poll_effect`.
 
+use super::catchup::UnfinishedSeed;
 use super::wire::{Control, Message, SeedStep};
 use crate::base::{Epoch, Limits, LogEnd, Lsn, PageNo, Seq};
+use crate::log::redo::VolumeHeader;
 use crate::log::{ControlFrame, Frame, SeedBase};
 use bytes::Bytes;
 use std::collections::btree_map::Entry;
@@ -27,14 +29,77 @@ pub enum ReceiverEffect {
 /// Steps of a seed kept until their turn.
 const SEED_STEPS_EARLY_MAX: usize = 256;
 
+/// A seed under way. It outlives its link: what was taken over need not come again (see [`Receiver::interrupted`]).
 #[derive(Debug)]
-struct Seed {
+pub struct Seed {
     base: SeedBase,
     /// Next step to take over.
     next: u64,
     early: BTreeMap<u64, SeedStep>,
     stored: Option<u64>,
     last: Option<u64>,
+    /// First page that has not come.
+    next_page: PageNo,
+    /// For people: of how many pages; the bytes that came; how often it was interrupted.
+    pages_total: u32,
+    bytes: u64,
+    resumed: u32,
+}
+
+impl Seed {
+    fn new(base: SeedBase) -> Seed {
+        Seed { base, next: 0, early: BTreeMap::new(), stored: None, last: None, next_page: PageNo(0), pages_total: 0, bytes: 0, resumed: 0 }
+    }
+
+    /// What the hello says of it: the steps that were taken over. The last one is asked for again, so that its answer comes again.
+    #[must_use]
+    pub fn unfinished(&self) -> UnfinishedSeed {
+        UnfinishedSeed {
+            base: self.base.clone(),
+            step: self.last.unwrap_or(self.next).saturating_sub(1),
+            next_page: self.next_page,
+            pages_total: self.pages_total,
+            bytes: self.bytes,
+            resumed: self.resumed,
+        }
+    }
+
+    /// The volume stored `step` on 4 of 6. `true` when it was the last.
+    pub fn stored(&mut self, step: u64) -> bool {
+        self.stored = Some(step);
+        self.last == Some(step)
+    }
+
+    /// The last step that was taken over.
+    #[must_use]
+    pub fn steps_taken(&self) -> u64 {
+        self.next.saturating_sub(1)
+    }
+
+    /// Bytes of pages that came.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    #[must_use]
+    pub fn base(&self) -> &SeedBase {
+        &self.base
+    }
+
+    fn take_over(&mut self, what: &SeedStep) {
+        if let SeedStep::Pages(pages) = what {
+            if let Some((PageNo::HEADER, header)) = pages.first() {
+                self.pages_total = VolumeHeader::from_page(header).page_count;
+            }
+            self.bytes += pages.iter().map(|(_, b)| b.len() as u64).sum::<u64>();
+            self.next_page = pages.last().map_or(self.next_page, |(page, _)| PageNo(page.0.saturating_add(1)));
+        }
+        if matches!(what, SeedStep::End) {
+            self.last = Some(self.next);
+        }
+        self.next += 1;
+    }
 }
 
 #[derive(Debug)]
@@ -74,6 +139,28 @@ impl Receiver {
             awaits_seed,
             effects: VecDeque::new(),
         }
+    }
+
+    /// As [`Receiver::new`], in the middle of a seed that the primary goes on with.
+    #[must_use]
+    pub fn resuming(epoch: Epoch, end: LogEnd, durable: LogEnd, mut seed: Seed, limits: &Limits) -> Receiver {
+        seed.early.clear();
+        seed.resumed += 1;
+        let mut receiver = Receiver::new(epoch, end, durable, true, limits);
+        receiver.seed = Some(seed);
+        receiver.say_stored();
+        receiver
+    }
+
+    /// The link is gone: the seed that was under way, so that it can go on over another one.
+    pub fn interrupted(&mut self) -> Option<Seed> {
+        self.seed.take()
+    }
+
+    /// The seed under way.
+    #[must_use]
+    pub fn seed(&self) -> Option<&Seed> {
+        self.seed.as_ref()
     }
 
     #[must_use]
@@ -155,8 +242,7 @@ impl Receiver {
         self.awaits_seed = true;
         self.early.clear();
         self.early_bytes = 0;
-        self.seed = Some(Seed { base, next: 0, early: BTreeMap::new(), stored: None, last: None });
-        let base = self.seed.as_ref().map(|s| s.base.clone()).expect("BUG: it was just set");
+        self.seed = Some(Seed::new(base.clone()));
         let seq = base.end.seq;
         self.handle_seed_step(seq, 0, SeedStep::Begin(base));
         for (of, step, what) in std::mem::take(&mut self.before_seed) {
@@ -186,10 +272,7 @@ impl Receiver {
         }
         seed.early.insert(step, what);
         while let Some(what) = seed.early.remove(&seed.next) {
-            if matches!(what, SeedStep::End) {
-                seed.last = Some(seed.next);
-            }
-            seed.next += 1;
+            seed.take_over(&what);
             self.effects.push_back(match what {
                 SeedStep::Begin(base) => ReceiverEffect::SeedBegin(base),
                 SeedStep::Pages(pages) => ReceiverEffect::SeedPages(pages),
@@ -201,10 +284,10 @@ impl Receiver {
     /// The volume stored a step of the seed on 4 of 6. `true` when it was the last: the region has the base now.
     pub fn seed_stored(&mut self, step: u64) -> bool {
         let Some(seed) = &mut self.seed else { return false };
-        seed.stored = Some(step);
+        let whole = seed.stored(step);
         self.say_stored();
         let Some(seed) = &self.seed else { return false };
-        if seed.last == Some(step) {
+        if whole {
             self.received = seed.base.end;
             self.durable = seed.base.end;
             self.visible = seed.base.end.end_lsn;

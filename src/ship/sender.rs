@@ -2,22 +2,29 @@
 //!
 //! Story: a secondary says hello with what it has. The sender compares histories, then streams from the very next frame; if
 //! the log no longer reaches back so far, or the secondary is empty, it first sends pages as of one LSN (a seed), then the log.
+//! A seed that an outage interrupted goes on behind the pages that the secondary has taken over.
 //! What is in flight is bounded by what is *durable* over there; without progress it goes back to the last known point.
 //!
 //! Decides what to send next. Never reads: it asks (`ReadLog`, `ReadPages`) and is answered. Never ships above the VDL (S11).
 //! Driven by the node: `handle_*`, `poll_effect`, `next_timeout`.
 
 use super::LagReport;
+use super::catchup::{CatchUpKind, CatchUpReport, Pace, RateMeter, UnfinishedSeed, estimate_bytes};
 use super::wire::{Control, Heartbeat, HeartbeatReply, Hello, Message, Position, Refusal};
 use crate::base::{Instant, Limits, LineageId, LogEnd, Lsn, PageNo, RegionName, Seq, UnixMicros};
 use crate::log::redo::VolumeHeader;
 use crate::log::{FRAME_HEADER_BYTES, History, LogOutcome, PagesOutcome, SeedBase};
 use std::collections::VecDeque;
+use std::time::Duration;
 
 /// Steps of a seed under way to a secondary.
 const SEED_STEPS_IN_FLIGHT: usize = 16;
 /// So many reads of pages at one LSN may fail before a seed begins anew at another; one in each heartbeat's time.
 const PAGE_READS_MAX: u32 = 20;
+/// Behind by more than this, streaming is catching up.
+pub const BEHIND_BYTES: u64 = 4 << 20;
+/// The VDL moved within this: commits are being made.
+const BUSY_WITHIN: Duration = Duration::from_millis(500);
 
 #[derive(Debug)]
 #[expect(clippy::large_enum_variant, reason = "nearly all of them are Send, and none is kept")]
@@ -26,6 +33,7 @@ pub enum SenderEffect {
     ReadLog { from: Seq, bytes_max: usize },
     ReadPages { at: Lsn, from: PageNo, bytes_max: usize },
     SeedBegan { at: Lsn },
+    SeedResumed { at: Lsn, from: PageNo },
     SeedDone,
 }
 
@@ -47,8 +55,12 @@ pub enum Progress {
 #[derive(Debug)]
 pub struct CatchUp {
     base: SeedBase,
+    /// 0 until the header page was read.
     pages_in_all: u32,
-    pages_sent: u64,
+    /// Stored over there: pages, by the last one's number, and their bytes.
+    pages_done: u64,
+    bytes_done: u64,
+    resumed: u32,
     /// Next page to read; `None` when all were read.
     next_page: Option<PageNo>,
     reading: bool,
@@ -58,6 +70,17 @@ pub struct CatchUp {
     ended: bool,
     /// Reads of pages that failed, one after the other.
     failed_reads: u32,
+    pace: Pace,
+}
+
+/// What becomes of a hello that is not refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// The log, from behind its position.
+    Log,
+    Seed,
+    /// The seed that was interrupted.
+    ResumedSeed,
 }
 
 #[derive(Debug)]
@@ -75,11 +98,19 @@ pub struct Sender {
     next_heartbeat: Instant,
     heartbeat_no: u64,
     echo: Option<(UnixMicros, UnixMicros)>,
+    /// The VDL that the last pump saw, and since when.
+    vdl_seen: (Seq, Instant),
+    meter: RateMeter,
+    /// Where the present catching-up by log began.
+    behind_since: Option<Lsn>,
+    /// Pages handed to the link for seeds, sent again or not.
+    pages_sent: u64,
     effects: VecDeque<SenderEffect>,
 }
 
 impl Sender {
-    /// Judges a hello. The caller has checked that the certificate's region is the one in the hello.
+    /// Judges a hello. The caller has checked that the certificate's region is the one in the hello. `log_from`: so far back the log
+    /// surely reaches.
     ///
     /// # Errors
     /// [`Refusal`]: it is sent to the secondary, counted, and the link closed.
@@ -88,9 +119,10 @@ impl Sender {
         lineage: LineageId,
         history: &History,
         vdl: &LogEnd,
+        log_from: Seq,
         limits: Limits,
         now: Instant,
-    ) -> Result<(Sender, bool), Refusal> {
+    ) -> Result<(Sender, Start), Refusal> {
         let mut sender = Sender {
             region: hello.region.clone(),
             limits,
@@ -104,9 +136,23 @@ impl Sender {
             next_heartbeat: now,
             heartbeat_no: 0,
             echo: None,
+            vdl_seen: (vdl.seq, Instant::ZERO),
+            meter: RateMeter::default(),
+            behind_since: None,
+            pages_sent: 0,
             effects: VecDeque::new(),
         };
-        let Some(position) = &hello.position else { return Ok((sender, true)) };
+        let Some(position) = &hello.position else {
+            let Some(unfinished) = &hello.unfinished else { return Ok((sender, Start::Seed)) };
+            let base = &unfinished.base;
+            let known = base.lineage == lineage && base.end.seq <= vdl.seq && history.contains(&base.end);
+            // Behind a base that the log no longer reaches, its pages would be of no use.
+            if !known || base.end.seq.next() < log_from {
+                return Ok((sender, Start::Seed));
+            }
+            sender.resume_catch_up(now, unfinished.clone());
+            return Ok((sender, Start::ResumedSeed));
+        };
         if position.lineage != lineage {
             return Err(Refusal::OtherLineage { ours: lineage, theirs: position.lineage });
         }
@@ -122,7 +168,7 @@ impl Sender {
         sender.received = position.end;
         sender.durable = position.end;
         sender.become_stream(position.end);
-        Ok((sender, false))
+        Ok((sender, Start::Log))
     }
 
     #[must_use]
@@ -190,10 +236,52 @@ impl Sender {
         }
     }
 
-    /// Pages sent and pages in all, while a seed is under way.
+    /// How far the secondary is, while it gets pages or is far behind in the log.
     #[must_use]
-    pub fn seeding(&self) -> Option<(u64, u64)> {
-        if let Progress::CatchUp(c) = &self.progress { Some((c.pages_sent, u64::from(c.pages_in_all))) } else { None }
+    pub fn catching_up(&self, vdl: &LogEnd) -> Option<CatchUpReport> {
+        let report = match &self.progress {
+            Progress::CatchUp(c) => {
+                let pages_total = u64::from(c.pages_in_all);
+                CatchUpReport {
+                    kind: CatchUpKind::Seed,
+                    pages_done: c.pages_done,
+                    pages_total,
+                    bytes_done: c.bytes_done,
+                    bytes_total: estimate_bytes(c.bytes_done, c.pages_done, pages_total),
+                    bytes_per_s: None,
+                    time_left_ms: None,
+                    resumed: c.resumed,
+                }
+            }
+            Progress::Stream { .. } => {
+                let from = self.behind_since?;
+                CatchUpReport {
+                    kind: CatchUpKind::Log,
+                    pages_done: 0,
+                    pages_total: 0,
+                    bytes_done: self.durable.end_lsn.bytes_since(from),
+                    bytes_total: vdl.end_lsn.bytes_since(from),
+                    bytes_per_s: None,
+                    time_left_ms: None,
+                    resumed: 0,
+                }
+            }
+            Progress::Probe => return None,
+        };
+        let (bytes_per_s, time_left_ms) = self.meter.rate(report.bytes_total.saturating_sub(report.bytes_done));
+        Some(CatchUpReport { bytes_per_s, time_left_ms, ..report })
+    }
+
+    /// Pages handed to the link for seeds, those that were sent again among them.
+    #[must_use]
+    pub fn pages_sent(&self) -> u64 {
+        self.pages_sent
+    }
+
+    /// The base of the seed under way.
+    #[must_use]
+    pub fn seed_base(&self) -> Option<&LogEnd> {
+        if let Progress::CatchUp(c) = &self.progress { Some(&c.base.end) } else { None }
     }
 
     /// First seq that this secondary still needs from the log.
@@ -219,7 +307,14 @@ impl Sender {
 
     #[must_use]
     pub fn next_timeout(&self) -> Instant {
-        if self.owes_progress() { self.next_heartbeat.min(self.last_progress + self.limits.resend_after) } else { self.next_heartbeat }
+        let mut next = self.next_heartbeat;
+        if self.owes_progress() {
+            next = next.min(self.last_progress + self.limits.resend_after);
+        }
+        match &self.progress {
+            Progress::CatchUp(c) if c.wants_read() => next.min(c.pace.not_before()),
+            _ => next,
+        }
     }
 
     fn owes_progress(&self) -> bool {
@@ -236,6 +331,12 @@ impl Sender {
 
     /// Begins a seed at `base`: pages as of its LSN, then the log behind it.
     pub fn become_catch_up(&mut self, now: Instant, base: SeedBase) {
+        if let Progress::CatchUp(c) = &mut self.progress
+            && c.base == base
+        {
+            c.failed_reads = 0; // nothing newer to begin at: its steps go on
+            return;
+        }
         let begin = Message::Control(Control::SeedBegin(base.clone()));
         self.effects.push_back(SenderEffect::SeedBegan { at: base.end.end_lsn });
         self.effects.push_back(SenderEffect::Send(begin.clone()));
@@ -243,21 +344,50 @@ impl Sender {
         self.progress = Progress::CatchUp(CatchUp {
             base,
             pages_in_all: 0,
-            pages_sent: 0,
+            pages_done: 0,
+            bytes_done: 0,
+            resumed: 0,
             next_page: Some(PageNo(0)),
             reading: false,
             next_step: 1,
             unstored: VecDeque::from([(0, begin)]),
             ended: false,
             failed_reads: 0,
+            pace: Pace::new(self.limits.seed_bytes_per_s_max),
         });
-        self.pump_seed();
+        self.meter.clear();
+        self.pump_seed(now);
+    }
+
+    /// Goes on with a seed that was interrupted: the same base, the steps behind those that the secondary has taken over.
+    fn resume_catch_up(&mut self, now: Instant, unfinished: UnfinishedSeed) {
+        let UnfinishedSeed { base, step, next_page, pages_total, bytes, resumed } = unfinished;
+        self.effects.push_back(SenderEffect::SeedResumed { at: base.end.end_lsn, from: next_page });
+        self.progress = Progress::CatchUp(CatchUp {
+            base,
+            pages_in_all: pages_total,
+            pages_done: u64::from(next_page.0),
+            bytes_done: bytes,
+            resumed: resumed.saturating_add(1),
+            next_page: Some(next_page),
+            reading: false,
+            next_step: step.saturating_add(1),
+            unstored: VecDeque::new(),
+            ended: false,
+            failed_reads: 0,
+            pace: Pace::new(self.limits.seed_bytes_per_s_max),
+        });
+        self.pump_seed(now);
     }
 
     /// Sends what the window and the VDL allow. To be called when the VDL moved.
     pub fn pump(&mut self, now: Instant, vdl: &LogEnd) {
         let window = self.limits.ship_window_bytes_max as u64;
         let in_flight = self.bytes_in_flight();
+        if vdl.seq > self.vdl_seen.0 {
+            self.vdl_seen = (vdl.seq, now);
+        }
+        self.judge_behind(now, vdl);
         if !self.owes_progress() {
             self.last_progress = now;
         }
@@ -296,7 +426,8 @@ impl Sender {
 
     /// Pages that were asked for. `true` when they can no longer be read at that LSN: the seed must begin anew.
     #[must_use]
-    pub fn handle_pages(&mut self, outcome: PagesOutcome) -> bool {
+    pub fn handle_pages(&mut self, now: Instant, outcome: PagesOutcome) -> bool {
+        let busy = now.since(self.vdl_seen.1) < BUSY_WITHIN;
         let Progress::CatchUp(c) = &mut self.progress else { return false };
         c.reading = false;
         match outcome {
@@ -306,31 +437,34 @@ impl Sender {
                 }
                 c.failed_reads = 0;
                 c.next_page = next;
-                c.pages_sent += pages.len() as u64;
+                self.pages_sent += pages.len() as u64;
+                c.pace.answered(now, pages.iter().map(|(_, b)| b.len() as u64).sum(), busy);
                 let step = c.next_step;
                 c.next_step += 1;
                 let message = Message::Pages { base: c.base.end.seq, step, pages };
                 c.unstored.push_back((step, message.clone()));
                 self.effects.push_back(SenderEffect::Send(message));
-                self.pump_seed();
+                self.pump_seed(now);
                 false
             }
             PagesOutcome::Pages { .. } => false,
             // No copy can give them now: none has come so far, or none is up. The timer asks again, for a while.
             PagesOutcome::Unreadable { .. } => {
                 c.failed_reads += 1;
+                c.pace.failed(now + self.limits.heartbeat_every);
                 c.failed_reads > PAGE_READS_MAX
             }
         }
     }
 
-    fn pump_seed(&mut self) {
+    fn pump_seed(&mut self, now: Instant) {
         let Progress::CatchUp(c) = &mut self.progress else { return };
-        if c.reading || c.ended || c.unstored.len() >= SEED_STEPS_IN_FLIGHT {
+        if !c.wants_read() || now < c.pace.not_before() {
             return;
         }
         if let Some(from) = c.next_page {
             c.reading = true;
+            c.pace.asked(now);
             self.effects.push_back(SenderEffect::ReadPages { at: c.base.end.end_lsn, from, bytes_max: self.limits.batch_bytes_max / 2 });
         } else {
             c.ended = true;
@@ -348,18 +482,43 @@ impl Sender {
             return; // of a seed that was given up
         }
         while c.unstored.front().is_some_and(|(s, _)| *s <= step) {
-            c.unstored.pop_front();
+            if let Some((_, Message::Pages { pages, .. })) = c.unstored.pop_front() {
+                c.bytes_done += pages.iter().map(|(_, b)| b.len() as u64).sum::<u64>();
+                c.pages_done = pages.last().map_or(c.pages_done, |(page, _)| u64::from(page.0) + 1);
+            }
             self.last_progress = now;
         }
+        self.meter.observe(now, c.bytes_done, 0);
         if c.ended && c.unstored.is_empty() {
             let base = c.base.end;
             self.received = base;
             self.durable = base;
             self.effects.push_back(SenderEffect::SeedDone);
+            self.meter.clear();
             self.become_stream(base);
             self.pump(now, vdl);
         } else {
-            self.pump_seed();
+            self.pump_seed(now);
+        }
+    }
+
+    /// Far behind in the log is catching up, until it has everything of the moment.
+    fn judge_behind(&mut self, now: Instant, vdl: &LogEnd) {
+        if !matches!(self.progress, Progress::Stream { .. }) {
+            self.behind_since = None;
+            return;
+        }
+        let behind = vdl.end_lsn.bytes_since(self.durable.end_lsn);
+        match self.behind_since {
+            None if behind > BEHIND_BYTES => {
+                self.meter.clear();
+                self.behind_since = Some(self.durable.end_lsn);
+            }
+            Some(_) if behind <= BEHIND_BYTES / 4 => self.behind_since = None,
+            _ => {}
+        }
+        if let Some(from) = self.behind_since {
+            self.meter.observe(now, self.durable.end_lsn.bytes_since(from), vdl.end_lsn.bytes_since(from));
         }
     }
 
@@ -402,13 +561,23 @@ impl Sender {
                 Progress::Stream { .. } => self.become_stream(self.received),
                 Progress::CatchUp(c) => {
                     for (_, message) in &c.unstored {
+                        if let Message::Pages { pages, .. } = message {
+                            self.pages_sent += pages.len() as u64;
+                        }
                         self.effects.push_back(SenderEffect::Send(message.clone()));
                     }
                 }
             }
         }
         self.pump(now, vdl);
-        self.pump_seed();
+        self.pump_seed(now);
+    }
+}
+
+impl CatchUp {
+    /// Whether the next step may be read, as far as what is in flight goes.
+    fn wants_read(&self) -> bool {
+        !self.reading && !self.ended && self.unstored.len() < SEED_STEPS_IN_FLIGHT
     }
 }
 

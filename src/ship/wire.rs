@@ -8,6 +8,7 @@
 //! Frames are never re-encoded. Every length is checked against what is there before anything is allocated. The enums are
 //! append-only: a variant never changes its place.
 
+use super::catchup::UnfinishedSeed;
 use crate::base::{ClusterName, Epoch, LineageId, LogEnd, Lsn, PageNo, RegionName, Seq, UnixMicros};
 use crate::log::{Frame, History, SeedBase, split_frames};
 use bytes::{BufMut, Bytes, BytesMut};
@@ -54,6 +55,8 @@ pub enum Control {
         epoch: Epoch,
         primary: RegionName,
         seed: bool,
+        /// The seed goes on behind what the hello named as unfinished.
+        resumes: bool,
     },
     /// The answer of a region that is not the primary, with the one it knows of.
     NotPrimary {
@@ -87,6 +90,8 @@ pub struct Hello {
     pub region: RegionName,
     pub epoch: Epoch,
     pub position: Option<Position>,
+    /// A seed that was interrupted. Only without a position.
+    pub unfinished: Option<UnfinishedSeed>,
 }
 
 /// What a secondary has: enough for the primary to find the common point without reading a frame.
@@ -322,6 +327,14 @@ mod tests {
                 region: RegionName::new("eu-west").unwrap(),
                 epoch: Epoch(1),
                 position: Some(Position { lineage: LineageId(5), end: frame.log_end(), history }),
+                unfinished: Some(UnfinishedSeed {
+                    base: base.clone(),
+                    step: 7,
+                    next_page: PageNo(99),
+                    pages_total: 1000,
+                    bytes: 1 << 20,
+                    resumed: 1,
+                }),
             })),
             Message::Control(Control::SeedBegin(base)),
             Message::Control(Control::Refused(Refusal::TooManySecondaries { limit: 5, present: "a, b".into() })),

@@ -10,6 +10,8 @@ use super::world::{MS, What, World};
 use crate::base::{CopyId, LogEnd, MemberId};
 use crate::log::Frame;
 use crate::node::Event;
+use crate::volume::identity::{self, Home};
+use crate::volume::membership::Incarnation;
 use crate::volume::{Copy, CopyReply, CopyRequest, Disk, DiskError, FlushDone, FlushJob};
 use bytes::Bytes;
 use std::sync::Arc;
@@ -130,7 +132,9 @@ impl World {
         }
         slot.disk.restart();
         let disk: Arc<dyn Disk> = if slot.lying { Arc::new(LyingDisk(Arc::clone(&slot.disk))) } else { slot.disk.clone() };
-        match Copy::open(disk, &limits) {
+        let home = Home { cluster: region.who.cluster.clone(), region: name.clone(), group: c.group.0, slot: c.copy };
+        let fresh = Incarnation(u128::from(slot.seed) << 64 | u128::from(slot.disks));
+        match identity::settle(&*disk, &home, fresh).and_then(|_| Copy::open(disk, &limits)) {
             Ok(copy) => {
                 let promised = copy.promised();
                 slot.copy = Some(copy);

@@ -45,7 +45,7 @@ pub(super) struct Head {
 
 pub(super) struct Region {
     pub name: RegionName,
-    who: Identity,
+    pub who: Identity,
     /// 0: never started.
     pub incarnation: u64,
     pub node: Option<Node>,
@@ -242,6 +242,7 @@ impl World {
             Effect::Note(note) => {
                 match note.kind.as_str() {
                     "seeding_done" if r == 0 => self.counts.seeds_shipped += 1,
+                    "seeding_resumed" => self.counts.seeds_resumed += 1,
                     "violation" => return Err(format!("{} calls what it received a violation: {}", self.regions[r].name, note.what)),
                     "halted" | "fenced" => return Err(format!("{} stopped for good: {}", self.regions[r].name, note.what)),
                     "refused" => return Err(format!("{}: {}", self.regions[r].name, note.what)),

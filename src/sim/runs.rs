@@ -88,7 +88,7 @@ impl fmt::Display for Summary {
             f,
             "{} seeds, {} failed; {} virtual s, {} steps; {} commits acknowledged of {} written, {} page reads; {} region crashes, {} recoveries, \
              {} copy crashes, {} disk faults, {} disks replaced, {} copies stopped, {} copies rebuilt; {} path cuts, {} broken links, {} messages lost, \
-             {} doubled, {} regions seeded",
+             {} doubled, {} regions seeded, {} half seeds resumed",
             self.seeds,
             self.failures.len(),
             c.virtual_ms / 1000,
@@ -107,7 +107,8 @@ impl fmt::Display for Summary {
             c.broken_links,
             c.messages_lost,
             c.messages_doubled,
-            c.seeds_shipped
+            c.seeds_shipped,
+            c.seeds_resumed
         )
     }
 }
@@ -130,6 +131,7 @@ impl Counts {
         self.messages_lost += other.messages_lost;
         self.messages_doubled += other.messages_doubled;
         self.seeds_shipped += other.seeds_shipped;
+        self.seeds_resumed += other.seeds_resumed;
         self.copies_rebuilt += other.copies_rebuilt;
     }
 }

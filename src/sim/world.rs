@@ -157,6 +157,8 @@ pub struct Counts {
     pub messages_lost: u64,
     pub messages_doubled: u64,
     pub seeds_shipped: u64,
+    /// Seeds that went on over another link.
+    pub seeds_resumed: u64,
     pub copies_rebuilt: u64,
 }
 

@@ -3,6 +3,7 @@
 
 use crate::base::{Generation, LineageId, LogEnd, Lsn, PageNo, Seq, TimelineId};
 use crate::log::{Frame, History, SeedBase};
+use crate::volume::membership::Incarnation;
 use bytes::Bytes;
 
 /// From the appender to one copy. Everything that writes carries the region's generation; a copy that promised a newer
@@ -136,6 +137,8 @@ pub enum CopyReply {
 /// What a copy has, as it says when it is raised.
 #[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
 pub struct CopyState {
+    /// Which directory this is: whether it has a vote in recovery is said by the region's membership.
+    pub incarnation: Incarnation,
     /// `None`: a new and empty copy. It has nothing to say in a recovery unless all six are empty.
     pub lineage: Option<LineageId>,
     /// Oldest frame that can still be read here.

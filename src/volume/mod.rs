@@ -9,6 +9,7 @@
 mod appender;
 mod copy;
 mod disk;
+pub mod membership;
 mod message;
 pub mod quorum;
 mod recovery;
@@ -17,6 +18,7 @@ mod repair;
 mod timelines_test;
 
 pub use appender::{Appender, AppenderEffect, BranchState, CopyHealth, CopyView, Found, VolumePhase};
+pub use copy::identity;
 pub use copy::{Copy, Directory, FlushDone, FlushJob, OpenError, Origin, PageStore, ReadError, Slice, TimelineView};
 pub use disk::{Disk, DiskError};
 pub use message::{CopyReply, CopyRequest, CopyState};

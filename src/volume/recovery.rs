@@ -71,6 +71,7 @@ mod tests {
         let end_lsn = Lsn(seq.saturating_sub(1) * 10);
         let end = LogEnd { epoch: Epoch(1), generation: Generation(generation), seq: Seq(seq), end_lsn, checksum: 0 };
         CopyState {
+            incarnation: crate::volume::membership::Incarnation::UNKNOWN,
             lineage: lineage.then_some(LineageId(1)),
             first: Seq(1),
             end,

@@ -98,10 +98,12 @@ pub fn signal(pid: u32, signal: Signal) {
     kill_process(pid, signal).expect("the process is there and ours");
 }
 
-/// Whether a process of that id still runs (one that nobody has collected yet does not).
+/// Whether a process of that id still runs (one that nobody has collected yet does not, when all of its threads are gone: until then
+/// its files are open and locked).
 pub fn runs(pid: u32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with('Z'))
+    let threads = || std::fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+    stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with('Z')) || threads() > 1
 }
 
 /// A block of 100 ports per region. The listener keeps it from others, in this process and in any other.

@@ -56,7 +56,8 @@ pub async fn run(config: Config, options: RunOptions, shutdown: watch::Receiver<
 
     let queue = Queue::new();
     let inbox = queue.inbox.clone();
-    let copies = Copies::start(&config.data_dir, &config.limits, config.layout, &inbox).context("a thread for a copy cannot be started")?;
+    let copies = Copies::start(&config.data_dir, &config.cluster, &config.region, &config.limits, config.layout, &inbox)
+        .context("a thread for a copy cannot be started")?;
     let who = Identity {
         cluster: config.cluster.clone(),
         region: config.region.clone(),

@@ -26,6 +26,18 @@ impl Appender {
         self.judge_quorum();
     }
 
+    /// The region's seed under way: its base, and the last step that was handed in.
+    #[must_use]
+    pub fn seed_taken(&self) -> Option<(LogEnd, u64)> {
+        self.seeding.as_ref().filter(|s| !s.stalled).map(|s| (s.base.end, s.last_step))
+    }
+
+    /// The log surely reaches back to here, as far as its budget goes.
+    #[must_use]
+    pub fn log_from(&self) -> Seq {
+        self.milestones.front().map_or(Seq(0), |(seq, _)| *seq)
+    }
+
     pub(super) fn seed_step(&mut self, now: Instant, ending: bool, request: impl FnOnce(u64) -> CopyRequest) -> u64 {
         let seeding = self.seeding.as_mut().expect("BUG: a seed step without a seed");
         seeding.last_step += 1;

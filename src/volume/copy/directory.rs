@@ -19,7 +19,6 @@ use std::sync::{Arc, Weak};
 /// Ids of timelines that were dropped, so that an order that comes late does not bring one back.
 const DROPPED: &str = "dropped";
 const DROPPED_MAGIC: [u8; 4] = *b"PHLD";
-const DROPPED_VERSION: u16 = 1;
 /// So many are remembered; what is older than so many drops comes no more.
 const DROPPED_KEPT_MAX: usize = 4096;
 
@@ -105,7 +104,7 @@ impl Directory {
     /// # Errors
     /// [`OpenError`]: the disk failed, or the list of what was dropped is damaged. A manifest that is damaged is told when its timeline is opened.
     pub fn open(disk: Arc<dyn Disk>) -> Result<Arc<Directory>, OpenError> {
-        let dropped: Vec<TimelineId> = manifest::read_checked(&*disk, DROPPED, DROPPED_MAGIC, DROPPED_VERSION)?.unwrap_or_default();
+        let dropped: Vec<TimelineId> = manifest::read_checked(&*disk, DROPPED, DROPPED_MAGIC)?.unwrap_or_default();
         let directory = Arc::new(Directory {
             disk,
             state: Mutex::default(),
@@ -291,7 +290,7 @@ impl Directory {
         let mut dropped = self.dropped.write();
         if !dropped.contains(&timeline) {
             let list: Vec<TimelineId> = dropped.iter().copied().chain([timeline]).rev().take(DROPPED_KEPT_MAX).collect();
-            manifest::publish(&*self.disk, DROPPED, codec::encode(DROPPED_MAGIC, DROPPED_VERSION, &list))?;
+            manifest::publish(&*self.disk, DROPPED, codec::encode(DROPPED_MAGIC, manifest::VERSION, &list))?;
             *dropped = list.into_iter().collect();
         }
         self.disk.remove(&format!("{}{}", prefix(timeline), manifest::MANIFEST))?;

@@ -19,7 +19,7 @@ const CONTROL_MAGIC: [u8; 4] = *b"PHLC";
 pub(super) const TEMPORARY: &str = ".tmp";
 const MANIFEST_MAGIC: [u8; 4] = *b"PHLA";
 const PROMISE_MAGIC: [u8; 4] = *b"PHLV";
-const VERSION: u16 = 1;
+pub(super) const VERSION: u16 = 1;
 /// More than any manifest needs (one layer is 60 bytes, one term 24).
 const FILE_BYTES_MAX: usize = 32 << 20;
 
@@ -93,7 +93,7 @@ impl Manifest {
 
     /// `None`: there is no manifest.
     pub(super) fn load(disk: &dyn Disk, timeline: TimelineId) -> Result<Option<Manifest>, OpenError> {
-        let Some(manifest) = read_checked::<Manifest>(disk, MANIFEST, MANIFEST_MAGIC, VERSION)? else { return Ok(None) };
+        let Some(manifest) = read_checked::<Manifest>(disk, MANIFEST, MANIFEST_MAGIC)? else { return Ok(None) };
         let joined = manifest.layers.windows(2).all(|w| w[0].end() == w[1].above);
         let nothing = manifest.flushed == manifest.base && manifest.flushed.end_lsn == Lsn(0);
         let whole = manifest.layers.first().is_none_or(|l| l.above == Lsn(0))
@@ -125,26 +125,21 @@ pub(super) fn store_control(disk: &dyn Disk, control: &KeptControl) -> Result<()
 }
 
 pub(super) fn load_control(disk: &dyn Disk) -> Result<KeptControl, OpenError> {
-    Ok(read_checked(disk, CONTROL, CONTROL_MAGIC, VERSION)?.unwrap_or_default())
+    Ok(read_checked(disk, CONTROL, CONTROL_MAGIC)?.unwrap_or_default())
 }
 
 /// `None`: nothing was ever promised here.
 pub(super) fn load_promise(disk: &dyn Disk) -> Result<Option<Generation>, OpenError> {
-    read_checked(disk, PROMISE, PROMISE_MAGIC, VERSION)
+    read_checked(disk, PROMISE, PROMISE_MAGIC)
 }
 
 /// What [`publish`] wrote with [`codec::encode`]; `None`: there is no such file.
-pub(super) fn read_checked<T: bincode::Decode<()>>(
-    disk: &dyn Disk,
-    name: &str,
-    magic: [u8; 4],
-    version: u16,
-) -> Result<Option<T>, OpenError> {
+pub(super) fn read_checked<T: bincode::Decode<()>>(disk: &dyn Disk, name: &str, magic: [u8; 4]) -> Result<Option<T>, OpenError> {
     if disk.len(name)?.is_none() {
         return Ok(None);
     }
     let bytes = disk.read(name, 0, FILE_BYTES_MAX)?;
-    match codec::decode(&bytes, magic, version) {
+    match codec::decode(&bytes, magic, VERSION) {
         Ok(value) => Ok(Some(value)),
         Err(CodecError::Unsupported(version)) => Err(OpenError::Unsupported { file: name.into(), version }),
         Err(e) => Err(OpenError::Damaged { what: name.into(), reason: e.to_string() }),

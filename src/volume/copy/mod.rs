@@ -14,6 +14,7 @@ mod append;
 mod branch;
 mod codec;
 mod directory;
+pub mod identity;
 mod jobs;
 mod layer;
 mod manifest;
@@ -32,6 +33,7 @@ pub use pages::{PageStore, ReadError};
 
 use crate::base::{Generation, Limits, LineageId, LogEnd, Lsn, Seq, TimelineId};
 use crate::log::{Frame, redo};
+use crate::volume::membership::Incarnation;
 use crate::volume::{CopyReply, CopyRequest, CopyState, Disk, DiskError};
 use branch::Waiting;
 use layer::LayerError;
@@ -56,6 +58,12 @@ pub enum OpenError {
     Unsupported { file: String, version: u16 },
     #[error("timeline {timeline} was dropped; branch again, under an id that was never used")]
     Dropped { timeline: TimelineId },
+    #[error(
+        "this directory is that of {is}, and {wanted} was looked for. Move it back to where it belongs, and give this copy its own directory or an empty one"
+    )]
+    Misplaced { is: String, wanted: String },
+    #[error("this directory was {home} until it was replaced by {by} in {place}. It takes no part any more; move it away")]
+    Replaced { home: String, by: String, place: String },
 }
 
 impl From<LayerError> for OpenError {
@@ -76,6 +84,7 @@ pub struct Copy {
     disk: Arc<dyn Disk>,
     limits: Limits,
     manifest: Manifest,
+    incarnation: Incarnation,
     promised: Generation,
     control: KeptControl,
     wal: Wal,
@@ -168,6 +177,7 @@ impl Copy {
         }
         let flushed = manifest.flushed;
         Ok(Copy {
+            incarnation: identity::incarnation(directory.disk())?,
             limits: limits.clone(),
             promised: promised.unwrap_or(Generation::ZERO),
             control: manifest::load_control(&*disk)?,
@@ -219,6 +229,7 @@ impl Copy {
     #[must_use]
     pub fn state(&self) -> CopyState {
         CopyState {
+            incarnation: self.incarnation,
             lineage: self.lineage(),
             first: self.wal.first(),
             end: *self.wal.end(),
