@@ -5,6 +5,7 @@
 //! opens it again, after a moment, when it left its duty. A failed fsync is thus never tried again on the same file: the copy
 //! that comes back has read its disk anew. A copy whose disk is full is read on and opened again when there is room. Driven by `io::driver` through [`Copies::send`]; answers come as node events.
 
+mod layers;
 pub mod slow;
 
 use super::clock;
@@ -15,7 +16,7 @@ use crate::head::{PageError, PageSource};
 use crate::node::Event;
 use crate::volume::identity::{self, Home};
 use crate::volume::membership::Incarnation;
-use crate::volume::{Copy, CopyRequest, DiskError, FlushDone, FlushJob, OpenError, PageStore, ReadError};
+use crate::volume::{Copy, CopyRequest, DiskError, FlushDone, OpenError, PageStore, ReadError};
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex, RwLock};
 use slow::Drills;
@@ -92,7 +93,7 @@ impl Copies {
             turn: AtomicU32::new(0),
         });
         let serving = Arc::new(AtomicBool::new(false));
-        let (jobs, job_rx) = channel::<(FlushJob, Sender<Order>)>();
+        let (jobs, job_rx) = channel::<layers::Job>();
         let mut copies = Copies {
             orders: Vec::new(),
             threads: Vec::new(),
@@ -102,9 +103,7 @@ impl Copies {
         };
         // One thread for all layers: compaction takes at most one core, whatever six copies want at once.
         copies.threads.push(std::thread::Builder::new().name("layers".into()).spawn(move || {
-            while let Ok((job, back)) = job_rx.recv() {
-                let _ = back.send(Order::JobDone(job.run()));
-            }
+            layers::run(&job_rx);
         })?);
         for id in MemberId::all(layout.groups) {
             let (tx, rx) = channel();
@@ -181,7 +180,7 @@ struct Worker {
     inbox: Inbox,
     rx: Receiver<Order>,
     own: Sender<Order>,
-    jobs: Sender<(FlushJob, Sender<Order>)>,
+    jobs: Sender<layers::Job>,
     pages: Arc<Pages>,
     serving: Arc<AtomicBool>,
     drills: Drills,

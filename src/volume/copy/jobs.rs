@@ -25,6 +25,7 @@ pub struct FlushJob {
     horizon: Lsn,
     before: Before,
     replaces: Replaces,
+    urgent: bool,
     work: Work,
 }
 
@@ -65,10 +66,10 @@ pub enum Slice {
 }
 
 impl FlushJob {
-    /// Frees memory that ingesting waits for; a merge can wait.
+    /// Frees memory that ingesting waits for, or merges layers of which there are far too many. Any other merge can wait.
     #[must_use]
     pub fn is_urgent(&self) -> bool {
-        self.replaces.is_memtable()
+        self.urgent
     }
 
     /// Reads and writes; may take as long as a layer is large. Changes nothing that counts.
@@ -184,6 +185,7 @@ impl Copy {
             horizon: self.fold_horizon().min(upto),
             before,
             replaces,
+            urgent: replaces.is_memtable() || self.pages.layers().len() >= 2 * self.limits.layers_before_compaction.max(2),
             work,
         }
     }

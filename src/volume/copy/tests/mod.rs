@@ -2,6 +2,7 @@
 
 mod crash;
 mod damage;
+mod place;
 mod rules;
 mod timelines;
 
