@@ -40,6 +40,12 @@ pub struct Limits {
     pub seed_held: Duration,
     /// Old page versions stay readable for so long after they were replaced.
     pub version_retain: Duration,
+    /// What the scrub reads of each copy in a second; 0: there is no scrub.
+    pub scrub_bytes_per_s: u64,
+    /// From the beginning of one pass of the scrub to that of the next.
+    pub scrub_every: Duration,
+    /// What the scrub reads at once.
+    pub scrub_piece_bytes: usize,
 }
 
 impl Default for Limits {
@@ -62,6 +68,9 @@ impl Default for Limits {
             seed_bytes_per_s_max: 64 << 20,
             seed_held: Duration::from_secs(600),
             version_retain: Duration::from_secs(60),
+            scrub_bytes_per_s: 4 << 20,
+            scrub_every: Duration::from_secs(24 * 3600),
+            scrub_piece_bytes: 128 << 10,
         }
     }
 }
@@ -80,6 +89,9 @@ impl Limits {
             copy_window_bytes_max: 2 << 10,
             ship_window_bytes_max: 4 << 10,
             batch_bytes_max: 1 << 10,
+            scrub_bytes_per_s: 256 << 10,
+            scrub_every: Duration::from_millis(1500),
+            scrub_piece_bytes: 4 << 10,
             ..Limits::default()
         }
     }

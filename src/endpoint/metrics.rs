@@ -9,7 +9,7 @@
 use super::http::RegionView;
 use super::text;
 use crate::base::Lsn;
-use crate::node::report::{CatchUpKind, CatchUpReport, RegionState, Role};
+use crate::node::report::{CatchUpKind, CatchUpReport, CopyReport, RegionState, Role, ScrubReport};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -65,6 +65,36 @@ impl Page {
     }
 }
 
+/// Repair and scrub of each copy; what is not under way or was never done has no line.
+fn copies(page: &mut Page, copies: &[CopyReport]) {
+    let labels = |c: &CopyReport| vec![("copy", c.name.clone()), ("az", c.az.clone())];
+    let all = |pick: fn(&CopyReport) -> u64| copies.iter().map(|c| (labels(c), pick(c))).collect::<Vec<_>>();
+    let some = |pick: fn(&CopyReport) -> Option<u64>| copies.iter().filter_map(|c| Some((labels(c), pick(c)?))).collect::<Vec<_>>();
+    page.ints("copy_damaged", "1 while something was found in the copy that is not repaired yet", all(|c| u64::from(c.damage.is_some())));
+    page.ints("copy_repair_pages", "Pages stored so far in the copy that is being rebuilt", some(|c| c.repair.as_ref().map(|r| r.pages)));
+    page.ints("copy_repair_pages_in_all", "Pages to be stored in all", some(|c| c.repair.as_ref().and_then(|r| r.pages_in_all)));
+    page.ints("copy_repair_bytes", "Bytes of pages stored so far", some(|c| c.repair.as_ref().map(|r| r.bytes)));
+    page.ints("copy_scrub_running", "1 while a pass of the scrub is under way", all(|c| u64::from(c.scrub.running)));
+    let ended = some(|c| c.scrub.ended_at.map(|at| at.0 / 1_000_000));
+    page.ints("copy_scrub_ended_seconds", "When the last pass of the scrub ended, seconds since 1970", ended);
+    let done = |pick: fn(&ScrubReport) -> u64| {
+        copies.iter().filter(|c| c.scrub.ended_at.is_some()).map(|c| (labels(c), pick(&c.scrub))).collect::<Vec<_>>()
+    };
+    page.ints("copy_scrub_read_bytes", "Bytes of files read in the last pass", done(|s| s.read_bytes));
+    page.ints("copy_scrub_pages", "Pages compared with the other copies in the last pass", done(|s| s.pages));
+    page.ints("copy_scrub_found", "Damage found in the last pass", done(|s| s.found));
+    let mut counts = |name: &str, help: &str, pick: fn(&ScrubReport) -> u64| {
+        let family = Family::<Labels, Counter>::default();
+        for copy in copies {
+            family.get_or_create(&labels(copy)).inc_by(pick(&copy.scrub));
+        }
+        page.registry.register(name, help, family);
+    };
+    counts("copy_damage_found", "Damage found in the copy, by the scrub or when it was met", |s| s.found_total);
+    counts("copy_damage_repaired", "Damage that was repaired", |s| s.repaired_total);
+    counts("lost_write", "Writes that the disk acknowledged and that are not there", |s| s.lost_writes_total);
+}
+
 /// No line for a region that does not catch up.
 fn catching_up(page: &mut Page, prefix: &str, of: Vec<(Labels, Option<&CatchUpReport>)>) {
     #[expect(clippy::cast_precision_loss, reason = "gauges")]
@@ -104,6 +134,8 @@ pub fn render(view: &dyn RegionView) -> String {
     page.ints("copy_up", "1 while the copy is up to date and acknowledges", up);
     let durable = report.copies.iter().map(|c| (copy(c), c.durable_lsn.0)).collect();
     page.ints("copy_durable_lsn", "Log position durable on the copy", durable);
+
+    copies(&mut page, &report.copies);
 
     if report.role != Role::Primary {
         let lag = &report.lag;

@@ -43,6 +43,8 @@ pub enum Order {
     /// Answers come so much later, for a drill; zero ends it.
     Slow(Duration),
     JobDone(FlushDone),
+    /// A reader met damage: the copy is to tell of it.
+    Look,
     End,
 }
 
@@ -139,7 +141,7 @@ impl Copies {
                 Order::Stop => Order::Stop,
                 Order::Start => Order::Start,
                 Order::Slow(delay) => return self.drills.of(copy).set(*delay),
-                Order::Request(_) | Order::JobDone(_) | Order::End => unreachable!("BUG: no operator orders that"),
+                Order::Request(_) | Order::JobDone(_) | Order::Look | Order::End => unreachable!("BUG: no operator orders that"),
             };
             let _ = self.orders[MemberId { group, copy }.index()].send(order);
         }
@@ -258,13 +260,30 @@ impl Worker {
         match self.open_on(&disk) {
             Err(e @ OpenError::Damaged { .. }) if self.serving.load(Ordering::Relaxed) => {
                 // The volume serves without it and will rebuild it. What is damaged is kept for whoever wants to look at it.
-                let aside = self.dir.with_extension(format!("damaged-{}", clock::unix_now().0 / 1_000_000));
+                let aside = self.dir.with_file_name(format!("{}.damaged-{}", self.id, clock::unix_now().0 / 1_000_000));
                 std::fs::rename(&self.dir, &aside).map_err(|io| format!("{e}; and it cannot be moved aside: {io}"))?;
                 tracing::warn!(copy = %self.id, kept = %aside.display(), "{e}");
+                self.inbox.send(Event::CopyLost { copy: self.id, reason: format!("{e}; it was moved to {}", aside.display()) });
+                self.forget_older_than(&aside);
                 let disk = Arc::new(FileDisk::open(&self.dir).map_err(|e| e.to_string())?);
                 self.open_on(&disk).map(|copy| (copy, disk)).map_err(|e| e.to_string())
             }
             other => other.map(|copy| (copy, disk)).map_err(|e| e.to_string()),
+        }
+    }
+
+    /// Of the damaged directories of this copy the newest is kept: otherwise a bad disk fills itself.
+    fn forget_older_than(&self, newest: &Path) {
+        let (Some(parent), Some(stem)) = (self.dir.parent(), self.dir.file_name().and_then(|n| n.to_str())) else { return };
+        let Ok(entries) = std::fs::read_dir(parent) else { return };
+        for old in entries.flatten().map(|e| e.path()).filter(|p| p != newest) {
+            let of_this_copy = old.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.starts_with(&format!("{stem}.damaged-")));
+            if of_this_copy {
+                match std::fs::remove_dir_all(&old) {
+                    Ok(()) => tracing::info!(copy = %self.id, "{} is removed: only the newest damaged directory is kept", old.display()),
+                    Err(e) => tracing::warn!(copy = %self.id, "{} cannot be removed: {e}; remove it by hand", old.display()),
+                }
+            }
         }
     }
 
@@ -274,6 +293,9 @@ impl Worker {
     }
 
     fn serve(&self, mut copy: Copy) -> Ended {
+        let own = self.own.clone();
+        // The copy tells of it with the next thing it does.
+        copy.pages().wake_on_damage(Box::new(move || drop(own.send(Order::Look))));
         self.pages.set(self.id, Some(copy.pages()));
         self.inbox.send(Event::CopyOpened { copy: self.id, promised: copy.promised() });
         let mut replies = Vec::new();
@@ -305,7 +327,7 @@ impl Worker {
                     }
                     Order::JobDone(done) => copy.finish(done, &mut replies),
                     Order::Stop => ended = Some(Ended::Stopped),
-                    Order::Start | Order::Slow(_) => {}
+                    Order::Start | Order::Look | Order::Slow(_) => {}
                     Order::End => ended = Some(Ended::Process),
                 }
                 if ended.is_some() || bytes >= self.limits.copy_window_bytes_max {
@@ -377,7 +399,7 @@ impl Pages {
                 match store.read(page, at) {
                     Ok(bytes) => return Ok(bytes),
                     // Behind, folded away or damaged here: another copy may have it.
-                    Err(e @ (ReadError::NotYet { .. } | ReadError::TooOld { .. })) => reason = e.to_string(),
+                    Err(e @ (ReadError::NotYet { .. } | ReadError::TooOld { .. } | ReadError::Distrusted { .. })) => reason = e.to_string(),
                     Err(e) => {
                         tracing::warn!(page = page.0, "{e}");
                         reason = e.to_string();

@@ -178,6 +178,14 @@ impl Disk for FileDisk {
         Ok(Bytes::from(bytes))
     }
 
+    fn read_cold(&self, name: &str, offset: u64, len_max: usize) -> Result<Bytes, DiskError> {
+        let file = self.handle(name, false)?;
+        // Only a hint, and only pages that are clean go: where it is not taken, memory is read.
+        let len = std::num::NonZeroU64::new(len_max.min(1 << 40) as u64);
+        let _ = rustix::fs::fadvise(&*file, offset, len, rustix::fs::Advice::DontNeed);
+        self.read(name, offset, len_max)
+    }
+
     fn write(&self, name: &str, offset: u64, parts: &[Bytes]) -> Result<(), DiskError> {
         self.refuse_broken(name)?;
         let file = self.handle(name, true)?;

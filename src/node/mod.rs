@@ -13,8 +13,8 @@ mod lead;
 pub mod report;
 
 use crate::base::{
-    ClusterName, ConnId, Epoch, Generation, Instant, Layout, Limits, LineageId, LogEnd, Lsn, MemberId, Prng, RegionName, UnixMicros,
-    WriteGate,
+    ClusterName, ConnId, Epoch, Generation, GroupId, Instant, Layout, Limits, LineageId, LogEnd, Lsn, MemberId, Prng, RegionName,
+    UnixMicros, WriteGate,
 };
 use crate::control::{self, ControlState, Start};
 use crate::log::{Frame, Pen};
@@ -310,6 +310,15 @@ impl Node {
                         self.lead_pages(now, conn, outcome);
                     }
                 }
+                AppenderEffect::CopyDamaged { copy, damage } => {
+                    let then = if damage.healed { "it was written again from memory" } else { "it is rebuilt from its peers" };
+                    self.note("copy_damaged", format!("copy {copy}: {damage}; {then}"));
+                }
+                AppenderEffect::Undecided { reason } => {
+                    let what = format!("{reason}; nothing is repaired. Stop the region and run: parhelion volume verify");
+                    self.note("copies_differ", what);
+                }
+                AppenderEffect::Scrubbed { group } => self.scrubbed(group),
                 AppenderEffect::SeedStalled => {
                     self.follower.give_up_seed();
                     if let Some(conn) = self.follower.conn() {
@@ -421,6 +430,14 @@ impl Node {
         self.effects.push_back(Effect::HeadAdvances { vdl, frames });
     }
 
+    fn scrubbed(&mut self, group: GroupId) {
+        let copies = self.appender.copies();
+        let (read, found) =
+            copies.iter().filter(|c| c.copy.group == group).fold((0, 0), |(r, f), c| (r + c.scrub.read_bytes, f + c.scrub.found));
+        let what = format!("a scrub of the six copies ended: {read} bytes read, {found} found damaged");
+        self.note("scrubbed", what);
+    }
+
     fn copy_changed(&mut self, copy: MemberId, health: &CopyHealth) {
         let (kind, what) = match health {
             CopyHealth::Down { reason } => ("copy_down", format!("copy {copy} is down: {reason}")),
@@ -528,6 +545,7 @@ impl Node {
             Stage::Recovering | Stage::Founding { .. } | Stage::Opening { .. } => (RegionState::Starting, self.reason.clone()),
         };
         let vdl = self.appender.vdl();
+        let ago = |at: Instant| UnixMicros(wall.0.saturating_sub(u64::try_from(now.since(at).as_micros()).unwrap_or(u64::MAX)));
         let copies = self.appender.copies().into_iter().map(|c| {
             let (state, reason) = match c.health {
                 CopyHealth::Starting => ("starting", None),
@@ -542,6 +560,26 @@ impl Node {
                 state: state.into(),
                 durable_lsn: c.durable_end.end_lsn,
                 reason,
+                damage: c.damage.as_ref().map(ToString::to_string),
+                repair: c.repair.map(|r| report::RepairReport {
+                    since: ago(r.began),
+                    pages: r.pages,
+                    pages_in_all: r.pages_in_all,
+                    bytes: r.bytes,
+                    bytes_per_s: u64::try_from(u128::from(r.bytes) * 1000 / now.since(r.began).as_millis().max(1))
+                        .ok()
+                        .filter(|_| r.pages > 0),
+                }),
+                scrub: report::ScrubReport {
+                    running: c.scrub.running,
+                    ended_at: c.scrub.ended.map(ago),
+                    read_bytes: c.scrub.read_bytes,
+                    pages: c.scrub.pages,
+                    found: c.scrub.found,
+                    found_total: c.kept.found,
+                    repaired_total: c.kept.repaired,
+                    lost_writes_total: c.kept.lost_writes,
+                },
             }
         });
         RegionReport {

@@ -46,6 +46,45 @@ pub struct CopyReport {
     /// Why it is down, or what an operator does to it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// What was found in it and is not repaired yet; a sentence.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub damage: Option<String>,
+    /// How far its rebuilding is, while it is `seeding` from its peers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub repair: Option<RepairReport>,
+    pub scrub: ScrubReport,
+}
+
+/// The rebuilding of one copy from its peers.
+#[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode, serde::Serialize, serde::Deserialize)]
+pub struct RepairReport {
+    pub since: UnixMicros,
+    pub pages: u64,
+    /// null until the volume's header was read.
+    pub pages_in_all: Option<u64>,
+    pub bytes: u64,
+    /// Since it began; null in its first moment.
+    pub bytes_per_s: Option<u64>,
+}
+
+/// What the scrub found in one copy. Counters are since the process began.
+#[derive(Clone, Debug, Default, PartialEq, Eq, bincode::Encode, bincode::Decode, serde::Serialize, serde::Deserialize)]
+pub struct ScrubReport {
+    /// A pass is under way.
+    pub running: bool,
+    /// When the last pass ended; null when none has since the process began. The next three are of that pass.
+    pub ended_at: Option<UnixMicros>,
+    /// Read from its files.
+    pub read_bytes: u64,
+    /// Compared with the other copies.
+    pub pages: u64,
+    pub found: u64,
+    /// Damage found, by the scrub or when it was met.
+    pub found_total: u64,
+    /// Of that, what was repaired.
+    pub repaired_total: u64,
+    /// Of what was found: acknowledged by the disk and not there.
+    pub lost_writes_total: u64,
 }
 
 /// A secondary, as the primary sees it.

@@ -508,7 +508,9 @@ async fn run_copy(verb: CopyVerb) -> Result<(), Failure> {
         AdminAnswer::Report(report) if ask.json => say(&json(&report.copies)),
         AdminAnswer::Report(report) => {
             let rows = report.copies.iter().map(|c| {
-                vec![c.name.clone(), c.az.clone(), c.state.clone(), c.durable_lsn.to_string(), c.reason.clone().unwrap_or_default()]
+                let repair = c.repair.as_ref().map(super::copy_lines::repair);
+                let reason = c.reason.clone().or(repair).or_else(|| c.damage.clone()).unwrap_or_default();
+                vec![c.name.clone(), c.az.clone(), c.state.clone(), c.durable_lsn.to_string(), reason]
             });
             say(&text::table(&["COPY", "AZ", "STATE", "DURABLE", "REASON"], &[3], rows.collect()))
         }

@@ -33,6 +33,8 @@ pub struct RawConfig {
     pub quic: Option<RawQuic>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limits: Option<RawLimits>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub volume: Option<RawVolume>,
     #[serde(default)]
     pub member: Vec<RawMember>,
 }
@@ -101,6 +103,18 @@ pub struct RawQuic {
     pub congestion: Option<Congestion>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub udp_buffer_bytes: Option<usize>,
+}
+
+/// `[volume]`
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawVolume {
+    /// What the scrub reads of each copy in a second, MB; 0: no scrub.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scrub_mb_per_s: Option<u64>,
+    /// A pass of the scrub begins so often.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scrub_every_s: Option<u64>,
 }
 
 /// `[limits]`: what may be set; the rest keeps its default.
@@ -249,7 +263,7 @@ impl Config {
         let base = file.parent().unwrap_or(Path::new(""));
         let listen = listen(&raw.listen).map_err(invalid)?;
         let given = raw.limits.unwrap_or_default();
-        let limits = limits(&given).map_err(invalid)?;
+        let limits = volume(&raw.volume.unwrap_or_default(), limits(&given).map_err(invalid)?).map_err(invalid)?;
         let members = members(&raw.region, &raw.founder, raw.member, limits.secondaries_max).map_err(invalid)?;
         for (key, value) in [("user", &raw.sql.user), ("database", &raw.sql.database)] {
             if value.is_empty() || value.len() > 63 || value.contains(char::is_control) {
@@ -443,6 +457,16 @@ fn limits(raw: &RawLimits) -> Result<Limits, String> {
         memtable_bytes_max: within("memtable_bytes_max", raw.memtable_bytes_max.unwrap_or(d.memtable_bytes_max), 1 << 16, 1 << 32)?,
         ..d
     })
+}
+
+/// `[volume]` over the rest.
+fn volume(raw: &RawVolume, limits: Limits) -> Result<Limits, String> {
+    let checked = |key: &str, value: u64, min: u64, max: u64| {
+        within(key, value, min, max).map_err(|sentence| sentence.replacen("limits.", "volume.", 1))
+    };
+    let scrub_mb_per_s = checked("scrub_mb_per_s", raw.scrub_mb_per_s.unwrap_or(limits.scrub_bytes_per_s >> 20), 0, 1 << 20)?;
+    let every_s = checked("scrub_every_s", raw.scrub_every_s.unwrap_or(limits.scrub_every.as_secs()), 1, 365 * 86_400)?;
+    Ok(Limits { scrub_bytes_per_s: scrub_mb_per_s << 20, scrub_every: Duration::from_secs(every_s), ..limits })
 }
 
 fn serving(raw: &RawLimits) -> Result<Serving, String> {

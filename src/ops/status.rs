@@ -4,6 +4,7 @@
 //! is silent), and what to tell an operator in sentences. Never asks anyone (`ops::admin` does) and never shows a figure that
 //! nobody measured: an unknown lag is `None`, with since when. Driven by the region that is asked, and by the demo.
 
+use super::copy_lines;
 use super::text;
 use crate::base::{Epoch, Lsn, RegionName, UnixMicros};
 use crate::node::report::{CatchUpKind, CatchUpReport, CopyReport, RegionReport, RegionState, Role, SecondaryReport};
@@ -279,6 +280,11 @@ pub fn catching_up(far: &CatchUpReport) -> String {
 }
 
 fn copy_notes(region: &RegionStatus, notes: &mut Vec<String>) {
+    for copy in &region.copies {
+        if let Some(damage) = &copy.damage {
+            notes.push(format!("{}: copy {} is damaged ({damage}); {}", region.name, copy.name, copy_lines::damage_ends(copy)));
+        }
+    }
     for (copy, why) in region.copies.iter().filter(|c| c.state != "down").filter_map(|c| c.reason.as_ref().map(|why| (c, why))) {
         notes.push(format!("{}: copy {} is {why}", region.name, copy.name));
     }
@@ -362,6 +368,14 @@ pub fn render(status: &ClusterStatus) -> String {
     let header = ["REGION", "ROLE", "STATE", "DURABLE", "VISIBLE", "DURABILITY", "RPO", "VISIBILITY", "READERS", "COPIES"];
     out.push_str(&text::table(&header, &[3, 4, 5, 6, 7, 8], rows));
     let _ = writeln!(out, "\n{LEGEND}");
+    let width = status.regions.iter().map(|r| r.name.as_str().len()).max().unwrap_or(0);
+    for region in status.regions.iter().filter(|r| !r.copies.is_empty()) {
+        let mut name = region.name.as_str();
+        for line in copy_lines::lines(&region.copies, status.at) {
+            let _ = writeln!(out, "{name:width$}  {line}");
+            name = "";
+        }
+    }
     for note in &status.notes {
         let _ = writeln!(out, "! {note}");
     }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::base::CopyId;
-use crate::node::report::LagReport;
+use crate::node::report::{LagReport, ScrubReport};
 
 pub(crate) const NOW: UnixMicros = UnixMicros(1_795_171_265_000_000); // 10:41:05 UTC
 
@@ -42,7 +42,16 @@ pub(crate) fn sample(region: &str, role: Role) -> RegionReport {
         catching_up: None,
         copies: CopyId::all()
             .iter()
-            .map(|c| CopyReport { name: c.to_string(), az: c.az().to_string(), state: "up".into(), durable_lsn: Lsn(100), reason: None })
+            .map(|c| CopyReport {
+                name: c.to_string(),
+                az: c.az().to_string(),
+                state: "up".into(),
+                durable_lsn: Lsn(100),
+                reason: None,
+                damage: None,
+                repair: None,
+                scrub: ScrubReport::default(),
+            })
             .collect(),
         readers: 1,
         secondaries: if leads { ["eu-west", "ap-south"].map(seen).into() } else { Vec::new() },

@@ -47,6 +47,8 @@ pub(super) struct CopySlot {
     pub claim_before_wipe: LogEnd,
     /// It has a log, or pages.
     pub has_data: bool,
+    /// A file of which a bit was changed, and what it was then.
+    rotten: Option<(String, Bytes)>,
 }
 
 impl CopySlot {
@@ -70,7 +72,27 @@ impl CopySlot {
             claim: LogEnd::EMPTY,
             claim_before_wipe: LogEnd::EMPTY,
             has_data: false,
+            rotten: None,
         }
+    }
+
+    /// One bit of `name` was changed.
+    pub(super) fn rotted(&mut self, name: String) {
+        let now = self.disk.read(&name, 0, usize::MAX).unwrap_or_default();
+        self.rotten = Some((name, now));
+    }
+
+    pub(super) fn was_rotten(&self) -> bool {
+        self.rotten.is_some()
+    }
+
+    /// What rotted still lies there.
+    pub(super) fn is_rotten(&self) -> bool {
+        self.rotten.as_ref().is_some_and(|(name, then)| self.disk.read(name, 0, usize::MAX).is_ok_and(|now| now == then))
+    }
+
+    pub(super) fn is_sound(&self) -> bool {
+        self.has_data && !self.disk.is_down() && !self.is_rotten()
     }
 
     fn is(&self, life: u64) -> bool {
@@ -156,6 +178,16 @@ impl World {
             }
             Err(e @ crate::volume::OpenError::Disk(_)) => {
                 self.say(|| format!("{name} {c} cannot be opened: {e}"));
+                let after = self.delays.between(50 * MS, 600 * MS);
+                self.open_copy_after(r, c, after);
+                Ok(())
+            }
+            Err(e @ crate::volume::OpenError::Damaged { .. }) if slot.is_rotten() => {
+                self.say(|| format!("{name} {c} cannot be opened: {e}"));
+                // As in `io`: it is moved aside once the volume serves without it, and rebuilt from its peers.
+                if self.regions[r].node.as_ref().is_some_and(crate::node::Node::is_readable) {
+                    self.wipe(r, c);
+                }
                 let after = self.delays.between(50 * MS, 600 * MS);
                 self.open_copy_after(r, c, after);
                 Ok(())
@@ -299,6 +331,7 @@ impl World {
             }
             _ => None,
         };
+        let replaces = matches!(request, CopyRequest::SeedEnd { .. });
         let mut replies = Vec::new();
         let copy = slot.copy.as_mut().expect("BUG: the copy lives");
         copy.handle(request, &mut replies);
@@ -307,6 +340,10 @@ impl World {
         }
         let flush = !slot.flush_queued;
         slot.flush_queued = true;
+        if replaces {
+            // Also where the log ends as it did before: its old versions are gone, and who pinned them reads another copy.
+            self.regions[r].rebuilt_at = now;
+        }
         if self.after_copy(r, c)? {
             self.send_replies(r, c, replies, 10_000);
             if flush {

@@ -8,6 +8,7 @@ use super::copies::CutScope;
 use super::disk::Fault;
 use super::world::{MS, What, World};
 use crate::base::{CopyId, GroupId, MemberId};
+use crate::volume::Disk as _;
 
 /// In the order of `Plan::weights`.
 #[derive(Clone, Copy)]
@@ -23,9 +24,10 @@ enum Kind {
     PathCut,
     LinkBroken,
     ClockStepped,
+    BytesRot,
 }
 
-const KINDS: [Kind; 11] = [
+const KINDS: [Kind; 12] = [
     Kind::RegionKilled,
     Kind::RegionLosesPowerInACall,
     Kind::CopyKilled,
@@ -37,6 +39,7 @@ const KINDS: [Kind; 11] = [
     Kind::PathCut,
     Kind::LinkBroken,
     Kind::ClockStepped,
+    Kind::BytesRot,
 ];
 
 impl World {
@@ -85,7 +88,7 @@ impl World {
                 self.regions[r].copies[c.index()].disk.fail_at(n, fault);
             }
             Kind::DiskReplaced => {
-                let others = MemberId::of(c.group).into_iter().filter(|o| *o != c && self.regions[r].copies[o.index()].has_data).count();
+                let others = MemberId::of(c.group).into_iter().filter(|o| *o != c && self.regions[r].copies[o.index()].is_sound()).count();
                 if others >= 4 && self.regions[r].copies[c.index()].has_data {
                     self.counts.wipes += 1;
                     self.wipe(r, c);
@@ -102,12 +105,42 @@ impl World {
                 let us = i64::try_from(self.faults.below(400_000)).expect("BUG: below a second") - 200_000;
                 self.regions[r].step_clock(us);
             }
+            Kind::BytesRot => self.rot_a_byte(r, c),
         }
         Ok(())
     }
 
     fn pick(&mut self, n: usize) -> usize {
         usize::try_from(self.faults.below(n as u64)).expect("BUG: a small number")
+    }
+
+    /// One bit of one file changes. Not in the newest log file: behind its last mark that looks like a write that tore, and is cut.
+    fn rot_a_byte(&mut self, r: usize, c: MemberId) {
+        let sound = |w: &World, o: MemberId| w.regions[r].copies[o.index()].is_sound();
+        if !sound(self, c) || MemberId::of(c.group).into_iter().filter(|o| *o != c && sound(self, *o)).count() < 4 {
+            return;
+        }
+        let disk = std::sync::Arc::clone(&self.regions[r].copies[c.index()].disk);
+        let Ok(mut names) = disk.list() else { return };
+        // A layer that is still being written has no footer.
+        let whole = |n: &String| {
+            let bytes = disk.read(n, 0, usize::MAX).unwrap_or_default();
+            !n.starts_with("layer-") || bytes.len() > 72 && bytes[bytes.len() - 72..].starts_with(b"PHLY")
+        };
+        names.retain(|n| !n.contains(".tmp") && whole(n));
+        names.sort();
+        if let Some(newest) = names.iter().rposition(|n| n.starts_with("log-")) {
+            names.remove(newest);
+        }
+        let name = names.swap_remove(self.pick(names.len()));
+        // Space that is reserved and not used says nothing.
+        let used = disk.read(&name, 0, usize::MAX).map_or(0, |b| b.iter().rposition(|b| *b != 0).map_or(0, |i| i + 1));
+        let at = self.faults.below(used.max(1) as u64);
+        if disk.flip(&name, at) {
+            self.counts.bytes_rotted += 1;
+            self.say(|| format!("copy {c} of region {r}: '{name}' rots at {at}"));
+            self.regions[r].copies[c.index()].rotted(name);
+        }
     }
 
     fn cut_in_a_call(&mut self, r: usize, c: MemberId, scope: CutScope) {
@@ -150,6 +183,11 @@ impl World {
             let after = self.delays.between(5 * MS, 50 * MS);
             self.open_copy_after(r, c, after);
         }
+    }
+
+    /// Whether a copy of the region may say that something in it is not what was written.
+    pub(super) fn damage_is_expected(&self, r: usize) -> bool {
+        self.regions[r].copies.iter().any(|slot| slot.was_rotten())
     }
 
     /// All faults are over: the power is back, processes start, paths carry.

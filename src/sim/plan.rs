@@ -20,7 +20,7 @@ pub(super) struct Plan {
     /// Mean time between two faults, virtual microseconds.
     pub fault_every_us: u64,
     /// Weights of the faults, in the order of `faults::KINDS`.
-    pub weights: [u64; 11],
+    pub weights: [u64; 12],
     pub write_every_us: u64,
     pub fsync_us: u64,
     /// Between a node and its copies: nothing, or as on other machines.
@@ -40,7 +40,7 @@ impl Plan {
     pub(super) fn draw(prng: &mut Prng, options: &SimOptions) -> Plan {
         let regions = options.regions.unwrap_or(2 + usize::try_from(prng.below(3)).expect("BUG: a small number")).clamp(2, 4);
         let faults_for_ms = options.faults_for_ms.unwrap_or(prng.between(1500, 6000));
-        let mut weights = [0; 11];
+        let mut weights = [0; 12];
         for weight in &mut weights {
             *weight = if prng.chance(550_000) { prng.between(1, 10) } else { 0 };
         }

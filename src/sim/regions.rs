@@ -245,6 +245,9 @@ impl World {
                     "seeding_resumed" => self.counts.seeds_resumed += 1,
                     "violation" => return Err(format!("{} calls what it received a violation: {}", self.regions[r].name, note.what)),
                     "halted" | "fenced" => return Err(format!("{} stopped for good: {}", self.regions[r].name, note.what)),
+                    "copy_damaged" | "copies_differ" if !self.damage_is_expected(r) => {
+                        return Err(format!("{}: damage where nothing was damaged: {}", self.regions[r].name, note.what));
+                    }
                     "refused" => return Err(format!("{}: {}", self.regions[r].name, note.what)),
                     _ => {}
                 }

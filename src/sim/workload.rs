@@ -137,6 +137,7 @@ impl World {
                 Ok(())
             }
             Err(ReadError::NotYet { .. }) => Ok(()),
+            Err(ReadError::Damaged { .. }) if region.copies[c.index()].is_rotten() => Ok(()),
             Err(e @ ReadError::TooOld { .. }) => match pinned_at {
                 Some(since) if region.rebuilt_at < since => Err(format!("{}: copy {c} folded what a reader has pinned: {e}", region.name)),
                 _ => Ok(()),

@@ -151,6 +151,7 @@ pub struct Counts {
     pub copy_crashes: u64,
     pub disk_faults: u64,
     pub wipes: u64,
+    pub bytes_rotted: u64,
     pub copies_stopped: u64,
     pub partitions: u64,
     pub broken_links: u64,

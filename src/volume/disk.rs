@@ -36,6 +36,12 @@ pub trait Disk: Send + Sync {
     /// Up to `len_max` bytes from `offset`; fewer at the end of the file, none past it.
     fn read(&self, name: &str, offset: u64, len_max: usize) -> Result<Bytes, DiskError>;
 
+    /// As [`Disk::read`], from the medium itself where the system allows that, not from what it keeps in memory: a scrub wants to know
+    /// what would be there after a restart.
+    fn read_cold(&self, name: &str, offset: u64, len_max: usize) -> Result<Bytes, DiskError> {
+        self.read(name, offset, len_max)
+    }
+
     /// Writes all `parts`, one behind the other, at `offset`. Makes the file where there is none.
     fn write(&self, name: &str, offset: u64, parts: &[Bytes]) -> Result<(), DiskError>;
 
@@ -49,4 +55,34 @@ pub trait Disk: Send + Sync {
 
     /// Removing what is not there is no error.
     fn remove(&self, name: &str) -> Result<(), DiskError>;
+}
+
+/// A disk whose every read goes to the medium (see [`Disk::read_cold`]).
+pub struct Cold(pub std::sync::Arc<dyn Disk>);
+
+impl Disk for Cold {
+    fn list(&self) -> Result<Vec<String>, DiskError> {
+        self.0.list()
+    }
+    fn len(&self, name: &str) -> Result<Option<u64>, DiskError> {
+        self.0.len(name)
+    }
+    fn read(&self, name: &str, offset: u64, len_max: usize) -> Result<Bytes, DiskError> {
+        self.0.read_cold(name, offset, len_max)
+    }
+    fn write(&self, name: &str, offset: u64, parts: &[Bytes]) -> Result<(), DiskError> {
+        self.0.write(name, offset, parts)
+    }
+    fn allocate(&self, name: &str, len: u64) -> Result<(), DiskError> {
+        self.0.allocate(name, len)
+    }
+    fn sync(&self, name: &str) -> Result<(), DiskError> {
+        self.0.sync(name)
+    }
+    fn rename(&self, from: &str, to: &str) -> Result<(), DiskError> {
+        self.0.rename(from, to)
+    }
+    fn remove(&self, name: &str) -> Result<(), DiskError> {
+        self.0.remove(name)
+    }
 }

@@ -34,6 +34,13 @@ pub enum CopyRequest {
     ReadLog { id: u64, from: Seq, bytes_max: usize },
     /// All pages that exist at `at`, in order, from `from` on, about `bytes_max` of them.
     ReadPages { id: u64, at: Lsn, from: PageNo, bytes_max: usize },
+    /// Read again what lies here and check it: about `bytes_max` from `from` on (`None`: from the beginning).
+    Check { id: u64, from: Option<CheckPlace>, bytes_max: usize },
+    /// One number over all pages `from..from + pages_max` as they are at `at`, to be compared with that of the other copies.
+    Digest { id: u64, at: Lsn, from: PageNo, pages_max: u32 },
+    /// Most of the other copies have other pages than this one: nothing here is to be read until it was rebuilt. Persisted before the answer,
+    /// which is `Damaged`.
+    Distrust { generation: Generation, reason: String },
     /// Begin to replace everything here by pages at `base`. What the copy has stays valid until `SeedEnd`.
     ///
     /// Steps are counted from `step` on, and no two seeds of one generation share a step: what is late of an older seed is never taken
@@ -102,6 +109,20 @@ pub enum CopyReply {
         id: u64,
         reason: String,
     },
+    /// `bytes` were read and are intact, but for what a `Damaged` beside this says. `next` is where to go on; `None` when that was all.
+    Checked {
+        id: u64,
+        bytes: u64,
+        next: Option<CheckPlace>,
+    },
+    Digested {
+        id: u64,
+        digest: Digest,
+    },
+    /// Something here is not what was written. Comes unasked as well: when it was met in a read, or while layers were merged.
+    Damaged {
+        damage: Damage,
+    },
     /// The seed under way is stored up to `step` (the one it began with: begun). After `SeedEnd`: `Appended` with the base as its end.
     Seeded {
         generation: Generation,
@@ -155,4 +176,43 @@ pub struct CopyState {
     /// Version and bytes of the control state last kept here; 0 and empty when there is none.
     pub control_version: u64,
     pub control: Vec<u8>,
+}
+
+/// How far a check of everything in a copy has come. Means something to the copy only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+pub enum CheckPlace {
+    /// Layer files from (`timeline`, `number`) on, in it from `block` on; own files newer than `until` were written after the check began.
+    Layers { timeline: TimelineId, number: u64, block: u32, until: u64, log_until: Seq },
+    /// The log from this seq on, up to where it ended when the check began.
+    Log { from: Seq, until: Seq },
+}
+
+/// The pages of a range as one number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, bincode::Encode, bincode::Decode)]
+pub struct Digest {
+    pub hash: u64,
+    /// Pages in the range that are not empty.
+    pub pages: u32,
+    pub bytes: u64,
+    /// The first page behind the range; `None` when there is none.
+    pub next: Option<PageNo>,
+}
+
+/// Something in a copy that is not what was written there.
+#[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+pub struct Damage {
+    /// Which file, or `pages` where only the comparison with other copies shows it.
+    pub file: String,
+    /// What is wrong and, where that is known, at which offset.
+    pub reason: String,
+    /// The disk said that it was written, and something older or nothing is there.
+    pub lost_write: bool,
+    /// It was written again from memory. Otherwise the copy must be rebuilt from its peers.
+    pub healed: bool,
+}
+
+impl std::fmt::Display for Damage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}{}", self.file, self.reason, if self.lost_write { " (a write was lost)" } else { "" })
+    }
 }

@@ -14,11 +14,14 @@ mod message;
 pub mod quorum;
 mod recovery;
 mod repair;
+mod scrub;
 #[cfg(test)]
 mod timelines_test;
 
-pub use appender::{Appender, AppenderEffect, BranchState, CopyHealth, CopyView, Found, VolumePhase};
+pub use appender::{Appender, AppenderEffect, BranchState, CopyHealth, CopyView, Found, Kept, VolumePhase};
 pub use copy::identity;
 pub use copy::{Copy, Directory, FlushDone, FlushJob, OpenError, Origin, PageStore, ReadError, Slice, TimelineView};
-pub use disk::{Disk, DiskError};
-pub use message::{CopyReply, CopyRequest, CopyState};
+pub use disk::{Cold, Disk, DiskError};
+pub use message::{CheckPlace, CopyReply, CopyRequest, CopyState, Damage, Digest};
+pub use repair::RepairView;
+pub use scrub::ScrubView;

@@ -4,8 +4,9 @@
 //! keeps what it has until the last step, so a crash anywhere here costs nothing but the work.
 
 use super::message::CopyRequest;
-use crate::base::{Generation, LogEnd, Lsn, PageNo};
+use crate::base::{Generation, Instant, LogEnd, Lsn, PageNo};
 use crate::log::SeedBase;
+use crate::log::redo::VolumeHeader;
 use bytes::Bytes;
 
 #[derive(Debug)]
@@ -23,6 +24,20 @@ pub(super) struct Repair {
     /// The copy says that it is at another step than the one asked for. Perhaps an old answer; if nothing better comes, a late
     /// `SeedBegin` put it back, and the seed begins anew.
     astray: bool,
+    view: RepairView,
+}
+
+/// How far the rebuilding of a copy is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RepairView {
+    pub began: Instant,
+    /// Pages stored so far, and their bytes.
+    pub pages: u64,
+    pub bytes: u64,
+    /// Pages in all, as the volume's header says; `None` before that was read.
+    pub pages_in_all: Option<u64>,
+    /// When the last of them were read from a peer.
+    pub moved: Instant,
 }
 
 pub(super) enum Next {
@@ -36,10 +51,19 @@ pub(super) enum Next {
 impl Repair {
     /// Nothing can be copied yet (the volume itself is not durable).
     pub(super) fn waiting() -> Repair {
-        Repair { base: None, first: 0, stored: None, unanswered: None, next_page: None, restart: true, astray: false }
+        Repair {
+            base: None,
+            first: 0,
+            stored: None,
+            unanswered: None,
+            next_page: None,
+            restart: true,
+            astray: false,
+            view: RepairView::default(),
+        }
     }
 
-    pub(super) fn begin(generation: Generation, first: u64, base: SeedBase) -> (Repair, CopyRequest) {
+    pub(super) fn begin(now: Instant, generation: Generation, first: u64, base: SeedBase) -> (Repair, CopyRequest) {
         let request = CopyRequest::SeedBegin { generation, step: first, base: base.clone() };
         let repair = Repair {
             base: Some(base),
@@ -49,6 +73,7 @@ impl Repair {
             next_page: Some(PageNo(0)),
             restart: false,
             astray: false,
+            view: RepairView { began: now, moved: now, ..RepairView::default() },
         };
         (repair, request)
     }
@@ -70,10 +95,29 @@ impl Repair {
         self.restart = true;
     }
 
+    /// `None`: it has not begun.
+    pub(super) fn view(&self) -> Option<RepairView> {
+        self.base.as_ref().map(|_| self.view)
+    }
+
     /// Pages came from a peer: the request that stores them.
-    pub(super) fn pages_arrived(&mut self, generation: Generation, pages: Vec<(PageNo, Bytes)>, next: Option<PageNo>) -> CopyRequest {
+    pub(super) fn pages_arrived(
+        &mut self,
+        now: Instant,
+        generation: Generation,
+        pages: Vec<(PageNo, Bytes)>,
+        next: Option<PageNo>,
+    ) -> CopyRequest {
         let step = self.stored.map_or(0, |s| s) + 1;
         self.next_page = next;
+        for (page, bytes) in &pages {
+            if *page == PageNo::HEADER {
+                self.view.pages_in_all = Some(VolumeHeader::from_page(bytes).page_count.into());
+            }
+            self.view.bytes += bytes.len() as u64;
+        }
+        self.view.pages += pages.len() as u64;
+        self.view.moved = now;
         let request = CopyRequest::SeedPages { generation, step: self.first + step, pages };
         self.unanswered = Some(request.clone());
         request

@@ -42,6 +42,16 @@ fn error(text: &str) -> String {
 }
 
 #[test]
+fn the_scrub_has_a_rate_and_a_period() {
+    let with = |lines: &str| load(&format!("{GOOD}\n[volume]\n{lines}"));
+    let limits = with("scrub_mb_per_s = 7\nscrub_every_s = 90").unwrap().limits;
+    assert_eq!((limits.scrub_bytes_per_s, limits.scrub_every), (7 << 20, Duration::from_secs(90)));
+    assert_eq!(with("scrub_mb_per_s = 0").unwrap().limits.scrub_bytes_per_s, 0);
+    let refused = with("scrub_every_s = 0").unwrap_err().to_string();
+    assert!(refused.contains("volume.scrub_every_s = 0"), "{refused}");
+}
+
+#[test]
 fn a_good_file_is_completed() {
     let config = load(GOOD).unwrap();
     assert_eq!(config.data_dir, Path::new("regions/../data/us-east"));

@@ -170,6 +170,7 @@ impl Plan {
                 log: None,
                 quic: None,
                 limits: None,
+                volume: None,
                 member: self.regions.iter().map(member).collect(),
             };
             write_whole(&site.config, &config::render(&raw), 0o644)?;

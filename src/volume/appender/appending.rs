@@ -108,6 +108,7 @@ impl Appender {
             if repair.is_done_at(&end) {
                 peer.contact = Contact::Joined;
                 peer.ingested = ingested;
+                self.mended(copy);
                 self.set_health(copy, CopyHealth::CatchingUp);
                 let history = self.history.clone();
                 self.place(now, copy, end, &history);

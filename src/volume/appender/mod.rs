@@ -13,16 +13,18 @@ mod branching;
 mod judging;
 mod reads;
 mod recovering;
+mod scrubbing;
 mod seeding;
 
 use crate::base::{
     Epoch, Generation, GroupId, Instant, Layout, Limits, LineageId, LogEnd, Lsn, MemberId, PageNo, Prng, Seq, TimelineId, UnixMicros,
 };
 use crate::log::{ControlFrame, FRAME_HEADER_BYTES, Frame, History, LogOutcome, PagesOutcome, Pen, SeedBase};
-use crate::volume::message::{CopyReply, CopyRequest, CopyState};
+use crate::volume::message::{CopyReply, CopyRequest, CopyState, Damage};
 use crate::volume::quorum::{self, COPIES, WRITE_QUORUM};
 use crate::volume::recovery::{self, Choice, Heard};
-use crate::volume::repair::Repair;
+use crate::volume::repair::{Repair, RepairView};
+use crate::volume::scrub::{Scrub, ScrubView};
 use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -90,6 +92,19 @@ pub enum AppenderEffect {
     SeedStored {
         step: u64,
     },
+    /// Something in a copy is not what was written. It was healed on the spot, or the copy is rebuilt as soon as enough others take writes.
+    CopyDamaged {
+        copy: MemberId,
+        damage: Damage,
+    },
+    /// Copies differ and nobody can tell which are right: a sentence.
+    Undecided {
+        reason: String,
+    },
+    /// A pass of the scrub over the copies of a group is over; [`Appender::copies`] has what it found.
+    Scrubbed {
+        group: GroupId,
+    },
     /// Copies were opened anew in the middle of the region's seed, and too few are left that can finish it: it must begin anew.
     SeedStalled,
 }
@@ -125,6 +140,22 @@ pub struct CopyView {
     /// Everything up to here is fsynced on this copy.
     pub durable_end: LogEnd,
     pub ingested: Lsn,
+    /// What was found in it and is not repaired yet.
+    pub damage: Option<Damage>,
+    pub repair: Option<RepairView>,
+    pub scrub: ScrubView,
+    pub kept: Kept,
+}
+
+/// Counted for each copy since the process began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Kept {
+    /// Damage found, by the scrub or when it was met.
+    pub found: u64,
+    /// Of that, what was repaired.
+    pub repaired: u64,
+    /// Of what was found: written, acknowledged by the disk, and not there.
+    pub lost_writes: u64,
 }
 
 /// Where the volume is in its life.
@@ -179,6 +210,8 @@ pub(super) struct Peer {
     seed_step: Option<u64>,
     /// It last said another step than the next one (see `Repair::astray`).
     seed_said: Option<u64>,
+    /// Found and not repaired.
+    damage: Option<Damage>,
     health: CopyHealth,
 }
 
@@ -270,6 +303,10 @@ pub struct Appender {
     pages_need: Option<Lsn>,
     secondaries_need: Option<Seq>,
     branches: BTreeMap<TimelineId, branching::BranchOrder>,
+    /// One for each group: its copies are compared with one another.
+    scrubs: Vec<Scrub>,
+    /// As `peers`, for longer than a copy is open.
+    kept: Vec<Kept>,
     effects: VecDeque<AppenderEffect>,
 }
 
@@ -305,12 +342,18 @@ impl Peer {
             control_stored: 0,
             seed_step: None,
             seed_said: None,
+            damage: None,
             health: CopyHealth::Starting,
         }
     }
 
     fn is_joined(&self) -> bool {
         matches!(self.contact, Contact::Joined)
+    }
+
+    /// Not damaged, which a read would notice: intact, and not what the others have.
+    fn has_other_pages(&self) -> bool {
+        self.damage.as_ref().is_some_and(|d| d.file == "pages")
     }
 
     fn bytes_in_flight(&self) -> u64 {
@@ -323,6 +366,8 @@ impl Appender {
     pub fn new(limits: Limits, layout: Layout, prng: Prng, wall: UnixMicros, reseedable: bool) -> Appender {
         let members = MemberId::all(layout.groups).count();
         Appender {
+            scrubs: (0..layout.groups).map(|_| Scrub::new(&limits)).collect(),
+            kept: vec![Kept::default(); members],
             limits,
             layout,
             prng,
@@ -422,7 +467,16 @@ impl Appender {
     pub fn copies(&self) -> Vec<CopyView> {
         self.members()
             .zip(&self.peers)
-            .map(|(copy, p)| CopyView { copy, health: p.health.clone(), durable_end: p.acked, ingested: p.ingested })
+            .map(|(copy, p)| CopyView {
+                copy,
+                health: p.health.clone(),
+                durable_end: p.acked,
+                ingested: p.ingested,
+                damage: p.damage.clone(),
+                repair: if let Contact::Repairing(repair) = &p.contact { repair.view() } else { None },
+                scrub: self.scrubs[copy.group.0 as usize].view(copy.copy),
+                kept: self.kept[copy.index()],
+            })
             .collect()
     }
 
@@ -453,6 +507,9 @@ impl Appender {
         }
         if let Some(asked) = self.branch_timeout() {
             at(asked);
+        }
+        if let Some(due) = self.scrub_timeout() {
+            at(due);
         }
         next
     }
@@ -525,7 +582,13 @@ impl Appender {
             CopyReply::Log { id, frames } => self.log_read(now, id, LogOutcome::Frames(frames)),
             CopyReply::LogTrimmed { id, first } => self.log_read(now, id, LogOutcome::Trimmed { first }),
             CopyReply::Pages { id, at, pages, next } => self.pages_read(now, id, at, pages, next),
-            CopyReply::Unreadable { id, reason } => self.unreadable(now, id, reason),
+            CopyReply::Unreadable { id, reason } => {
+                self.digested(now, copy, id, None);
+                self.unreadable(now, id, reason);
+            }
+            CopyReply::Checked { id, bytes, next } => self.checked(now, copy, id, bytes, next),
+            CopyReply::Digested { id, digest } => self.digested(now, copy, id, Some(digest)),
+            CopyReply::Damaged { damage } => self.damaged(now, copy, damage),
             CopyReply::Seeded { generation, step } => {
                 if generation == self.generation {
                     self.seeded(now, copy, step);
@@ -553,6 +616,8 @@ impl Appender {
             }
             CopyReply::Failed { reason } => self.copy_lost(now, copy, reason),
         }
+        // A copy may have come back, so that another one can be spared.
+        self.mend(now);
     }
 
     pub fn handle_timeout(&mut self, now: Instant) {
@@ -579,6 +644,7 @@ impl Appender {
             self.unreadable(now, id, "the copy did not answer in time".into());
         }
         self.ask_branches_again(now);
+        self.scrub(now);
     }
 
     // ---- what the node orders --------------------------------------------------------------------------------------
@@ -678,6 +744,7 @@ impl Appender {
     /// Begins to replace the whole volume by the primary's pages at `base`.
     pub fn seed_begin(&mut self, now: Instant, base: SeedBase) {
         self.phase = VolumePhase::AwaitingSeed;
+        self.scrubs.iter_mut().for_each(Scrub::stop);
         self.ring.clear();
         self.ring_bytes = 0;
         self.points.clear();

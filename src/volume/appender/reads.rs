@@ -12,9 +12,12 @@ impl Appender {
             ReadPurpose::Pages { at, .. } => p.ingested >= *at || p.acked.end_lsn >= *at,
             ReadPurpose::Repair { .. } => p.acked.seq >= self.vdl.seq.max(self.known_durable.seq),
         };
+        // Who is damaged may still have what is asked for, but is asked last; whose pages are other ones is not asked for pages.
+        let trusted = |p: &Peer| !(matches!(purpose, ReadPurpose::Pages { .. } | ReadPurpose::Repair { .. }) && p.has_other_pages());
         self.members()
             .filter(|c| self.peers[c.index()].is_joined() && !tried.contains(c) && able(&self.peers[c.index()]))
-            .max_by_key(|c| (self.peers[c.index()].ingested, std::cmp::Reverse(*c)))
+            .filter(|c| trusted(&self.peers[c.index()]))
+            .max_by_key(|c| (self.peers[c.index()].damage.is_none(), self.peers[c.index()].ingested, std::cmp::Reverse(*c)))
     }
 
     pub(super) fn start_read(&mut self, now: Instant, purpose: ReadPurpose, tried: Vec<MemberId>) {
@@ -79,7 +82,7 @@ impl Appender {
             ReadPurpose::Repair { copy } => {
                 let generation = self.generation;
                 if let Contact::Repairing(repair) = &mut self.peers[copy.index()].contact {
-                    let request = repair.pages_arrived(generation, pages, next);
+                    let request = repair.pages_arrived(now, generation, pages, next);
                     self.peers[copy.index()].last_asked = now;
                     self.effects.push_back(AppenderEffect::ToCopy { copy, request });
                 }

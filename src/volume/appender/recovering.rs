@@ -142,6 +142,9 @@ impl Appender {
 
     pub(super) fn serve(&mut self, now: Instant) {
         self.phase = VolumePhase::Serving;
+        for scrub in &mut self.scrubs {
+            scrub.serve(now);
+        }
         for copy in self.members() {
             if matches!(self.peers[copy.index()].contact, Contact::Raised(_)) {
                 self.join(now, copy);

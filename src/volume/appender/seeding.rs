@@ -16,7 +16,7 @@ impl Appender {
         history.cut_from(at.seq.next());
         let base = SeedBase { lineage, end: at, history };
         let first = self.first_step();
-        let (repair, request) = Repair::begin(self.generation, first, base);
+        let (repair, request) = Repair::begin(now, self.generation, first, base);
         let peer = &mut self.peers[copy.index()];
         peer.contact = Contact::Repairing(Box::new(repair));
         peer.acked = LogEnd::EMPTY;
@@ -150,6 +150,9 @@ impl Appender {
         self.milestones = VecDeque::from([(base.end.seq, base.end.end_lsn)]);
         self.moments.clear();
         self.phase = VolumePhase::Serving;
+        for scrub in &mut self.scrubs {
+            scrub.serve(now);
+        }
         self.points.push_back(base.end);
         for copy in self.members() {
             if !self.peers[copy.index()].is_joined() {

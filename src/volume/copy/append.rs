@@ -24,13 +24,6 @@ enum Place {
     Misplaced,
 }
 
-pub(super) fn disk_error(e: WalReadError) -> DiskError {
-    match e {
-        WalReadError::Disk(e) => e,
-        e @ WalReadError::Damaged { .. } => DiskError::Failed { name: "log".into(), reason: e.to_string() },
-    }
-}
-
 fn term(end: &LogEnd) -> (crate::base::Epoch, Generation) {
     (end.epoch, end.generation)
 }
@@ -150,11 +143,23 @@ impl Copy {
         if seq < self.wal.first() {
             return Ok(None);
         }
+        Ok(self.frame_at(seq)?.map(|f| f.log_end()))
+    }
+
+    /// The frame at `seq`, which is in the log here.
+    pub(super) fn frame_at(&mut self, seq: Seq) -> Result<Option<Frame>, DiskError> {
         if let Some(frames) = self.recent(seq, seq, 0) {
-            return Ok(frames.first().map(Frame::log_end));
+            return Ok(frames.into_iter().next());
         }
-        let frames = self.wal.read(&mut None, seq, seq, 0).map_err(disk_error)?;
-        Ok(frames.first().map(Frame::log_end))
+        match self.wal.read(&mut None, seq, seq, 0) {
+            Ok(frames) => Ok(frames.into_iter().next()),
+            Err(WalReadError::Disk(e)) => Err(e),
+            Err(e @ WalReadError::Damaged { .. }) => {
+                let reason = e.to_string();
+                self.met_in_log.get_or_insert_with(|| super::check::log_damage(e));
+                Err(DiskError::Failed { name: "log".into(), reason })
+            }
+        }
     }
 
     fn replace(&mut self, mut frames: Vec<Frame>, at: usize, replies: &mut Vec<CopyReply>) -> Result<bool, DiskError> {

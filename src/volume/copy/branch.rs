@@ -6,7 +6,6 @@
 //! undisturbed: what it merges away stays as long as a child names it.
 
 use super::Copy;
-use super::append::disk_error;
 use super::directory::TimelineView;
 use super::manifest::{LayerMeta, Manifest, Origin};
 use crate::base::{Generation, LogEnd, Lsn, Seq, TimelineId};
@@ -78,7 +77,9 @@ impl Copy {
             }
             Ok(None) => {}
         }
-        if at.end_lsn < self.manifest.folded {
+        if let Some(damage) = &self.damage {
+            replies.push(refused(format!("this copy is damaged and will be rebuilt ({}: {})", damage.file, damage.reason)));
+        } else if at.end_lsn < self.manifest.folded {
             replies.push(refused(format!(
                 "versions below LSN {} were folded together: that is the oldest LSN that can be branched from, LSN {} was asked for",
                 self.manifest.folded, at.end_lsn
@@ -104,11 +105,7 @@ impl Copy {
         if at.seq < self.wal.first() {
             return Ok(*at == *self.wal.before_first() || (at.seq > Seq::ZERO && self.wal.history().contains(at)));
         }
-        if let Some(frames) = self.recent(at.seq, at.seq, 0) {
-            return Ok(frames.first().is_some_and(|f| f.log_end() == *at && f.is_consistency_point()));
-        }
-        let frames = self.wal.read(&mut None, at.seq, at.seq, 0).map_err(disk_error)?;
-        Ok(frames.first().is_some_and(|f| f.log_end() == *at && f.is_consistency_point()))
+        Ok(self.frame_at(at.seq)?.is_some_and(|f| f.log_end() == *at && f.is_consistency_point()))
     }
 
     fn child_at(&self, child: TimelineId, at: LogEnd) -> Manifest {

@@ -10,7 +10,7 @@ use super::layer::{self, Layer, LayerError, LayerFile};
 use super::manifest::{self, LayerMeta, Manifest, Origin, TEMPORARY};
 use super::{OpenError, codec};
 use crate::base::{Generation, LineageId, LogEnd, Lsn, TimelineId};
-use crate::volume::{Disk, DiskError};
+use crate::volume::{Cold, Disk, DiskError};
 use bytes::Bytes;
 use parking_lot::{Mutex, MutexGuard, RwLock};
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,7 +18,7 @@ use std::sync::{Arc, Weak};
 
 /// Ids of timelines that were dropped, so that an order that comes late does not bring one back.
 const DROPPED: &str = "dropped";
-const DROPPED_MAGIC: [u8; 4] = *b"PHLD";
+const DROPPED_MAGIC: [u8; 4] = *b"PHLO";
 /// So many are remembered; what is older than so many drops comes no more.
 const DROPPED_KEPT_MAX: usize = 4096;
 
@@ -163,6 +163,12 @@ impl Directory {
         Ok(())
     }
 
+    /// The same, read from the medium again and for itself.
+    pub(super) fn cold_layer(self: &Arc<Directory>, lineage: LineageId, meta: &LayerMeta) -> Result<Layer, LayerError> {
+        let cold = Arc::new(Cold(Arc::clone(&self.disk)));
+        Layer::new(Arc::new(LayerFile::open(self, cold, lineage, meta)?), meta)
+    }
+
     /// The files of one timeline as a disk of their own.
     pub(super) fn view(self: &Arc<Directory>, timeline: TimelineId) -> Arc<dyn Disk> {
         Arc::new(TimelineDisk { directory: Arc::clone(self), timeline, prefix: prefix(timeline) })
@@ -173,8 +179,8 @@ impl Directory {
         self.making.lock()
     }
 
-    pub(super) fn disk(&self) -> &dyn Disk {
-        &*self.disk
+    pub(super) fn disk(&self) -> &Arc<dyn Disk> {
+        &self.disk
     }
 
     pub(super) fn is_dropped(&self, timeline: TimelineId) -> bool {
@@ -214,7 +220,7 @@ impl Directory {
         let file = match live {
             Some(file) => file,
             None => {
-                let file = Arc::new(LayerFile::open(Arc::clone(self), lineage, meta)?);
+                let file = Arc::new(LayerFile::open(self, Arc::clone(&self.disk), lineage, meta)?);
                 self.opened(&file);
                 file
             }
@@ -364,6 +370,10 @@ impl Disk for TimelineDisk {
 
     fn read(&self, name: &str, offset: u64, len_max: usize) -> Result<Bytes, DiskError> {
         self.directory.disk.read(&self.name(name), offset, len_max)
+    }
+
+    fn read_cold(&self, name: &str, offset: u64, len_max: usize) -> Result<Bytes, DiskError> {
+        self.directory.disk.read_cold(&self.name(name), offset, len_max)
     }
 
     fn write(&self, name: &str, offset: u64, parts: &[Bytes]) -> Result<(), DiskError> {

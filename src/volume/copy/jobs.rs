@@ -42,7 +42,7 @@ pub struct FlushDone {
     /// Versions below this were folded.
     folded: Lsn,
     replaces: Replaces,
-    outcome: Result<Layer, String>,
+    outcome: Result<Layer, LayerError>,
 }
 
 #[derive(Clone, Copy)]
@@ -90,7 +90,7 @@ impl FlushJob {
         let outcome = match self.write(bytes) {
             Ok(None) => return Slice::More(self),
             Ok(Some(layer)) => Ok(layer),
-            Err(e) => Err(e.to_string()),
+            Err(e) => Err(e),
         };
         Slice::Done(FlushDone { life: self.life, contents: self.contents, folded: self.horizon, replaces: self.replaces, outcome })
     }
@@ -161,7 +161,7 @@ impl Copy {
             let replaces = Replaces::Memtable { upto };
             return Some(self.job(above, upto.end_lsn, upto.epoch, before, replaces, Work::Flush(table)));
         }
-        if layers.len() < self.limits.layers_before_compaction.max(2) || self.compacting {
+        if layers.len() < self.limits.layers_before_compaction.max(2) || self.compacting || self.damage.is_some() {
             return None;
         }
         self.compacting = true;
@@ -213,7 +213,12 @@ impl Copy {
             }
             Ok(layer) => self.publish(layer, done.replaces, done.folded).map_err(|e| e.to_string()),
             Err(_) if done.contents != self.contents || self.failed.is_some() => Ok(()),
-            Err(reason) => Err(reason),
+            // A layer that was to be merged: the copy is rebuilt, and goes on until then.
+            Err(e @ LayerError::Damaged { .. }) => {
+                self.tell(super::check::layer_damage("layer", e), replies);
+                Ok(())
+            }
+            Err(e) => Err(e.to_string()),
         };
         if let Err(reason) = published {
             self.fail(reason, replies);

@@ -41,7 +41,12 @@ pub(super) enum LayerError {
     #[error(transparent)]
     Disk(#[from] DiskError),
     #[error("layer file '{file}' is damaged: {reason}")]
-    Damaged { file: String, reason: &'static str },
+    Damaged {
+        file: String,
+        reason: String,
+        /// Nothing is where something was written.
+        lost: bool,
+    },
     #[error("layer file '{file}' has format version {version}, which this parhelion does not read")]
     Unsupported { file: String, version: u16 },
 }
@@ -85,6 +90,8 @@ impl Place {
 /// A file, open once however many timelines read it.
 pub(super) struct LayerFile {
     directory: Arc<Directory>,
+    /// The directory's, or one that reads it cold.
+    disk: Arc<dyn Disk>,
     place: Place,
     name: String,
     blocks: Vec<BlockRef>,
@@ -131,10 +138,14 @@ fn entry_at(bytes: &[u8]) -> Option<(Key, u8, usize)> {
 
 impl LayerFile {
     /// Opens the file that the manifest names and checks its footer and index.
-    pub(super) fn open(directory: Arc<Directory>, lineage: LineageId, meta: &LayerMeta) -> Result<LayerFile, LayerError> {
+    pub(super) fn open(
+        directory: &Arc<Directory>,
+        disk: Arc<dyn Disk>,
+        lineage: LineageId,
+        meta: &LayerMeta,
+    ) -> Result<LayerFile, LayerError> {
         let name = layer_name(meta.id());
-        let damaged = |reason| LayerError::Damaged { file: name.clone(), reason };
-        let disk = directory.disk();
+        let damaged = |reason: &str| LayerError::Damaged { file: name.clone(), reason: reason.into(), lost: false };
         if disk.len(&name)? != Some(meta.bytes) || meta.bytes < FOOTER_BYTES as u64 {
             return Err(damaged("it is missing or has another length than the manifest says"));
         }
@@ -191,7 +202,8 @@ impl LayerFile {
             blocks.push(block);
         }
         let obsolete = AtomicBool::new(false);
-        Ok(LayerFile { directory, place, name, blocks, obsolete, bytes: meta.bytes, checksum, above, upto })
+        let directory = Arc::clone(directory);
+        Ok(LayerFile { directory, disk, place, name, blocks, obsolete, bytes: meta.bytes, checksum, above, upto })
     }
 
     pub(super) fn id(&self) -> LayerId {
@@ -203,21 +215,56 @@ impl LayerFile {
         self.obsolete.store(true, Ordering::Relaxed);
     }
 
-    fn damaged(&self, reason: &'static str) -> LayerError {
-        LayerError::Damaged { file: self.name.clone(), reason }
+    fn damaged(&self, reason: &str) -> LayerError {
+        LayerError::Damaged { file: self.name.clone(), reason: reason.into(), lost: false }
+    }
+
+    fn bad_block(&self, i: usize, what: &str, found: &[u8]) -> LayerError {
+        let lost = found.iter().all(|b| *b == 0);
+        let reason = format!("{what} (the block at offset {}{})", self.blocks[i].offset, if lost { " is not there" } else { "" });
+        LayerError::Damaged { file: self.name.clone(), reason, lost }
+    }
+
+    /// Blocks in the file.
+    pub(super) fn block_count(&self) -> usize {
+        self.blocks.len()
+    }
+
+    /// Reads and checks everything from block `from` on, about `bytes_max` of it but at least one block: how many bytes that were, and
+    /// the next block.
+    pub(super) fn check(&self, from: usize, bytes_max: usize) -> Result<(u64, usize), LayerError> {
+        let (mut i, mut read) = (from, 0);
+        while i < self.blocks.len() && (i == from || read < bytes_max as u64) {
+            let mut rest = self.block(i)?;
+            let mut last: Option<Key> = None;
+            while !rest.is_empty() {
+                let (key, kind, len) = entry_at(&rest).ok_or_else(|| self.bad_block(i, "an entry is cut off", &rest))?;
+                let end = ENTRY_HEADER_BYTES + len;
+                Change::from_parts(kind, rest.slice(ENTRY_HEADER_BYTES..end)).map_err(|e| self.bad_block(i, e.reason, &rest))?;
+                let first = last.is_some() || key == self.blocks[i].first;
+                if !first || last.is_some_and(|l| l >= key) || key > self.blocks[i].last {
+                    return Err(self.bad_block(i, "its versions are not those of the index", &rest));
+                }
+                last = Some(key);
+                rest = rest.slice(end..);
+            }
+            read += u64::from(self.blocks[i].len);
+            i += 1;
+        }
+        Ok((read, i))
     }
 
     /// The entries of a block, its checksum verified.
     fn block(&self, i: usize) -> Result<Bytes, LayerError> {
         let block = &self.blocks[i];
         let len = block.len as usize;
-        let bytes = self.directory.disk().read(&self.name, block.offset, len)?;
+        let bytes = self.disk.read(&self.name, block.offset, len)?;
         if bytes.len() != len || len < BLOCK_HEADER_BYTES || u32_at(&bytes, 4) as usize != len - BLOCK_HEADER_BYTES {
-            return Err(self.damaged("a block has a wrong length"));
+            return Err(self.bad_block(i, "a block has a wrong length", &bytes));
         }
         let sum = self.place.sum(block.offset, block.first, block.last, &bytes[4..]);
         if sum != u32_at(&bytes, 0) || sum != block.checksum {
-            return Err(self.damaged("a block's checksum does not match"));
+            return Err(self.bad_block(i, "a block's checksum does not match", &bytes));
         }
         Ok(bytes.slice(BLOCK_HEADER_BYTES..))
     }
@@ -244,6 +291,10 @@ impl Layer {
 
     pub(super) fn meta(&self) -> &LayerMeta {
         &self.meta
+    }
+
+    pub(super) fn file(&self) -> &LayerFile {
+        &self.file
     }
 
     /// Another layer took its place.
@@ -438,6 +489,7 @@ impl LayerWriter {
         self.disk.sync(&self.name)?;
         let file = Arc::new(LayerFile {
             name: layer_name((timeline, number)),
+            disk: Arc::clone(self.directory.disk()),
             directory: self.directory,
             place: self.place,
             blocks: self.blocks,

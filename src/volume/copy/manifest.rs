@@ -13,7 +13,12 @@ use bytes::Bytes;
 pub(super) const MANIFEST: &str = "MANIFEST";
 pub(super) const PROMISE: &str = "promise";
 /// The region's control state, for [`crate::control`]; bytes that mean nothing here.
-const CONTROL: &str = "control";
+pub(super) const CONTROL: &str = "control";
+/// Says that the pages here differ from those of the other copies, and why; goes when they were replaced.
+const DISTRUST: &str = "distrust";
+const DISTRUST_MAGIC: [u8; 4] = *b"PHLD";
+/// Stands for a file where the damage lies in what the pages say.
+pub(super) const PAGES: &str = "pages";
 const CONTROL_MAGIC: [u8; 4] = *b"PHLC";
 /// Every file under construction ends so; whatever does when a copy is opened was never published.
 pub(super) const TEMPORARY: &str = ".tmp";
@@ -126,6 +131,19 @@ pub(super) fn store_control(disk: &dyn Disk, control: &KeptControl) -> Result<()
 
 pub(super) fn load_control(disk: &dyn Disk) -> Result<KeptControl, OpenError> {
     Ok(read_checked(disk, CONTROL, CONTROL_MAGIC)?.unwrap_or_default())
+}
+
+pub(super) fn store_distrust(disk: &dyn Disk, reason: &str) -> Result<(), DiskError> {
+    publish(disk, DISTRUST, codec::encode(DISTRUST_MAGIC, VERSION, &reason.to_owned()))
+}
+
+/// `None`: the pages here are to be read.
+pub(super) fn load_distrust(disk: &dyn Disk) -> Result<Option<String>, OpenError> {
+    read_checked(disk, DISTRUST, DISTRUST_MAGIC)
+}
+
+pub(super) fn remove_distrust(disk: &dyn Disk) -> Result<(), DiskError> {
+    disk.remove(DISTRUST)
 }
 
 /// `None`: nothing was ever promised here.

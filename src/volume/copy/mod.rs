@@ -12,6 +12,7 @@
 
 mod append;
 mod branch;
+mod check;
 mod codec;
 mod directory;
 pub mod identity;
@@ -34,9 +35,9 @@ pub use pages::{PageStore, ReadError};
 use crate::base::{Generation, Limits, LineageId, LogEnd, Lsn, Seq, TimelineId};
 use crate::log::{Frame, redo};
 use crate::volume::membership::Incarnation;
-use crate::volume::{CopyReply, CopyRequest, CopyState, Disk, DiskError};
+use crate::volume::{CopyReply, CopyRequest, CopyState, Damage, Disk, DiskError};
 use branch::Waiting;
-use layer::LayerError;
+use layer::{Layer, LayerError};
 use manifest::{KeptControl, Manifest};
 use seed::{Seed, SeedDone};
 use std::collections::VecDeque;
@@ -70,10 +71,17 @@ impl From<LayerError> for OpenError {
     fn from(e: LayerError) -> OpenError {
         match e {
             LayerError::Disk(e) => OpenError::Disk(e),
-            LayerError::Damaged { file, reason } => OpenError::Damaged { what: file, reason: reason.into() },
+            LayerError::Damaged { file, reason, .. } => OpenError::Damaged { what: file, reason },
             LayerError::Unsupported { file, version } => OpenError::Unsupported { file, version },
         }
     }
+}
+
+/// Why some of the log does not become pages.
+enum IngestError {
+    /// It cannot be read here; the copy is rebuilt and goes on with what it has until then.
+    Damaged(Damage),
+    Failed(String),
 }
 
 /// See the module.
@@ -125,6 +133,13 @@ pub struct Copy {
     next_layer: u64,
     seed: Option<Seed>,
     seed_done: Option<SeedDone>,
+    /// What was found here and makes a rebuilding necessary; until then the copy goes on as far as it can.
+    damage: Option<Damage>,
+    /// Damage that was met while frames were compared with the log here; nothing was changed.
+    met_in_log: Option<Damage>,
+    /// The layer that a check is in, and where in the log it is.
+    checking: Option<Layer>,
+    check_cursor: Option<Cursor>,
     failed: Option<String>,
 }
 
@@ -176,12 +191,17 @@ impl Copy {
             return Err(OpenError::Damaged { what: manifest::PROMISE.into(), reason: "it is missing beside a log".into() });
         }
         let flushed = manifest.flushed;
+        let distrust = manifest::load_distrust(&*disk)?;
+        let pages = PageStore::new(layers, flushed, manifest.folded);
+        if let Some(reason) = &distrust {
+            pages.distrust(reason.clone());
+        }
         Ok(Copy {
-            incarnation: identity::incarnation(directory.disk())?,
+            incarnation: identity::incarnation(&**directory.disk())?,
             limits: limits.clone(),
             promised: promised.unwrap_or(Generation::ZERO),
             control: manifest::load_control(&*disk)?,
-            pages: Arc::new(PageStore::new(layers, flushed, manifest.folded)),
+            pages: Arc::new(pages),
             pending: Vec::new(),
             pending_for: None,
             recent: VecDeque::new(),
@@ -204,6 +224,15 @@ impl Copy {
             next_layer: manifest.next_layer,
             seed: None,
             seed_done: None,
+            damage: distrust.as_ref().map(|reason| Damage {
+                file: manifest::PAGES.into(),
+                reason: reason.clone(),
+                lost_write: true,
+                healed: false,
+            }),
+            met_in_log: None,
+            checking: None,
+            check_cursor: None,
             failed: None,
             wal,
             manifest,
@@ -272,6 +301,15 @@ impl Copy {
                 });
                 Ok(())
             }
+            CopyRequest::Check { id, from, bytes_max } => self.check(id, from, bytes_max, replies),
+            CopyRequest::Digest { id, at, from, pages_max } => {
+                replies.push(match self.pages.digest(at, from, pages_max) {
+                    Ok(digest) => CopyReply::Digested { id, digest },
+                    Err(e) => CopyReply::Unreadable { id, reason: e.to_string() },
+                });
+                Ok(())
+            }
+            CopyRequest::Distrust { generation, reason } => self.distrust(generation, reason, replies),
             CopyRequest::SeedBegin { generation, step, base } => self.seed_begin(generation, step, base, replies),
             CopyRequest::SeedPages { generation, step, pages } => self.seed_pages(generation, step, &pages, replies),
             CopyRequest::SeedEnd { generation, steps } => self.seed_end(generation, steps, replies),
@@ -279,6 +317,7 @@ impl Copy {
             CopyRequest::DropBranch { generation, child } => self.drop_branch(generation, child, replies),
         };
         self.fail_on(done, replies);
+        self.tell_what_readers_met(replies);
     }
 
     /// Writes all frames that were accepted since the last call, in one write and one fsync, and acknowledges them.
@@ -288,8 +327,10 @@ impl Copy {
     }
 
     fn fail_on(&mut self, done: Result<(), DiskError>, replies: &mut Vec<CopyReply>) {
-        if let Err(e) = done {
-            self.fail(e.to_string(), replies);
+        match (done, self.met_in_log.take()) {
+            (Ok(()), _) => {}
+            (Err(_), Some(damage)) => self.tell(damage, replies),
+            (Err(e), None) => self.fail(e.to_string(), replies),
         }
     }
 
@@ -318,6 +359,9 @@ impl Copy {
     fn raise(&mut self, generation: Generation, replies: &mut Vec<CopyReply>) -> Result<(), DiskError> {
         if self.admit(generation, replies)? {
             replies.push(CopyReply::Raised { generation, state: self.state() });
+            if let Some(damage) = &self.damage {
+                replies.push(CopyReply::Damaged { damage: damage.clone() });
+            }
         }
         Ok(())
     }
@@ -392,7 +436,11 @@ impl Copy {
             match self.wal.read(&mut self.read_cursor, from, end, bytes_max) {
                 Ok(frames) => CopyReply::Log { id, frames },
                 Err(WalReadError::Disk(e)) => return Err(e),
-                Err(e) => CopyReply::Unreadable { id, reason: e.to_string() },
+                Err(e) => {
+                    let reason = e.to_string();
+                    self.tell(check::log_damage(e), replies);
+                    CopyReply::Unreadable { id, reason }
+                }
             }
         };
         replies.push(reply);
@@ -407,33 +455,44 @@ impl Copy {
         }
         let branched = self.branch_waiting(replies);
         self.fail_on(branched, replies);
+        self.tell_what_readers_met(replies);
         match self.ingest_some() {
             Ok(more) => more,
-            Err(reason) => {
+            Err(IngestError::Damaged(damage)) => {
+                if self.damage.is_none() {
+                    self.tell(damage, replies);
+                }
+                false
+            }
+            Err(IngestError::Failed(reason)) => {
                 self.fail(reason, replies);
                 false
             }
         }
     }
 
-    fn ingest_some(&mut self) -> Result<bool, String> {
+    fn ingest_some(&mut self) -> Result<bool, IngestError> {
         let room = self.make_room();
         let upto = self.vdl.seq.min(self.agreed).min(self.wal.end().seq);
         if self.ingested.seq >= upto || !room {
-            self.wal.trim(self.trim.min(self.manifest.flushed.seq)).map_err(|e| e.to_string())?;
+            self.wal.trim(self.trim.min(self.manifest.flushed.seq)).map_err(|e| IngestError::Failed(e.to_string()))?;
             return Ok(false);
         }
         let from = self.ingested.seq.next();
         let frames = match self.recent(from, upto, INGEST_BYTES) {
             Some(frames) => frames,
-            None => self.wal.read(&mut self.ingest_cursor, from, upto, INGEST_BYTES).map_err(|e| e.to_string())?,
+            None => self.wal.read(&mut self.ingest_cursor, from, upto, INGEST_BYTES).map_err(|e| match e {
+                WalReadError::Disk(e) => IngestError::Failed(e.to_string()),
+                e @ WalReadError::Damaged { .. } => IngestError::Damaged(check::log_damage(e)),
+            })?,
         };
         let mut versions = Vec::new();
         let mut bytes = self.pages.open_bytes();
         for frame in frames {
             if !frame.is_control() {
                 let payload = frame.payload();
-                let records = redo::records(&payload).map_err(|e| format!("frame {} is durable and is no redo: {e}", frame.seq()))?;
+                let records = redo::records(&payload)
+                    .map_err(|e| IngestError::Failed(format!("frame {} is durable and is no redo: {e}", frame.seq())))?;
                 bytes += records.iter().map(|r| pages::entry_bytes(&r.change)).sum::<usize>();
                 versions.push((frame.end_lsn(), records));
             }

@@ -9,8 +9,10 @@ use super::manifest::LayerMeta;
 use super::merge::{Fold, Merge, Source};
 use crate::base::{LogEnd, Lsn, PageNo, Seq};
 use crate::log::redo::{Change, Record};
+use crate::volume::DiskError;
+use crate::volume::message::{Damage, Digest};
 use bytes::Bytes;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::Arc;
@@ -19,6 +21,8 @@ use std::sync::Arc;
 const ENTRY_OVERHEAD_BYTES: usize = 96;
 /// Pages of the open memtable that one scan looks at, so that it holds the lock for a bounded time.
 const SCAN_PAGES_MAX: usize = 1024;
+/// Pages in memory at once while a range is digested.
+const DIGEST_SCAN_BYTES: usize = 256 << 10;
 
 /// Why a page cannot be read here.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -27,8 +31,10 @@ pub enum ReadError {
     NotYet { at: Lsn, ingested: Lsn },
     #[error("versions below LSN {first} were folded together, LSN {at} was asked for; read at a newer LSN")]
     TooOld { at: Lsn, first: Lsn },
-    #[error("{reason}; ask another copy, and rebuild this one")]
-    Damaged { reason: String },
+    #[error("'{file}' is damaged: {reason}; ask another copy, and rebuild this one")]
+    Damaged { file: String, reason: String, lost: bool },
+    #[error("this copy's pages differ from those of the other copies ({reason}); ask another copy")]
+    Distrusted { reason: String },
     #[error("{reason}; ask another copy")]
     Failed { reason: String },
 }
@@ -36,10 +42,35 @@ pub enum ReadError {
 impl From<LayerError> for ReadError {
     fn from(e: LayerError) -> ReadError {
         match e {
+            LayerError::Disk(DiskError::NotFound { name }) => {
+                ReadError::Damaged { file: name, reason: "the file is gone".into(), lost: true }
+            }
             LayerError::Disk(e) => ReadError::Failed { reason: e.to_string() },
-            e => ReadError::Damaged { reason: e.to_string() },
+            LayerError::Damaged { file, reason, lost } => ReadError::Damaged { file, reason, lost },
+            LayerError::Unsupported { file, version } => ReadError::Damaged {
+                file,
+                reason: format!("it has format version {version}, which this parhelion does not read"),
+                lost: false,
+            },
         }
     }
+}
+
+/// 64 bits over `bytes`: against accidents, not against an adversary (a copy is one of us).
+fn hash(bytes: &[u8]) -> u64 {
+    let mut words = bytes.chunks_exact(8);
+    let mut h = bytes.len() as u64;
+    for word in &mut words {
+        h = mix(h, u64::from_le_bytes(word.try_into().expect("BUG: eight bytes")));
+    }
+    let mut last = [0; 8];
+    last[..words.remainder().len()].copy_from_slice(words.remainder());
+    mix(h, u64::from_le_bytes(last))
+}
+
+fn mix(h: u64, word: u64) -> u64 {
+    let h = (h ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    h ^ (h >> 29)
 }
 
 /// Whole pages in order, and where to go on (`None`: these were the last).
@@ -108,6 +139,15 @@ impl Memtable {
 /// The page versions of one copy.
 pub struct PageStore {
     state: RwLock<State>,
+    /// What a reader met, until the copy tells of it.
+    met: Mutex<Met>,
+}
+
+#[derive(Default)]
+struct Met {
+    damage: Option<Damage>,
+    /// Called when there is damage to be told of.
+    wake: Option<Box<dyn Fn() + Send + Sync>>,
 }
 
 struct State {
@@ -118,10 +158,15 @@ struct State {
     layers: Arc<Vec<Arc<Layer>>>,
     ingested: LogEnd,
     folded: Lsn,
+    /// Why nothing here is to be read.
+    distrusted: Option<String>,
 }
 
 impl State {
     fn check(&self, at: Lsn) -> Result<(), ReadError> {
+        if let Some(reason) = &self.distrusted {
+            return Err(ReadError::Distrusted { reason: reason.clone() });
+        }
         if at > self.ingested.end_lsn {
             return Err(ReadError::NotYet { at, ingested: self.ingested.end_lsn });
         }
@@ -135,7 +180,15 @@ impl State {
 impl PageStore {
     pub(super) fn new(layers: Vec<Arc<Layer>>, flushed: LogEnd, folded: Lsn) -> PageStore {
         PageStore {
-            state: RwLock::new(State { open: Memtable::new(flushed), frozen: None, layers: Arc::new(layers), ingested: flushed, folded }),
+            state: RwLock::new(State {
+                open: Memtable::new(flushed),
+                frozen: None,
+                layers: Arc::new(layers),
+                ingested: flushed,
+                folded,
+                distrusted: None,
+            }),
+            met: Mutex::default(),
         }
     }
 
@@ -144,6 +197,10 @@ impl PageStore {
     /// # Errors
     /// [`ReadError`]: not yet there, folded away, damaged, or the disk failed.
     pub fn read(&self, page: PageNo, at: Lsn) -> Result<Bytes, ReadError> {
+        self.note(self.find(page, at))
+    }
+
+    fn find(&self, page: PageNo, at: Lsn) -> Result<Bytes, ReadError> {
         let mut newest_first = Vec::new();
         let layers = {
             let state = self.state.read();
@@ -175,6 +232,10 @@ impl PageStore {
     /// # Errors
     /// As [`PageStore::read`].
     pub fn scan(&self, at: Lsn, from: PageNo, bytes_max: usize) -> Result<Scanned, ReadError> {
+        self.note(self.gather(at, from, bytes_max))
+    }
+
+    fn gather(&self, at: Lsn, from: PageNo, bytes_max: usize) -> Result<Scanned, ReadError> {
         let mut recent = Memtable::default();
         let mut beyond = None;
         let (frozen, layers) = {
@@ -223,6 +284,61 @@ impl PageStore {
             }
         }
         Ok((pages, beyond))
+    }
+
+    /// The pages `from..from + pages_max` as one number, the same in every copy: what is empty counts as not there, and zeros at a page's
+    /// end count for nothing.
+    ///
+    /// # Errors
+    /// As [`PageStore::read`].
+    pub fn digest(&self, at: Lsn, from: PageNo, pages_max: u32) -> Result<Digest, ReadError> {
+        let end = from.0.saturating_add(pages_max.max(1));
+        let mut digest = Digest { hash: 0xcbf2_9ce4_8422_2325, pages: 0, bytes: 0, next: None };
+        let mut at_page = Some(from);
+        while let Some(page) = at_page.filter(|p| p.0 < end) {
+            let (pages, next) = self.scan(at, page, DIGEST_SCAN_BYTES)?;
+            at_page = next;
+            for (page, bytes) in pages {
+                if page.0 >= end {
+                    digest.next = Some(page);
+                    return Ok(digest);
+                }
+                let content = &bytes[..bytes.iter().rposition(|b| *b != 0).map_or(0, |i| i + 1)];
+                if !content.is_empty() {
+                    digest.hash = mix(mix(digest.hash, u64::from(page.0) << 32 | content.len() as u64), hash(content));
+                    digest.pages += 1;
+                    digest.bytes += content.len() as u64;
+                }
+            }
+        }
+        digest.next = at_page;
+        Ok(digest)
+    }
+
+    /// Remembers damage that a reader met, until the copy takes it.
+    fn note<T>(&self, outcome: Result<T, ReadError>) -> Result<T, ReadError> {
+        if let Err(ReadError::Damaged { reason, file, lost }) = &outcome {
+            let mut met = self.met.lock();
+            met.damage.get_or_insert_with(|| Damage { file: file.clone(), reason: reason.clone(), lost_write: *lost, healed: false });
+            if let Some(wake) = &met.wake {
+                wake();
+            }
+        }
+        outcome
+    }
+
+    pub(super) fn take_damage(&self) -> Option<Damage> {
+        self.met.lock().damage.take()
+    }
+
+    /// `wake` is called, from the thread of a reader, when that met damage: whoever drives the copy makes it tell of it (any call does).
+    pub fn wake_on_damage(&self, wake: Box<dyn Fn() + Send + Sync>) {
+        self.met.lock().wake = Some(wake);
+    }
+
+    /// Nothing is read here any more, until a seed replaces everything.
+    pub(super) fn distrust(&self, reason: String) {
+        self.state.write().distrusted = Some(reason);
     }
 
     /// Page versions up to here can be read.
@@ -294,6 +410,9 @@ impl PageStore {
         state.frozen = None;
         state.ingested = base;
         state.folded = base.end_lsn;
+        state.distrusted = None;
+        drop(state);
+        self.met.lock().damage = None;
         old
     }
 

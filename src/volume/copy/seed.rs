@@ -139,6 +139,8 @@ impl Copy {
         };
         self.directory.store(self.timeline, &manifest)?;
         self.manifest = manifest;
+        self.damage = None;
+        (self.checking, self.check_cursor) = (None, None);
         self.contents += 1;
         self.pending.clear();
         self.pending_for = None;
@@ -153,6 +155,7 @@ impl Copy {
         for layer in self.pages.reset(layer, end).iter() {
             layer.retire();
         }
-        self.wal.restart(lineage, end, history)
+        self.wal.restart(lineage, end, history)?;
+        super::manifest::remove_distrust(&*self.disk)
     }
 }

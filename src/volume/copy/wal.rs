@@ -14,7 +14,7 @@ use super::codec::CodecError;
 use super::manifest::{Manifest, TEMPORARY};
 use super::record::{FileHeader, MARK_BYTES, Record, RecordReader, encode_mark, search_marks};
 use crate::base::{LineageId, LogEnd, Seq};
-use crate::log::{Frame, History};
+use crate::log::{FRAME_HEADER_BYTES, Frame, History};
 use crate::volume::{Disk, DiskError};
 use std::sync::Arc;
 
@@ -62,8 +62,14 @@ pub(super) struct Cursor {
 pub(super) enum WalReadError {
     #[error(transparent)]
     Disk(#[from] DiskError),
-    #[error("the log is damaged at seq {seq} in '{file}'")]
-    Damaged { file: String, seq: Seq },
+    #[error("the log is damaged at seq {seq} in '{file}', offset {at}")]
+    Damaged {
+        file: String,
+        seq: Seq,
+        at: u64,
+        /// Nothing is where the frame was written.
+        lost: bool,
+    },
 }
 
 fn name_of(number: u64) -> String {
@@ -409,9 +415,21 @@ impl Wal {
 
     /// Frames `from..=upto`, about `bytes_max` of them but at least one; each checked, and each following the one before.
     pub(super) fn read(&mut self, cursor: &mut Option<Cursor>, from: Seq, upto: Seq, bytes_max: usize) -> Result<Vec<Frame>, WalReadError> {
+        let disk = Arc::clone(&self.disk);
+        self.read_on(&*disk, cursor, from, upto, bytes_max)
+    }
+
+    /// As [`Wal::read`], on another view of the same disk.
+    pub(super) fn read_on(
+        &mut self,
+        disk: &dyn Disk,
+        cursor: &mut Option<Cursor>,
+        from: Seq,
+        upto: Seq,
+        bytes_max: usize,
+    ) -> Result<Vec<Frame>, WalReadError> {
         assert!(from >= self.first() && upto <= self.end.seq, "BUG: frames {from} to {upto} are not in the log");
         let lineage = self.lineage.expect("BUG: a log with frames has a lineage");
-        let disk = Arc::clone(&self.disk);
         let mut out: Vec<Frame> = Vec::new();
         let mut bytes = 0;
         let mut wanted = from;
@@ -424,7 +442,7 @@ impl Wal {
                 _ => file.index[file.index.partition_point(|(seq, _)| *seq <= wanted) - 1],
             };
             let name = file.name.clone();
-            let mut reader = RecordReader::new(&*disk, &name, file.number, lineage, at, bytes_max.clamp(READ_BYTES.0, READ_BYTES.1));
+            let mut reader = RecordReader::new(disk, &name, file.number, lineage, at, bytes_max.clamp(READ_BYTES.0, READ_BYTES.1));
             while seq <= last && (out.is_empty() || bytes < bytes_max) {
                 let at = reader.position();
                 match reader.next()? {
@@ -437,13 +455,28 @@ impl Wal {
                         seq = seq.next();
                     }
                     Record::Mark(_) => {}
-                    _ => return Err(WalReadError::Damaged { file: name, seq }),
+                    _ => {
+                        let lost = disk.read(&name, at, FRAME_HEADER_BYTES)?.iter().all(|b| *b == 0);
+                        return Err(WalReadError::Damaged { file: name, seq, at, lost });
+                    }
                 }
             }
             *cursor = Some(Cursor { number: file.number, seq, at: reader.position() });
             wanted = seq;
         }
         Ok(out)
+    }
+
+    /// Whether the headers of all files are what was written; else which is not, and why.
+    pub(super) fn check_headers(&self, disk: &dyn Disk) -> Result<(), (String, String)> {
+        for file in &self.files {
+            let found = FileHeader::read(disk, &file.name).map_err(|e| (file.name.clone(), e.to_string()))?;
+            let (header, _) = found.map_err(|e| (file.name.clone(), format!("its header is not readable: {e}")))?;
+            if header.number != file.number || header.before != file.before || Some(header.lineage) != self.lineage {
+                return Err((file.name.clone(), "its header is not the one that was written".into()));
+            }
+        }
+        Ok(())
     }
 
     /// Removes files whose frames all lie below `below`; never the newest.

@@ -4,6 +4,7 @@ mod crash;
 mod damage;
 mod place;
 mod rules;
+mod scrub;
 mod timelines;
 
 use super::*;
