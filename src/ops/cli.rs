@@ -61,6 +61,8 @@ pub enum Verb {
     Bench(super::bench::BenchArgs),
     /// Run simulated global clusters from seeds
     Sim(SimArgs),
+    /// Cut the power of a simulated volume at every disk call, and recover from what is left
+    Powercut(super::proof::PowercutArgs),
     /// Show the version
     Version {
         /// Print JSON
@@ -242,6 +244,7 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Verb::Copy { what } => runtime(false)?.block_on(run_copy(what)),
         Verb::Bench(args) => runtime(true)?.block_on(super::bench::run(args)),
         Verb::Sim(args) => run_sim(&args),
+        Verb::Powercut(args) => super::proof::powercut(&args),
         Verb::Version { json: true } => say(&json(&serde_json::json!({
             "name": "parhelion", "version": env!("CARGO_PKG_VERSION"), "admin_protocol": super::admin::ADMIN_VERSION,
         }))),
@@ -254,19 +257,24 @@ fn runtime(threads: bool) -> Result<tokio::runtime::Runtime, Failure> {
     builder.enable_all().build().map_err(super::failure::io_failure("start the async runtime"))
 }
 
-/// Whole global clusters under virtual time. A failing seed prints the command that replays it.
-fn run_sim(args: &SimArgs) -> Result<(), Failure> {
-    let first = match args.seed.as_str() {
+/// A seed as it is typed.
+pub(super) fn seed_of(typed: &str) -> Result<u64, Failure> {
+    match typed {
         "random" => {
             let mut seed = [0u8; 4];
             aws_lc_rs::rand::fill(&mut seed).map_err(|_| Failure::new(FAILED, "the system gives no random numbers"))?;
-            u64::from(u32::from_le_bytes(seed))
+            Ok(u64::from(u32::from_le_bytes(seed)))
         }
         text => {
             let parsed = text.strip_prefix("0x").map_or_else(|| text.parse().ok(), |hex| u64::from_str_radix(hex, 16).ok());
-            parsed.ok_or_else(|| Failure::new(USAGE, format!("'{text}' is no seed: write a number, 0x..., or random")))?
+            parsed.ok_or_else(|| Failure::new(USAGE, format!("'{text}' is no seed: write a number, 0x..., or random")))
         }
-    };
+    }
+}
+
+/// Whole global clusters under virtual time. A failing seed prints the command that replays it.
+fn run_sim(args: &SimArgs) -> Result<(), Failure> {
+    let first = seed_of(&args.seed)?;
     // Panics are caught and reported with their seed; the default message would come a hundred times.
     std::panic::set_hook(Box::new(|_| {}));
     let options = SimOptions { trace_lines: if args.seeds == 1 { args.trace } else { 0 }, ..SimOptions::default() };
@@ -285,7 +293,7 @@ fn json(value: &impl serde::Serialize) -> String {
 }
 
 /// To stdout. A reader that went away (`| head`) ends the command quietly.
-fn say(text: &str) -> Result<(), Failure> {
+pub(super) fn say(text: &str) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),

@@ -12,6 +12,7 @@ pub mod events;
 pub mod failure;
 pub mod lag;
 pub mod netem;
+pub mod proof;
 pub mod region;
 pub mod status;
 

@@ -2,7 +2,8 @@
 //!
 //! Decides, from its seed, what is left after the power went: every write that no sync covered is kept whole, kept up to
 //! some byte, or gone, each on its own, so that later ones may survive earlier ones. A file that was made and never
-//! synced nor renamed vanishes. After a failed sync the bytes read back as if nothing had happened, and are lost with the
+//! synced nor renamed vanishes. [`SimDisk::image`] gives what would be left at this moment, again and again and in other ways,
+//! while the disk itself goes on. After a failed sync the bytes read back as if nothing had happened, and are lost with the
 //! power even when a later sync succeeds. Driven by the simulator and by the copy's own tests.
 
 use crate::base::Prng;
@@ -18,6 +19,23 @@ pub enum Fault {
     Failed,
 }
 
+/// What the power leaves of the writes that no sync covered, each write on its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Left {
+    /// All, and still unsynced: only the process went, the page cache is there.
+    Cached,
+    /// Nothing.
+    Synced,
+    /// All of a write, or nothing: later ones may survive earlier ones.
+    Subset,
+    /// The beginning of a write, up to any byte.
+    Prefix,
+    /// Any of a write's sectors.
+    Sectors,
+    /// One of these.
+    Mixed,
+}
+
 /// See the module. All methods take `&self`; put it into an `Arc` and give one to the copy.
 pub struct SimDisk {
     state: Mutex<State>,
@@ -30,6 +48,11 @@ struct State {
     calls: u64,
     cut_at: Option<u64>,
     fail_at: Option<(u64, Fault)>,
+    /// Reading calls so far: list, len, read.
+    reads: u64,
+    fail_read_at: Option<u64>,
+    /// Bytes that all files together may take.
+    quota: Option<u64>,
     down: bool,
 }
 
@@ -66,10 +89,65 @@ impl Unsynced {
     }
 }
 
+/// What a disk writes whole or not at all; some are smaller than the common 512 bytes, so that small frames tear as well.
+const SECTORS: [usize; 3] = [512, 64, 16];
+
+impl Unsynced {
+    /// As much of it as `left` says.
+    fn apply_some(&self, left: Left, prng: &mut Prng, file: &mut Vec<u8>) {
+        let left = match left {
+            Left::Mixed => [Left::Synced, Left::Cached, Left::Prefix, Left::Sectors][prng.below(4) as usize],
+            other => other,
+        };
+        let (Left::Prefix | Left::Sectors, Unsynced::Write { offset, bytes }) = (left, self) else {
+            let all = match left {
+                Left::Synced => false,
+                Left::Cached => true,
+                _ => prng.chance(500_000),
+            };
+            if all {
+                self.apply(file);
+            }
+            return;
+        };
+        if left == Left::Prefix {
+            let kept = usize::try_from(prng.below(bytes.len() as u64 + 1)).expect("BUG: a length fits");
+            Unsynced::Write { offset: *offset, bytes: bytes[..kept].to_vec() }.apply(file);
+            return;
+        }
+        let sector = SECTORS[prng.below(3) as usize];
+        let mut from = 0;
+        while from < bytes.len() {
+            let to = ((offset + from) / sector * sector + sector - offset).min(bytes.len());
+            if prng.chance(500_000) {
+                Unsynced::Write { offset: offset + from, bytes: bytes[from..to].to_vec() }.apply(file);
+            }
+            from = to;
+        }
+    }
+}
+
 impl SimFile {
     fn note(&mut self, change: Unsynced) {
         change.apply(&mut self.current);
         self.unsynced.push(change);
+    }
+
+    /// `None`: not even its name is left.
+    fn image(&self, left: Left, prng: &mut Prng) -> Option<SimFile> {
+        if left == Left::Cached {
+            return Some(self.clone());
+        }
+        // A name that was never synced may have reached the disk all the same.
+        let mut durable = match &self.durable {
+            Some(durable) => durable.clone(),
+            None if left == Left::Synced || prng.chance(500_000) => return None,
+            None => Vec::new(),
+        };
+        for change in &self.unsynced {
+            change.apply_some(left, prng, &mut durable);
+        }
+        Some(SimFile { current: durable.clone(), durable: Some(durable), unsynced: Vec::new() })
     }
 
     fn sync(&mut self) {
@@ -111,10 +189,32 @@ impl State {
         if self.down { Err(failed(name, "the power is off")) } else { Ok(()) }
     }
 
+    /// As [`State::check_power`], of a reading call.
+    fn enter_read(&mut self, name: &str) -> Result<(), DiskError> {
+        self.check_power(name)?;
+        self.reads += 1;
+        if self.fail_read_at == Some(self.reads) {
+            self.fail_read_at = None;
+            return Err(failed(name, "an injected I/O error"));
+        }
+        Ok(())
+    }
+
+    fn used(&self) -> u64 {
+        self.files.values().map(|f| f.current.len() as u64).sum()
+    }
+
+    /// Whether `name` may grow to `len`.
+    fn has_room(&self, name: &str, len: usize) -> bool {
+        let grows = len.saturating_sub(self.files.get(name).map_or(0, |f| f.current.len()));
+        self.quota.is_none_or(|quota| grows == 0 || self.used() + grows as u64 <= quota)
+    }
+
     fn crash(&mut self) {
         self.down = true;
         self.cut_at = None;
         self.fail_at = None;
+        self.fail_read_at = None;
         let State { files, prng, .. } = self;
         files.retain(|_, file| {
             let Some(durable) = file.durable.as_mut() else { return false };
@@ -160,8 +260,34 @@ impl SimDisk {
     #[must_use]
     pub fn new(seed: u64) -> SimDisk {
         SimDisk {
-            state: Mutex::new(State { files: BTreeMap::new(), prng: Prng::new(seed), calls: 0, cut_at: None, fail_at: None, down: false }),
+            state: Mutex::new(State {
+                files: BTreeMap::new(),
+                prng: Prng::new(seed),
+                calls: 0,
+                cut_at: None,
+                fail_at: None,
+                reads: 0,
+                fail_read_at: None,
+                quota: None,
+                down: false,
+            }),
         }
+    }
+
+    /// A disk of its own with what would be left here if the power went now.
+    #[must_use]
+    pub fn image(&self, left: Left, seed: u64) -> SimDisk {
+        let image = SimDisk::new(seed);
+        let mut prng = Prng::new(seed).fork("image");
+        let state = self.state.lock();
+        let mut files = BTreeMap::new();
+        for (name, file) in &state.files {
+            if let Some(file) = file.image(left, &mut prng) {
+                files.insert(name.clone(), file);
+            }
+        }
+        image.state.lock().files = files;
+        image
     }
 
     /// The power goes now. Every call fails until [`SimDisk::restart`]. Faults that were ordered and not yet met are forgotten.
@@ -192,6 +318,29 @@ impl SimDisk {
         state.fail_at = Some((state.calls + n, fault));
     }
 
+    /// The `n`-th reading call from now (1: the next; list, len and read) fails.
+    pub fn fail_read_at(&self, n: u64) {
+        let mut state = self.state.lock();
+        state.fail_read_at = Some(state.reads + n);
+    }
+
+    /// Reading calls so far (list, len, read).
+    #[must_use]
+    pub fn reads(&self) -> u64 {
+        self.state.lock().reads
+    }
+
+    /// All files together may take so many bytes; what would take more finds the disk full. `None`: without bound.
+    pub fn set_quota(&self, bytes: Option<u64>) {
+        self.state.lock().quota = bytes;
+    }
+
+    /// What all files together take.
+    #[must_use]
+    pub fn used_bytes(&self) -> u64 {
+        self.state.lock().used()
+    }
+
     /// The next writing call fails.
     pub fn fail_next(&self, fault: Fault) {
         self.fail_at(1, fault);
@@ -202,6 +351,7 @@ impl SimDisk {
         let mut state = self.state.lock();
         state.cut_at = None;
         state.fail_at = None;
+        state.fail_read_at = None;
     }
 
     /// Whether the power is off.
@@ -230,20 +380,20 @@ impl SimDisk {
 
 impl Disk for SimDisk {
     fn list(&self) -> Result<Vec<String>, DiskError> {
-        let state = self.state.lock();
-        state.check_power("directory")?;
+        let mut state = self.state.lock();
+        state.enter_read("directory")?;
         Ok(state.files.keys().cloned().collect())
     }
 
     fn len(&self, name: &str) -> Result<Option<u64>, DiskError> {
-        let state = self.state.lock();
-        state.check_power(name)?;
+        let mut state = self.state.lock();
+        state.enter_read(name)?;
         Ok(state.files.get(name).map(|f| f.current.len() as u64))
     }
 
     fn read(&self, name: &str, offset: u64, len_max: usize) -> Result<Bytes, DiskError> {
-        let state = self.state.lock();
-        state.check_power(name)?;
+        let mut state = self.state.lock();
+        state.enter_read(name)?;
         let file = state.files.get(name).ok_or_else(|| DiskError::NotFound { name: name.to_string() })?;
         let from = usize::try_from(offset).unwrap_or(usize::MAX).min(file.current.len());
         let to = from.saturating_add(len_max).min(file.current.len());
@@ -254,6 +404,9 @@ impl Disk for SimDisk {
         let mut state = self.state.lock();
         let go = state.enter(name)?;
         let offset = usize::try_from(offset).map_err(|_| failed(name, "the offset is out of range"))?;
+        if !state.has_room(name, offset + parts.iter().map(Bytes::len).sum::<usize>()) {
+            return Err(DiskError::Full { name: name.to_string() });
+        }
         state.finish(&go, name, |s| {
             s.files.entry(name.to_string()).or_default().note(Unsynced::Write { offset, bytes: parts.concat() });
             Ok(())
@@ -264,6 +417,9 @@ impl Disk for SimDisk {
         let mut state = self.state.lock();
         let go = state.enter(name)?;
         let len = usize::try_from(len).map_err(|_| failed(name, "the length is out of range"))?;
+        if !state.has_room(name, len) {
+            return Err(DiskError::Full { name: name.to_string() });
+        }
         state.finish(&go, name, |s| {
             s.files.entry(name.to_string()).or_default().note(Unsynced::Extend { len });
             Ok(())
@@ -358,6 +514,46 @@ mod tests {
         disk.crash();
         disk.restart();
         assert_eq!(disk.read("a", 0, 100).unwrap(), "one");
+    }
+
+    #[test]
+    fn an_image_shows_what_each_loss_leaves_and_the_disk_goes_on() {
+        let disk = SimDisk::new(7);
+        write(&disk, "a", 0, b"synced");
+        disk.sync("a").unwrap();
+        write(&disk, "a", 6, &[7; 64]);
+        write(&disk, "a", 70, b"later");
+        write(&disk, "new", 0, b"x");
+        let all = disk.read("a", 0, 100).unwrap();
+        let (mut torn, mut reordered, mut holes) = (0, 0, 0);
+        for seed in 0..200 {
+            assert_eq!(disk.image(Left::Cached, seed).read("a", 0, 100).unwrap(), all);
+            let synced = disk.image(Left::Synced, seed);
+            assert_eq!((synced.read("a", 0, 100).unwrap(), synced.len("new").unwrap()), (Bytes::from_static(b"synced"), None));
+            let prefix = disk.image(Left::Prefix, seed).read("a", 0, 100).unwrap();
+            torn += u32::from(prefix.len() > 7 && prefix[6..].iter().filter(|b| **b == 7).count() < 64);
+            let subset = disk.image(Left::Subset, seed).read("a", 0, 100).unwrap();
+            reordered += u32::from(subset.len() == 75 && subset[6..70] == [0; 64]);
+            let sectors = disk.image(Left::Sectors, seed).read("a", 0, 100).unwrap();
+            holes += u32::from(sectors.len() > 60 && sectors[6..16] == [0; 10] && sectors[16..32] == [7; 16]);
+            assert!(sectors.starts_with(b"synced"));
+        }
+        assert!(torn > 10 && reordered > 20 && holes > 3, "{torn} {reordered} {holes}");
+        assert_eq!(disk.read("a", 0, 100).unwrap(), all);
+    }
+
+    #[test]
+    fn a_quota_and_a_read_error_are_met_where_they_were_ordered() {
+        let disk = SimDisk::new(8);
+        disk.set_quota(Some(10));
+        write(&disk, "a", 0, b"12345678");
+        assert!(matches!(disk.allocate("b", 3), Err(DiskError::Full { .. })));
+        write(&disk, "a", 0, b"overwritten"[..8].into());
+        assert_eq!(disk.used_bytes(), 8);
+        disk.set_quota(None);
+        disk.allocate("b", 3).unwrap();
+        disk.fail_read_at(2);
+        assert!(disk.len("a").is_ok() && disk.read("a", 0, 1).is_err() && disk.read("a", 0, 1).is_ok());
     }
 
     #[test]

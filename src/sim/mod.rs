@@ -11,6 +11,7 @@ pub mod disk;
 mod faults;
 mod network;
 mod plan;
+pub mod proof;
 mod regions;
 mod runs;
 #[cfg(test)]

@@ -65,7 +65,7 @@ pub fn run_seed(seed: u64, options: &SimOptions) -> Result<SimReport, Box<SimFai
     Err(Box::new(SimFailure { seed, what, at_ns: trace.now_ns, plan, trace: trace.lines.iter().cloned().collect() }))
 }
 
-fn said(panic: &(dyn Any + Send)) -> String {
+pub(super) fn said(panic: &(dyn Any + Send)) -> String {
     panic
         .downcast_ref::<String>()
         .cloned()
@@ -134,6 +134,15 @@ impl Counts {
         self.seeds_resumed += other.seeds_resumed;
         self.copies_rebuilt += other.copies_rebuilt;
     }
+}
+
+/// Does `work` on so many threads at once.
+pub(super) fn spread(threads: usize, work: impl Fn() + Sync) {
+    std::thread::scope(|scope| {
+        for _ in 0..threads.max(1) {
+            scope.spawn(&work);
+        }
+    });
 }
 
 /// Runs `count` seeds from `first_seed` on, each on one of `threads` threads. `say` is given one line per hundred seeds, each

@@ -72,6 +72,12 @@ impl FlushJob {
         self.urgent
     }
 
+    /// Whether it merges layers; else it writes a new one.
+    #[must_use]
+    pub fn merges(&self) -> bool {
+        !self.replaces.is_memtable()
+    }
+
     /// Reads and writes; may take as long as a layer is large. Changes nothing that counts.
     #[must_use]
     pub fn run(self) -> FlushDone {

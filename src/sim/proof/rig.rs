@@ -1,0 +1,645 @@
+//! A whole volume on a bench: one appender, six copies, six simulated disks, and nothing else. No region, no SQL, no network.
+//!
+//! Decides in which order things happen, from its seed: what a copy takes at once, when its answers arrive, when layers are
+//! written. Before each writing call of any disk a *probe* may look (that is where the power is cut, see [`super::powercut`]).
+//! Everything the volume says is held against the [`Story`]; the first lie ends the run.
+
+use super::Checked;
+use super::story::{Said, Story};
+use crate::base::{CopyId, Epoch, GroupId, Instant, Layout, Limits, LineageId, LogEnd, Lsn, MemberId, Prng, UnixMicros};
+use crate::log::Pen;
+use crate::sim::disk::SimDisk;
+use crate::volume::{Appender, AppenderEffect, Copy, CopyReply, CopyRequest, Disk, DiskError, Found, OpenError, VolumePhase};
+use bytes::Bytes;
+use parking_lot::Mutex;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// Rounds in which a healthy volume must have come to rest.
+const ROUNDS_MAX: u32 = 6000;
+/// No copy is given more requests than this without being asked to flush.
+const BURST: u64 = 6;
+
+pub(super) type Disks = [Arc<SimDisk>; 6];
+
+/// Called before each writing call, with what is being done.
+pub(super) type Probe = Box<dyn Fn(&Bench, u64, &'static str) + Send + Sync>;
+
+/// What the probe sees: the disks as they are, and what was said so far.
+pub(super) struct Bench {
+    pub disks: Mutex<Disks>,
+    pub story: Mutex<Story>,
+    doing: Mutex<&'static str>,
+    calls: AtomicU64,
+    probe: Option<Probe>,
+}
+
+impl Bench {
+    fn before(&self, name: &str) {
+        let call = self.calls.fetch_add(1, Ordering::Relaxed) + 1;
+        if let Some(probe) = &self.probe {
+            let doing = *self.doing.lock();
+            let doing = match (doing, name) {
+                ("commit" | "group commit", "log.tmp") => "new log file",
+                (_, "MANIFEST" | "MANIFEST.tmp") if doing != "opening a copy" => "manifest swap",
+                _ => doing,
+            };
+            probe(self, call, doing);
+        }
+    }
+}
+
+/// A disk under the probe's eyes.
+struct Seen {
+    disk: Arc<SimDisk>,
+    bench: Arc<Bench>,
+}
+
+impl Disk for Seen {
+    fn list(&self) -> Result<Vec<String>, DiskError> {
+        self.disk.list()
+    }
+    fn len(&self, name: &str) -> Result<Option<u64>, DiskError> {
+        self.disk.len(name)
+    }
+    fn read(&self, name: &str, offset: u64, len_max: usize) -> Result<Bytes, DiskError> {
+        self.disk.read(name, offset, len_max)
+    }
+    fn write(&self, name: &str, offset: u64, parts: &[Bytes]) -> Result<(), DiskError> {
+        self.bench.before(name);
+        self.disk.write(name, offset, parts)
+    }
+    fn allocate(&self, name: &str, len: u64) -> Result<(), DiskError> {
+        self.bench.before(name);
+        self.disk.allocate(name, len)
+    }
+    fn sync(&self, name: &str) -> Result<(), DiskError> {
+        self.bench.before(name);
+        self.disk.sync(name)
+    }
+    fn rename(&self, from: &str, to: &str) -> Result<(), DiskError> {
+        self.bench.before(to);
+        self.disk.rename(from, to)
+    }
+    fn remove(&self, name: &str) -> Result<(), DiskError> {
+        self.bench.before(name);
+        self.disk.remove(name)
+    }
+}
+
+#[derive(Default)]
+pub(super) struct Slot {
+    pub copy: Option<Copy>,
+    requests: VecDeque<CopyRequest>,
+    replies: VecDeque<CopyReply>,
+    /// Not opened before `release`.
+    held: bool,
+}
+
+/// One protection group.
+fn member(copy: CopyId) -> MemberId {
+    MemberId { group: GroupId(0), copy }
+}
+
+/// What is allowed to be wrong with a disk, beyond a crash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Harm {
+    /// Nothing: a copy that cannot be opened is a failure.
+    None,
+    /// Damage: such a copy is moved aside and rebuilt as soon as the volume serves without it.
+    Damage,
+    /// Calls that fail: such a copy is opened again.
+    Errors,
+}
+
+/// What happened on the way.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Counts {
+    /// Copies that said they are damaged, at opening or when they were read.
+    pub damaged: u64,
+    /// Copies that left their duty.
+    pub left: u64,
+    pub rebuilt: u64,
+}
+
+pub(super) struct Rig {
+    pub bench: Arc<Bench>,
+    pub counts: Counts,
+    /// Why recovery waits, as it says.
+    pub waits: Option<String>,
+    /// Why writes are stopped, as the volume says.
+    pub stopped: Option<String>,
+    /// Said when a copy was found damaged.
+    pub damage: Vec<String>,
+    harm: Harm,
+    limits: Limits,
+    pub(super) prng: Prng,
+    now: Instant,
+    pub(super) appender: Appender,
+    pen: Option<Pen>,
+    ready: bool,
+    control: Vec<u8>,
+    control_asked: u64,
+    pub(super) slots: [Slot; 6],
+}
+
+pub(super) fn limits() -> Limits {
+    Limits { version_retain: Duration::from_millis(40), log_retain_bytes: 6 << 10, ..Limits::tiny() }
+}
+
+pub(super) fn new_disks(seed: u64) -> Disks {
+    std::array::from_fn(|i| Arc::new(SimDisk::new(seed ^ ((i as u64 + 1) << 56))))
+}
+
+impl Rig {
+    /// The volume's first start on these disks, or the next one.
+    pub(super) fn start(disks: Disks, story: Story, seed: u64, harm: Harm, probe: Option<Probe>) -> Checked<Rig> {
+        let mut prng = Prng::new(seed).fork("rig");
+        let bench = Arc::new(Bench {
+            disks: Mutex::new(disks),
+            story: Mutex::new(story),
+            doing: Mutex::new("opening a copy"),
+            calls: AtomicU64::new(0),
+            probe,
+        });
+        let appender = Appender::new(limits(), Layout::default(), prng.fork("appender"), UnixMicros(1), false);
+        let mut rig = Rig {
+            bench,
+            counts: Counts::default(),
+            waits: None,
+            stopped: None,
+            damage: Vec::new(),
+            harm,
+            limits: limits(),
+            prng,
+            now: Instant { ns: 1_000_000_000 },
+            appender,
+            pen: None,
+            ready: false,
+            control: Vec::new(),
+            control_asked: 0,
+            slots: Default::default(),
+        };
+        rig.open_all()?;
+        Ok(rig)
+    }
+
+    /// The process is killed and started again; the disks keep what is in the page cache.
+    pub(super) fn restart(&mut self) -> Checked {
+        for slot in &mut self.slots {
+            *slot = Slot { held: slot.held, ..Slot::default() };
+        }
+        self.appender = Appender::new(self.limits.clone(), Layout::default(), self.prng.fork("appender"), UnixMicros(1), false);
+        (self.pen, self.ready, self.waits, self.stopped) = (None, false, None, None);
+        self.open_all()
+    }
+
+    fn open_all(&mut self) -> Checked {
+        self.tell_needs();
+        let first = self.prng.below(6);
+        for i in 0..6 {
+            self.open(CopyId(u8::try_from((first + i) % 6).expect("BUG: six copies")))?;
+        }
+        self.effects()
+    }
+
+    pub(super) fn disk(&self, c: CopyId) -> Arc<SimDisk> {
+        Arc::clone(&self.bench.disks.lock()[c.index()])
+    }
+
+    fn do_as<T>(&mut self, doing: &'static str, act: impl FnOnce(&mut Rig) -> T) -> T {
+        let before = std::mem::replace(&mut *self.bench.doing.lock(), doing);
+        let out = act(self);
+        *self.bench.doing.lock() = before;
+        out
+    }
+
+    fn open(&mut self, c: CopyId) -> Checked {
+        if self.slots[c.index()].held || self.slots[c.index()].copy.is_some() {
+            return Ok(());
+        }
+        let disk = self.disk(c);
+        disk.restart();
+        let seen: Arc<dyn Disk> = Arc::new(Seen { disk, bench: Arc::clone(&self.bench) });
+        let limits = self.limits.clone();
+        match self.do_as("opening a copy", |_| Copy::open(seen, &limits)) {
+            Ok(copy) => {
+                let said = self.bench.story.lock().copies[c.index()];
+                let end = copy.state().end;
+                if copy.promised() < said.promised {
+                    return Err(format!("copy {c} promised generation {} and knows of {}", said.promised, copy.promised()));
+                }
+                if end < said.end && self.harm != Harm::Damage {
+                    return Err(format!("copy {c} said that {} is fsynced and ends at {end}", said.end));
+                }
+                self.appender.copy_opened(self.now, member(c), copy.promised());
+                self.slots[c.index()] = Slot { copy: Some(copy), ..Slot::default() };
+                Ok(())
+            }
+            Err(e @ OpenError::Disk(_)) if self.harm == Harm::Errors || self.disk(c).is_down() => {
+                self.lose(c, &e.to_string());
+                Ok(())
+            }
+            Err(e) if self.harm == Harm::Damage => {
+                self.counts.damaged += 1;
+                self.damage.push(format!("{c}: {e}"));
+                if *self.appender.phase() == VolumePhase::Serving {
+                    // Its peers have everything: it is moved aside and rebuilt.
+                    self.wipe(c);
+                    return self.open(c);
+                }
+                self.slots[c.index()].held = true;
+                self.lose(c, &e.to_string());
+                Ok(())
+            }
+            Err(e) => Err(format!("copy {c} cannot be opened after nothing worse than a crash: {e}")),
+        }
+    }
+
+    /// The copy is out of duty.
+    fn lose(&mut self, c: CopyId, reason: &str) {
+        self.counts.left += 1;
+        let held = self.slots[c.index()].held;
+        self.slots[c.index()] = Slot { held, ..Slot::default() };
+        self.appender.copy_lost(self.now, member(c), reason.to_owned());
+    }
+
+    /// Stops a copy until `release`.
+    pub(super) fn hold(&mut self, c: CopyId) {
+        self.slots[c.index()].held = true;
+        if self.slots[c.index()].copy.is_some() {
+            self.lose(c, "stopped");
+        }
+    }
+
+    pub(super) fn release(&mut self, c: CopyId) {
+        self.slots[c.index()].held = false;
+    }
+
+    /// A new and empty disk.
+    pub(super) fn wipe(&mut self, c: CopyId) {
+        let seed = self.prng.next_u64();
+        self.bench.disks.lock()[c.index()] = Arc::new(SimDisk::new(seed));
+        self.bench.story.lock().copies[c.index()] = Said::default();
+        self.counts.rebuilt += 1;
+    }
+
+    // ---- what the appender wants -----------------------------------------------------------------------------------
+
+    fn effects(&mut self) -> Checked {
+        while let Some(effect) = self.appender.poll_effect() {
+            match effect {
+                AppenderEffect::ToCopy { copy: MemberId { copy, .. }, request } => {
+                    if let CopyRequest::Append { frames, .. } = &request {
+                        let mut story = self.bench.story.lock();
+                        for frame in frames {
+                            // Control frames are the appender's own; all others a pen wrote.
+                            if frame.is_control() { story.note(frame)? } else { story.knows(frame)? }
+                        }
+                    }
+                    if self.slots[copy.index()].copy.is_some() {
+                        self.slots[copy.index()].requests.push_back(request);
+                    }
+                }
+                AppenderEffect::Recovered { found } => self.recovered(&found)?,
+                AppenderEffect::RecoveryBeginsAnew => (self.pen, self.ready) = (None, false),
+                AppenderEffect::RecoveryWaits { reason } => self.waits = Some(reason),
+                AppenderEffect::Restarted { vdl } => {
+                    self.bench.story.lock().acknowledge(&vdl)?;
+                    self.ready = true;
+                }
+                AppenderEffect::Durable { vdl, .. } => self.bench.story.lock().acknowledge(&vdl)?,
+                AppenderEffect::ControlDurable => {
+                    let mut story = self.bench.story.lock();
+                    story.control = story.control.max(self.control_asked);
+                    let founding = self.pen.is_none() && *self.appender.phase() == VolumePhase::AwaitingSeed;
+                    drop(story);
+                    if founding {
+                        let lineage = LineageId(u128::from(self.prng.next_u64()));
+                        self.pen = Some(self.appender.found(self.now, self.wall(), lineage));
+                    }
+                }
+                AppenderEffect::QuorumLost { reason } => self.stopped = Some(reason),
+                AppenderEffect::QuorumRegained => self.stopped = None,
+                AppenderEffect::CopyChanged { .. } => {}
+                other => return Err(format!("the volume did what nobody asked for: {other:?}")),
+            }
+        }
+        Ok(())
+    }
+
+    fn wall(&self) -> UnixMicros {
+        UnixMicros(self.now.ns / 1000)
+    }
+
+    fn recovered(&mut self, found: &Found) -> Checked {
+        self.waits = None;
+        let (acknowledged, control) = {
+            let story = self.bench.story.lock();
+            (story.acknowledged, story.control)
+        };
+        let (Found::Empty { control: kept } | Found::Log { control: kept, .. }) = found;
+        let kept_control = kept.first_chunk().map_or(0, |b| u64::from_le_bytes(*b));
+        if kept_control < control {
+            return Err(format!("control state {control} was durable and {kept_control} is what was found"));
+        }
+        (self.control, self.control_asked) = (kept.clone(), kept_control);
+        match found {
+            Found::Empty { .. } if acknowledged != LogEnd::EMPTY => {
+                Err(format!("durability: {acknowledged} was acknowledged and the volume is taken for empty"))
+            }
+            Found::Empty { .. } => {
+                self.put_control();
+                Ok(())
+            }
+            Found::Log { consistent, .. } => {
+                if !self.bench.story.lock().holds(consistent, &acknowledged)? {
+                    return Err(format!("durability: {acknowledged} was acknowledged and recovery goes on behind {consistent}"));
+                }
+                self.pen = Some(self.appender.lead(self.now, self.wall(), Epoch(1), *consistent));
+                Ok(())
+            }
+        }
+    }
+
+    fn put_control(&mut self) {
+        self.control_asked += 1;
+        self.control = self.control_asked.to_le_bytes().to_vec();
+        self.control.resize(8 + usize::try_from(self.prng.below(40)).expect("BUG: a small number"), 7);
+        self.appender.put_control(self.control.clone());
+    }
+
+    // ---- one thing at a time ---------------------------------------------------------------------------------------
+
+    /// A copy takes some of what waits for it, fsyncs once and answers; then it works on its pages.
+    fn work(&mut self, c: CopyId, most: u64) -> Checked<bool> {
+        let Some(mut copy) = self.slots[c.index()].copy.take() else { return Ok(false) };
+        let mut replies = Vec::new();
+        let mut appends = 0;
+        let mut worked = false;
+        for _ in 0..most {
+            let Some(request) = self.slots[c.index()].requests.pop_front() else { break };
+            worked = true;
+            let doing = match &request {
+                CopyRequest::Raise { .. } => "generation raise",
+                CopyRequest::PutControl { .. } => "control state",
+                CopyRequest::Append { frames, .. } => {
+                    appends += u32::from(!frames.is_empty());
+                    "cut of a tail"
+                }
+                CopyRequest::SeedBegin { base, .. } => {
+                    self.bench.story.lock().copies[c.index()].pages_from = base.end.end_lsn;
+                    "seed"
+                }
+                _ => "seed",
+            };
+            self.do_as(doing, |_| copy.handle(request, &mut replies));
+        }
+        self.do_as(if appends > 1 { "group commit" } else { "commit" }, |_| copy.flush(&mut replies));
+        worked |= self.do_as("trim", |_| copy.ingest(&mut replies));
+        self.heard(c, copy, replies)?;
+        Ok(worked)
+    }
+
+    /// Writes or merges layers, if there is anything to do.
+    fn job(&mut self, c: CopyId) -> Checked<bool> {
+        let Some(mut copy) = self.slots[c.index()].copy.take() else { return Ok(false) };
+        let Some(job) = copy.background_job() else {
+            self.slots[c.index()].copy = Some(copy);
+            return Ok(false);
+        };
+        let done = self.do_as(if job.merges() { "compaction" } else { "layer write" }, |_| job.run());
+        let mut replies = Vec::new();
+        self.do_as("trim", |_| copy.finish(done, &mut replies));
+        self.heard(c, copy, replies)?;
+        Ok(true)
+    }
+
+    /// Notes what a copy says from now on to be true, and puts it on its way.
+    fn heard(&mut self, c: CopyId, copy: Copy, replies: Vec<CopyReply>) -> Checked {
+        let failed = copy.failed().map(str::to_owned);
+        let down = self.disk(c).is_down();
+        for reply in &replies {
+            let mut story = self.bench.story.lock();
+            let said = &mut story.copies[c.index()];
+            match reply {
+                CopyReply::Raised { generation, .. } => said.promised = said.promised.max(*generation),
+                CopyReply::Appended { end, .. } => said.end = *end,
+                CopyReply::Log { frames, .. } => {
+                    for frame in frames {
+                        story.knows(frame)?;
+                    }
+                }
+                CopyReply::Unreadable { reason, .. } if self.harm == Harm::None && !down && reason.contains("damaged") => {
+                    return Err(format!("copy {c} is damaged after nothing worse than a crash: {reason}"));
+                }
+                _ => {}
+            }
+        }
+        let slot = &mut self.slots[c.index()];
+        slot.copy = Some(copy);
+        slot.replies.extend(replies.into_iter().filter(|r| !matches!(r, CopyReply::Failed { .. })));
+        if let Some(reason) = failed {
+            if self.harm == Harm::None && !down {
+                return Err(format!("copy {c} left its duty on a healthy disk: {reason}"));
+            }
+            if self.harm == Harm::Damage {
+                self.counts.damaged += 1;
+                self.damage.push(format!("{c}: {reason}"));
+            }
+            // What it said before it failed may still arrive; what a machine without power said does not.
+            if !down {
+                while self.deliver(c)? {}
+            }
+            self.lose(c, &reason);
+            self.effects()?;
+        }
+        Ok(())
+    }
+
+    fn deliver(&mut self, c: CopyId) -> Checked<bool> {
+        let Some(reply) = self.slots[c.index()].replies.pop_front() else { return Ok(false) };
+        self.appender.handle_reply(self.now, member(c), reply);
+        self.effects()?;
+        Ok(true)
+    }
+
+    fn pass(&mut self, ns: u64) -> Checked {
+        self.now = Instant { ns: self.now.ns + ns };
+        if self.appender.next_timeout().is_some_and(|at| at <= self.now) {
+            self.appender.handle_timeout(self.now);
+        }
+        self.effects()
+    }
+
+    /// A commit. `false`: the volume takes none now.
+    pub(super) fn write(&mut self) -> Checked<bool> {
+        if !self.ready || !self.appender.has_quorum() {
+            return Ok(false);
+        }
+        let Some(pen) = self.pen.as_mut() else { return Ok(false) };
+        let frames = self.bench.story.lock().write(&mut self.prng, pen, self.now.ns / 1000)?;
+        self.appender.append(self.now, frames);
+        self.effects()?;
+        Ok(true)
+    }
+
+    /// A reader begins, or ends, to hold the pages as of now.
+    fn pin(&mut self) {
+        let vdl = *self.appender.vdl();
+        {
+            let mut story = self.bench.story.lock();
+            story.pin = if story.pin.is_none() && vdl != LogEnd::EMPTY { Some(vdl) } else { None };
+        }
+        self.tell_needs();
+    }
+
+    fn tell_needs(&mut self) {
+        let pin = self.bench.story.lock().pin;
+        self.appender.set_needs(pin.map_or(Lsn(u64::MAX), |p| p.end_lsn), None, None);
+    }
+
+    pub(super) fn any(&mut self) -> CopyId {
+        CopyId(u8::try_from(self.prng.below(6)).expect("BUG: six copies"))
+    }
+
+    /// `c`, or the next one of which `has` holds.
+    fn one_where(&self, c: CopyId, has: impl Fn(&Slot) -> bool) -> CopyId {
+        let from = c.index();
+        (0..6).map(|i| CopyId::all()[(from + i) % 6]).find(|c| has(&self.slots[c.index()])).unwrap_or(c)
+    }
+
+    /// One step of a busy life, and now and then something that goes wrong in it.
+    pub(super) fn live(&mut self, rough: bool) -> Checked {
+        let c = self.any();
+        match self.prng.below(1000) {
+            0..=219 => {
+                self.write()?;
+            }
+            220..=519 => {
+                let c = self.one_where(c, |slot| !slot.requests.is_empty());
+                let most = self.prng.between(1, BURST);
+                self.work(c, most)?;
+            }
+            520..=839 => {
+                let c = self.one_where(c, |slot| !slot.replies.is_empty());
+                for _ in 0..self.prng.between(1, 3) {
+                    self.deliver(c)?;
+                }
+            }
+            840..=899 => {
+                self.job(c)?;
+            }
+            900..=949 => {
+                // Recovery waits for those who are away.
+                let ns = if self.ready { self.prng.between(100_000, 3_000_000) } else { 60_000_000 };
+                self.pass(ns)?;
+            }
+            950..=959 => self.pin(),
+            960..=962 if self.ready && self.bench.story.lock().control == self.control_asked => {
+                self.put_control();
+                self.effects()?;
+            }
+            963..=975 => {
+                for c in CopyId::all() {
+                    self.open(c)?;
+                }
+            }
+            976..=995 if rough => self.trouble(c)?,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// At most two copies are without their data at any time (A3).
+    fn trouble(&mut self, c: CopyId) -> Checked {
+        match self.prng.below(8) {
+            0 | 1 => {
+                // Some are away while it recovers, perhaps with a tail that nobody else has.
+                for _ in 0..self.prng.below(3) {
+                    let away = self.any();
+                    self.hold(away);
+                }
+                self.restart()?;
+            }
+            2 | 3 => {
+                let n = self.prng.between(1, 20);
+                self.disk(c).cut_power_at(n);
+            }
+            4 | 5 if self.others_have_data(c) => {
+                self.hold(c);
+                self.release(c);
+                self.wipe(c);
+            }
+            6 => self.hold(c),
+            _ => {
+                for c in CopyId::all() {
+                    self.release(c);
+                }
+            }
+        }
+        self.effects()
+    }
+
+    fn others_have_data(&self, c: CopyId) -> bool {
+        let story = self.bench.story.lock();
+        CopyId::all().into_iter().filter(|o| *o != c).all(|o| story.copies[o.index()].end != LogEnd::EMPTY)
+    }
+
+    /// Until the volume serves and all copies that are not held have everything, as layers and pages, too.
+    pub(super) fn rest(&mut self) -> Checked {
+        for _ in 0..ROUNDS_MAX {
+            let mut busy = false;
+            for c in CopyId::all() {
+                if self.slots[c.index()].copy.is_none() && !self.slots[c.index()].held {
+                    self.open(c)?;
+                }
+                self.effects()?;
+                busy |= self.work(c, BURST)?;
+                while self.deliver(c)? {
+                    busy = true;
+                }
+                busy |= self.job(c)?;
+            }
+            if busy {
+                continue;
+            }
+            if self.is_at_rest() {
+                return Ok(());
+            }
+            if self.harm == Harm::Damage && *self.appender.phase() == VolumePhase::Serving {
+                // Looked at again after a moment, as every copy that left its duty.
+                for c in CopyId::all() {
+                    self.release(c);
+                }
+            }
+            let next = self.appender.next_timeout().map_or(1_000_000, |at| at.ns.saturating_sub(self.now.ns).max(10_000));
+            self.pass(next.min(500_000_000))?;
+        }
+        Err(format!("the volume does not come to rest: {}", self.describe()))
+    }
+
+    fn is_at_rest(&self) -> bool {
+        let vdl = *self.appender.vdl();
+        let has_all = |c: CopyId| {
+            let slot = &self.slots[c.index()];
+            slot.held || slot.copy.as_ref().is_some_and(|copy| copy.state().end == vdl && copy.pages().ingested() == vdl.end_lsn)
+        };
+        self.ready && vdl != LogEnd::EMPTY && vdl == *self.appender.end() && CopyId::all().into_iter().all(has_all)
+    }
+
+    pub(super) fn describe(&self) -> String {
+        let copies: Vec<String> =
+            (self.appender.copies().iter()).map(|c| format!("{} {:?} at {}", c.copy, c.health, c.durable_end)).collect();
+        format!(
+            "{:?}, end {}, VDL {}, {:?}; {}",
+            self.appender.phase(),
+            self.appender.end(),
+            self.appender.vdl(),
+            self.waits,
+            copies.join("; ")
+        )
+    }
+}
