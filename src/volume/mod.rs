@@ -16,7 +16,7 @@ mod recovery;
 mod repair;
 mod scrub;
 #[cfg(test)]
-mod timelines_test;
+mod tests;
 
 pub use appender::{Appender, AppenderEffect, BranchState, CopyHealth, CopyView, Found, Kept, VolumePhase};
 pub use copy::identity;
