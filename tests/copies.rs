@@ -3,6 +3,7 @@
 mod common;
 
 use common::{Cluster, ensure, until};
+use std::path::Path;
 
 /// Longer than anything here waits for anything: a commit that needed the answer of a copy as slow as this would fail.
 const FOR_EVER: &str = "60s";
@@ -40,4 +41,70 @@ fn two_copies_that_are_slow_hold_up_nothing() {
     }
     let status = cluster.until_whole();
     assert!(!status.to_string().contains("made slow"), "{status}");
+}
+
+fn copy_of(cluster: &Cluster, region: &str, name: &str) -> Result<serde_json::Value, String> {
+    let row = cluster.row(region, region)?;
+    let copies = row["copies"].as_array().cloned().unwrap_or_default();
+    copies.into_iter().find(|c| c["name"] == name).ok_or_else(|| format!("no copy {name}: {row}"))
+}
+
+#[test]
+fn a_copy_is_replaced_while_writes_go_on_and_stays_replaced() {
+    let mut cluster = Cluster::start(2, "none");
+    let ready = cluster.ready.clone();
+    let primary = cluster.primary().clone();
+    ready.must(&primary.writer, "create table t (id integer primary key, v text not null)");
+    let write = |n: u32| {
+        ready.must(&primary.writer, &format!("insert into t(v) values (printf('%.5000c', 'x')), ('{n}')"));
+    };
+    (0..20).for_each(&write);
+    let elsewhere = tempfile::tempdir().unwrap();
+    let new = elsewhere.path().join("new").display().to_string();
+    let replace = |args: &[&str]| cluster.verb(&primary.name, &[&["copy", "replace", "a1"], args].concat());
+
+    let refused = replace(&["--cancel"]).unwrap_err();
+    assert!(refused.contains("a1 is not being replaced"), "{refused}");
+    let said = replace(&["--with", &new]).unwrap();
+    assert!(said.contains("a1 is being replaced") && said.contains("--cancel"), "{said}");
+    let mut n = 100;
+    until("a1 lives in the new directory for good", || {
+        n += 1;
+        write(n);
+        let copy = copy_of(&cluster, &primary.name, "a1")?;
+        ensure(copy["place"] == new.as_str() && copy["state"] == "up" && copy["reason"].is_null(), copy)
+    });
+    // Typed twice: the same state, said so.
+    let again = replace(&["--with", &new]).unwrap();
+    assert!(again.contains("lives in") && again.contains("already"), "{again}");
+    let kinds: Vec<String> = cluster.events(&primary.name).unwrap().iter().filter_map(|e| e["kind"].as_str().map(str::to_owned)).collect();
+    assert!(kinds.iter().any(|k| k == "copy_replacing") && kinds.iter().any(|k| k == "copy_replaced"), "{kinds:?}");
+
+    // A replaced directory is no place for a new copy, and another copy's is none either.
+    let data = cluster.dir.join("data").join(&primary.name).join("copies");
+    let old = std::fs::read_dir(&data).unwrap().map(|e| e.unwrap().path()).find(|p| p.ends_with("a1")).expect("it is kept");
+    assert!(old.join("replaced").exists(), "the directory of the copy that left is marked");
+    let refused = replace(&["--with", &data.display().to_string()]).unwrap_err();
+    assert!(refused.contains("was replaced") && refused.contains("move it away"), "{refused}");
+
+    // The note of where it lives is lost: the other copies know it.
+    let count = ready.must(&primary.writer, "select count(*), sum(length(v)) from t");
+    cluster.kill_region(&primary.name);
+    std::fs::remove_file(data.join("PLACES")).unwrap();
+    cluster.start_region(&primary.name);
+    cluster.until_whole();
+    let copy = copy_of(&cluster, &primary.name, "a1").unwrap();
+    assert_eq!(copy["place"], new.as_str(), "{copy}");
+    assert_eq!(ready.must(&primary.writer, "select count(*), sum(length(v)) from t"), count);
+    assert!(Path::new(&new).join("a1").join("identity").exists());
+
+    // Five others are needed for one that is cancelled to have begun: with three away it is refused with what to do.
+    for copy in ["b1", "b2"] {
+        cluster.verb(&primary.name, &["copy", "stop", copy]).unwrap();
+    }
+    let third = elsewhere.path().join("third").display().to_string();
+    until("it is refused", || {
+        let refused = cluster.verb(&primary.name, &["copy", "replace", "c1", "--with", &third]).err().ok_or("it was not refused")?;
+        ensure(refused.contains("four of the other five"), refused)
+    });
 }

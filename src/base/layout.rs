@@ -7,6 +7,8 @@
 use super::{GroupId, PageNo};
 use std::fmt;
 
+/// What a page is long where segments are given in bytes: the size of the embedded head's pages.
+pub const SEGMENT_PAGE_BYTES: u64 = 4096;
 /// Protection groups of a volume, at most.
 pub const GROUPS_MAX: u32 = 16;
 
@@ -50,16 +52,27 @@ impl Layout {
         u32::try_from((u64::from(self.segment_of(page)) + 1) * u64::from(self.segment_pages)).ok().map(PageNo)
     }
 
+    #[must_use]
+    pub fn segment_bytes(&self) -> u64 {
+        u64::from(self.segment_pages) * SEGMENT_PAGE_BYTES
+    }
+
     /// All groups, in order.
     pub fn all_groups(&self) -> impl Iterator<Item = GroupId> + use<> {
         (0..self.groups).map(GroupId)
     }
 }
 
+fn in_words(bytes: u64) -> String {
+    let units = [(30, "GiB"), (20, "MiB"), (10, "KiB")];
+    let unit = units.into_iter().find(|(bits, _)| bytes.is_multiple_of(1 << bits));
+    unit.map_or_else(|| format!("{bytes}B"), |(bits, name)| format!("{}{name}", bytes >> bits))
+}
+
+/// As it stands in the configuration: `segment = "10GiB", groups = 1`.
 impl fmt::Display for Layout {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let groups = if self.groups == 1 { "1 protection group".to_owned() } else { format!("{} protection groups", self.groups) };
-        write!(f, "segments of {} pages in {groups}", self.segment_pages)
+        write!(f, "segment = \"{}\", groups = {}", in_words(self.segment_bytes()), self.groups)
     }
 }
 
@@ -75,6 +88,8 @@ mod tests {
         assert_eq!(groups, [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 0, 0, 0, 0, 1, 1, 1, 1]);
         assert_eq!(layout.segment_end(PageNo(5)), Some(PageNo(8)));
         assert_eq!(layout.segment_end(PageNo(u32::MAX)), None);
+        assert_eq!(Layout::default().to_string(), "segment = \"10GiB\", groups = 1");
+        assert_eq!(layout.to_string(), "segment = \"16KiB\", groups = 3");
         assert_eq!(Layout::default().segment_of(PageNo(10 << 18)), 1, "10 GiB of pages of 4 KiB");
     }
 

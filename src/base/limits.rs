@@ -40,6 +40,10 @@ pub struct Limits {
     pub seed_held: Duration,
     /// Old page versions stay readable for so long after they were replaced.
     pub version_retain: Duration,
+    /// No reader and no secondary's seed keeps versions further back than so many bytes of log: below it, they are told.
+    pub version_retain_bytes: u64,
+    /// Log is kept for a secondary that is gone no longer than this.
+    pub log_retain: Duration,
     /// What the scrub reads of each copy in a second; 0: there is no scrub.
     pub scrub_bytes_per_s: u64,
     /// From the beginning of one pass of the scrub to that of the next.
@@ -68,6 +72,8 @@ impl Default for Limits {
             seed_bytes_per_s_max: 64 << 20,
             seed_held: Duration::from_secs(600),
             version_retain: Duration::from_secs(60),
+            version_retain_bytes: 4 << 30,
+            log_retain: Duration::from_secs(24 * 3600),
             scrub_bytes_per_s: 4 << 20,
             scrub_every: Duration::from_secs(24 * 3600),
             scrub_piece_bytes: 128 << 10,

@@ -4,7 +4,7 @@
 //! Decides: whether this region leads or follows. Never decides when something is durable. Driven by the node. Leases,
 //! votes, switchover and failover (protocol.md) grow here.
 
-use crate::base::{Epoch, LineageId, RegionName};
+use crate::base::{Epoch, Layout, LineageId, RegionName};
 
 /// What a region knows of the global cluster's reign. Persisted on 4 of 6 copies before it is acted on.
 #[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
@@ -13,6 +13,8 @@ pub struct ControlState {
     pub epoch: Epoch,
     /// The primary of `epoch`.
     pub primary: RegionName,
+    /// How page space is cut, since the global cluster was founded and for good.
+    pub layout: Layout,
 }
 
 /// Largest encoded control state.
@@ -28,8 +30,8 @@ impl ControlState {
     #[must_use]
     pub fn decode(bytes: &[u8]) -> Option<ControlState> {
         let config = bincode::config::standard().with_limit::<CONTROL_BYTES_MAX>();
-        let (state, read) = bincode::decode_from_slice(bytes, config).ok()?;
-        (read == bytes.len()).then_some(state)
+        let (state, read): (ControlState, usize) = bincode::decode_from_slice(bytes, config).ok()?;
+        (read == bytes.len() && state.layout.is_valid()).then_some(state)
     }
 }
 
@@ -69,11 +71,13 @@ mod tests {
         let (east, west) = (RegionName::new("us-east").unwrap(), RegionName::new("eu-west").unwrap());
         assert_eq!(start(&east, &east, None, false), Start::Found);
         assert_eq!(start(&west, &east, None, false), Start::Join);
-        let state = ControlState { lineage: LineageId(9), epoch: Epoch(2), primary: west.clone() };
+        let state = ControlState { lineage: LineageId(9), epoch: Epoch(2), primary: west.clone(), layout: Layout::default() };
         assert_eq!(ControlState::decode(&state.encode()), Some(state.clone()));
         assert_eq!(start(&west, &east, Some(&state), true), Start::Lead { epoch: Epoch(2) });
         assert_eq!(start(&east, &east, Some(&state), true), Start::Follow { epoch: Epoch(2), primary: west });
         assert!(matches!(start(&east, &east, None, true), Start::Refuse { .. }));
+        let impossible = ControlState { layout: Layout { segment_pages: 0, groups: 1 }, ..state };
+        assert_eq!(ControlState::decode(&impossible.encode()), None);
         assert_eq!(ControlState::decode(&[]), None);
         assert_eq!(ControlState::decode(&[0xff; 64]), None);
     }

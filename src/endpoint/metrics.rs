@@ -129,6 +129,12 @@ pub fn render(view: &dyn RegionView) -> String {
     page.int("oldest_read_view_lsn", "Oldest log position that a reader here still looks at", report.oldest_read_view_lsn.0);
     page.int("readers", "Instances that answer reads", u64::from(report.readers));
 
+    let kept = &report.retention;
+    page.int("retained_versions_bytes", "Bytes of log over which old page versions are kept", kept.versions_bytes);
+    page.int("retained_versions_bytes_max", "The budget of that", kept.versions_bytes_max);
+    page.int("retained_log_bytes", "Bytes of log that are kept", kept.log_bytes);
+    page.int("retained_log_bytes_max", "The budget of that", kept.log_bytes_max);
+
     let copy = |c: &crate::node::report::CopyReport| vec![("copy", c.name.clone()), ("az", c.az.clone())];
     let up = report.copies.iter().map(|c| (copy(c), u64::from(c.state == "up"))).collect();
     page.ints("copy_up", "1 while the copy is up to date and acknowledges", up);
@@ -136,6 +142,21 @@ pub fn render(view: &dyn RegionView) -> String {
     page.ints("copy_durable_lsn", "Log position durable on the copy", durable);
 
     copies(&mut page, &report.copies);
+
+    let volume = &report.volume;
+    page.int("volume_groups", "Protection groups of the volume", u64::from(volume.groups));
+    page.int("volume_segment_bytes", "Size of a segment of page space", volume.segment_bytes);
+    let known = [
+        ("volume_segments", "Segments that pages were ever in", volume.segments.map(u64::from)),
+        ("volume_used_bytes", "Pages that the database has now", volume.used_bytes),
+        ("volume_high_water_bytes", "The most that the used bytes ever were", volume.high_water_bytes),
+        ("volume_allocated_bytes", "Log and page versions on the disks, one copy of each group", volume.allocated_bytes),
+    ];
+    for (name, help, value) in known {
+        if let Some(value) = value {
+            page.int(name, help, value);
+        }
+    }
 
     if report.role != Role::Primary {
         let lag = &report.lag;

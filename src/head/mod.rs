@@ -18,6 +18,11 @@ use bytes::Bytes;
 pub enum PageError {
     #[error("no copy of this region can give page {} as of LSN {at}: {reason}", page.0)]
     Unavailable { page: PageNo, at: Lsn, reason: String },
+    /// Its versions were folded together meanwhile: whoever looks at so old a state has looked for too long.
+    #[error(
+        "snapshot too old: the database as of LSN {at} is no longer kept, it begins at LSN {first} (limits.version_retain_bytes); begin a new transaction"
+    )]
+    TooOld { at: Lsn, first: Lsn },
 }
 
 /// Pages of the volume at an LSN. Called from SQL threads; may block for a moment, until some copy has the page as of `at`.

@@ -101,6 +101,8 @@ pub mod state {
     pub const CANNOT_CONNECT_NOW: &str = "57P03";
     /// Writes are stopped: too few copies.
     pub const IO_ERROR: &str = "58030";
+    /// A reader looked at a state so old that its page versions are no longer kept.
+    pub const SNAPSHOT_TOO_OLD: &str = "72000";
     pub const FEATURE_NOT_SUPPORTED: &str = "0A000";
     pub const UNIQUE_VIOLATION: &str = "23505";
     pub const NOT_NULL_VIOLATION: &str = "23502";

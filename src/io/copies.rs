@@ -6,6 +6,7 @@
 //! that comes back has read its disk anew. A copy whose disk is full is read on and opened again when there is room. Driven by `io::driver` through [`Copies::send`]; answers come as node events.
 
 mod layers;
+pub mod places;
 pub mod slow;
 
 use super::clock;
@@ -19,6 +20,7 @@ use crate::volume::membership::Incarnation;
 use crate::volume::{Copy, CopyRequest, DiskError, FlushDone, OpenError, PageStore, ReadError};
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex, RwLock};
+use places::Places;
 use slow::Drills;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -43,6 +45,14 @@ pub enum Order {
     /// Answers come so much later, for a drill; zero ends it.
     Slow(Duration),
     JobDone(FlushDone),
+    /// From now on its directory is this one.
+    Move(PathBuf),
+    /// Its former (or intended) directory has left the volume for good: mark it.
+    Retire {
+        directory: PathBuf,
+        by: Incarnation,
+        place: String,
+    },
     /// A reader met damage: the copy is to tell of it.
     Look,
     End,
@@ -57,6 +67,7 @@ pub struct Copies {
     /// The volume serves: a damaged copy may be moved aside, because its peers can rebuild it.
     serving: Arc<AtomicBool>,
     drills: Drills,
+    places: Places,
 }
 
 /// Pages of the region for its SQL engine, read past the copies' threads: a read never waits for an fsync.
@@ -102,6 +113,7 @@ impl Copies {
             pages: Arc::clone(&pages),
             serving: Arc::clone(&serving),
             drills: Drills::default(),
+            places: Places::load(&dir.join("copies"))?,
         };
         // One thread for all layers: compaction takes at most one core, whatever six copies want at once.
         copies.threads.push(std::thread::Builder::new().name("layers".into()).spawn(move || {
@@ -113,7 +125,7 @@ impl Copies {
             let worker = Worker {
                 id,
                 home,
-                dir: dir.join("copies").join(id.to_string()),
+                dir: copies.places.directory(id),
                 limits: limits.clone(),
                 inbox: inbox.clone(),
                 rx,
@@ -141,9 +153,31 @@ impl Copies {
                 Order::Stop => Order::Stop,
                 Order::Start => Order::Start,
                 Order::Slow(delay) => return self.drills.of(copy).set(*delay),
-                Order::Request(_) | Order::JobDone(_) | Order::Look | Order::End => unreachable!("BUG: no operator orders that"),
+                Order::Request(_) | Order::JobDone(_) | Order::Move(_) | Order::Retire { .. } | Order::Look | Order::End => {
+                    unreachable!("BUG: no operator orders that")
+                }
             };
             let _ = self.orders[MemberId { group, copy }.index()].send(order);
+        }
+    }
+
+    /// Where the copies live from now on: noted for the next start, and each that lives elsewhere moves.
+    pub fn set_places(&mut self, places: [Option<String>; 6]) {
+        if let Err(e) = self.places.note(places) {
+            tracing::warn!("where the copies live cannot be noted for the next start: {e}; the copies know it");
+        }
+        for member in MemberId::all(self.pages.layout.groups) {
+            let _ = self.orders[member.index()].send(Order::Move(self.places.directory(member)));
+        }
+    }
+
+    /// Marks the directories of `slot` in `place`: those of `by` have its slot.
+    pub fn retire(&self, slot: CopyId, place: Option<&str>, by: &[Incarnation]) {
+        for (group, by) in self.pages.layout.all_groups().zip(by) {
+            let member = MemberId { group, copy: slot };
+            let directory = self.places.base(place).join(member.to_string());
+            let lives = self.places.directory(member).display().to_string();
+            let _ = self.orders[member.index()].send(Order::Retire { directory, by: *by, place: lives });
         }
     }
 
@@ -201,11 +235,13 @@ enum Ended {
     Failed(String),
     /// By an operator, until he starts it again.
     Stopped,
+    /// It lives elsewhere now, and is opened there.
+    Moved(PathBuf),
     Process,
 }
 
 impl Worker {
-    fn run(self) {
+    fn run(mut self) {
         loop {
             let mut full = None;
             let ended = match self.open() {
@@ -225,6 +261,10 @@ impl Worker {
                 Ended::Process => return,
                 Ended::Failed(reason) => (reason, Some(clock::now() + REOPEN_AFTER)),
                 Ended::Stopped => (STOPPED.to_owned(), None),
+                Ended::Moved(dir) => {
+                    self.dir = dir;
+                    ("its slot changes its directory".to_owned(), Some(clock::now()))
+                }
             };
             self.inbox.send(Event::CopyLost { copy: self.id, reason });
             // What is sent meanwhile is for a copy that is not there.
@@ -242,6 +282,11 @@ impl Worker {
                         until = None;
                         self.inbox.send(Event::CopyLost { copy: self.id, reason: STOPPED.to_owned() });
                     }
+                    Ok(Order::Move(dir)) if dir != self.dir => {
+                        self.dir = dir;
+                        until = until.map(|_| clock::now());
+                    }
+                    Ok(Order::Retire { directory, by, place }) => places::retire(&directory, by, &place),
                     Ok(Order::End) | Err(RecvTimeoutError::Disconnected) => return,
                     Ok(_) => {}
                 }
@@ -289,7 +334,7 @@ impl Worker {
 
     fn open_on(&self, disk: &Arc<FileDisk>) -> Result<Copy, OpenError> {
         identity::settle(&**disk, &self.home, fresh_incarnation()?)?;
-        Copy::open(disk.clone(), &self.limits)
+        Copy::open_group(self.id.group, disk.clone(), &self.limits)
     }
 
     fn serve(&self, mut copy: Copy) -> Ended {
@@ -326,6 +371,9 @@ impl Worker {
                         copy.handle(request, &mut replies);
                     }
                     Order::JobDone(done) => copy.finish(done, &mut replies),
+                    Order::Move(dir) if dir == self.dir => {}
+                    Order::Move(dir) => ended = Some(Ended::Moved(dir)),
+                    Order::Retire { directory, by, place } => places::retire(&directory, by, &place),
                     Order::Stop => ended = Some(Ended::Stopped),
                     Order::Start | Order::Look | Order::Slow(_) => {}
                     Order::End => ended = Some(Ended::Process),
@@ -389,26 +437,40 @@ impl Pages {
     }
 
     /// From whichever copy has it. `Err` with the last reason when none has it now.
-    fn try_read(&self, page: PageNo, at: Lsn) -> Result<Bytes, String> {
+    fn try_read(&self, page: PageNo, at: Lsn) -> Result<Bytes, Miss> {
         let group = self.layout.group_of(page);
         let stores = self.stores.read()[MemberId { group, copy: CopyId(0) }.index()..][..6].to_vec();
         let turn = self.turn.fetch_add(1, Ordering::Relaxed) as usize;
         let mut reason = "no copy is open".to_owned();
+        let (mut folded, mut other) = (None::<Lsn>, false);
         for i in 0..stores.len() {
             if let Some(store) = &stores[(turn + i) % stores.len()] {
                 match store.read(page, at) {
                     Ok(bytes) => return Ok(bytes),
                     // Behind, folded away or damaged here: another copy may have it.
-                    Err(e @ (ReadError::NotYet { .. } | ReadError::TooOld { .. } | ReadError::Distrusted { .. })) => reason = e.to_string(),
+                    Err(ReadError::TooOld { first, .. }) => folded = Some(folded.map_or(first, |f| f.min(first))),
+                    Err(e @ (ReadError::NotYet { .. } | ReadError::Distrusted { .. })) => (reason, other) = (e.to_string(), true),
                     Err(e) => {
+                        other = true;
                         tracing::warn!(page = page.0, "{e}");
                         reason = e.to_string();
                     }
                 }
             }
         }
-        Err(reason)
+        Err(match folded {
+            Some(first) if !other => Miss::Folded { first },
+            _ => Miss::Now { reason },
+        })
     }
+}
+
+/// Why no copy gave a page.
+enum Miss {
+    /// All that are open folded it away.
+    Folded { first: Lsn },
+    /// It may come in a moment.
+    Now { reason: String },
 }
 
 impl PageSource for Pages {
@@ -422,7 +484,8 @@ impl PageSource for Pages {
         let outcome = loop {
             match self.try_read(page, at) {
                 Ok(bytes) => break Ok(bytes),
-                Err(reason) if clock::now() >= until => break Err(PageError::Unavailable { page, at, reason }),
+                Err(Miss::Folded { first }) => break Err(PageError::TooOld { at, first }),
+                Err(Miss::Now { reason }) if clock::now() >= until => break Err(PageError::Unavailable { page, at, reason }),
                 Err(_) => {
                     let mut held = self.moved.lock();
                     self.moved_signal.wait_for(&mut held, Duration::from_millis(2));

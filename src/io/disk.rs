@@ -120,6 +120,24 @@ fn error(name: &str, e: &std::io::Error) -> DiskError {
     }
 }
 
+fn read_at_most(file: &File, offset: u64, len_max: usize) -> std::io::Result<Bytes> {
+    let len = file.metadata()?.len();
+    // What is asked for is bounded by what is there before anything is allocated.
+    let want = usize::try_from(len.saturating_sub(offset)).unwrap_or(usize::MAX).min(len_max);
+    let mut bytes = vec![0; want];
+    let mut got = 0;
+    while got < want {
+        match file.read_at(&mut bytes[got..], offset + got as u64) {
+            Ok(0) => break,
+            Ok(n) => got += n,
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    bytes.truncate(got);
+    Ok(Bytes::from(bytes))
+}
+
 /// Writes all pieces at `offset`, as one call where the kernel takes them at once.
 fn write_all_vectored_at(file: &File, mut offset: u64, mut pieces: &mut [IoSlice<'_>]) -> std::io::Result<()> {
     IoSlice::advance_slices(&mut pieces, 0);
@@ -161,21 +179,7 @@ impl Disk for FileDisk {
 
     fn read(&self, name: &str, offset: u64, len_max: usize) -> Result<Bytes, DiskError> {
         let file = self.handle(name, false)?;
-        let len = file.metadata().map_err(|e| error(name, &e))?.len();
-        // What is asked for is bounded by what is there before anything is allocated.
-        let want = usize::try_from(len.saturating_sub(offset)).unwrap_or(usize::MAX).min(len_max);
-        let mut bytes = vec![0; want];
-        let mut got = 0;
-        while got < want {
-            match file.read_at(&mut bytes[got..], offset + got as u64) {
-                Ok(0) => break,
-                Ok(n) => got += n,
-                Err(e) if e.kind() == ErrorKind::Interrupted => {}
-                Err(e) => return Err(error(name, &e)),
-            }
-        }
-        bytes.truncate(got);
-        Ok(Bytes::from(bytes))
+        read_at_most(&file, offset, len_max).map_err(|e| error(name, &e))
     }
 
     fn read_cold(&self, name: &str, offset: u64, len_max: usize) -> Result<Bytes, DiskError> {
@@ -253,6 +257,100 @@ impl Disk for FileDisk {
     }
 }
 
+/// A copy's directory as it is at one moment, to be read only: no lock is taken, and nothing is changed. The files of a running copy stay
+/// readable when it removes them; what it appends meanwhile may be seen.
+pub struct ReadOnlyDisk {
+    files: BTreeMap<String, File>,
+}
+
+/// So often a directory that changes is listed again, until its names and the manifest stand still for a moment.
+const LISTINGS_MAX: usize = 200;
+
+impl ReadOnlyDisk {
+    /// # Errors
+    /// When the directory or a file in it cannot be read.
+    pub fn open(path: &Path) -> Result<ReadOnlyDisk, DiskError> {
+        let mut last = ReadOnlyDisk { files: BTreeMap::new() };
+        for _ in 0..LISTINGS_MAX {
+            let mut files = BTreeMap::new();
+            let mut gone = false;
+            for name in ReadOnlyDisk::names(path)? {
+                match File::open(path.join(&name)) {
+                    Ok(file) => drop(files.insert(name, file)),
+                    Err(e) if e.kind() == ErrorKind::NotFound => gone = true,
+                    Err(e) => return Err(error(&name, &e)),
+                }
+            }
+            let same = |(name, file): (&String, &File)| {
+                let inode = |m: std::io::Result<std::fs::Metadata>| m.map(|m| std::os::unix::fs::MetadataExt::ino(&m)).ok();
+                inode(file.metadata()) == inode(std::fs::metadata(path.join(name)))
+            };
+            // A manifest that was replaced may name layers that were made after the listing.
+            let still = !gone && ReadOnlyDisk::names(path)?.iter().eq(files.keys()) && files.iter().all(same);
+            last.files = files;
+            if still {
+                break;
+            }
+        }
+        Ok(last)
+    }
+
+    /// Sorted; without what is under construction.
+    fn names(path: &Path) -> Result<Vec<String>, DiskError> {
+        let shown = path.display().to_string();
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(path).map_err(|e| error(&shown, &e))? {
+            let entry = entry.map_err(|e| error(&shown, &e))?;
+            if let (true, Ok(name)) = (entry.file_type().is_ok_and(|t| t.is_file()), entry.file_name().into_string())
+                && !name.contains(".tmp")
+            {
+                names.push(name);
+            }
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    fn refuse<T>(name: &str) -> Result<T, DiskError> {
+        Err(DiskError::Failed { name: name.to_string(), reason: "it is open for reading only".into() })
+    }
+}
+
+impl Disk for ReadOnlyDisk {
+    fn list(&self) -> Result<Vec<String>, DiskError> {
+        Ok(self.files.keys().cloned().collect())
+    }
+
+    fn len(&self, name: &str) -> Result<Option<u64>, DiskError> {
+        self.files.get(name).map(|f| f.metadata().map(|m| m.len()).map_err(|e| error(name, &e))).transpose()
+    }
+
+    fn read(&self, name: &str, offset: u64, len_max: usize) -> Result<Bytes, DiskError> {
+        let file = self.files.get(name).ok_or_else(|| DiskError::NotFound { name: name.to_string() })?;
+        read_at_most(file, offset, len_max).map_err(|e| error(name, &e))
+    }
+
+    fn write(&self, name: &str, _offset: u64, _parts: &[Bytes]) -> Result<(), DiskError> {
+        ReadOnlyDisk::refuse(name)
+    }
+
+    fn allocate(&self, name: &str, _len: u64) -> Result<(), DiskError> {
+        ReadOnlyDisk::refuse(name)
+    }
+
+    fn sync(&self, name: &str) -> Result<(), DiskError> {
+        ReadOnlyDisk::refuse(name)
+    }
+
+    fn rename(&self, from: &str, _to: &str) -> Result<(), DiskError> {
+        ReadOnlyDisk::refuse(from)
+    }
+
+    fn remove(&self, name: &str) -> Result<(), DiskError> {
+        ReadOnlyDisk::refuse(name)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -276,6 +374,24 @@ mod tests {
         disk.remove("a").unwrap();
         assert_eq!(disk.len("a").unwrap(), None);
         assert!(matches!(disk.read("a", 0, 1), Err(DiskError::NotFound { .. })));
+    }
+
+    #[test]
+    fn a_directory_is_read_while_its_owner_goes_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let owner = FileDisk::open(dir.path()).unwrap();
+        for name in ["a", "b", "b.tmp"] {
+            owner.write(name, 0, &[Bytes::from_static(b"one")]).unwrap();
+            owner.sync(name).unwrap();
+        }
+        let seen = ReadOnlyDisk::open(dir.path()).unwrap();
+        owner.remove("a").unwrap();
+        owner.write("b", 3, &[Bytes::from_static(b"two")]).unwrap();
+        assert_eq!(seen.list().unwrap(), ["a", "b"]);
+        assert_eq!(seen.read("a", 1, 9).unwrap(), "ne");
+        assert_eq!((seen.len("b").unwrap(), seen.len("c").unwrap()), (Some(6), None));
+        assert!(seen.write("a", 0, &[]).is_err() && seen.remove("b").is_err() && seen.read("c", 0, 1).is_err());
+        assert_eq!(owner.read("b", 0, 9).unwrap(), "onetwo");
     }
 
     #[test]

@@ -13,11 +13,13 @@ use crate::log::Frame;
 use crate::node::report::{OperatorEvent, RegionReport};
 use crate::node::{Effect, Event, Node};
 use crate::ship::wire::{Lane, Message};
+use crate::volume::membership::Incarnation;
 use parking_lot::{Mutex, RwLock};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
+use tokio::sync::oneshot;
 
 /// The published report is at most this old.
 const REPORT_EVERY: Duration = Duration::from_millis(20);
@@ -36,6 +38,7 @@ enum Wake {
     Event(Event),
     LinkUp { link: Link, dialled: bool, conn: ConnId },
     Order { copy: CopyId, order: Order },
+    Replace { slot: CopyId, by: Option<(Vec<Incarnation>, String)>, answer: oneshot::Sender<Result<String, String>> },
     Stop,
 }
 
@@ -58,6 +61,16 @@ impl Inbox {
     /// Takes a copy out of duty, or back, for a drill.
     pub fn order(&self, copy: CopyId, order: Order) {
         let _ = self.tx.send(Wake::Order { copy, order });
+    }
+
+    /// Replaces a copy by new directories in a place, or (`None`) goes back to it. The answer is a sentence.
+    ///
+    /// # Errors
+    /// A sentence: why not.
+    pub async fn replace(&self, slot: CopyId, by: Option<(Vec<Incarnation>, String)>) -> Result<String, String> {
+        let (answer, told) = oneshot::channel();
+        let _ = self.tx.send(Wake::Replace { slot, by, answer });
+        told.await.unwrap_or_else(|_| Err("the region process is stopping".into()))
     }
 
     pub fn stop(&self) {
@@ -186,6 +199,16 @@ impl Driver {
                 self.copies.order(copy, order);
                 return true;
             }
+            Wake::Replace { slot, by, answer } => {
+                let now = clock::now();
+                let done = match by {
+                    Some((candidate, place)) => self.node.replace_copy(now, slot, candidate, place),
+                    None => self.node.cancel_replace(now, slot),
+                };
+                // Who asked may have gone away; it is done all the same.
+                let _ = answer.send(done);
+                return true;
+            }
             Wake::Stop => return false,
         };
         self.node.handle(clock::now(), clock::unix_now(), event);
@@ -238,6 +261,8 @@ impl Driver {
                     self.shared.primary.write().clone_from(&primary);
                     self.engine.set_primary(primary.map(|p| p.to_string()));
                 }
+                Effect::Places { places } => self.copies.set_places(places),
+                Effect::Retired { slot, place, by } => self.copies.retire(slot, place.as_deref(), &by),
                 Effect::Note(event) => {
                     tracing::info!(kind = %event.kind, epoch = event.epoch.0, "{}", event.what);
                     let mut events = self.shared.events.lock();
@@ -276,7 +301,7 @@ impl Driver {
         self.reported_at = now;
         self.node.handle(now, clock::unix_now(), Event::HeadPins { oldest: self.engine.oldest_pin() });
         self.flush();
-        self.copies.set_serving(self.node.is_readable());
+        self.copies.set_serving(self.node.rebuilds_copies());
         *self.shared.report.write() = Arc::new(self.node.report(now, clock::unix_now()));
     }
 }

@@ -187,7 +187,13 @@ impl Frame {
     /// already stays so.
     #[must_use]
     pub fn for_group(&self, group: GroupId) -> Frame {
-        if self.header.group == group || self.is_control() || self.is_elided() {
+        if self.header.group == group { self.clone() } else { self.elided() }
+    }
+
+    /// The frame as it lies in the logs of other groups.
+    #[must_use]
+    pub fn elided(&self) -> Frame {
+        if self.is_control() || self.is_elided() {
             return self.clone();
         }
         let mut bytes = BytesMut::with_capacity(ELIDED_FRAME_BYTES);
@@ -202,6 +208,19 @@ impl Frame {
     #[must_use]
     pub fn is_elided(&self) -> bool {
         self.bytes.starts_with(&ELIDED_MAGIC.to_le_bytes())
+    }
+
+    /// As [`Frame::decode`], whatever the version field says: to tell a frame of today's format whose version was flipped from one
+    /// that a newer parhelion wrote.
+    ///
+    /// # Errors
+    /// [`DecodeError`]
+    pub fn decode_as_today(bytes: &Bytes) -> Result<Frame, DecodeError> {
+        let mut bytes = bytes.to_vec();
+        if let Some(version) = bytes.get_mut(4..6) {
+            version.copy_from_slice(&VERSION.to_le_bytes());
+        }
+        Frame::decode(&Bytes::from(bytes))
     }
 
     /// Whether it lies in the log of `group` in the form that belongs there.

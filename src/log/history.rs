@@ -2,7 +2,7 @@
 //! the end of their last common term they are the same (protocol.md S3; Neon calls it term history).
 
 use super::Frame;
-use crate::base::{Epoch, Generation, LogEnd, Seq};
+use crate::base::{Epoch, Generation, LogEnd, Lsn, Seq};
 
 /// From `first_seq` on, frames were assigned by this (epoch, generation).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
@@ -10,6 +10,9 @@ pub struct Term {
     pub epoch: Epoch,
     pub generation: Generation,
     pub first_seq: Seq,
+    /// The log's end before its first frame, as that frame says: LSN and checksum.
+    pub before_lsn: Lsn,
+    pub before_checksum: u32,
 }
 
 /// The terms of one log, oldest first; at most one entry for each (epoch, generation).
@@ -29,7 +32,8 @@ impl History {
         let h = frame.header();
         self.cut_from(h.seq);
         if self.terms.last().is_none_or(|t| (t.epoch, t.generation) != (h.epoch, h.generation)) {
-            self.terms.push(Term { epoch: h.epoch, generation: h.generation, first_seq: h.seq });
+            let (before_lsn, before_checksum) = (h.first_lsn, h.prev_checksum);
+            self.terms.push(Term { epoch: h.epoch, generation: h.generation, first_seq: h.seq, before_lsn, before_checksum });
         }
     }
 
@@ -51,6 +55,17 @@ impl History {
         end_of(&self.terms, own_end).min(end_of(&other.terms, other_end))
     }
 
+    /// Where each term but the last ended: always a consistency point, because whoever began the next one went on behind one.
+    pub fn ends_of_terms(&self) -> impl Iterator<Item = LogEnd> {
+        self.terms.windows(2).map(|pair| LogEnd {
+            epoch: pair[0].epoch,
+            generation: pair[0].generation,
+            seq: Seq(pair[1].first_seq.0 - 1),
+            end_lsn: pair[1].before_lsn,
+            checksum: pair[1].before_checksum,
+        })
+    }
+
     /// The term that holds `seq`, when the history reaches back that far.
     #[must_use]
     pub fn term_of(&self, seq: Seq) -> Option<Term> {
@@ -69,7 +84,24 @@ mod tests {
     use super::*;
 
     fn history(terms: &[(u64, u64, u64)]) -> History {
-        History { terms: terms.iter().map(|&(e, g, s)| Term { epoch: Epoch(e), generation: Generation(g), first_seq: Seq(s) }).collect() }
+        let term = |&(e, g, s): &(u64, u64, u64)| Term {
+            epoch: Epoch(e),
+            generation: Generation(g),
+            first_seq: Seq(s),
+            before_lsn: Lsn(s),
+            before_checksum: 0,
+        };
+        History { terms: terms.iter().map(term).collect() }
+    }
+
+    #[test]
+    fn a_history_knows_where_its_terms_ended() {
+        let mut pen = crate::log::Pen::new(Epoch(1), Generation(1), LogEnd::EMPTY, 100);
+        let first = pen.write(&[vec![1; 7]], true, crate::base::UnixMicros(0));
+        let mut newer = crate::log::Pen::new(Epoch(1), Generation(2), *pen.end(), 100);
+        let mut history = History::default();
+        first.iter().chain(&newer.write(&[vec![2; 9]], true, crate::base::UnixMicros(0))).for_each(|f| history.note(f));
+        assert_eq!(history.ends_of_terms().collect::<Vec<_>>(), [*pen.end()]);
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //!  kind 1  image: the body is the page. An image shorter than the page is filled with zeros.
 //!  kind 2  delta: the body is (offset u16, length u16, bytes)*, to lay over the page's last version
 //! ```
-//! Page 0 is the volume's header page: an image of (page count u32, page size u32), see [`VolumeHeader`].
+//! Page 0 is the volume's header page: an image of (page count u32, page size u32, highest page count ever u32), see [`VolumeHeader`].
 
 use crate::base::PageNo;
 use bytes::Bytes;
@@ -222,14 +222,17 @@ fn check_ranges(mut body: &[u8]) -> Result<(), RedoError> {
 pub struct VolumeHeader {
     pub page_count: u32,
     pub page_bytes: u32,
+    /// The highest page count there ever was.
+    pub high_water: u32,
 }
 
 impl VolumeHeader {
     #[must_use]
     pub fn to_image(self) -> Change {
-        let mut body = Vec::with_capacity(8);
+        let mut body = Vec::with_capacity(12);
         body.extend_from_slice(&self.page_count.to_le_bytes());
         body.extend_from_slice(&self.page_bytes.to_le_bytes());
+        body.extend_from_slice(&self.high_water.to_le_bytes());
         Change::Image(Bytes::from(body))
     }
 
@@ -237,7 +240,7 @@ impl VolumeHeader {
     #[must_use]
     pub fn from_page(page: &[u8]) -> VolumeHeader {
         let u32_at = |at: usize| page.get(at..at + 4).map_or(0, |b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]));
-        VolumeHeader { page_count: u32_at(0), page_bytes: u32_at(4) }
+        VolumeHeader { page_count: u32_at(0), page_bytes: u32_at(4), high_water: u32_at(8).max(u32_at(0)) }
     }
 }
 

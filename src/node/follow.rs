@@ -11,7 +11,8 @@ use crate::log::{Flags, Frame};
 use crate::ship::catchup::{RateMeter, estimate_bytes};
 use crate::ship::wire::Control;
 use crate::ship::{
-    BEHIND_BYTES, CatchUpKind, CatchUpReport, HeartbeatReply, Hello, LagMeter, Message, Position, Receiver, ReceiverEffect, Seed, SeedStep,
+    BEHIND_BYTES, CatchUpKind, CatchUpReport, HeartbeatReply, Hello, LagMeter, Message, Position, Receiver, ReceiverEffect, Refusal, Seed,
+    SeedStep,
 };
 use crate::volume::{Appender, VolumePhase};
 use std::time::Duration;
@@ -165,7 +166,7 @@ impl Follower {
         let unfinished = self.unfinished.as_ref().map(Seed::unfinished);
         let epoch = control.map(|c| c.epoch).unwrap_or_default();
         let (cluster, region) = (who.cluster.clone(), who.region.clone());
-        Some(Message::Control(Control::Hello(Hello { cluster, region, epoch, position, unfinished })))
+        Some(Message::Control(Control::Hello(Hello { cluster, region, epoch, layout: who.layout, position, unfinished })))
     }
 
     /// The link is gone. The primary's name when this ended a following.
@@ -382,9 +383,16 @@ impl Node {
 
     fn greeted(&mut self, now: Instant, conn: ConnId, region: RegionName, control: Control) {
         match control {
-            Control::Welcome { lineage, epoch, primary, seed, resumes } => {
+            Control::Welcome { lineage, layout, epoch, primary, seed, resumes } => {
                 if self.appender.lineage().is_some_and(|own| own != lineage) && *self.appender.phase() == VolumePhase::Serving {
                     let reason = format!("{region} is of lineage {lineage}, this region's data is not; two histories are never merged");
+                    self.follower.last_trouble = Some(reason.clone());
+                    self.follower.wait(now, RETRY_REFUSED);
+                    self.effects.push_back(Effect::Unlink { conn, reason });
+                    return;
+                }
+                if layout != self.who.layout {
+                    let reason = Refusal::OtherLayout { ours: layout, theirs: self.who.layout }.to_string();
                     self.follower.last_trouble = Some(reason.clone());
                     self.follower.wait(now, RETRY_REFUSED);
                     self.effects.push_back(Effect::Unlink { conn, reason });
@@ -393,7 +401,7 @@ impl Node {
                 self.follower.retry = RETRY_MIN;
                 self.follower.last_trouble = None;
                 self.follower.known_primary = Some(primary.clone());
-                let known = ControlState { lineage, epoch, primary: primary.clone() };
+                let known = ControlState { lineage, epoch, primary: primary.clone(), layout };
                 let news = self.control.as_ref() != Some(&known);
                 if news {
                     self.appender.put_control(known.encode());

@@ -19,6 +19,7 @@ const SILENT_AFTER: Duration = Duration::from_secs(2);
 #[derive(Debug, Clone)]
 struct Known {
     disconnected_since: Option<UnixMicros>,
+    gone_at: Option<Instant>,
     durable: LogEnd,
     received: Lsn,
     visible: Lsn,
@@ -56,7 +57,9 @@ impl Leader {
         let away = || self.known.values().filter(|k| k.disconnected_since.is_some());
         let held = || away().filter_map(|k| k.held(now, limits));
         // Whoever went without anything, and whose half seed is no longer held, is seeded at a later LSN and needs nothing from now.
-        let log_away = away().filter_map(|k| k.held(now, limits).map(|b| b.seq).or((k.durable != LogEnd::EMPTY).then_some(k.durable.seq)));
+        let lately = || away().filter(|k| k.gone_at.is_none_or(|t| now.since(t) < limits.log_retain));
+        let log_away =
+            lately().filter_map(|k| k.held(now, limits).map(|b| b.seq).or((k.durable != LogEnd::EMPTY).then_some(k.durable.seq)));
         // A member that this process has not heard of may be anywhere behind: a restart must not cost it a seed.
         let unheard = (self.known.len() + 1 < members).then_some(Seq(0));
         let log = self.senders.values().map(Sender::needs_log_from).chain(log_away).chain(unheard).min();
@@ -72,6 +75,7 @@ impl Leader {
         let seed_pages_sent = self.known.get(&region).map_or(0, |k| k.seed_pages_sent) + sender.pages_sent();
         let known = Known {
             disconnected_since: Some(wall),
+            gone_at: Some(now),
             durable: *sender.durable(),
             received: sender.received().end_lsn,
             visible: sender.visible(),
@@ -149,6 +153,9 @@ impl Node {
             self.effects.push_back(Effect::Send { conn, message });
             return;
         };
+        if hello.layout != self.who.layout {
+            return self.refuse(conn, Refusal::OtherLayout { ours: self.who.layout, theirs: hello.layout }, peer);
+        }
         let present: Vec<String> = self.leader.senders.values().map(|s| s.region().to_string()).filter(|r| r != peer.as_str()).collect();
         if present.len() >= self.limits.secondaries_max {
             let limit = u32::try_from(self.limits.secondaries_max).expect("BUG: a small limit");
@@ -173,6 +180,7 @@ impl Node {
                 self.note("secondary_connected", format!("{peer}: {how}"));
                 let known = Known {
                     disconnected_since: None,
+                    gone_at: None,
                     durable: *sender.durable(),
                     received: sender.received().end_lsn,
                     visible: Lsn(0),
@@ -182,7 +190,8 @@ impl Node {
                 self.leader.known.insert(peer.clone(), known);
                 self.leader.senders.insert(conn, sender);
                 let (seed, resumes) = (start != Start::Log, start == Start::ResumedSeed);
-                let welcome = Control::Welcome { lineage, epoch: self.epoch(), primary: self.who.region.clone(), seed, resumes };
+                let (layout, primary) = (self.who.layout, self.who.region.clone());
+                let welcome = Control::Welcome { lineage, layout, epoch: self.epoch(), primary, seed, resumes };
                 self.effects.push_back(Effect::Send { conn, message: Message::Control(welcome) });
                 if start == Start::Seed {
                     self.begin_seed(now, conn);

@@ -13,13 +13,14 @@ mod lead;
 pub mod report;
 
 use crate::base::{
-    ClusterName, ConnId, Epoch, Generation, GroupId, Instant, Layout, Limits, LineageId, LogEnd, Lsn, MemberId, Prng, RegionName,
+    ClusterName, ConnId, CopyId, Epoch, Generation, GroupId, Instant, Layout, Limits, LineageId, LogEnd, Lsn, MemberId, Prng, RegionName,
     UnixMicros, WriteGate,
 };
 use crate::control::{self, ControlState, Start};
 use crate::log::{Frame, Pen};
 use crate::ship::{Message, Refusal};
-use crate::volume::{Appender, AppenderEffect, CopyHealth, CopyReply, CopyRequest, Found, VolumePhase};
+use crate::volume::membership::Incarnation;
+use crate::volume::{Appender, AppenderEffect, CopyHealth, CopyReply, CopyRequest, Found, HeldBy, VolumePhase};
 use follow::Follower;
 use lead::Leader;
 use report::{CopyReport, OperatorEvent, RegionReport, RegionState, Role};
@@ -110,6 +111,16 @@ pub enum Effect {
     },
     Gate(WriteGate),
     PrimaryIs(Option<RegionName>),
+    /// Where the copies live; `None`: where the configuration says. One that is open elsewhere is closed and opened there.
+    Places {
+        places: [Option<String>; 6],
+    },
+    /// The directories of `slot` in `place` have left the volume for good; those of `by` (one for each group) have the slot.
+    Retired {
+        slot: CopyId,
+        place: Option<String>,
+        by: Vec<Incarnation>,
+    },
     Note(OperatorEvent),
 }
 
@@ -271,13 +282,27 @@ impl Node {
                     );
                     self.stage = Stage::Recovering;
                 }
-                AppenderEffect::RecoveryWaits { reason } => {
+                AppenderEffect::RecoveryWaits { reason, control } => {
+                    // Copies of a group that was never founded are empty for ever: that is said before anybody waits for them.
+                    if !self.founded_like_this(ControlState::decode(&control).as_ref()) {
+                        continue;
+                    }
                     self.note("recovery_waits", reason.clone());
                     self.reason = Some(reason);
                 }
                 AppenderEffect::Restarted { vdl } => self.restarted(now, vdl),
                 AppenderEffect::Durable { vdl, frames } => self.durable(now, vdl, frames),
                 AppenderEffect::ControlDurable => self.control_durable(now),
+                AppenderEffect::Places { places } => self.effects.push_back(Effect::Places { places }),
+                AppenderEffect::Retired { slot, place, by } => {
+                    let lives = self.appender.lives_in(slot).map_or_else(|| "its configured place".to_owned(), str::to_owned);
+                    let left = place.clone().unwrap_or_else(|| "its configured place".to_owned());
+                    self.note(
+                        "copy_replaced",
+                        format!("copy {slot} lives in {lives} for good; what lies in {left} takes no part any more"),
+                    );
+                    self.effects.push_back(Effect::Retired { slot, place, by });
+                }
                 AppenderEffect::QuorumLost { reason } => {
                     self.note("quorum_lost", format!("writes are stopped: {reason}. They resume by themselves when a copy returns"));
                     // Whoever shows it says first that writes are stopped.
@@ -342,6 +367,10 @@ impl Node {
         };
         self.control = ControlState::decode(bytes);
         self.reason = None;
+        let control = self.control.clone();
+        if !self.founded_like_this(control.as_ref()) {
+            return;
+        }
         let start = control::start(&self.who.region, &self.who.founder, self.control.as_ref(), has_log);
         match (start, found) {
             (Start::Lead { epoch }, Found::Log { consistent, end, .. }) => {
@@ -358,7 +387,7 @@ impl Node {
             }
             (Start::Found, _) => {
                 let lineage = LineageId((u128::from(self.prng.next_u64()) << 64) | u128::from(self.prng.next_u64()));
-                let control = ControlState { lineage, epoch: Epoch(1), primary: self.who.region.clone() };
+                let control = ControlState { lineage, epoch: Epoch(1), primary: self.who.region.clone(), layout: self.who.layout };
                 self.appender.put_control(control.encode());
                 self.control = Some(control);
                 self.stage = Stage::Founding { lineage };
@@ -383,6 +412,23 @@ impl Node {
                 self.stage = Stage::Halted { reason };
             }
         }
+    }
+
+    /// `false`, and it halts: the configuration cuts page space otherwise than the lineage was founded with.
+    fn founded_like_this(&mut self, control: Option<&ControlState>) -> bool {
+        let Some(founded) = control.map(|c| c.layout).filter(|l| *l != self.who.layout) else {
+            return !matches!(self.stage, Stage::Halted { .. });
+        };
+        if !matches!(self.stage, Stage::Halted { .. }) {
+            let reason = format!(
+                "the global cluster was founded with {founded} and [volume] in the configuration of {} says {}; put back what it was founded \
+                 with, it cannot be changed",
+                self.who.region, self.who.layout
+            );
+            self.note("halted", reason.clone());
+            self.stage = Stage::Halted { reason };
+        }
+        false
     }
 
     fn control_durable(&mut self, now: Instant) {
@@ -505,6 +551,33 @@ impl Node {
         tag
     }
 
+    // ---- what an operator orders -----------------------------------------------------------------------------------
+
+    /// Begins to replace the copy of `slot` by new directories in `place`, `candidate`: one for each group.
+    ///
+    /// # Errors
+    /// A sentence that says why not, or what it waits for.
+    pub fn replace_copy(&mut self, now: Instant, slot: CopyId, candidate: Vec<Incarnation>, place: String) -> Result<String, String> {
+        self.appender.replace_copy(slot, candidate, place.clone())?;
+        self.note("copy_replacing", format!("copy {slot} is being replaced by a new one in {place}"));
+        self.drain_appender(now);
+        Ok(format!(
+            "copy {slot} is being replaced by a new one in {place}, which is rebuilt from the others while writes go on; \
+             `parhelion copy list` shows how far it is, `parhelion copy replace {slot} --cancel` goes back"
+        ))
+    }
+
+    /// Goes back to the copy that is being replaced.
+    ///
+    /// # Errors
+    /// A sentence that says why not.
+    pub fn cancel_replace(&mut self, now: Instant, slot: CopyId) -> Result<String, String> {
+        self.appender.cancel_replace(slot)?;
+        self.note("copy_replace_cancelled", format!("copy {slot} is not replaced: it comes back and catches up"));
+        self.drain_appender(now);
+        Ok(format!("copy {slot} is not replaced: it comes back and catches up by itself"))
+    }
+
     // ---- what others see -------------------------------------------------------------------------------------------
 
     fn note(&mut self, kind: &str, what: String) {
@@ -554,12 +627,20 @@ impl Node {
                 CopyHealth::Seeding => ("seeding", None),
                 CopyHealth::Down { reason } => ("down", Some(reason)),
             };
+            let replacing = self.appender.replacing().filter(|r| r.slot == c.copy.copy);
+            let reason = reason.or_else(|| {
+                replacing.map(|r| {
+                    format!("takes the slot of the copy before it, in {}; `parhelion copy replace {} --cancel` goes back", r.place, r.slot)
+                })
+            });
             CopyReport {
                 name: c.copy.to_string(),
+                group: c.copy.group.0,
                 az: c.copy.copy.az().to_string(),
                 state: state.into(),
                 durable_lsn: c.durable_end.end_lsn,
                 reason,
+                place: self.appender.lives_in(c.copy.copy).map(str::to_owned),
                 damage: c.damage.as_ref().map(ToString::to_string),
                 repair: c.repair.map(|r| report::RepairReport {
                     since: ago(r.began),
@@ -600,9 +681,38 @@ impl Node {
             disconnected_since: if role == Role::Secondary { self.follower.disconnected_since() } else { None },
             lag: if role == Role::Secondary { self.follower.lag(now, wall) } else { report::LagReport::default() },
             catching_up: if role == Role::Primary { None } else { self.follower.catching_up() },
+            retention: self.retention(),
             copies: copies.collect(),
+            volume: report::VolumeReport::of(self.who.layout),
             readers: 1,
             secondaries: if matches!(self.stage, Stage::Leading) { self.leader.report(now, &self.limits, vdl) } else { Vec::new() },
+        }
+    }
+
+    /// Whether recovery has chosen a log and goes on with it. From then on a copy that cannot be opened may be moved aside and rebuilt:
+    /// also before anything is durable again, which with three damaged copies takes one of them.
+    #[must_use]
+    pub fn rebuilds_copies(&self) -> bool {
+        *self.appender.phase() == VolumePhase::Serving
+    }
+
+    fn retention(&self) -> report::RetentionReport {
+        let kept = self.appender.retention();
+        let held_by = match kept.held_by {
+            HeldBy::Time => "time",
+            HeldBy::Reader => "reader",
+            HeldBy::Seed => "seed",
+            HeldBy::Repair => "repair",
+            HeldBy::Budget => "budget",
+        };
+        report::RetentionReport {
+            versions_bytes: kept.versions_bytes,
+            versions_bytes_max: kept.versions_bytes_max,
+            versions_s: self.limits.version_retain.as_secs(),
+            held_by: held_by.into(),
+            log_bytes: kept.log_bytes,
+            log_bytes_max: kept.log_bytes_max,
+            log_s: self.limits.log_retain.as_secs(),
         }
     }
 

@@ -4,7 +4,7 @@
 
 pub use crate::ship::{CatchUpKind, CatchUpReport, LagReport};
 
-use crate::base::{Epoch, LineageId, Lsn, RegionName, UnixMicros};
+use crate::base::{Epoch, Layout, LineageId, Lsn, RegionName, UnixMicros};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -34,11 +34,38 @@ pub enum RegionState {
     Starting,
 }
 
-/// One of the six copies.
+/// What the volume takes in this region. Bytes of one copy of each group, not of all six. What is not known now is `None`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, bincode::Encode, bincode::Decode, serde::Serialize, serde::Deserialize)]
+pub struct VolumeReport {
+    /// Protection groups.
+    pub groups: u32,
+    /// Size of a segment.
+    pub segment_bytes: u64,
+    /// Segments that pages were ever in.
+    pub segments: Option<u32>,
+    /// Pages that the database has now.
+    pub used_bytes: Option<u64>,
+    /// What log and page versions take on the disks: in each group the copy that takes most.
+    pub allocated_bytes: Option<u64>,
+    /// The most that `used_bytes` ever was.
+    pub high_water_bytes: Option<u64>,
+}
+
+impl VolumeReport {
+    /// Nothing is measured yet.
+    #[must_use]
+    pub fn of(layout: Layout) -> VolumeReport {
+        VolumeReport { groups: layout.groups, segment_bytes: layout.segment_bytes(), ..VolumeReport::default() }
+    }
+}
+
+/// One of the six copies of a protection group.
 #[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode, serde::Serialize, serde::Deserialize)]
 pub struct CopyReport {
-    /// `a1` ... `c2`.
+    /// `a1` ... `c2`; `a1.g1` in protection group 1.
     pub name: String,
+    /// The protection group.
+    pub group: u32,
     pub az: String,
     /// `starting`, `up`, `catching_up`, `seeding`, `down`.
     pub state: String,
@@ -46,6 +73,9 @@ pub struct CopyReport {
     /// Why it is down, or what an operator does to it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// Where it lives since it was replaced, or where the one is that takes its slot; `None`: where the configuration says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub place: Option<String>,
     /// What was found in it and is not repaired yet; a sentence.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub damage: Option<String>,
@@ -106,6 +136,19 @@ pub struct SecondaryReport {
     pub lag: LagReport,
 }
 
+/// How far back a region keeps old page versions and log, in bytes of log, with the budgets.
+#[derive(Clone, Debug, Default, PartialEq, Eq, bincode::Encode, bincode::Decode, serde::Serialize, serde::Deserialize)]
+pub struct RetentionReport {
+    pub versions_bytes: u64,
+    pub versions_bytes_max: u64,
+    pub versions_s: u64,
+    /// What keeps versions longest: `time`, `reader`, `seed`, `repair`, or `budget`: somebody looks further back than is kept.
+    pub held_by: String,
+    pub log_bytes: u64,
+    pub log_bytes_max: u64,
+    pub log_s: u64,
+}
+
 /// A region's own report.
 #[derive(Clone, Debug, PartialEq, bincode::Encode, bincode::Decode, serde::Serialize, serde::Deserialize)]
 pub struct RegionReport {
@@ -133,7 +176,9 @@ pub struct RegionReport {
     pub lag: LagReport,
     /// A secondary's own view of how far it is, while it gets pages or is far behind in the log.
     pub catching_up: Option<CatchUpReport>,
+    pub retention: RetentionReport,
     pub copies: Vec<CopyReport>,
+    pub volume: VolumeReport,
     /// Instances that answer reads in this region.
     pub readers: u32,
     /// The primary's view of its secondaries; empty elsewhere.

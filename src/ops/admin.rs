@@ -58,6 +58,11 @@ pub enum AdminRequest {
         copy: CopyId,
         delay_us: u64,
     },
+    /// Replaces a copy by a new one in a directory of the region's machine; `None` goes back to the copy that is being replaced.
+    ReplaceCopy {
+        copy: CopyId,
+        place: Option<String>,
+    },
 }
 
 /// The answer to it.
@@ -102,7 +107,10 @@ impl AdminRequest {
         let body = body(bytes, REQUEST_BYTES_MAX)?;
         let request = finish(bincode::decode_from_slice(body, bincode::config::standard().with_limit::<REQUEST_MEMORY_MAX>()), body)?;
         match &request {
-            AdminRequest::StopCopy { copy } | AdminRequest::StartCopy { copy } | AdminRequest::SlowCopy { copy, .. }
+            AdminRequest::StopCopy { copy }
+            | AdminRequest::StartCopy { copy }
+            | AdminRequest::SlowCopy { copy, .. }
+            | AdminRequest::ReplaceCopy { copy, .. }
                 if !CopyId::all().contains(copy) =>
             {
                 Err(AdminCodecError::Malformed(format!("copy {} of six", copy.0)))
@@ -172,6 +180,9 @@ pub trait AdminPort: Send + Sync + 'static {
 
     /// Makes one of this region's copies answer `delay` later; zero ends that. Both ways a sentence.
     async fn slow_copy(&self, copy: CopyId, delay: Duration) -> Result<String, String>;
+
+    /// Replaces one of this region's copies by a new one in the directory `place`, or (`None`) goes back. Both ways a sentence.
+    async fn replace_copy(&self, copy: CopyId, place: Option<String>) -> Result<String, String>;
 }
 
 /// Answers a question. `members` are all regions, in the order to show them; the one `view` tells of is not asked over the wire.
@@ -224,6 +235,7 @@ async fn answer_within(
         }
         AdminRequest::StopCopy { copy } => done(port.set_copy_on_duty(copy, false).await),
         AdminRequest::StartCopy { copy } => done(port.set_copy_on_duty(copy, true).await),
+        AdminRequest::ReplaceCopy { copy, place } => done(port.replace_copy(copy, place).await),
         AdminRequest::SlowCopy { copy, delay_us } => done(port.slow_copy(copy, Duration::from_micros(delay_us)).await),
     }
 }

@@ -52,6 +52,9 @@ impl AdminPort for Port {
     async fn set_copy_on_duty(&self, copy: CopyId, on_duty: bool) -> Result<String, String> {
         if on_duty { Ok(format!("{copy} is back")) } else { Err(format!("{copy} is stopped already")) }
     }
+    async fn replace_copy(&self, copy: CopyId, place: Option<String>) -> Result<String, String> {
+        place.map(|p| format!("{copy} goes to {p}")).ok_or_else(|| format!("{copy} is not being replaced"))
+    }
     async fn slow_copy(&self, copy: CopyId, delay: Duration) -> Result<String, String> {
         Ok(format!("{copy} is {} ms slow", delay.as_millis()))
     }

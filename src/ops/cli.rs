@@ -18,7 +18,7 @@ use super::text;
 use crate::base::{ClusterName, CopyId, RegionName};
 use crate::io::clock;
 use crate::io::copies::slow::DELAY_MAX;
-use crate::sim::{self, SimOptions};
+use crate::sim::{self, RecoveryOptions, SimOptions};
 use clap::{Args, Parser, Subcommand};
 use std::io::{IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -57,12 +57,19 @@ pub enum Verb {
         #[command(subcommand)]
         what: CopyVerb,
     },
+    /// Look at a region's copies in their files
+    Volume {
+        #[command(subcommand)]
+        what: VolumeVerb,
+    },
     /// Measure this build on this machine: start, commits, lag, shipping, restart
     Bench(super::bench::BenchArgs),
     /// Run simulated global clusters from seeds
     Sim(SimArgs),
     /// Cut the power of a simulated volume at every disk call, and recover from what is left
     Powercut(super::proof::PowercutArgs),
+    /// Flip bytes in each region of each file of a simulated volume, and see that they are found
+    Flips(super::proof::FlipsArgs),
     /// Show the version
     Version {
         /// Print JSON
@@ -206,11 +213,38 @@ pub enum CopyVerb {
         #[command(flatten)]
         ask: AskArgs,
     },
+    /// Replace a copy by a new one in another directory, while writes go on; --cancel goes back as long as it is not done
+    Replace {
+        /// a1 a2 b1 b2 c1 or c2
+        copy: CopyId,
+        /// The directory for the new copy, on the region's machine
+        #[arg(long, value_name = "DIR", required_unless_present = "cancel", conflicts_with = "cancel")]
+        with: Option<PathBuf>,
+        /// Go back to the copy that is being replaced
+        #[arg(long)]
+        cancel: bool,
+        #[command(flatten)]
+        ask: AskArgs,
+    },
     /// Show the six copies of the region
     List(AskArgs),
 }
 
+#[derive(Debug, Subcommand)]
+pub enum VolumeVerb {
+    /// Read every copy of a stopped or running region: what is intact, what is damaged, where copies differ. Changes nothing. Exit code 1: damage
+    Verify {
+        /// The region's file
+        #[arg(long, value_name = "FILE", env = "PARHELION_CONFIG")]
+        config: PathBuf,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct SimArgs {
     /// So many seeds, from --seed upwards
     #[arg(long, default_value_t = 1)]
@@ -224,6 +258,36 @@ pub struct SimArgs {
     /// Show so many of the last steps before a failure
     #[arg(long, default_value_t = 40)]
     pub trace: usize,
+    #[command(subcommand)]
+    pub what: Option<SimVerb>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum SimVerb {
+    /// Enumerate recoveries: every set of copies, every message and every disk call to crash at, and again
+    Recovery {
+        /// Crashes in a row before a recovery is left alone: 0 to 3
+        #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(0..=3))]
+        crashes: u8,
+        /// Of the states that the last crash leads to, go on with one in so many
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+        every: u64,
+        /// Sets of copies that recover to the end from each state; 0: all
+        #[arg(long, default_value_t = 0)]
+        sets: usize,
+        /// Threads
+        #[arg(long, default_value_t = 2)]
+        threads: usize,
+    },
+    /// Switch off each rule once, and show what notices it
+    Mutants {
+        /// Simulated clusters that are tried for each rule before it counts as not noticed
+        #[arg(long, default_value_t = 400)]
+        seeds: u64,
+        /// Threads
+        #[arg(long, default_value_t = 2)]
+        threads: usize,
+    },
 }
 
 /// Does what was typed.
@@ -242,9 +306,11 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Verb::Events(args) => runtime(false)?.block_on(show_events(&args)),
         Verb::Netem { what } => run_netem(what),
         Verb::Copy { what } => runtime(false)?.block_on(run_copy(what)),
+        Verb::Volume { what: VolumeVerb::Verify { config, json } } => super::verify::run(&Config::load(&config)?, json, say),
         Verb::Bench(args) => runtime(true)?.block_on(super::bench::run(args)),
         Verb::Sim(args) => run_sim(&args),
         Verb::Powercut(args) => super::proof::powercut(&args),
+        Verb::Flips(args) => super::proof::flips(&args),
         Verb::Version { json: true } => say(&json(&serde_json::json!({
             "name": "parhelion", "version": env!("CARGO_PKG_VERSION"), "admin_protocol": super::admin::ADMIN_VERSION,
         }))),
@@ -274,6 +340,22 @@ pub(super) fn seed_of(typed: &str) -> Result<u64, Failure> {
 
 /// Whole global clusters under virtual time. A failing seed prints the command that replays it.
 fn run_sim(args: &SimArgs) -> Result<(), Failure> {
+    match args.what {
+        Some(SimVerb::Recovery { crashes, every, sets, threads }) => {
+            let options = RecoveryOptions { crashes: crashes.into(), every, sets_each: sets, threads, mutant: None };
+            let summary = sim::enumerate_recoveries(&options, &|line| println!("{line}"));
+            say(&format!("{summary}\n"))?;
+            return summary.failure.map_or(Ok(()), |_| Err(Failure::new(FAILED, "a recovery did not end as it must")));
+        }
+        Some(SimVerb::Mutants { seeds, threads }) => {
+            std::panic::set_hook(Box::new(|_| {}));
+            let reports = sim::catch_all(true, seeds, threads, &|line| println!("{line}"));
+            let unseen: Vec<String> = reports.iter().filter(|r| r.noticed.is_none()).map(|r| format!("{:?}", r.mutant)).collect();
+            let sentence = format!("nothing notices {}", unseen.join(", "));
+            return if unseen.is_empty() { Ok(()) } else { Err(Failure::new(FAILED, sentence)) };
+        }
+        None => {}
+    }
     let first = seed_of(&args.seed)?;
     // Panics are caught and reported with their seed; the default message would come a hundred times.
     std::panic::set_hook(Box::new(|_| {}));
@@ -506,6 +588,17 @@ async fn run_copy(verb: CopyVerb) -> Result<(), Failure> {
         CopyVerb::List(ask) => (ask, AdminRequest::Report),
         CopyVerb::Stop { copy, ask } => (ask, AdminRequest::StopCopy { copy }),
         CopyVerb::Start { copy, ask } => (ask, AdminRequest::StartCopy { copy }),
+        CopyVerb::Replace { copy, with, ask, .. } => {
+            let place = match with {
+                Some(dir) => {
+                    let whole = std::path::absolute(&dir).map_err(super::failure::io_failure("find the directory"))?;
+                    let text = whole.into_os_string().into_string();
+                    Some(text.map_err(|_| Failure::new(USAGE, "the name of the directory is not UTF-8; give another one"))?)
+                }
+                None => None,
+            };
+            (ask, AdminRequest::ReplaceCopy { copy, place })
+        }
         CopyVerb::Slow { copy, delay, ask } => {
             let delay_us = u64::try_from(delay.as_micros()).expect("BUG: the parser bounds a delay");
             (ask, AdminRequest::SlowCopy { copy, delay_us })
@@ -561,8 +654,11 @@ mod tests {
             "netem show --config f",
             "copy stop a1 --config f",
             "copy start c2",
+            "copy replace a1 --with /mnt/new",
+            "copy replace a1 --cancel",
             "copy slow a1 --delay 50ms",
             "copy slow a1 --delay 0 --config f",
+            "volume verify --config f --json",
             "sim --seeds 1 --seed 7",
             "version --json",
         ] {
@@ -581,6 +677,8 @@ mod tests {
             ("copy stop d1", "the six are a1 a2 b1 b2 c1 c2"),
             ("copy slow a1", "--delay"),
             ("copy slow a1 --delay 2h", "at most 1m"),
+            ("copy replace a1", "--with"),
+            ("copy replace a1 --with /x --cancel", "cannot be used with"),
             ("certs", "--config"),
             ("certs --dir d --cluster demo", "--region"),
             ("netem set a b", "KEY=VALUE"),

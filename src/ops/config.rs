@@ -5,7 +5,7 @@
 //! region that founds the global cluster on empty disks. Unknown keys are errors: a typing mistake must not
 //! silently become a default.
 
-use crate::base::{ClusterName, Layout, Limits, RegionName};
+use crate::base::{ClusterName, GROUPS_MAX, Layout, Limits, RegionName, SEGMENT_PAGE_BYTES};
 use crate::io::quic::{Congestion, QuicSettings};
 use crate::ops::certs::PASSWORD_FILE;
 use serde::{Deserialize, Serialize};
@@ -105,10 +105,16 @@ pub struct RawQuic {
     pub udp_buffer_bytes: Option<usize>,
 }
 
-/// `[volume]`
+/// `[volume]`: how page space is cut. Fixed when the global cluster is founded, the same in all regions.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RawVolume {
+    /// Size of a segment, `10GiB` when left out: a number and KiB, MiB, GiB or TiB.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub segment: Option<String>,
+    /// Protection groups, 1 to 16; 1 when left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub groups: Option<u32>,
     /// What the scrub reads of each copy in a second, MB; 0: no scrub.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scrub_mb_per_s: Option<u64>,
@@ -125,6 +131,16 @@ pub struct RawLimits {
     pub secondaries_max: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub log_retain_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log_retain_s: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub version_retain_s: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub version_retain_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seed_held_s: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seed_bytes_per_s_max: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memtable_bytes_max: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -263,7 +279,8 @@ impl Config {
         let base = file.parent().unwrap_or(Path::new(""));
         let listen = listen(&raw.listen).map_err(invalid)?;
         let given = raw.limits.unwrap_or_default();
-        let limits = volume(&raw.volume.unwrap_or_default(), limits(&given).map_err(invalid)?).map_err(invalid)?;
+        let given_volume = raw.volume.unwrap_or_default();
+        let limits = volume(&given_volume, limits(&given).map_err(invalid)?).map_err(invalid)?;
         let members = members(&raw.region, &raw.founder, raw.member, limits.secondaries_max).map_err(invalid)?;
         for (key, value) in [("user", &raw.sql.user), ("database", &raw.sql.database)] {
             if value.is_empty() || value.len() > 63 || value.contains(char::is_control) {
@@ -296,7 +313,7 @@ impl Config {
             log: LogSettings { level: env("PARHELION_LOG").or(log.level).unwrap_or_else(|| "info".to_owned()), format },
             quic: quic(&raw.quic.unwrap_or_default()).map_err(invalid)?,
             limits,
-            layout: Layout::default(),
+            layout: layout(&given_volume).map_err(invalid)?,
             serving: serving(&given).map_err(invalid)?,
         })
     }
@@ -377,6 +394,29 @@ fn sentence(message: &str) -> String {
     message.replace('`', "'")
 }
 
+fn layout(raw: &RawVolume) -> Result<Layout, String> {
+    let mut layout = Layout::default();
+    if let Some(text) = &raw.segment {
+        let units = [("KiB", 10), ("MiB", 20), ("GiB", 30), ("TiB", 40)];
+        let found = units.into_iter().find_map(|(unit, bits)| text.strip_suffix(unit).map(|number| (number.trim_end(), bits)));
+        let bytes = found.and_then(|(number, bits)| number.parse::<u64>().ok()?.checked_mul(1 << bits));
+        layout.segment_pages = bytes
+            .filter(|b| b.is_multiple_of(SEGMENT_PAGE_BYTES))
+            .and_then(|b| u32::try_from(b / SEGMENT_PAGE_BYTES).ok())
+            .filter(|pages| *pages > 0)
+            .ok_or_else(|| {
+                format!("volume.segment = \"{text}\": write a size of 4KiB or a multiple of it, below 16TiB, as in \"10GiB\"")
+            })?;
+    }
+    if let Some(groups) = raw.groups {
+        if !(1..=GROUPS_MAX).contains(&groups) {
+            return Err(format!("volume.groups = {groups}: write 1 to {GROUPS_MAX}"));
+        }
+        layout.groups = groups;
+    }
+    Ok(layout)
+}
+
 fn listen(raw: &RawListen) -> Result<Listen, String> {
     let parse = |key: &str, text: &str| {
         text.parse::<SocketAddr>().map_err(|_| format!("listen.{key} = \"{text}\" is no address: write IP:port, as in 127.0.0.1:7400"))
@@ -449,11 +489,23 @@ fn within<T: PartialOrd + std::fmt::Display>(key: &str, value: T, min: T, max: T
     if value < min || value > max { Err(format!("limits.{key} = {value}: it must lie between {min} and {max}")) } else { Ok(value) }
 }
 
+/// Up to a month.
+fn seconds(key: &str, given: Option<u64>, default: Duration) -> Result<Duration, String> {
+    Ok(Duration::from_secs(within(key, given.unwrap_or(default.as_secs()), 1, 31 * 24 * 3600)?))
+}
+
 fn limits(raw: &RawLimits) -> Result<Limits, String> {
     let d = Limits::default();
     Ok(Limits {
         secondaries_max: within("secondaries_max", raw.secondaries_max.unwrap_or(d.secondaries_max), 1, 15)?,
         log_retain_bytes: within("log_retain_bytes", raw.log_retain_bytes.unwrap_or(d.log_retain_bytes), 1 << 20, 1 << 44)?,
+        // Log goes by whole files: they are small against their budget.
+        log_file_bytes: d.log_file_bytes.min(raw.log_retain_bytes.unwrap_or(d.log_retain_bytes) / 4),
+        log_retain: seconds("log_retain_s", raw.log_retain_s, d.log_retain)?,
+        version_retain: seconds("version_retain_s", raw.version_retain_s, d.version_retain)?,
+        version_retain_bytes: within("version_retain_bytes", raw.version_retain_bytes.unwrap_or(d.version_retain_bytes), 1 << 20, 1 << 44)?,
+        seed_held: seconds("seed_held_s", raw.seed_held_s, d.seed_held)?,
+        seed_bytes_per_s_max: within("seed_bytes_per_s_max", raw.seed_bytes_per_s_max.unwrap_or(d.seed_bytes_per_s_max), 1 << 16, 1 << 40)?,
         memtable_bytes_max: within("memtable_bytes_max", raw.memtable_bytes_max.unwrap_or(d.memtable_bytes_max), 1 << 16, 1 << 32)?,
         ..d
     })

@@ -8,7 +8,7 @@ use super::netem::NetemError;
 use crate::io::link::LinkError;
 use crate::io::tls::TlsError;
 
-/// It did not work: a file, a port, a process.
+/// It did not work: a file, a port, a process. `volume verify`: something is damaged.
 pub const FAILED: u8 = 1;
 /// The command line itself is wrong (clap's own code).
 pub const USAGE: u8 = 2;
@@ -18,7 +18,7 @@ pub const UNREACHABLE: u8 = 3;
 pub const REFUSED: u8 = 4;
 
 /// Shown under `parhelion --help`.
-pub const EXIT_CODES: &str = "Exit codes: 0 done; 1 failed (a file, a port, a process); 2 wrong command line; 3 no region could be \
+pub const EXIT_CODES: &str = "Exit codes: 0 done; 1 failed (a file, a port, a process), or damage was found (volume verify); 2 wrong command line; 3 no region could be \
 reached; 4 refused by the region, or not healthy (status --check).";
 
 /// Why a command ends with another code than 0.

@@ -5,7 +5,7 @@ pub mod bench;
 pub mod certs;
 pub mod cli;
 pub mod client;
-mod config;
+pub mod config;
 pub mod copy_lines;
 pub mod demo;
 pub mod events;
@@ -15,5 +15,6 @@ pub mod netem;
 pub mod proof;
 pub mod region;
 pub mod status;
+pub mod verify;
 
 pub use crate::endpoint::text;

@@ -4,6 +4,7 @@
 
 use super::cli::{say, seed_of};
 use super::failure::{FAILED, Failure, USAGE};
+use crate::sim::proof::flips::{self, FlipOptions};
 use crate::sim::proof::powercut::{self, PowercutOptions};
 use clap::Args;
 
@@ -42,5 +43,36 @@ pub fn powercut(args: &PowercutArgs) -> Result<(), Failure> {
     match report.failures.len() {
         0 => Ok(()),
         n => Err(Failure::new(FAILED, format!("{n} of {} images failed", report.images))),
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct FlipsArgs {
+    /// Flip so often
+    #[arg(long, default_value_t = 5_000)]
+    pub flips: u64,
+    /// The volume's seed, and that of all flips: a number, decimal or 0x...; `random` draws one and prints it
+    #[arg(long, default_value = "random")]
+    pub seed: String,
+    /// Threads; each does whole flips
+    #[arg(long, default_value_t = 2)]
+    pub threads: usize,
+    /// Only this one, as a failure names it
+    #[arg(long, value_name = "FLIP")]
+    pub only: Option<u64>,
+}
+
+/// # Errors
+/// When a rule did not hold, or the arguments cannot be read.
+pub fn flips(args: &FlipsArgs) -> Result<(), Failure> {
+    let seed = seed_of(&args.seed)?;
+    std::panic::set_hook(Box::new(|_| {}));
+    say(&format!("seed {seed}\n"))?;
+    let options = FlipOptions { seed, flips: args.flips, threads: args.threads, only: args.only };
+    let report = flips::run(&options, &|line| println!("{line}")).map_err(|what| Failure::new(FAILED, what))?;
+    say(&format!("{report}\n"))?;
+    match report.failures.len() {
+        0 => Ok(()),
+        n => Err(Failure::new(FAILED, format!("{n} of {} flips failed", report.flips))),
     }
 }

@@ -7,7 +7,9 @@
 use super::copy_lines;
 use super::text;
 use crate::base::{Epoch, Lsn, RegionName, UnixMicros};
-use crate::node::report::{CatchUpKind, CatchUpReport, CopyReport, RegionReport, RegionState, Role, SecondaryReport};
+use crate::node::report::{
+    CatchUpKind, CatchUpReport, CopyReport, RegionReport, RegionState, RetentionReport, Role, SecondaryReport, VolumeReport,
+};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
@@ -58,8 +60,12 @@ pub struct RegionStatus {
     pub disconnected_since: Option<UnixMicros>,
     /// How far it is, while it gets pages or is far behind in the log; the primary's word where it has one.
     pub catching_up: Option<CatchUpReport>,
+    /// Old versions and log that it keeps; null when it did not answer.
+    pub retention: Option<RetentionReport>,
     /// Empty when it did not answer.
     pub copies: Vec<CopyReport>,
+    /// null when it did not answer.
+    pub volume: Option<VolumeReport>,
     /// Instances that answer reads; null when it did not answer.
     pub readers: Option<u32>,
     pub version: Option<String>,
@@ -149,7 +155,9 @@ fn answered(report: &RegionReport, seen: Option<&SecondaryReport>) -> RegionStat
         clock_error_ms: lag.clock_error_ms,
         disconnected_since,
         catching_up: seen.and_then(|s| s.catching_up).or(report.catching_up),
+        retention: Some(report.retention.clone()),
         copies: report.copies.clone(),
+        volume: Some(report.volume.clone()),
         readers: Some(report.readers),
         version: Some(report.version.clone()),
     }
@@ -195,7 +203,9 @@ fn silent<'a>(
         clock_error_ms: None,
         disconnected_since: since,
         catching_up: seen.and_then(|s| s.catching_up),
+        retention: None,
         copies: Vec::new(),
+        volume: None,
         readers: None,
         version: None,
     }
@@ -250,6 +260,10 @@ fn notes(status: &ClusterStatus, answers: &BTreeMap<RegionName, Result<RegionRep
                 }
             }
         }
+        if let Some(kept) = region.retention.as_ref().filter(|r| r.held_by == "budget" && r.log_bytes_max > 0) {
+            let most = text::bytes(kept.versions_bytes_max);
+            notes.push(format!("{name} keeps no page versions older than {most} of log, and the retention by time, a reader or a seed asks for more (limits.version_retain_bytes)"));
+        }
         copy_notes(region, &mut notes);
     }
     let versions: std::collections::BTreeSet<&str> = status.regions.iter().filter_map(|r| r.version.as_deref()).collect();
@@ -288,8 +302,15 @@ fn copy_notes(region: &RegionStatus, notes: &mut Vec<String>) {
     for (copy, why) in region.copies.iter().filter(|c| c.state != "down").filter_map(|c| c.reason.as_ref().map(|why| (c, why))) {
         notes.push(format!("{}: copy {} is {why}", region.name, copy.name));
     }
-    let up = region.copies.iter().filter(|c| c.state == "up").count();
-    let off: Vec<&CopyReport> = region.copies.iter().filter(|c| c.state == "down").collect();
+    for six in region.copies.chunk_by(|a, b| a.group == b.group) {
+        group_notes(region, six, notes);
+    }
+}
+
+/// The six of one protection group.
+fn group_notes(region: &RegionStatus, six: &[CopyReport], notes: &mut Vec<String>) {
+    let up = six.iter().filter(|c| c.state == "up").count();
+    let off: Vec<&CopyReport> = six.iter().filter(|c| c.state == "down").collect();
     if off.is_empty() {
         return;
     }
@@ -303,9 +324,14 @@ fn copy_notes(region: &RegionStatus, notes: &mut Vec<String>) {
     notes.push(format!("{name}: copy {note} down; {up} of 6 are up ({rule})"));
 }
 
-/// One mark per copy, by AZ: `a:++ b:++ c:+-`.
+/// One mark per copy, by AZ: `a:++ b:++ c:+-`; with several protection groups one such row for each, in order.
 #[must_use]
 pub fn copy_marks(copies: &[CopyReport]) -> String {
+    let groups: Vec<String> = copies.chunk_by(|a, b| a.group == b.group).map(group_marks).collect();
+    if groups.is_empty() { "?".to_owned() } else { groups.join(" | ") }
+}
+
+fn group_marks(copies: &[CopyReport]) -> String {
     let mut by_az: BTreeMap<&str, String> = BTreeMap::new();
     for copy in copies {
         by_az.entry(&copy.az).or_default().push(match copy.state.as_str() {
@@ -316,7 +342,7 @@ pub fn copy_marks(copies: &[CopyReport]) -> String {
             _ => '?',
         });
     }
-    if by_az.is_empty() { "?".to_owned() } else { by_az.iter().map(|(az, marks)| format!("{az}:{marks}")).collect::<Vec<_>>().join(" ") }
+    by_az.iter().map(|(az, marks)| format!("{az}:{marks}")).collect::<Vec<_>>().join(" ")
 }
 
 const LEGEND: &str = "copies by zone: + up  ~ catching up  . starting  - down  ? not known.  Times are UTC.";
@@ -332,6 +358,21 @@ pub fn lag_cells(region: &RegionStatus, now: UnixMicros) -> [String; 3] {
         return [first, "unknown".to_owned(), "unknown".to_owned()];
     }
     [region.durability_lag_ms, region.rpo_lag_ms, region.visibility_lag_ms].map(|ms| ms.map_or_else(|| "unknown".to_owned(), text::lag_ms))
+}
+
+/// What the volume takes, as the primary measures it.
+fn primary_volume(status: &ClusterStatus) -> Option<String> {
+    let volume = status.regions.iter().find(|r| Some(&r.name) == status.primary.as_ref())?.volume.as_ref()?;
+    let amount = |bytes: Option<u64>| bytes.map_or_else(|| "not known".to_owned(), text::bytes);
+    let segments = volume.segments.map_or_else(|| "?".to_owned(), |n| n.to_string());
+    let groups = if volume.groups == 1 { String::new() } else { format!(" in {} protection groups", volume.groups) };
+    Some(format!(
+        "volume: used {}, at most so far {}, on each copy's disk {}; segments of {}: {segments}{groups}",
+        amount(volume.used_bytes),
+        amount(volume.high_water_bytes),
+        amount(volume.allocated_bytes),
+        text::bytes(volume.segment_bytes),
+    ))
 }
 
 /// The table and the sentences, for a person.
@@ -368,6 +409,9 @@ pub fn render(status: &ClusterStatus) -> String {
     let header = ["REGION", "ROLE", "STATE", "DURABLE", "VISIBLE", "DURABILITY", "RPO", "VISIBILITY", "READERS", "COPIES"];
     out.push_str(&text::table(&header, &[3, 4, 5, 6, 7, 8], rows));
     let _ = writeln!(out, "\n{LEGEND}");
+    if let Some(volume) = primary_volume(status) {
+        let _ = writeln!(out, "{volume}");
+    }
     let width = status.regions.iter().map(|r| r.name.as_str().len()).max().unwrap_or(0);
     for region in status.regions.iter().filter(|r| !r.copies.is_empty()) {
         let mut name = region.name.as_str();
@@ -375,6 +419,12 @@ pub fn render(status: &ClusterStatus) -> String {
             let _ = writeln!(out, "{name:width$}  {line}");
             name = "";
         }
+    }
+    for (name, kept) in status.regions.iter().filter_map(|r| Some((&r.name, r.retention.as_ref()?))) {
+        let (versions, versions_max) = (text::bytes(kept.versions_bytes), text::bytes(kept.versions_bytes_max));
+        let (log, log_max) = (text::bytes(kept.log_bytes), text::bytes(kept.log_bytes_max));
+        let _ =
+            writeln!(out, "{name} keeps old versions over {versions} of log (at most {versions_max}) and {log} of log (at most {log_max})");
     }
     for note in &status.notes {
         let _ = writeln!(out, "! {note}");

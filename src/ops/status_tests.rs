@@ -1,8 +1,8 @@
 //! Merging with regions missing, the exact JSON keys, and what the table says of an unknown lag.
 
 use super::*;
-use crate::base::CopyId;
-use crate::node::report::{LagReport, ScrubReport};
+use crate::base::{CopyId, Layout};
+use crate::node::report::{LagReport, RetentionReport, ScrubReport};
 
 pub(crate) const NOW: UnixMicros = UnixMicros(1_795_171_265_000_000); // 10:41:05 UTC
 
@@ -40,19 +40,23 @@ pub(crate) fn sample(region: &str, role: Role) -> RegionReport {
             ..LagReport::default()
         },
         catching_up: None,
+        retention: RetentionReport::default(),
         copies: CopyId::all()
             .iter()
             .map(|c| CopyReport {
                 name: c.to_string(),
+                group: 0,
                 az: c.az().to_string(),
                 state: "up".into(),
                 durable_lsn: Lsn(100),
                 reason: None,
+                place: None,
                 damage: None,
                 repair: None,
                 scrub: ScrubReport::default(),
             })
             .collect(),
+        volume: VolumeReport { segments: Some(1), used_bytes: Some(8192), ..VolumeReport::of(Layout::default()) },
         readers: 1,
         secondaries: if leads { ["eu-west", "ap-south"].map(seen).into() } else { Vec::new() },
     }
@@ -104,6 +108,7 @@ fn a_healthy_cluster_in_the_documented_json() {
         "visibility_lag_ms",
         "lag_known",
         "copies",
+        "volume",
         "readers",
     ];
     for region in json["regions"].as_array().unwrap() {
@@ -218,4 +223,8 @@ fn copies_are_one_mark_each_and_a_lost_quorum_is_a_sentence() {
     assert!(text.contains("! writes are stopped: the primary us-east is fenced: 3 of 6"), "{text}");
     assert!(text.contains("4 are needed"), "{text}");
     assert_eq!(copy_marks(&[]), "?");
+    let mut copies = sample("us-east", Role::Primary).copies;
+    copies.extend(copies.clone().into_iter().map(|c| CopyReport { name: format!("{}.g1", c.name), group: 1, ..c }));
+    copies[6].state = "down".into();
+    assert_eq!(copy_marks(&copies), "a:++ b:++ c:++ | a:-+ b:++ c:++");
 }

@@ -1,7 +1,6 @@
-//! How far a secondary is that catches up, how fast, how long it still takes; and how fast a seed may be read.
+//! How far a secondary is that catches up, how fast, how long it still takes.
 //!
-//! Decides the figures that an operator is shown, from what was stored over there and when, and how long a seed's next read
-//! waits while commits are made. Never decides what is sent. Driven by the sender in the primary and by the follower in the
+//! Decides the figures that an operator is shown, from what was stored over there and when. Never decides what is sent. Driven by the sender in the primary and by the follower in the
 //! secondary, each with what it knows.
 
 use crate::base::{Instant, PageNo};
@@ -105,47 +104,6 @@ pub fn estimate_bytes(bytes_done: u64, pages_done: u64, pages_total: u64) -> u64
     u64::try_from(all).unwrap_or(u64::MAX)
 }
 
-/// When a seed's next pages may be read. Commits go first: while they are made, a copy reads for the seed at most half of its
-/// time, and no more than so many bytes a second; without commits nothing is held back.
-#[derive(Debug)]
-pub struct Pace {
-    bytes_per_s_max: u64,
-    asked: Instant,
-    not_before: Instant,
-}
-
-impl Pace {
-    #[must_use]
-    pub fn new(bytes_per_s_max: u64) -> Pace {
-        Pace { bytes_per_s_max, asked: Instant::ZERO, not_before: Instant::ZERO }
-    }
-
-    /// The earliest time of the next read.
-    #[must_use]
-    pub fn not_before(&self) -> Instant {
-        self.not_before
-    }
-
-    pub fn asked(&mut self, now: Instant) {
-        self.asked = now;
-    }
-
-    /// No pages came: asked again at that time.
-    pub fn failed(&mut self, again: Instant) {
-        self.not_before = again;
-    }
-
-    /// Pages came. `busy`: commits are being made.
-    pub fn answered(&mut self, now: Instant, bytes: u64, busy: bool) {
-        if !busy {
-            self.not_before = now;
-            return;
-        }
-        let by_bytes = Duration::from_nanos(bytes.saturating_mul(1_000_000_000) / self.bytes_per_s_max.max(1));
-        self.not_before = (now + now.since(self.asked)).max(self.asked + by_bytes);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -179,20 +137,6 @@ mod tests {
         assert_eq!(meter.rate(60_000), (Some(1000), None));
         meter.observe(at(9000), 10, 50);
         assert_eq!(meter.rate(40), (None, None), "less done than before: another matter");
-    }
-
-    #[test]
-    fn a_seed_waits_only_while_commits_are_made() {
-        let mut pace = Pace::new(1_000_000);
-        pace.asked(at(1000));
-        pace.answered(at(1010), 500_000, false);
-        assert_eq!(pace.not_before(), at(1010));
-        pace.asked(at(1010));
-        pace.answered(at(1020), 500_000, true);
-        assert_eq!(pace.not_before(), at(1510), "half a second for half of what a second may have");
-        pace.asked(at(2000));
-        pace.answered(at(2300), 1000, true);
-        assert_eq!(pace.not_before(), at(2600), "as long as the read took");
     }
 
     #[test]

@@ -37,6 +37,7 @@ impl Primary {
             cluster: ClusterName::new("sun").unwrap(),
             region: RegionName::new("eu-west").unwrap(),
             epoch: Epoch(1),
+            layout: crate::base::Layout::default(),
             position: None,
             unfinished,
         };

@@ -9,9 +9,9 @@
 //! Driven by the node: `handle_*`, `poll_effect`, `next_timeout`.
 
 use super::LagReport;
-use super::catchup::{CatchUpKind, CatchUpReport, Pace, RateMeter, UnfinishedSeed, estimate_bytes};
+use super::catchup::{CatchUpKind, CatchUpReport, RateMeter, UnfinishedSeed, estimate_bytes};
 use super::wire::{Control, Heartbeat, HeartbeatReply, Hello, Message, Position, Refusal};
-use crate::base::{Instant, Limits, LineageId, LogEnd, Lsn, PageNo, RegionName, Seq, UnixMicros};
+use crate::base::{Instant, Limits, LineageId, LogEnd, Lsn, Pace, PageNo, RegionName, Seq, UnixMicros};
 use crate::log::redo::VolumeHeader;
 use crate::log::{FRAME_HEADER_BYTES, History, LogOutcome, PagesOutcome, SeedBase};
 use std::collections::VecDeque;
@@ -353,7 +353,7 @@ impl Sender {
             unstored: VecDeque::from([(0, begin)]),
             ended: false,
             failed_reads: 0,
-            pace: Pace::new(self.limits.seed_bytes_per_s_max),
+            pace: Pace::new(self.limits.seed_bytes_per_s_max, 1),
         });
         self.meter.clear();
         self.pump_seed(now);
@@ -375,7 +375,7 @@ impl Sender {
             unstored: VecDeque::new(),
             ended: false,
             failed_reads: 0,
-            pace: Pace::new(self.limits.seed_bytes_per_s_max),
+            pace: Pace::new(self.limits.seed_bytes_per_s_max, 1),
         });
         self.pump_seed(now);
     }

@@ -9,7 +9,7 @@
 //! append-only: a variant never changes its place.
 
 use super::catchup::UnfinishedSeed;
-use crate::base::{ClusterName, Epoch, LineageId, LogEnd, Lsn, PageNo, RegionName, Seq, UnixMicros};
+use crate::base::{ClusterName, Epoch, Layout, LineageId, LogEnd, Lsn, PageNo, RegionName, Seq, UnixMicros};
 use crate::log::{Frame, History, SeedBase, split_frames};
 use bytes::{BufMut, Bytes, BytesMut};
 
@@ -52,6 +52,7 @@ pub enum Control {
     /// The primary's answer: frames will follow from behind `from`, or a seed comes first.
     Welcome {
         lineage: LineageId,
+        layout: Layout,
         epoch: Epoch,
         primary: RegionName,
         seed: bool,
@@ -89,6 +90,8 @@ pub struct Hello {
     pub cluster: ClusterName,
     pub region: RegionName,
     pub epoch: Epoch,
+    /// How its configuration cuts page space.
+    pub layout: Layout,
     pub position: Option<Position>,
     /// A seed that was interrupted. Only without a position.
     pub unfinished: Option<UnfinishedSeed>,
@@ -119,6 +122,8 @@ pub enum Refusal {
     Diverged { theirs: LogEnd, why: String },
     #[error("its certificate names region '{certificate}' and it calls itself '{claimed}'")]
     OtherRegion { certificate: RegionName, claimed: RegionName },
+    #[error("the global cluster was founded with {ours} and [volume] in its configuration says {theirs}; write what it was founded with")]
+    OtherLayout { ours: Layout, theirs: Layout },
 }
 
 /// Primary to secondary, every 100 ms, unreliable: (VDL, time) through the whole path.
@@ -326,6 +331,7 @@ mod tests {
                 cluster: ClusterName::new("sun").unwrap(),
                 region: RegionName::new("eu-west").unwrap(),
                 epoch: Epoch(1),
+                layout: Layout::default(),
                 position: Some(Position { lineage: LineageId(5), end: frame.log_end(), history }),
                 unfinished: Some(UnfinishedSeed {
                     base: base.clone(),

@@ -3,17 +3,18 @@
 //! A *life* is one opening of a copy: what was sent to, or by, an earlier life reaches nobody. Within a life messages keep
 //! their order unless the plan says that copies live on other machines.
 
-use super::Mutant;
 use super::checker::Checked;
 use super::disk::SimDisk;
 use super::world::{MS, What, World};
+use super::{Mutant, mutants};
 use crate::base::{CopyId, LogEnd, MemberId};
 use crate::log::Frame;
 use crate::node::Event;
 use crate::volume::identity::{self, Home};
 use crate::volume::membership::Incarnation;
-use crate::volume::{Copy, CopyReply, CopyRequest, Disk, DiskError, FlushDone, FlushJob};
+use crate::volume::{Copy, CopyReply, CopyRequest, Disk, FlushDone, FlushJob};
 use bytes::Bytes;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Who dies when a disk's power goes in the middle of a call.
@@ -26,9 +27,13 @@ pub(super) enum CutScope {
 pub(super) struct CopySlot {
     pub member: MemberId,
     pub disk: Arc<SimDisk>,
-    seed: u64,
-    disks: u64,
-    lying: bool,
+    /// Where `disk` is; empty: where the configuration says.
+    pub place: String,
+    /// Directories that are not open, by place.
+    pub elsewhere: BTreeMap<String, Arc<SimDisk>>,
+    pub seed: u64,
+    pub disks: u64,
+    mutant: Option<Mutant>,
     pub copy: Option<Copy>,
     pub life: u64,
     /// Stopped by the plan until it is released.
@@ -56,9 +61,11 @@ impl CopySlot {
         CopySlot {
             member,
             disk: Arc::new(SimDisk::new(seed)),
+            place: String::new(),
+            elsewhere: BTreeMap::new(),
             seed,
             disks: 1,
-            lying: mutant == Some(Mutant::LyingSync),
+            mutant,
             copy: None,
             life: 0,
             held: false,
@@ -74,6 +81,11 @@ impl CopySlot {
             has_data: false,
             rotten: None,
         }
+    }
+
+    /// For the newest of its disks.
+    pub(super) fn incarnation_of_new(&self) -> Incarnation {
+        Incarnation(u128::from(self.seed) << 64 | u128::from(self.disks))
     }
 
     /// One bit of `name` was changed.
@@ -100,36 +112,6 @@ impl CopySlot {
     }
 }
 
-/// A disk whose sync returns at once and does nothing.
-struct LyingDisk(Arc<SimDisk>);
-
-impl Disk for LyingDisk {
-    fn list(&self) -> Result<Vec<String>, DiskError> {
-        self.0.list()
-    }
-    fn len(&self, name: &str) -> Result<Option<u64>, DiskError> {
-        self.0.len(name)
-    }
-    fn read(&self, name: &str, offset: u64, len_max: usize) -> Result<Bytes, DiskError> {
-        self.0.read(name, offset, len_max)
-    }
-    fn write(&self, name: &str, offset: u64, parts: &[Bytes]) -> Result<(), DiskError> {
-        self.0.write(name, offset, parts)
-    }
-    fn allocate(&self, name: &str, len: u64) -> Result<(), DiskError> {
-        self.0.allocate(name, len)
-    }
-    fn sync(&self, _name: &str) -> Result<(), DiskError> {
-        Ok(())
-    }
-    fn rename(&self, from: &str, to: &str) -> Result<(), DiskError> {
-        self.0.rename(from, to)
-    }
-    fn remove(&self, name: &str) -> Result<(), DiskError> {
-        self.0.remove(name)
-    }
-}
-
 impl World {
     fn slot(&mut self, r: usize, c: MemberId) -> &mut CopySlot {
         &mut self.regions[r].copies[c.index()]
@@ -153,10 +135,10 @@ impl World {
             return Ok(());
         }
         slot.disk.restart();
-        let disk: Arc<dyn Disk> = if slot.lying { Arc::new(LyingDisk(Arc::clone(&slot.disk))) } else { slot.disk.clone() };
+        let disk: Arc<dyn Disk> = mutants::disk(&slot.disk, slot.mutant);
         let home = Home { cluster: region.who.cluster.clone(), region: name.clone(), group: c.group.0, slot: c.copy };
-        let fresh = Incarnation(u128::from(slot.seed) << 64 | u128::from(slot.disks));
-        match identity::settle(&*disk, &home, fresh).and_then(|_| Copy::open(disk, &limits)) {
+        let fresh = slot.incarnation_of_new();
+        match identity::settle(&*disk, &home, fresh).and_then(|_| Copy::open_group(c.group, disk, &limits)) {
             Ok(copy) => {
                 let promised = copy.promised();
                 slot.copy = Some(copy);
@@ -176,6 +158,8 @@ impl World {
                 self.open_copy_after(r, c, after);
                 Ok(())
             }
+            // It is opened where its slot lives when the record on the others says where.
+            Err(crate::volume::OpenError::Replaced { .. }) => Ok(()),
             Err(e @ crate::volume::OpenError::Disk(_)) => {
                 self.say(|| format!("{name} {c} cannot be opened: {e}"));
                 let after = self.delays.between(50 * MS, 600 * MS);
@@ -250,8 +234,11 @@ impl World {
         (Some(in_order), second)
     }
 
-    pub(super) fn send_to_copy(&mut self, r: usize, c: MemberId, request: CopyRequest) -> Checked {
-        self.check_request(r, &request)?;
+    pub(super) fn send_to_copy(&mut self, r: usize, c: MemberId, mut request: CopyRequest) -> Checked {
+        if let (Some(Mutant::FoldedUnderReaders), CopyRequest::Append { vdl, horizon, .. }) = (self.mutant, &mut request) {
+            *horizon = vdl.end_lsn;
+        }
+        self.check_request(r, c, &request)?;
         let slot = self.slot(r, c);
         let (life, last) = (slot.life, slot.to_copy_at);
         if slot.copy.is_none() {
@@ -270,9 +257,12 @@ impl World {
 
     fn send_replies(&mut self, r: usize, c: MemberId, replies: Vec<CopyReply>, after: u64) {
         let (incarnation, mutant) = (self.regions[r].incarnation, self.mutant);
-        for reply in replies {
+        for mut reply in replies {
             if matches!(reply, CopyReply::Failed { .. }) {
                 continue; // said once, by its loss
+            }
+            if mutant == Some(Mutant::DamagedSource) {
+                mutants::damage(&mut reply);
             }
             let slot = self.slot(r, c);
             let (life, last) = (slot.life, slot.to_node_at);
@@ -285,18 +275,20 @@ impl World {
             if let Some(at) = first {
                 self.slot(r, c).to_node_at = last.max(at + after);
             }
-            if mutant == Some(Mutant::AckFromTwo) && c.copy.0 < 2 {
-                self.forge(r, c, &reply, after);
+            match (mutant, c.copy.0) {
+                (Some(Mutant::AckFromTwo), 0 | 1) => self.forge(r, c, &reply, after, &[c.copy.0 + 2, c.copy.0 + 4]),
+                (Some(Mutant::AckFromThree), 0) => self.forge(r, c, &reply, after, &[1]),
+                _ => {}
             }
         }
     }
 
-    /// The mutant: what copies 0 and 1 acknowledge counts for 2 to 5 as well.
-    fn forge(&mut self, r: usize, c: MemberId, reply: &CopyReply, after: u64) {
+    /// The mutant: what one copy acknowledges counts for `others` as well.
+    fn forge(&mut self, r: usize, c: MemberId, reply: &CopyReply, after: u64, others: &[u8]) {
         let incarnation = self.regions[r].incarnation;
         if let CopyReply::Appended { .. } = reply {
-            for other in [CopyId(c.copy.0 + 2), CopyId(c.copy.0 + 4)] {
-                let other = MemberId { copy: other, ..c };
+            for other in others {
+                let other = MemberId { copy: CopyId(*other), ..c };
                 let life = self.slot(r, other).life;
                 let at = self.now + after + MS;
                 self.at(at, What::CopyReply { region: r, copy: other, life, incarnation, reply: reply.clone() });
@@ -314,7 +306,7 @@ impl World {
     // ---- what a copy does --------------------------------------------------------------------------------------------
 
     pub(super) fn copy_request(&mut self, r: usize, c: MemberId, life: u64, request: CopyRequest) -> Checked {
-        let (now, mutant) = (self.now, self.mutant);
+        let (now, mutant, limits) = (self.now, self.mutant, self.plan.limits.clone());
         let slot = self.slot(r, c);
         if !slot.is(life) {
             return Ok(());
@@ -333,6 +325,11 @@ impl World {
         };
         let replaces = matches!(request, CopyRequest::SeedEnd { .. });
         let mut replies = Vec::new();
+        if mutant == Some(Mutant::CutWithoutSuccessor)
+            && let Some((disk, copy)) = mutants::cut(&slot.disk, slot.copy.as_mut().expect("BUG: the copy lives"), &request, &limits)
+        {
+            (slot.disk, slot.copy) = (disk, Some(copy));
+        }
         let copy = slot.copy.as_mut().expect("BUG: the copy lives");
         copy.handle(request, &mut replies);
         if let Some((generation, end)) = forged {

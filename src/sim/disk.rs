@@ -300,6 +300,38 @@ impl SimDisk {
         self.state.lock().down = false;
     }
 
+    /// Another disk with the same files, synced or not, and its own randomness: what may become of this one.
+    #[must_use]
+    pub fn fork(&self, seed: u64) -> SimDisk {
+        let fork = SimDisk::new(seed);
+        {
+            let (state, mut other) = (self.state.lock(), fork.state.lock());
+            other.files.clone_from(&state.files);
+            other.down = state.down;
+        }
+        fork
+    }
+
+    /// Whether something would be lost if the power went now.
+    #[must_use]
+    pub fn has_unsynced(&self) -> bool {
+        self.state.lock().files.values().any(|f| f.durable.is_none() || !f.unsynced.is_empty())
+    }
+
+    /// The same for two disks that no reader can tell apart, now or after a power cut.
+    #[must_use]
+    pub fn content_hash(&self) -> u64 {
+        use std::hash::{Hash as _, Hasher as _};
+        let mut hasher = std::hash::DefaultHasher::new();
+        for (name, file) in &self.state.lock().files {
+            (name, &file.current, file.durable.as_ref() == Some(&file.current)).hash(&mut hasher);
+            if !file.unsynced.is_empty() {
+                file.durable.hash(&mut hasher);
+            }
+        }
+        hasher.finish()
+    }
+
     /// Writing calls so far (write, allocate, sync, rename, remove).
     #[must_use]
     pub fn calls(&self) -> u64 {
@@ -362,15 +394,20 @@ impl SimDisk {
 
     /// Damage: inverts the byte at `offset`, on the platter and in the page cache. `false` if there is no such byte.
     pub fn flip(&self, name: &str, offset: u64) -> bool {
+        self.flip_bits(name, offset, 0xff)
+    }
+
+    /// As [`SimDisk::flip`], of some of the byte's bits.
+    pub fn flip_bits(&self, name: &str, offset: u64, mask: u8) -> bool {
         let mut state = self.state.lock();
         let Some(file) = state.files.get_mut(name) else { return false };
         let at = usize::try_from(offset).unwrap_or(usize::MAX);
         if let Some(byte) = file.durable.as_mut().and_then(|d| d.get_mut(at)) {
-            *byte = !*byte;
+            *byte ^= mask;
         }
         match file.current.get_mut(at) {
             Some(byte) => {
-                *byte = !*byte;
+                *byte ^= mask;
                 true
             }
             None => false,

@@ -89,7 +89,7 @@ impl World {
             }
             Kind::DiskReplaced => {
                 let others = MemberId::of(c.group).into_iter().filter(|o| *o != c && self.regions[r].copies[o.index()].is_sound()).count();
-                if others >= 4 && self.regions[r].copies[c.index()].has_data {
+                if others >= 4 && self.regions[r].copies[c.index()].has_data && self.regions[r].replacing != Some(c.copy) {
                     self.counts.wipes += 1;
                     self.wipe(r, c);
                 }

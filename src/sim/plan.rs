@@ -1,7 +1,7 @@
 //! What one seed draws before its run begins: how many regions, how long, how bad everything is. Printed with a failure.
 
 use super::SimOptions;
-use crate::base::{Layout, Limits, Prng};
+use crate::base::{GROUPS_MAX, Layout, Limits, Prng};
 use std::fmt;
 use std::time::Duration;
 
@@ -31,6 +31,8 @@ pub(super) struct Plan {
     /// Batches are only lost and doubled in this mode.
     pub batches: Chances,
     pub drill: bool,
+    /// An operator replaces copies, and goes back, about so often.
+    pub replace_every_ms: Option<u64>,
     pub limits: Limits,
     /// How page space is cut.
     pub layout: Layout,
@@ -79,8 +81,18 @@ impl Plan {
             },
             drill: prng.chance(250_000),
             limits,
-            layout: Layout::default(),
+            layout: Plan::layout(prng, options),
+            replace_every_ms: prng.chance(350_000).then(|| prng.between(100, 1500)),
         }
+    }
+}
+
+impl Plan {
+    /// Drawn last, so that a run in one group is what it was before there were more.
+    fn layout(prng: &mut Prng, options: &SimOptions) -> Layout {
+        let segment_pages = u32::try_from(prng.between(1, 5)).expect("BUG: a small number");
+        let groups = u32::try_from(prng.between(1, 3)).expect("BUG: a small number");
+        Layout { segment_pages, groups: options.groups.unwrap_or(groups).clamp(1, GROUPS_MAX) }
     }
 }
 
@@ -88,9 +100,11 @@ impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} regions, faults for {} ms, one every {} us (weights {:?}), a write every {} us, fsync {} us, copies lose/double/reorder {}/{}/{} ppm, \
+            "{} regions, segments of {} pages in {} groups, faults for {} ms, one every {} us (weights {:?}), a write every {} us, fsync {} us, copies lose/double/reorder {}/{}/{} ppm, \
              one way {}+{} us, datagrams {}/{}/{} ppm, batches {}/{}/{} ppm, versions kept {} ms, log kept {} B, resend after {} ms",
             self.regions,
+            self.layout.segment_pages,
+            self.layout.groups,
             self.faults_for_ms,
             self.fault_every_us,
             self.weights,

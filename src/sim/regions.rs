@@ -4,7 +4,7 @@ use super::checker::Checked;
 use super::copies::CopySlot;
 use super::world::{MS, What, World};
 use super::{Mutant, workload};
-use crate::base::{ClusterName, Instant, Layout, LogEnd, Lsn, MemberId, Prng, RegionName, UnixMicros, WriteGate};
+use crate::base::{ClusterName, CopyId, Instant, Layout, LogEnd, Lsn, MemberId, Prng, RegionName, UnixMicros, WriteGate};
 use crate::log::{Frame, Pen};
 use crate::node::{Effect, Event, Identity, Node};
 use std::collections::VecDeque;
@@ -62,6 +62,8 @@ pub(super) struct Region {
     pub vdl: LogEnd,
     /// A copy's content was replaced at this time, the last one.
     pub rebuilt_at: u64,
+    /// The operator began to replace this copy.
+    pub replacing: Option<CopyId>,
 }
 
 impl Region {
@@ -89,6 +91,7 @@ impl Region {
             head: Head::default(),
             vdl: LogEnd::EMPTY,
             rebuilt_at: 0,
+            replacing: None,
         }
     }
 
@@ -124,6 +127,7 @@ impl World {
         let (name, incarnation) = (region.name.clone(), region.incarnation);
         self.counts.recoveries += u64::from(incarnation > 1);
         self.say(|| format!("{name} starts, incarnation {incarnation}"));
+        self.forget_places(r);
         for copy in self.members() {
             if !self.regions[r].copies[copy.index()].held {
                 // Some disks are slow to mount.
@@ -239,6 +243,14 @@ impl World {
             Effect::HeadStops { .. } => HeadNews::Stops,
             Effect::Gate(gate) => HeadNews::Gate(gate),
             Effect::PrimaryIs(_) => return Ok(()),
+            Effect::Places { places } => {
+                self.move_copies(r, &places);
+                return Ok(());
+            }
+            Effect::Retired { slot, place, by } => {
+                self.retired(r, slot, place, &by);
+                return Ok(());
+            }
             Effect::Note(note) => {
                 match note.kind.as_str() {
                     "seeding_done" if r == 0 => self.counts.seeds_shipped += 1,

@@ -88,7 +88,7 @@ impl fmt::Display for Summary {
             f,
             "{} seeds, {} failed; {} virtual s, {} steps; {} commits acknowledged of {} written, {} page reads; {} region crashes, {} recoveries, \
              {} copy crashes, {} disk faults, {} disks replaced, {} copies stopped, {} copies rebuilt; {} path cuts, {} broken links, {} messages lost, \
-             {} doubled, {} regions seeded, {} half seeds resumed",
+             {} doubled, {} regions seeded, {} half seeds resumed; {} replacements of copies begun, {} done, {} cancelled",
             self.seeds,
             self.failures.len(),
             c.virtual_ms / 1000,
@@ -108,7 +108,10 @@ impl fmt::Display for Summary {
             c.messages_lost,
             c.messages_doubled,
             c.seeds_shipped,
-            c.seeds_resumed
+            c.seeds_resumed,
+            c.replacements,
+            c.replacements_finished,
+            c.replacements_cancelled
         )
     }
 }
@@ -133,6 +136,9 @@ impl Counts {
         self.seeds_shipped += other.seeds_shipped;
         self.seeds_resumed += other.seeds_resumed;
         self.copies_rebuilt += other.copies_rebuilt;
+        self.replacements += other.replacements;
+        self.replacements_cancelled += other.replacements_cancelled;
+        self.replacements_finished += other.replacements_finished;
     }
 }
 
@@ -178,4 +184,21 @@ pub fn run_many(first_seed: u64, count: u64, threads: usize, options: &SimOption
     let summary = summary.into_inner();
     say(&summary.to_string());
     summary
+}
+
+/// `work` on each of `items`, spread over `threads`; the results in the order of the items.
+pub(super) fn spread_over<T: Sync, R: Send>(items: &[T], threads: usize, work: &(dyn Fn(&T) -> R + Sync)) -> Vec<R> {
+    let next = AtomicU64::new(0);
+    let done = Mutex::new(Vec::new());
+    spread(threads, || {
+        loop {
+            let i = usize::try_from(next.fetch_add(1, Ordering::Relaxed)).expect("BUG: no more than the items");
+            let Some(item) = items.get(i) else { return };
+            let result = work(item);
+            done.lock().push((i, result));
+        }
+    });
+    let mut done = done.into_inner();
+    done.sort_by_key(|(i, _)| *i);
+    done.into_iter().map(|(_, result)| result).collect()
 }

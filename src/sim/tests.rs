@@ -54,3 +54,20 @@ fn a_failure_says_how_to_see_it_again() {
     assert!(text.contains(&format!("parhelion sim --seed {}", failure.seed)), "{text}");
     assert_eq!(failure.trace.len(), 20);
 }
+
+#[test]
+fn every_order_of_crashes_in_a_recovery_ends_in_the_same_log() {
+    let options = RecoveryOptions { crashes: 1, every: 24, sets_each: 2, threads: 2, mutant: None };
+    let summary = enumerate_recoveries(&options, &|line| println!("{line}"));
+    println!("{summary}");
+    assert_eq!(summary.failure, None);
+    assert!(summary.schedules > 5_000, "{summary}");
+}
+
+#[test]
+fn every_rule_that_is_switched_off_is_noticed() {
+    let reports = catch_all(false, 60, 2, &|line| println!("{line}"));
+    let unseen: Vec<&MutantReport> = reports.iter().filter(|r| r.noticed.is_none()).collect();
+    assert!(unseen.is_empty(), "{unseen:?}");
+    assert!(reports.len() >= 12);
+}

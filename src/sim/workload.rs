@@ -5,12 +5,13 @@ use super::checker::Checked;
 use super::checker::truth::{Op, without_zeros};
 use super::regions::Commit;
 use super::world::{MS, What, World};
-use crate::base::{CopyId, Lsn, MemberId, PageNo};
+use crate::base::{CopyId, GroupId, Lsn, MemberId, PageNo};
 use crate::log::redo::{Change, VolumeHeader, put_record};
 use crate::node::Event;
 use crate::ship::Message;
 use crate::volume::ReadError;
 use bytes::Bytes;
+use std::collections::BTreeMap;
 
 const PAGES: u64 = 14;
 const PAGE_BYTES: usize = 160;
@@ -48,16 +49,19 @@ impl World {
         let count = if self.work.chance(200_000) { self.work.between(2, 5) } else { 1 };
         let (mut payloads, mut changes) = (Vec::new(), Vec::new());
         for _ in 0..count {
-            let (mut payload, mut ops) = (Vec::new(), Vec::new());
+            // A frame takes the pages of one group.
+            let mut frames: BTreeMap<GroupId, (Vec<u8>, Vec<Op>)> = BTreeMap::new();
             for _ in 0..self.work.between(1, 2) {
-                self.change(number, &mut payload, &mut ops);
+                self.change(number, &mut frames);
             }
-            payloads.push(payload);
-            changes.push(ops);
+            for (group, (payload, ops)) in frames {
+                payloads.push((group, payload));
+                changes.push(ops);
+            }
         }
         let user = self.work.chance(900_000);
         let pen = self.regions[r].head.pen.as_mut().expect("BUG: the caller saw a pen");
-        let frames = pen.write(&payloads, user, wall);
+        let frames = pen.write_groups(&payloads, user, wall);
         let end = *pen.end();
         for (frame, ops) in frames.iter().zip(changes) {
             self.truth.write(frame, ops)?;
@@ -73,10 +77,12 @@ impl World {
     }
 
     /// One change of one page; its content carries the number of the commit.
-    fn change(&mut self, number: u64, payload: &mut Vec<u8>, ops: &mut Vec<Op>) {
+    fn change(&mut self, number: u64, frames: &mut BTreeMap<GroupId, (Vec<u8>, Vec<Op>)>) {
         let page = u32::try_from(self.work.below(PAGES)).expect("BUG: few pages");
+        let (payload, ops) = frames.entry(self.plan.layout.group_of(PageNo(page))).or_default();
         if page == 0 {
-            let header = VolumeHeader { page_count: u32::try_from(PAGES + number).expect("BUG: a small number"), page_bytes: 160 };
+            let page_count = u32::try_from(PAGES + number).expect("BUG: a small number");
+            let header = VolumeHeader { page_count, page_bytes: 160, high_water: page_count };
             let image = header.to_image();
             put_record(payload, PageNo::HEADER, &image);
             ops.push(Op::Image { page, bytes: image.body().to_vec() });

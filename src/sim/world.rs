@@ -99,6 +99,7 @@ pub(super) enum What {
     Pin,
     Status,
     Fault,
+    Replace,
     Release {
         region: usize,
         copy: MemberId,
@@ -161,6 +162,9 @@ pub struct Counts {
     /// Seeds that went on over another link.
     pub seeds_resumed: u64,
     pub copies_rebuilt: u64,
+    pub replacements: u64,
+    pub replacements_cancelled: u64,
+    pub replacements_finished: u64,
 }
 
 #[derive(Default)]
@@ -197,6 +201,7 @@ pub(super) struct World {
     /// One generator for each concern: a draw more in one shifts no other.
     pub delays: Prng,
     pub faults: Prng,
+    pub operator: Prng,
     pub work: Prng,
     /// The first phase: faults happen.
     pub stormy: bool,
@@ -221,6 +226,7 @@ impl World {
             delays: prng.fork("delays"),
             faults: prng.fork("faults"),
             work: prng.fork("work"),
+            operator: prng.fork("operator"),
             stormy: true,
             writing: true,
             plan,
@@ -233,7 +239,7 @@ impl World {
             let after = world.delays.below(200 * MS);
             world.after(after, What::Start { region: i });
         }
-        for (what, first_ms) in [(What::Fault, 50), (What::Read, 100), (What::Pin, 120), (What::Status, 70)] {
+        for (what, first_ms) in [(What::Fault, 50), (What::Read, 100), (What::Pin, 120), (What::Status, 70), (What::Replace, 200)] {
             world.after(first_ms * MS, what);
         }
         world
@@ -344,6 +350,7 @@ impl World {
             What::Pin => self.pin(),
             What::Status => self.check_status(),
             What::Fault => self.fault(),
+            What::Replace => self.replace(),
             What::Release { region, copy } => {
                 if self.stormy {
                     self.release(region, copy);
@@ -391,5 +398,6 @@ fn kind(what: &What) -> u64 {
         What::PartitionEnds { .. } => 23,
         What::SilenceFound { .. } => 24,
         What::Release { .. } => 25,
+        What::Replace => 26,
     }
 }

@@ -60,6 +60,8 @@ pub enum Step {
     Leaving {
         slot: CopyId,
         gone: Vec<Incarnation>,
+        /// Where its directories are; `None`: where the configuration says.
+        place: Option<String>,
     },
 }
 
@@ -118,6 +120,43 @@ impl Membership {
     #[must_use]
     pub fn place(&self, slot: CopyId) -> Option<&str> {
         Some(self.places[slot.index()].as_str()).filter(|p| !p.is_empty())
+    }
+
+    /// Where the directory that is open in `slot` is to be: the candidate's, while there is one.
+    #[must_use]
+    pub fn lives_in(&self, slot: CopyId) -> Option<&str> {
+        match &self.step {
+            Step::Joint { slot: changing, place, .. } if *changing == slot => Some(place),
+            _ => self.place(slot),
+        }
+    }
+
+    /// The seat that the directory `incarnation`, open in `slot`, takes: that slot, or the seventh when it is the other of the two that a
+    /// replacement is about.
+    #[must_use]
+    pub fn seat(&self, group: usize, slot: CopyId, incarnation: Incarnation) -> CopyId {
+        match &self.step {
+            Step::Joint { slot: changing, candidate: other, .. } | Step::Leaving { slot: changing, gone: other, .. }
+                if *changing == slot && other[group] == incarnation =>
+            {
+                CANDIDATE
+            }
+            _ => slot,
+        }
+    }
+
+    /// Whether what the directory open in `slot` stores counts in its seat.
+    ///
+    /// A new directory counts where the one before it is gone for good. While a slot changes hands the one before it may come back, and a
+    /// third one counts for neither.
+    #[must_use]
+    pub fn counts(&self, group: usize, slot: CopyId, incarnation: Incarnation) -> bool {
+        match &self.step {
+            Step::Joint { slot: changing, .. } | Step::Leaving { slot: changing, .. } if *changing == slot => {
+                self.seat(group, slot, incarnation) == CANDIDATE || self.members[group][slot.index()] == incarnation
+            }
+            _ => self.standing(group, slot, incarnation) != Standing::Replaced,
+        }
     }
 
     #[must_use]
@@ -221,8 +260,8 @@ impl Membership {
         for (row, new) in next.members.iter_mut().zip(candidate) {
             row[slot.index()] = *new;
         }
-        next.places[slot.index()].clone_from(place);
-        next.leave(*slot, gone);
+        let before = std::mem::replace(&mut next.places[slot.index()], place.clone());
+        next.leave(*slot, gone, Some(before).filter(|p| !p.is_empty()));
         Ok(next)
     }
 
@@ -231,15 +270,15 @@ impl Membership {
     /// # Errors
     /// [`StepError::Nothing`]
     pub fn cancel(&self) -> Result<Membership, StepError> {
-        let Step::Joint { slot, candidate, .. } = &self.step else { return Err(StepError::Nothing) };
+        let Step::Joint { slot, candidate, place } = &self.step else { return Err(StepError::Nothing) };
         let mut next = self.clone();
-        next.leave(*slot, candidate.clone());
+        next.leave(*slot, candidate.clone(), Some(place.clone()));
         Ok(next)
     }
 
-    fn leave(&mut self, slot: CopyId, gone: Vec<Incarnation>) {
+    fn leave(&mut self, slot: CopyId, gone: Vec<Incarnation>, place: Option<String>) {
         self.remember(gone.iter().copied());
-        self.step = Step::Leaving { slot, gone };
+        self.step = Step::Leaving { slot, gone, place };
     }
 
     fn remember(&mut self, gone: impl Iterator<Item = Incarnation>) {
@@ -287,12 +326,12 @@ impl Set {
 
 /// What the copies keep beside the log: the membership, and bytes that mean something to [`crate::control`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, bincode::Encode, bincode::Decode)]
-pub struct Kept {
+pub struct Record {
     pub membership: Option<Membership>,
     pub control: Vec<u8>,
 }
 
-impl Kept {
+impl Record {
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         bincode::encode_to_vec(self, bincode::config::standard()).expect("BUG: names and numbers encode")
@@ -300,12 +339,12 @@ impl Kept {
 
     /// `None` when the bytes are not one. Nothing kept is `Some` of the default.
     #[must_use]
-    pub fn decode(bytes: &[u8]) -> Option<Kept> {
+    pub fn decode(bytes: &[u8]) -> Option<Record> {
         if bytes.is_empty() {
-            return Some(Kept::default());
+            return Some(Record::default());
         }
         let config = bincode::config::standard().with_limit::<RECORD_BYTES_MAX>();
-        let (kept, read) = bincode::decode_from_slice::<Kept, _>(bytes, config).ok()?;
+        let (kept, read) = bincode::decode_from_slice::<Record, _>(bytes, config).ok()?;
         (read == bytes.len() && kept.membership.as_ref().is_none_or(Membership::is_sound)).then_some(kept)
     }
 }
@@ -317,7 +356,9 @@ impl Membership {
         let step = match &self.step {
             Step::Settled => true,
             Step::Joint { slot, candidate, place } => of_six(slot) && candidate.len() == groups && place.len() <= PLACE_BYTES_MAX,
-            Step::Leaving { slot, gone } => of_six(slot) && gone.len() == groups,
+            Step::Leaving { slot, gone, place } => {
+                of_six(slot) && gone.len() == groups && place.as_ref().is_none_or(|p| p.len() <= PLACE_BYTES_MAX)
+            }
         };
         step && (1..=GROUPS_MAX).contains(&groups) && self.places.iter().all(|p| p.len() <= PLACE_BYTES_MAX)
     }

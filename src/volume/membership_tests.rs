@@ -333,14 +333,14 @@ fn each_rule_switched_off_is_found_out() {
 proptest! {
     #[test]
     fn records_survive_the_round_trip_and_garbage_is_refused(bytes in proptest::collection::vec(any::<u8>(), 1..200), flip in 0usize..4000) {
-        let kept = Kept { membership: Some(joint()), control: vec![1, 2, 3] };
+        let kept = Record { membership: Some(joint()), control: vec![1, 2, 3] };
         let mut good = kept.encode();
-        prop_assert_eq!(Kept::decode(&good), Some(kept));
+        prop_assert_eq!(Record::decode(&good), Some(kept));
         let at = flip % good.len();
         good.truncate(at);
-        prop_assert!(at == 0 || Kept::decode(&good).is_none());
+        prop_assert!(at == 0 || Record::decode(&good).is_none());
         // It never panics, and what it takes is sound.
-        if let Some(Kept { membership: Some(m), .. }) = Kept::decode(&bytes) {
+        if let Some(Record { membership: Some(m), .. }) = Record::decode(&bytes) {
             prop_assert!(m.is_sound());
         }
     }

@@ -27,7 +27,7 @@ pub(super) enum Ask {
 
 /// What a comparison shows.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub enum Verdict {
     Same,
     /// These have other pages than the majority.
     Odd(Vec<CopyId>),
@@ -36,7 +36,8 @@ pub(super) enum Verdict {
 }
 
 /// Who is the odd one out. Three must agree, and outnumber all others together: fewer could be the ones that are wrong.
-pub(super) fn judge(answers: &[(CopyId, Digest)]) -> Verdict {
+#[must_use]
+pub fn judge(answers: &[(CopyId, Digest)]) -> Verdict {
     let votes = |digest: &Digest| answers.iter().filter(|(_, d)| d == digest).count();
     let Some((_, best)) = answers.iter().max_by_key(|(_, d)| votes(d)) else { return Verdict::Same };
     let agree = votes(best);

@@ -13,7 +13,7 @@ use super::context::Context;
 use super::pool::{Page, Pool, PoolError};
 use super::shared::Shared;
 use super::vfs::{DatabaseFile, FileError, Level};
-use crate::base::{Epoch, Generation, Lsn, PageNo};
+use crate::base::{Epoch, Generation, GroupId, Layout, Lsn, PageNo};
 use crate::head::sql::{SqlError, state};
 use crate::head::{LogSink, WriteGate};
 use crate::io::clock;
@@ -35,6 +35,8 @@ struct Outlet {
 struct Buffer {
     /// Read from the header page at the first use, then kept here.
     committed_pages: Option<u32>,
+    /// The most pages there ever were, as the header page says.
+    high_water: u32,
     pages: BTreeMap<u32, Box<[u8]>>,
     /// Size of the database as the running transaction sees it.
     page_count: u32,
@@ -99,16 +101,19 @@ impl WriterFile {
             return Err(FileError::Read);
         }
         buffer.committed_pages = Some(header.page_count);
+        buffer.high_water = header.high_water;
         buffer.page_count = header.page_count;
         Ok(header.page_count)
     }
 
     /// The whole change of the transaction: redo records packed into payloads, and the pages as they will be.
     fn collect(&self, buffer: &Buffer, committed: u32) -> Result<Collected, FileError> {
-        let mut payloads = Packer { payloads: Vec::new(), bytes_max: self.payload_bytes_max };
+        let layout = self.shared.settings.layout;
+        let mut payloads = Packer { layout, payloads: Vec::new(), bytes_max: self.payload_bytes_max };
         let mut versions = Vec::with_capacity(buffer.pages.len() + 1);
         if buffer.page_count != committed {
-            let header = VolumeHeader { page_count: buffer.page_count, page_bytes: PAGE_BYTES as u32 }.to_image();
+            let (page_count, high_water) = (buffer.page_count, buffer.high_water.max(buffer.page_count));
+            let header = VolumeHeader { page_count, page_bytes: PAGE_BYTES as u32, high_water }.to_image();
             versions.push((PageNo::HEADER, Page::from(&header.body()[..])));
             payloads.put(PageNo::HEADER, &header);
         }
@@ -139,24 +144,28 @@ impl WriterFile {
 }
 
 struct Collected {
-    payloads: Vec<Vec<u8>>,
+    payloads: Vec<(GroupId, Vec<u8>)>,
     versions: Vec<(PageNo, Page)>,
 }
 
+/// Records of one transaction on their way into frames: each frame takes the pages of one protection group.
 struct Packer {
-    payloads: Vec<Vec<u8>>,
+    layout: Layout,
+    payloads: Vec<(GroupId, Vec<u8>)>,
     bytes_max: usize,
 }
 
 impl Packer {
     fn put(&mut self, page: PageNo, change: &Change) {
         let len = RECORD_HEADER_BYTES + change.body().len();
-        match self.payloads.last_mut() {
+        let group = self.layout.group_of(page);
+        // The newest of that group; the others before it are full.
+        match self.payloads.iter_mut().rev().find(|(g, _)| *g == group).map(|(_, payload)| payload) {
             Some(last) if last.len() + len <= self.bytes_max => redo::put_record(last, page, change),
             _ => {
                 let mut payload = Vec::with_capacity(len);
                 redo::put_record(&mut payload, page, change);
-                self.payloads.push(payload);
+                self.payloads.push((group, payload));
             }
         }
     }
@@ -250,7 +259,7 @@ impl DatabaseFile for WriterFile {
                 self.refuse(state::ADMIN_SHUTDOWN, "this region is no longer the writer; the transaction was rolled back".to_string())
             );
         };
-        let frames = open.pen.write(&payloads, true, clock::unix_now());
+        let frames = open.pen.write_groups(&payloads, true, clock::unix_now());
         let last = frames.last().expect("BUG: payloads are not empty");
         let end = last.end_lsn();
         self.term.get_or_init(|| (last.header().epoch, last.header().generation));
@@ -261,6 +270,7 @@ impl DatabaseFile for WriterFile {
         drop(outlet);
         self.shared.counters.commits.fetch_add(1, Ordering::Relaxed);
         buffer.committed_pages = Some(buffer.page_count);
+        buffer.high_water = buffer.high_water.max(buffer.page_count);
         Ok(())
     }
 }

@@ -40,9 +40,9 @@ pub use session::{Port, Session};
 
 use super::sql::{SqlError, state};
 use super::{LogSink, PageSource, StatusSource, WriteGate};
-use crate::base::{LogEnd, Lsn};
+use crate::base::{Layout, LogEnd, Lsn, PageNo, SEGMENT_PAGE_BYTES};
 use crate::io::clock;
-use crate::log::redo::RECORD_HEADER_BYTES;
+use crate::log::redo::{RECORD_HEADER_BYTES, VolumeHeader};
 use crate::log::{Frame, Pen};
 use parking_lot::RwLock;
 use readers::Readers;
@@ -54,6 +54,7 @@ use writer::Writer;
 
 /// Size of a page, fixed when a database is founded.
 pub const PAGE_BYTES: usize = 4096;
+const _: () = assert!(PAGE_BYTES as u64 == SEGMENT_PAGE_BYTES, "segments are given in bytes of such pages");
 /// SQL runs deep: SQLite's parser and our limits on expressions want room.
 const SQL_THREAD_STACK_BYTES: usize = 8 << 20;
 
@@ -69,6 +70,8 @@ pub struct EngineSettings {
     pub user: String,
     /// What `version()` says.
     pub server_version: String,
+    /// How page space is cut: a frame carries pages of one protection group.
+    pub layout: Layout,
     /// Reader threads, at least 1.
     pub readers: usize,
     /// Page versions kept in memory.
@@ -93,6 +96,7 @@ impl Default for EngineSettings {
             database: "parhelion".to_string(),
             user: "parhelion".to_string(),
             server_version: format!("Parhelion {} (embedded head, SQLite {})", env!("CARGO_PKG_VERSION"), rusqlite::version()),
+            layout: Layout::default(),
             readers: 4,
             pool_bytes_max: 24 << 20,
             transaction_bytes_max: 64 << 20,
@@ -249,6 +253,14 @@ impl Engine {
             rollbacks: counters.rollbacks.load(Ordering::Relaxed),
             statements: counters.statements.load(Ordering::Relaxed),
         }
+    }
+
+    /// The database's size as readers see it now; `None` while nothing can be read. May wait for a page.
+    pub fn database_size(&self) -> Option<VolumeHeader> {
+        let shared = &self.shared;
+        let pin = shared.horizon.pin(false, clock::now())?;
+        let page = shared.pool.at(PageNo::HEADER, pin.snapshot(), &*shared.source).ok()?;
+        Some(VolumeHeader::from_page(&page))
     }
 
     pub fn settings(&self) -> &EngineSettings {

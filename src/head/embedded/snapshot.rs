@@ -11,6 +11,7 @@ use super::pool::{Page, PoolError};
 use super::shared::Shared;
 use super::vfs::{DatabaseFile, FileError, Level};
 use crate::base::PageNo;
+use crate::head::PageError;
 use crate::head::sql::{SqlError, state};
 use crate::log::redo::VolumeHeader;
 use parking_lot::Mutex;
@@ -49,6 +50,7 @@ impl ReaderFile {
         self.shared.pool.at(page, snapshot, &*self.shared.source).map_err(|e| {
             let code = match e {
                 PoolError::Stale => state::SERIALIZATION_FAILURE,
+                PoolError::Source(PageError::TooOld { .. }) => state::SNAPSHOT_TOO_OLD,
                 PoolError::Source(_) => state::IO_ERROR,
             };
             self.context.blame(SqlError::new(code, e.to_string()));

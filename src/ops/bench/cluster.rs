@@ -97,6 +97,20 @@ impl Cluster {
         Ok(self.report(region).await?[which].as_u64().unwrap_or_default())
     }
 
+    /// A verb of this program, as a user would type it.
+    pub async fn command(&self, args: &[&str]) -> Result<(), Failure> {
+        let said = Command::new(exe()?)
+            .args(args)
+            .stdin(Stdio::null())
+            .output()
+            .await
+            .map_err(|e| failed(format!("{} cannot be run: {e}", args.join(" "))))?;
+        if said.status.success() {
+            return Ok(());
+        }
+        Err(failed(format!("{} failed: {}", args.join(" "), String::from_utf8_lossy(&said.stderr).trim())))
+    }
+
     pub async fn netem(&self, from: &str, to: &str, settings: &[&str]) -> Result<(), Failure> {
         let status = Command::new(exe()?)
             .args(["netem", "set", from, to])

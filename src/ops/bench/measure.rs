@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-fn percentile(sorted: &[f64], p: f64) -> f64 {
+pub fn percentile(sorted: &[f64], p: f64) -> f64 {
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
@@ -21,17 +21,17 @@ fn percentile(sorted: &[f64], p: f64) -> f64 {
     sorted.get(at).copied().unwrap_or(f64::NAN)
 }
 
-fn sorted(mut values: Vec<f64>) -> Vec<f64> {
+pub fn sorted(mut values: Vec<f64>) -> Vec<f64> {
     values.sort_by(f64::total_cmp);
     values
 }
 
-fn ms(d: Duration) -> f64 {
+pub fn ms(d: Duration) -> f64 {
     d.as_secs_f64() * 1000.0
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
-fn megabytes(bytes: u64) -> f64 {
+pub fn megabytes(bytes: u64) -> f64 {
     bytes as f64 / 1e6
 }
 
@@ -221,7 +221,7 @@ fn disk(dir: &Path) -> Result<Figure, Failure> {
 }
 
 /// Random bytes, so that nothing on the way can shorten them.
-async fn fill(client: &tokio_postgres::Client, mib: u64) -> Result<(), Failure> {
+pub async fn fill(client: &tokio_postgres::Client, mib: u64) -> Result<(), Failure> {
     let insert = client.prepare("insert into bench (what) values (randomblob(1000000))").await.map_err(sql)?;
     for _ in 0..(mib << 20).div_ceil(1_000_000) {
         client.execute(&insert, &[]).await.map_err(sql)?;

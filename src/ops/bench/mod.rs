@@ -6,16 +6,18 @@
 mod cluster;
 mod measure;
 mod path;
+mod volume;
 
 use super::failure::Failure;
 use super::text;
 use clap::Args;
 use std::path::PathBuf;
+use std::time::Duration;
 
 #[derive(Debug, Args)]
 pub struct BenchArgs {
-    /// Which: start, commit, lag, path, ship, restart [default: all of them]
-    #[arg(value_name = "WHAT", value_parser = ["start", "commit", "lag", "path", "ship", "restart"])]
+    /// Which: start, commit, lag, path, ship, restart [default: all of these], volume
+    #[arg(value_name = "WHAT", value_parser = ["start", "commit", "lag", "path", "ship", "restart", "volume"])]
     pub what: Vec<String>,
     /// Where the demos keep their data; removed afterwards
     #[arg(long, value_name = "DIR", default_value = "./parhelion-bench")]
@@ -26,6 +28,18 @@ pub struct BenchArgs {
     /// Log to write for `restart`, and a quarter of it for `ship`, in MiB
     #[arg(long, default_value_t = 1024, value_name = "MIB")]
     pub log_mib: u64,
+    /// For `volume`: seconds that one measurement lasts
+    #[arg(long, default_value_t = 4, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub window: u64,
+    /// For `volume`: how often each trouble is measured; the median counts
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub rounds: u32,
+    /// For `volume`: pages in the volume when a copy or a region is rebuilt, in MiB
+    #[arg(long, default_value_t = 128, value_name = "MIB", value_parser = clap::value_parser!(u64).range(16..=1_048_576))]
+    pub rebuild_mib: u64,
+    /// For `volume`: also kill -9 and restart behind so many commits; may be given several times
+    #[arg(long, value_name = "COMMITS")]
+    pub history: Vec<u64>,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
@@ -65,6 +79,15 @@ pub async fn run(args: BenchArgs) -> Result<(), Failure> {
             "lag" => measure::lag(&dir, args.base_port).await?,
             "path" => path::measure(&dir).await?,
             "ship" => measure::ship(&dir, args.base_port, args.log_mib / 4).await?,
+            "volume" => {
+                let options = volume::VolumeOptions {
+                    window: Duration::from_secs(args.window),
+                    rounds: args.rounds,
+                    rebuild_mib: args.rebuild_mib,
+                    history: args.history.clone(),
+                };
+                volume::measure(&dir, args.base_port, &options).await?
+            }
             _ => measure::restart(&dir, args.base_port, args.log_mib).await?,
         };
         if !args.json {

@@ -5,6 +5,7 @@
 
 mod links;
 mod ports;
+mod space;
 mod view;
 
 use super::config::Config;
@@ -119,6 +120,7 @@ fn engine_settings(config: &Config) -> EngineSettings {
         instance: format!("{}-1", config.region),
         database: config.sql.database.clone(),
         user: config.sql.user.clone(),
+        layout: config.layout,
         readers: config.serving.readers,
         pool_bytes_max: config.serving.pool_bytes_max,
         idle_in_transaction_max: config.serving.idle_in_transaction,

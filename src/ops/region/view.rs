@@ -1,18 +1,20 @@
 //! What a region shows: its report and events to HTTP and admin, rows to SQL; and how it asks the others.
 
 use super::links::Links;
-use crate::base::{CopyId, RegionName};
+use super::space;
+use crate::base::{CopyId, MemberId, RegionName};
 use crate::endpoint::http::RegionView;
 use crate::head::embedded::Engine;
 use crate::head::{GlobalStatusRow, InstanceStatusRow, StatusSource};
 use crate::io::clock;
-use crate::io::copies::Order;
 use crate::io::copies::slow::Drills;
+use crate::io::copies::{Order, places};
 use crate::io::driver::Shared;
 use crate::io::quic::RefusalKind;
-use crate::node::report::{LagReport, OperatorEvent, RegionReport, Role};
+use crate::node::report::{LagReport, OperatorEvent, RegionReport, Role, VolumeReport};
 use crate::ops::admin::{AdminAnswer, AdminPort, AdminRequest};
 use crate::ops::config::Config;
+use crate::volume::identity::Home;
 use async_trait::async_trait;
 use parking_lot::{Mutex, RwLock};
 use std::collections::BTreeMap;
@@ -32,7 +34,9 @@ pub struct View {
     engine: OnceLock<Arc<Engine>>,
     /// The last reports of the other regions.
     others: RwLock<BTreeMap<RegionName, RegionReport>>,
-    refresher: Mutex<Option<tokio::task::JoinHandle<()>>>,
+    /// Measured about once a second.
+    space: RwLock<Option<VolumeReport>>,
+    refreshers: Mutex<Vec<tokio::task::JoinHandle<()>>>,
 }
 
 impl View {
@@ -44,7 +48,8 @@ impl View {
             drills,
             engine: OnceLock::new(),
             others: RwLock::new(BTreeMap::new()),
-            refresher: Mutex::new(None),
+            space: RwLock::new(None),
+            refreshers: Mutex::new(Vec::new()),
         });
         let weak = Arc::downgrade(&view);
         let task = tokio::spawn(async move {
@@ -54,7 +59,20 @@ impl View {
                 view.refresh().await;
             }
         });
-        *view.refresher.lock() = Some(task);
+        let weak = Arc::downgrade(&view);
+        let measurer = tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(REFRESH_EVERY).await;
+                let Some(view) = weak.upgrade() else { return };
+                let look = move || {
+                    let measured = space::measure(view.engine.get().map(Arc::as_ref), &view.config.data_dir, view.config.layout);
+                    *view.space.write() = Some(measured);
+                };
+                // It panics only when the process ends.
+                let _ = tokio::task::spawn_blocking(look).await;
+            }
+        });
+        view.refreshers.lock().extend([task, measurer]);
         view
     }
 
@@ -80,7 +98,7 @@ impl View {
 
 impl Drop for View {
     fn drop(&mut self) {
-        if let Some(task) = self.refresher.lock().take() {
+        for task in self.refreshers.lock().drain(..) {
             task.abort();
         }
     }
@@ -94,6 +112,9 @@ impl RegionView for View {
             // `a1.g1` is a1 as well: an order is for a place, in all groups.
             let place = copy.name.split('.').next().and_then(|name| name.parse().ok());
             copy.reason = place.and_then(|id| self.drills.note(id));
+        }
+        if let Some(space) = &*self.space.read() {
+            report.volume.clone_from(space);
         }
         report
     }
@@ -132,6 +153,22 @@ impl AdminPort for View {
         self.links.inbox().order(copy, if on_duty { Order::Start } else { Order::Stop });
         let what = if on_duty { "back on duty; it catches up by itself" } else { "out of duty until it is started again" };
         Ok(format!("copy {copy} of {} is {what}", self.config.region))
+    }
+
+    async fn replace_copy(&self, copy: CopyId, place: Option<String>) -> Result<String, String> {
+        let Some(place) = place else { return self.links.inbox().replace(copy, None).await };
+        let here = self.report().copies.into_iter().find(|c| c.name == copy.to_string() && c.place.as_ref() == Some(&place));
+        if let Some(here) = here {
+            return Ok(match here.reason {
+                Some(reason) => format!("copy {copy}, which goes to {place}, is {}: {reason}", here.state),
+                None => format!("copy {copy} lives in {place} already, and is {}", here.state),
+            });
+        }
+        let (cluster, region, layout, at) = (self.config.cluster.clone(), self.config.region.clone(), self.config.layout, place.clone());
+        let home = move |m: MemberId| Home { cluster: cluster.clone(), region: region.clone(), group: m.group.0, slot: m.copy };
+        let prepared = tokio::task::spawn_blocking(move || places::prepare(&at, copy, layout, home)).await;
+        let candidate = prepared.map_err(|e| format!("the directory cannot be prepared: {e}"))??;
+        self.links.inbox().replace(copy, Some((candidate, place))).await
     }
 
     async fn slow_copy(&self, copy: CopyId, delay: Duration) -> Result<String, String> {

@@ -88,11 +88,14 @@ impl World {
     }
 
     /// A request to a copy: every frame that is ever to be stored passes here.
-    pub(in crate::sim) fn check_request(&mut self, r: usize, request: &CopyRequest) -> Checked {
+    pub(in crate::sim) fn check_request(&mut self, r: usize, c: crate::base::MemberId, request: &CopyRequest) -> Checked {
         match request {
             CopyRequest::Append { frames, .. } => {
                 for frame in frames {
                     self.truth.observe(frame)?;
+                    if !frame.fits(c.group) {
+                        return Err(format!("{}: {frame:?} of group {} goes to copy {c}", self.regions[r].name, frame.header().group));
+                    }
                     if r != 0 {
                         self.check_foreign(r, &frame.log_end())?;
                     }

@@ -15,7 +15,7 @@ pub(in crate::sim) enum Op {
     Delta { page: u32, at: usize, bytes: Vec<u8> },
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(in crate::sim) struct Truth {
     frames: BTreeMap<(u64, u32), Frame>,
     /// S3: one checksum for each (epoch, generation, seq), wherever it is seen.
@@ -115,6 +115,16 @@ impl Truth {
     /// Whether a log that ends so is a prefix of the primary's history.
     pub(in crate::sim) fn has(&self, end: &LogEnd) -> bool {
         *end == LogEnd::EMPTY || self.at(end.seq) == Some(end)
+    }
+
+    /// Whether a log that ends with `claim` holds everything up to `end`, whoever's log it is.
+    pub(in crate::sim) fn reaches(&self, claim: &LogEnd, end: &LogEnd) -> bool {
+        let mut at = (claim.seq.0, claim.checksum);
+        while at.0 > end.seq.0 {
+            let Some(frame) = self.frames.get(&at) else { return false };
+            at = (at.0 - 1, frame.header().prev_checksum);
+        }
+        at == (end.seq.0, end.checksum)
     }
 
     pub(in crate::sim) fn frame(&self, end: &LogEnd) -> Option<&Frame> {

@@ -2,10 +2,13 @@
 
 use super::Checked;
 use super::rig::Rig;
+use super::story::Story;
 use super::story::{PAGES, trimmed};
 use crate::base::{CopyId, LogEnd, PageNo};
 use crate::log::Frame;
-use crate::volume::{Copy, CopyReply, CopyRequest, ReadError};
+use crate::sim::disk::SimDisk;
+use crate::volume::{Copy, CopyReply, CopyRequest, OpenError, ReadError};
+use std::sync::Arc;
 
 impl Rig {
     /// The log and the pages of every copy that is open, as of now, as of what readers hold, and as of a moment in between.
@@ -72,6 +75,90 @@ impl Rig {
 
     pub(super) fn vdl(&self) -> LogEnd {
         *self.appender.vdl()
+    }
+}
+
+/// What reading all of a copy shows.
+pub(super) enum Sight {
+    Whole,
+    /// And it says so.
+    Damaged,
+    /// Intact as far as it goes, and it does not go as far as the copy once said.
+    Short(LogEnd),
+}
+
+/// Opens a copy by itself and reads everything in it, as a scrub does.
+pub(super) fn read_alone(disk: Arc<SimDisk>, story: &Story) -> Checked<Sight> {
+    let mut copy = match Copy::open(disk, &super::rig::limits()) {
+        Ok(copy) => copy,
+        Err(OpenError::Unsupported { file, version }) => return Err(format!("damage in {file} is taken for format version {version}")),
+        Err(_) => return Ok(Sight::Damaged),
+    };
+    let state = copy.state();
+    if read_all(&mut copy, story)?.is_some() {
+        return Ok(Sight::Damaged);
+    }
+    let short = !story.holds(&state.end, &story.acknowledged)?;
+    Ok(if short { Sight::Short(state.end) } else { Sight::Whole })
+}
+
+/// The log and the pages of a copy: why they cannot be read, if they cannot. Wrong ones are an error.
+fn read_all(copy: &mut Copy, story: &Story) -> Checked<Option<String>> {
+    match whole_log(copy) {
+        Ok(frames) => frames.iter().try_for_each(|f| story.knows(f))?,
+        Err(reason) => return Ok(Some(reason)),
+    }
+    // What the layers hold, whole and for sure.
+    let at = copy.state().flushed;
+    let store = copy.pages();
+    match store.scan(at.end_lsn, PageNo(0), usize::MAX) {
+        Ok((pages, _)) => {
+            let want = story.pages_at(&at)?;
+            if pages.iter().map(|(p, b)| (*p, trimmed(b))).ne(want.iter().map(|(p, b)| (*p, trimmed(b)))) {
+                return Err(format!("the pages at {at} are not what they were"));
+            }
+            Ok(None)
+        }
+        Err(ReadError::TooOld { .. }) => Ok(None),
+        Err(e) => Ok(Some(e.to_string())),
+    }
+}
+
+impl Rig {
+    /// Reads everything in every copy. One that is damaged leaves its duty, to be rebuilt by its peers.
+    pub(super) fn scrub(&mut self) -> Checked {
+        for c in CopyId::all() {
+            let Some(mut copy) = self.slots[c.index()].copy.take() else { continue };
+            let reason = read_all(&mut copy, &self.bench.story.lock())?;
+            self.slots[c.index()].copy = Some(copy);
+            if let Some(reason) = reason {
+                self.damaged(c, &reason);
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads whatever answers, as of now: why some of it does not. What does must be right.
+    pub(super) fn read_all_that_can_be_read(&mut self) -> Checked<Vec<String>> {
+        let vdl = *self.appender.vdl();
+        let mut reasons = Vec::new();
+        for c in CopyId::all() {
+            let Some(mut copy) = self.slots[c.index()].copy.take() else { continue };
+            let story = self.bench.story.lock();
+            reasons.extend(read_all(&mut copy, &story)?);
+            if vdl != LogEnd::EMPTY {
+                for (page, bytes) in story.pages_at(&vdl)?.iter() {
+                    match copy.pages().read(*page, vdl.end_lsn) {
+                        Ok(got) if trimmed(&got)[..] == trimmed(bytes)[..] => {}
+                        Ok(_) => return Err(format!("copy {c}: page {} is wrong", page.0)),
+                        Err(e) => reasons.push(e.to_string()),
+                    }
+                }
+            }
+            drop(story);
+            self.slots[c.index()].copy = Some(copy);
+        }
+        Ok(reasons)
     }
 }
 

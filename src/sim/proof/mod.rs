@@ -1,8 +1,10 @@
 //! Proofs about one volume: what a power cut, damage and failing calls do to six copies and what their appender makes of it.
 //!
-//! [`powercut`] cuts the power at the writing calls of busy lives and recovers from what is left; All of it runs the same appender and the same copies as
+//! [`powercut`] cuts the power at the writing calls of busy lives and recovers from what is left; [`flips`] damages each region of each
+//! kind of file. All of it runs the same appender and the same copies as
 //! production, from a seed, on a [`rig`]; a [`story`] knows what is right.
 
+pub mod flips;
 mod look;
 pub mod powercut;
 mod rig;

@@ -25,7 +25,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 const IMAGES_PER_CALL: u64 = 4;
 /// Of each operation a life has images made at so many of its calls, one behind the other; and then now and then. So what is rare is
 /// met in every life, and there is time for many lives.
-const CALLS_OF_EACH: u64 = 4;
+const CALLS_OF_EACH: u64 = 2;
 const CALLS_BETWEEN: u64 = 40;
 /// Steps of one life.
 const STEPS: (u64, u64) = (1500, 3500);
@@ -99,7 +99,7 @@ fn is_over(report: &Mutex<PowercutReport>, options: &PowercutOptions) -> bool {
     report.images >= options.images.max(1) || report.failures.len() >= FAILURES_MAX
 }
 
-fn guarded<T>(run: impl FnOnce() -> Checked<T>) -> Checked<T> {
+pub(super) fn guarded<T>(run: impl FnOnce() -> Checked<T>) -> Checked<T> {
     catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| Err(format!("it panicked: {}", said(&*panic))))
 }
 

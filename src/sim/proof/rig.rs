@@ -36,17 +36,24 @@ pub(super) struct Bench {
     probe: Option<Probe>,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Call {
+    Write,
+    Other,
+}
+
 impl Bench {
-    fn before(&self, name: &str) {
-        let call = self.calls.fetch_add(1, Ordering::Relaxed) + 1;
+    fn before(&self, call: Call, name: &str) {
+        let no = self.calls.fetch_add(1, Ordering::Relaxed) + 1;
         if let Some(probe) = &self.probe {
             let doing = *self.doing.lock();
             let doing = match (doing, name) {
                 ("commit" | "group commit", "log.tmp") => "new log file",
+                ("cut of a tail", _) if call == Call::Write && name != "log.tmp" => "mark behind the log",
                 (_, "MANIFEST" | "MANIFEST.tmp") if doing != "opening a copy" => "manifest swap",
                 _ => doing,
             };
-            probe(self, call, doing);
+            probe(self, no, doing);
         }
     }
 }
@@ -68,23 +75,23 @@ impl Disk for Seen {
         self.disk.read(name, offset, len_max)
     }
     fn write(&self, name: &str, offset: u64, parts: &[Bytes]) -> Result<(), DiskError> {
-        self.bench.before(name);
+        self.bench.before(Call::Write, name);
         self.disk.write(name, offset, parts)
     }
     fn allocate(&self, name: &str, len: u64) -> Result<(), DiskError> {
-        self.bench.before(name);
+        self.bench.before(Call::Other, name);
         self.disk.allocate(name, len)
     }
     fn sync(&self, name: &str) -> Result<(), DiskError> {
-        self.bench.before(name);
+        self.bench.before(Call::Other, name);
         self.disk.sync(name)
     }
     fn rename(&self, from: &str, to: &str) -> Result<(), DiskError> {
-        self.bench.before(to);
+        self.bench.before(Call::Other, to);
         self.disk.rename(from, to)
     }
     fn remove(&self, name: &str) -> Result<(), DiskError> {
-        self.bench.before(name);
+        self.bench.before(Call::Other, name);
         self.disk.remove(name)
     }
 }
@@ -114,22 +121,11 @@ pub(super) enum Harm {
     Errors,
 }
 
-/// What happened on the way.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Counts {
-    /// Copies that said they are damaged, at opening or when they were read.
-    pub damaged: u64,
-    /// Copies that left their duty.
-    pub left: u64,
-    pub rebuilt: u64,
-}
-
 pub(super) struct Rig {
     pub bench: Arc<Bench>,
-    pub counts: Counts,
     /// Why recovery waits, as it says.
     pub waits: Option<String>,
-    /// Why writes are stopped, as the volume says.
+    /// Why writes were stopped last, as the volume said.
     pub stopped: Option<String>,
     /// Said when a copy was found damaged.
     pub damage: Vec<String>,
@@ -167,7 +163,6 @@ impl Rig {
         let appender = Appender::new(limits(), Layout::default(), prng.fork("appender"), UnixMicros(1), false);
         let mut rig = Rig {
             bench,
-            counts: Counts::default(),
             waits: None,
             stopped: None,
             damage: Vec::new(),
@@ -243,9 +238,8 @@ impl Rig {
                 Ok(())
             }
             Err(e) if self.harm == Harm::Damage => {
-                self.counts.damaged += 1;
                 self.damage.push(format!("{c}: {e}"));
-                if *self.appender.phase() == VolumePhase::Serving {
+                if *self.appender.phase() == VolumePhase::Serving && matches!(e, OpenError::Damaged { .. }) {
                     // Its peers have everything: it is moved aside and rebuilt.
                     self.wipe(c);
                     return self.open(c);
@@ -260,10 +254,16 @@ impl Rig {
 
     /// The copy is out of duty.
     fn lose(&mut self, c: CopyId, reason: &str) {
-        self.counts.left += 1;
         let held = self.slots[c.index()].held;
         self.slots[c.index()] = Slot { held, ..Slot::default() };
         self.appender.copy_lost(self.now, member(c), reason.to_owned());
+    }
+
+    /// Somebody read a copy and found damage: it is moved aside and rebuilt.
+    pub(super) fn damaged(&mut self, c: CopyId, reason: &str) {
+        self.damage.push(format!("{c}: {reason}"));
+        self.lose(c, reason);
+        self.wipe(c);
     }
 
     /// Stops a copy until `release`.
@@ -283,7 +283,6 @@ impl Rig {
         let seed = self.prng.next_u64();
         self.bench.disks.lock()[c.index()] = Arc::new(SimDisk::new(seed));
         self.bench.story.lock().copies[c.index()] = Said::default();
-        self.counts.rebuilt += 1;
     }
 
     // ---- what the appender wants -----------------------------------------------------------------------------------
@@ -305,7 +304,7 @@ impl Rig {
                 }
                 AppenderEffect::Recovered { found } => self.recovered(&found)?,
                 AppenderEffect::RecoveryBeginsAnew => (self.pen, self.ready) = (None, false),
-                AppenderEffect::RecoveryWaits { reason } => self.waits = Some(reason),
+                AppenderEffect::RecoveryWaits { reason, .. } => self.waits = Some(reason),
                 AppenderEffect::Restarted { vdl } => {
                     self.bench.story.lock().acknowledge(&vdl)?;
                     self.ready = true;
@@ -322,8 +321,7 @@ impl Rig {
                     }
                 }
                 AppenderEffect::QuorumLost { reason } => self.stopped = Some(reason),
-                AppenderEffect::QuorumRegained => self.stopped = None,
-                AppenderEffect::CopyChanged { .. } => {}
+                AppenderEffect::QuorumRegained | AppenderEffect::CopyChanged { .. } => {}
                 other => return Err(format!("the volume did what nobody asked for: {other:?}")),
             }
         }
@@ -446,7 +444,6 @@ impl Rig {
                 return Err(format!("copy {c} left its duty on a healthy disk: {reason}"));
             }
             if self.harm == Harm::Damage {
-                self.counts.damaged += 1;
                 self.damage.push(format!("{c}: {reason}"));
             }
             // What it said before it failed may still arrive; what a machine without power said does not.
@@ -606,14 +603,15 @@ impl Rig {
             if busy {
                 continue;
             }
-            if self.is_at_rest() {
-                return Ok(());
-            }
-            if self.harm == Harm::Damage && *self.appender.phase() == VolumePhase::Serving {
+            if self.harm == Harm::Damage && *self.appender.phase() == VolumePhase::Serving && self.slots.iter().any(|s| s.held) {
                 // Looked at again after a moment, as every copy that left its duty.
                 for c in CopyId::all() {
                     self.release(c);
                 }
+                continue;
+            }
+            if self.is_at_rest() {
+                return Ok(());
             }
             let next = self.appender.next_timeout().map_or(1_000_000, |at| at.ns.saturating_sub(self.now.ns).max(10_000));
             self.pass(next.min(500_000_000))?;

@@ -1,7 +1,19 @@
 //! Frames to six copies, in order: the ring, each copy's window, what its acknowledgements make durable, and how far back the log
 //! and the page versions must be kept.
 
+use super::retention::Wants;
 use super::*;
+
+/// The first of `frames`, at least one, about `bytes_max` of them.
+fn up_to(frames: impl Iterator<Item = Frame>, bytes_max: usize) -> Vec<Frame> {
+    let mut bytes = 0;
+    let fit = frames.take_while(|f| {
+        let fits = bytes == 0 || bytes + f.bytes().len() <= bytes_max;
+        bytes += f.bytes().len();
+        fits
+    });
+    fit.collect()
+}
 
 impl Appender {
     pub(super) fn push(&mut self, frame: Frame) {
@@ -10,8 +22,8 @@ impl Appender {
         if frame.is_consistency_point() {
             self.points.push_back(self.end);
         }
-        if self.milestones.back().is_none_or(|(_, l)| self.end.end_lsn.bytes_since(*l) >= 1 << 20 || self.limits.log_retain_bytes < 1 << 20)
-        {
+        let step = (self.limits.log_retain_bytes / 16).min(1 << 20);
+        if self.milestones.back().is_none_or(|(_, l)| self.end.end_lsn.bytes_since(*l) >= step) {
             self.milestones.push_back((self.end.seq, self.end.end_lsn));
         }
         self.ring_bytes += frame.bytes().len();
@@ -33,13 +45,16 @@ impl Appender {
         }
         let first = self.first_in_ring()?;
         let skip = usize::try_from(from.0.checked_sub(first.0)?).expect("BUG: the ring is in memory");
-        let mut bytes = 0;
-        let frames = self.ring.range(skip..).take_while(|f| {
-            let fits = bytes == 0 || bytes + f.bytes().len() <= bytes_max;
-            bytes += f.bytes().len();
-            fits
-        });
-        Some(frames.cloned().collect())
+        Some(up_to(self.ring.range(skip..).cloned(), bytes_max))
+    }
+
+    /// As [`Appender::ring_from`], as the frames lie in the logs of `group`.
+    fn ring_for(&self, group: GroupId, from: Seq, bytes_max: usize) -> Option<Vec<Frame>> {
+        if from > self.end.seq {
+            return Some(Vec::new());
+        }
+        let skip = usize::try_from(from.0.checked_sub(self.first_in_ring()?.0)?).expect("BUG: the ring is in memory");
+        Some(up_to(self.ring.range(skip..).map(|f| f.for_group(group)), bytes_max))
     }
 
     /// Sends a joined copy what it lacks, as far as its window allows.
@@ -54,7 +69,7 @@ impl Appender {
                 return;
             }
             let from = peer.sent.next();
-            let Some(frames) = self.ring_from(from, self.limits.batch_bytes_max) else {
+            let Some(frames) = self.ring_for(copy.group, from, self.limits.batch_bytes_max) else {
                 self.start_read(now, ReadPurpose::Backfill { copy }, vec![copy]);
                 return;
             };
@@ -62,16 +77,17 @@ impl Appender {
         }
     }
 
-    /// Sends `frames`, which follow what was sent; a splice is collected until it ends in a newer term.
+    /// Sends `frames`, which follow what was sent; a splice is collected until it is whole.
     pub(super) fn feed(&mut self, now: Instant, copy: MemberId, frames: Vec<Frame>) {
         let Some(last) = frames.last() else { return };
+        let last_seq = last.seq();
         let peer = &mut self.peers[copy.index()];
-        peer.sent = last.seq();
+        peer.sent = last_seq;
         peer.sent_lsn = last.end_lsn();
         if let Some(splice) = &mut peer.splice {
             splice.frames.extend(frames);
             let newer = splice.frames.iter().any(|f| (f.header().epoch, f.header().generation) > splice.tail);
-            if newer {
+            if newer && last_seq >= splice.upto {
                 let splice = peer.splice.take().expect("BUG: it was just there");
                 self.send_append(now, copy, splice.frames);
             }
@@ -123,7 +139,9 @@ impl Appender {
         if !peer.is_joined() || !self.history.contains(&end) || peer.splice.is_some() {
             return;
         }
-        peer.diverged = None;
+        if end != LogEnd::EMPTY {
+            peer.diverged = None;
+        }
         // Ahead on the same term: it has all that is here.
         let end = if end.seq > self.end.seq { self.end } else { end };
         peer.ingested = ingested.max(peer.ingested);
@@ -154,6 +172,7 @@ impl Appender {
         let before = self.vdl.seq;
         self.vdl = vdl;
         self.vdl_moved.get_or_insert(now);
+        self.vdl_at = now;
         if self.moments.back().is_none_or(|(t, _)| now.since(*t) >= Duration::from_secs(1)) {
             self.moments.push_back((now, vdl.end_lsn));
         }
@@ -174,11 +193,30 @@ impl Appender {
         }
         let by_time = self.moments.front().filter(|(t, _)| now.since(*t) >= self.limits.version_retain).map_or(Lsn(0), |(_, l)| *l);
         let repairs = self.peers.iter().filter_map(|p| if let Contact::Repairing(r) = &p.contact { Some(r.at()) } else { None }).min();
-        by_time
-            .min(self.branches_need().unwrap_or(Lsn(u64::MAX)))
-            .min(self.readers_need)
-            .min(self.pages_need.unwrap_or(Lsn(u64::MAX)))
-            .min(repairs.unwrap_or(Lsn(u64::MAX)))
+        let wants = Wants {
+            vdl: self.vdl.end_lsn,
+            by_time,
+            // A branch that is being made is read at its point.
+            readers: self.branches_need().map_or(self.readers_need, |at| at.min(self.readers_need)),
+            seed: self.pages_need,
+            repair: repairs,
+            bytes_max: self.limits.version_retain_bytes,
+        };
+        self.held = wants.horizon();
+        self.held.0
+    }
+
+    /// How far back versions and log are kept now, for status.
+    #[must_use]
+    pub fn retention(&self) -> Retention {
+        let log_from = self.milestones.front().map_or(self.vdl.end_lsn, |(_, at)| *at);
+        Retention {
+            versions_bytes: self.vdl.end_lsn.bytes_since(self.held.0),
+            versions_bytes_max: self.limits.version_retain_bytes,
+            held_by: self.held.1,
+            log_bytes: self.vdl.end_lsn.bytes_since(log_from),
+            log_bytes_max: self.limits.log_retain_bytes,
+        }
     }
 
     pub(super) fn trim(&mut self) -> Seq {
@@ -188,8 +226,8 @@ impl Appender {
         let needed = self.secondaries_need.unwrap_or(Seq(u64::MAX)).min(self.peers.iter().map(|p| p.acked.seq).min().unwrap_or(Seq(0)));
         while self.milestones.len() > 1 {
             let (seq, at) = self.milestones[1];
-            let back = end.bytes_since(at);
-            if back > budget || (back > keep_min && seq <= needed && self.branches_need().is_none_or(|lsn| at <= lsn)) {
+            let over_budget = end.bytes_since(self.milestones[0].1) > budget;
+            if over_budget || (end.bytes_since(at) > keep_min && seq <= needed && self.branches_need().is_none_or(|lsn| at <= lsn)) {
                 self.milestones.pop_front();
             } else {
                 break;

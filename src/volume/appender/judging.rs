@@ -4,14 +4,18 @@
 use super::*;
 
 impl Appender {
-    pub(super) fn owes_control(&self, peer: &Peer) -> bool {
-        !self.control.is_empty()
+    /// The control state is kept with group 0.
+    pub(super) fn owes_control(&self, copy: MemberId) -> bool {
+        let peer = &self.peers[copy.index()];
+        copy.group == GroupId(0)
+            && !self.control.is_empty()
             && peer.control_stored < self.control_version
             && matches!(peer.contact, Contact::Raised(_) | Contact::Joined | Contact::Repairing(_))
     }
 
-    pub(super) fn owes_answer(&self, peer: &Peer) -> bool {
-        if self.owes_control(peer) {
+    pub(super) fn owes_answer(&self, copy: MemberId) -> bool {
+        let peer = &self.peers[copy.index()];
+        if self.owes_control(copy) {
             return true;
         }
         match &peer.contact {
@@ -23,6 +27,14 @@ impl Appender {
         }
     }
 
+    /// When a copy that owes an answer is asked again. One that waits for frames to be read elsewhere may be heard of for other reasons
+    /// all the time, and is not put off by that (seed 1650475556).
+    pub(super) fn asked_again_at(&self, copy: MemberId) -> Instant {
+        let peer = &self.peers[copy.index()];
+        let in_flight = !peer.is_joined() || peer.acked.seq < peer.sent || self.seeding.is_some();
+        (if in_flight { peer.last_asked.max(peer.last_heard) } else { peer.last_asked }) + ASK_AGAIN_AFTER
+    }
+
     /// A message was lost, or the copy is slow. Everything said again is harmless: copies skip what they have.
     pub(super) fn ask_again(&mut self, now: Instant, copy: MemberId) {
         self.peers[copy.index()].last_asked = now;
@@ -31,7 +43,10 @@ impl Appender {
             Contact::Raising => self.raise(now, copy),
             Contact::Repairing(repair) => match repair.ask_again() {
                 crate::volume::repair::Next::Read => {
-                    if !self.reads.values().any(|r| matches!(r.purpose, ReadPurpose::Repair { copy: c } if c == copy)) {
+                    // Its time comes, or it is being read.
+                    if self.peers[copy.index()].read_at.is_none()
+                        && !self.reads.values().any(|r| matches!(r.purpose, ReadPurpose::Repair { copy: c } if c == copy))
+                    {
                         self.start_read(now, ReadPurpose::Repair { copy }, vec![copy]);
                     }
                 }
@@ -77,6 +92,7 @@ impl Appender {
         if !peer.is_joined() {
             return;
         }
+        let before = peer.health.clone();
         let health = if peer.acked.seq >= self.vdl.seq { CopyHealth::Up } else { CopyHealth::CatchingUp };
         // Between two acknowledgements every copy is a frame behind; that is not catching up.
         if health == CopyHealth::Up
@@ -84,6 +100,9 @@ impl Appender {
             || self.vdl.end_lsn.bytes_since(peer.acked.end_lsn) > self.limits.copy_window_bytes_max as u64
         {
             self.set_health(copy, health);
+        }
+        if self.is_changing() || before != self.peers[copy.index()].health {
+            self.judge_membership();
         }
         self.judge_quorum();
     }
@@ -106,7 +125,7 @@ impl Appender {
         if self.phase != VolumePhase::Serving {
             return;
         }
-        let lacking = self.layout.all_groups().find(|g| self.able(*g) < WRITE_QUORUM);
+        let lacking = self.layout.all_groups().find(|g| !self.reached_in(*g, Peer::is_joined));
         let ok = lacking.is_none();
         if ok == self.quorum_ok && self.quorum_said {
             return;
@@ -127,26 +146,25 @@ impl Appender {
             .collect();
         let of_group = if self.layout.groups == 1 { String::new() } else { format!(" of protection group {group}") };
         let (able, missing) = (self.able(group), missing.join(", "));
-        let reason = format!("{able} of 6 copies{of_group} can take writes and {WRITE_QUORUM} are needed; missing: {missing}");
+        let reason = match self.replacing() {
+            Some(r) => format!(
+                "{able} of 6 copies{of_group} can take writes, and while {slot} is being replaced {WRITE_QUORUM} others are needed \
+                 (`parhelion copy replace {slot} --cancel` goes back); missing: {missing}",
+                slot = r.slot
+            ),
+            None => format!("{able} of 6 copies{of_group} can take writes and {WRITE_QUORUM} are needed; missing: {missing}"),
+        };
         self.effects.push_back(AppenderEffect::QuorumLost { reason });
     }
 
     pub(super) fn send_control(&mut self, copy: MemberId) {
-        if self.owes_control(&self.peers[copy.index()]) {
+        if self.owes_control(copy) {
             let request = CopyRequest::PutControl {
                 generation: self.generation,
                 version: self.control_version,
                 control: Bytes::from(self.control.clone()),
             };
             self.effects.push_back(AppenderEffect::ToCopy { copy, request });
-        }
-    }
-
-    pub(super) fn judge_control(&mut self) {
-        let stored = quorum::durable(std::array::from_fn(|i| self.six(GroupId(0))[i].control_stored));
-        if stored > self.control_reported {
-            self.control_reported = stored;
-            self.effects.push_back(AppenderEffect::ControlDurable);
         }
     }
 }

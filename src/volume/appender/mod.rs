@@ -10,22 +10,31 @@
 
 mod appending;
 mod branching;
+mod changing;
+mod gathering;
 mod judging;
 mod reads;
 mod recovering;
+mod retention;
 mod scrubbing;
 mod seeding;
 
+pub use retention::{HeldBy, Retention};
+
 use crate::base::{
-    Epoch, Generation, GroupId, Instant, Layout, Limits, LineageId, LogEnd, Lsn, MemberId, PageNo, Prng, Seq, TimelineId, UnixMicros,
+    CopyId, Epoch, Generation, GroupId, Instant, Layout, Limits, LineageId, LogEnd, Lsn, MemberId, Pace, PageNo, Prng, Seq, TimelineId,
+    UnixMicros,
 };
 use crate::log::{ControlFrame, FRAME_HEADER_BYTES, Frame, History, LogOutcome, PagesOutcome, Pen, SeedBase};
+use crate::volume::agreement::{self, Choice};
+use crate::volume::membership::{Incarnation, Membership};
 use crate::volume::message::{CopyReply, CopyRequest, CopyState, Damage};
 use crate::volume::quorum::{self, COPIES, WRITE_QUORUM};
-use crate::volume::recovery::{self, Choice, Heard};
+use crate::volume::recovery::Heard;
 use crate::volume::repair::{Repair, RepairView};
 use crate::volume::scrub::{Scrub, ScrubView};
 use bytes::Bytes;
+pub use changing::Replacing;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
@@ -37,6 +46,10 @@ const RECOVERY_GRACE: Duration = Duration::from_millis(300);
 const VDL_NOTICE_AFTER: Duration = Duration::from_millis(2);
 /// A copy that owes an answer is asked again after this.
 const ASK_AGAIN_AFTER: Duration = Duration::from_millis(500);
+/// While commits are made, a copy that is rebuilt rests so many times as long as a step took before the next one.
+const REPAIR_REST: u32 = 1;
+/// The VDL moved within this: commits are being made.
+const BUSY_WITHIN: Duration = Duration::from_millis(500);
 /// The log is kept at least this far back, for copies and secondaries that are a little behind.
 const LOG_KEEP_BYTES_MIN: u64 = 16 << 20;
 
@@ -56,6 +69,8 @@ pub enum AppenderEffect {
     /// Recovery cannot decide yet; a sentence for status and the log.
     RecoveryWaits {
         reason: String,
+        /// The control state kept on the copies of group 0 that answered.
+        control: Vec<u8>,
     },
     /// Durable on 4 of 6 now, up to `vdl`, which is a consistency point. `frames` are those since the last time.
     Durable {
@@ -67,6 +82,16 @@ pub enum AppenderEffect {
         vdl: LogEnd,
     },
     ControlDurable,
+    /// Where the copies live by the record in force; `None`: where the configuration says.
+    Places {
+        places: [Option<String>; 6],
+    },
+    /// The directories of `slot` in `place` have left the volume for good; those of `by` (one for each group) have the slot.
+    Retired {
+        slot: CopyId,
+        place: Option<String>,
+        by: Vec<Incarnation>,
+    },
     /// Fewer than four copies can take writes: nothing new becomes durable.
     QuorumLost {
         reason: String,
@@ -112,7 +137,7 @@ pub enum AppenderEffect {
 /// What recovery found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Found {
-    /// All six copies are new (or a founding or a seeding stopped half-way); what control state they hold.
+    /// All copies are new (or a founding or a seeding stopped half-way); what control state they hold.
     Empty { control: Vec<u8> },
     /// A log, with the control state kept beside it.
     Log { lineage: LineageId, end: LogEnd, consistent: LogEnd, control: Vec<u8> },
@@ -189,6 +214,8 @@ enum Contact {
 #[derive(Debug)]
 pub(super) struct Peer {
     contact: Contact,
+    /// Which directory it is, as it said when it was raised.
+    incarnation: Incarnation,
     /// fsynced there, on the volume's history.
     acked: LogEnd,
     /// Sent (or asked to be read for it) up to here.
@@ -199,6 +226,9 @@ pub(super) struct Peer {
     told_vdl: Seq,
     last_heard: Instant,
     last_asked: Instant,
+    /// A rebuilding of it goes at this pace; the next read waits until then.
+    pace: Pace,
+    read_at: Option<Instant>,
     /// A log read from another copy on this one's behalf.
     reading: Option<u64>,
     /// Frames collected for a copy whose tail diverges: they go as one request that ends in a newer term (see `Append`).
@@ -218,7 +248,10 @@ pub(super) struct Peer {
 #[derive(Debug)]
 struct Splice {
     frames: Vec<Frame>,
+    /// What goes: a frame of a newer writer must be among them.
     tail: (Epoch, Generation),
+    /// The last of them must reach this far.
+    upto: Seq,
 }
 
 #[derive(Debug)]
@@ -230,6 +263,18 @@ enum ReadPurpose {
         tag: u64,
         from: Seq,
         bytes_max: usize,
+    },
+    LogPart {
+        gather: u64,
+        group: GroupId,
+        from: Seq,
+        bytes_max: usize,
+    },
+    PagesPart {
+        gather: u64,
+        group: GroupId,
+        at: Lsn,
+        from: PageNo,
     },
     Pages {
         tag: u64,
@@ -277,8 +322,9 @@ pub struct Appender {
     ring: VecDeque<Frame>,
     ring_bytes: usize,
     /// What is known to have been durable before this incarnation has a VDL of its own: copies are rebuilt from there. Otherwise three
-    /// good copies and three that need pages would wait for each other for ever.
-    known_durable: LogEnd,
+    /// good copies and three that need pages would wait for each other for ever. By group: up to here one of its copies has pages
+    /// whatever this incarnation comes to.
+    known_durable: Vec<LogEnd>,
     /// Consistency points above the VDL.
     points: VecDeque<LogEnd>,
     recovery_since: Option<Instant>,
@@ -287,16 +333,27 @@ pub struct Appender {
     /// The node was told, one way or the other, since the volume serves.
     quorum_said: bool,
     vdl_moved: Option<Instant>,
+    /// When it last moved.
+    vdl_at: Instant,
     reads: BTreeMap<u64, PendingRead>,
+    gathers: BTreeMap<u64, gathering::Gather>,
     next_read: u64,
     /// Seeds begun so far, of copies and of the region.
     seeds: u64,
+    /// What is kept on the copies beside the log: `membership` and `node_control`, encoded.
     control: Vec<u8>,
     control_version: u64,
-    control_reported: u64,
+    /// Quorums keep `control`, as this generation's.
+    in_force: bool,
+    membership: Option<Membership>,
+    node_control: Vec<u8>,
+    /// The version in which the node's last order was put, until it is durable.
+    node_put: Option<u64>,
     seeding: Option<Seeding>,
     /// (when, VDL): what "an LSN so long ago" means, for the retention of page versions.
     moments: VecDeque<(Instant, Lsn)>,
+    /// The horizon that copies were last told, and why it is no later.
+    held: (Lsn, HeldBy),
     /// (seq, LSN) every so often: what "so many bytes back" means, for the retention of the log.
     milestones: VecDeque<(Seq, Lsn)>,
     readers_need: Lsn,
@@ -329,6 +386,7 @@ impl Peer {
     fn new() -> Peer {
         Peer {
             contact: Contact::Down { reason: "it has not been opened yet".into() },
+            incarnation: Incarnation::UNKNOWN,
             acked: LogEnd::EMPTY,
             sent: Seq(0),
             sent_lsn: Lsn(0),
@@ -336,6 +394,8 @@ impl Peer {
             told_vdl: Seq(0),
             last_heard: Instant::ZERO,
             last_asked: Instant::ZERO,
+            pace: Pace::new(u64::MAX, REPAIR_REST),
+            read_at: None,
             reading: None,
             splice: None,
             diverged: None,
@@ -375,13 +435,13 @@ impl Appender {
             phase: VolumePhase::Recovering,
             reseedable,
             // Bounded, so that a clock from the far future leaves room above.
-            began_s: (wall.0 / 1_000_000).min(1 << 40),
+            began_s: (wall.0 / 1_000_000).min(1 << 34),
             refused_by: vec![false; members],
             lineage: None,
             history: History::default(),
             end: LogEnd::EMPTY,
             vdl: LogEnd::EMPTY,
-            known_durable: LogEnd::EMPTY,
+            known_durable: vec![LogEnd::EMPTY; members / COPIES],
             peers: (0..members).map(|_| Peer::new()).collect(),
             ring: VecDeque::new(),
             ring_bytes: 0,
@@ -391,14 +451,20 @@ impl Appender {
             quorum_ok: false,
             quorum_said: false,
             vdl_moved: None,
+            vdl_at: Instant::ZERO,
             reads: BTreeMap::new(),
+            gathers: BTreeMap::new(),
             next_read: 1,
             seeds: 0,
             control: Vec::new(),
             control_version: 0,
-            control_reported: 0,
+            in_force: false,
+            membership: None,
+            node_control: Vec::new(),
+            node_put: None,
             seeding: None,
             moments: VecDeque::new(),
+            held: (Lsn(0), HeldBy::Time),
             milestones: VecDeque::new(),
             readers_need: Lsn(u64::MAX),
             pages_need: None,
@@ -458,8 +524,8 @@ impl Appender {
     }
 
     /// What four copies of *every* group have reached: the lowest, over the groups, of the 4th highest.
-    fn reached_in_all<T: Ord + Copy>(&self, of: impl Fn(&Peer) -> T) -> T {
-        let by_group = self.layout.all_groups().map(|g| quorum::durable(std::array::from_fn(|i| of(&self.six(g)[i]))));
+    fn reached_in_all<T: Ord + Copy + Default>(&self, of: impl Fn(&Peer) -> T) -> T {
+        let by_group = self.layout.all_groups().map(|g| self.reached_in(g, &of));
         by_group.min().expect("BUG: a volume has a group")
     }
 
@@ -497,10 +563,11 @@ impl Appender {
         if let Some(moved) = self.vdl_moved {
             at(moved + VDL_NOTICE_AFTER);
         }
-        for peer in &self.peers {
-            if self.owes_answer(peer) {
-                at(peer.last_asked.max(peer.last_heard) + ASK_AGAIN_AFTER);
-            }
+        for copy in self.members().filter(|c| self.owes_answer(*c)) {
+            at(self.asked_again_at(copy));
+        }
+        for read_at in self.peers.iter().filter_map(|p| p.read_at) {
+            at(read_at);
         }
         for read in self.reads.values() {
             at(read.asked + self.limits.copy_silent_after);
@@ -543,6 +610,7 @@ impl Appender {
         let peer = &mut self.peers[copy.index()];
         peer.contact = Contact::Down { reason: reason.clone() };
         peer.reading = None;
+        peer.read_at = None;
         peer.splice = None;
         peer.seed_step = None;
         self.set_health(copy, CopyHealth::Down { reason });
@@ -634,11 +702,11 @@ impl Appender {
             }
         }
         for copy in self.members() {
-            let peer = &self.peers[copy.index()];
-            if self.owes_answer(peer) && now >= peer.last_asked.max(peer.last_heard) + ASK_AGAIN_AFTER {
+            if self.owes_answer(copy) && now >= self.asked_again_at(copy) {
                 self.ask_again(now, copy);
             }
         }
+        self.read_paced(now);
         let late: Vec<u64> = self.reads.iter().filter(|(_, r)| now >= r.asked + self.limits.copy_silent_after).map(|(id, _)| *id).collect();
         for id in late {
             self.unreadable(now, id, "the copy did not answer in time".into());
@@ -665,7 +733,7 @@ impl Appender {
         Pen::new(epoch, self.generation, self.end, self.limits.frame_payload_bytes_max)
     }
 
-    /// Founds a new global cluster on six empty copies.
+    /// Founds a new global cluster on empty copies, or once more where a founding stopped half-way over the groups.
     ///
     /// # Panics
     /// When the copies are not all empty.
@@ -691,7 +759,6 @@ impl Appender {
         self.end = consistent;
         self.history.cut_from(consistent.seq.next());
         self.points.push_back(consistent);
-        self.known_durable = consistent;
         self.serve(now);
     }
 
@@ -710,13 +777,14 @@ impl Appender {
         }
     }
 
-    /// Keeps `control` on all six; `ControlDurable` when four have it.
+    /// Keeps `control` on the six copies of group 0; `ControlDurable` when four have it.
     pub fn put_control(&mut self, control: Vec<u8>) {
-        self.control = control;
-        self.control_version += 1;
-        for copy in self.members() {
-            self.send_control(copy);
+        self.node_control = control;
+        if self.membership.is_none() {
+            self.membership = self.membership_of_all();
         }
+        self.put_kept();
+        self.node_put = Some(self.control_version);
     }
 
     /// Frames from `from` on; answered by an effect, from memory or from the copy that can.
@@ -724,6 +792,9 @@ impl Appender {
         if let Some(frames) = self.ring_from(from, bytes_max) {
             self.effects.push_back(AppenderEffect::Log { tag, outcome: LogOutcome::Frames(frames) });
             return;
+        }
+        if self.layout.groups > 1 {
+            return self.gather_log(now, tag, from, bytes_max);
         }
         self.start_read(now, ReadPurpose::Log { tag, from, bytes_max }, Vec::new());
     }
@@ -749,9 +820,10 @@ impl Appender {
         self.ring_bytes = 0;
         self.points.clear();
         self.reads.clear();
+        self.gathers.clear();
         self.milestones.clear();
         self.vdl = LogEnd::EMPTY;
-        self.known_durable = LogEnd::EMPTY;
+        self.known_durable.fill(LogEnd::EMPTY);
         let first = self.first_step();
         let request = CopyRequest::SeedBegin { generation: self.generation, step: first, base: base.clone() };
         self.seeding =

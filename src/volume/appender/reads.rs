@@ -7,14 +7,25 @@ impl Appender {
     pub(super) fn source_for(&self, purpose: &ReadPurpose, tried: &[MemberId]) -> Option<MemberId> {
         let able = |p: &Peer| match purpose {
             ReadPurpose::Backfill { copy } => p.acked.seq > self.peers[copy.index()].sent,
-            ReadPurpose::Log { from, .. } => p.acked.seq >= *from,
+            ReadPurpose::Log { from, .. } | ReadPurpose::LogPart { from, .. } => p.acked.seq >= *from,
             ReadPurpose::Point { child } => p.acked.seq >= self.point_from(*child),
-            ReadPurpose::Pages { at, .. } => p.ingested >= *at || p.acked.end_lsn >= *at,
-            ReadPurpose::Repair { .. } => p.acked.seq >= self.vdl.seq.max(self.known_durable.seq),
+            ReadPurpose::Pages { at, .. } | ReadPurpose::PagesPart { at, .. } => p.ingested >= *at || p.acked.end_lsn >= *at,
+            ReadPurpose::Repair { copy } => p.acked.seq >= self.vdl.seq.max(self.known_durable[copy.group.index()].seq),
+        };
+        // Only the copies of one group have its pages, and its frames whole.
+        let group = match purpose {
+            ReadPurpose::Backfill { copy } | ReadPurpose::Repair { copy } => copy.group,
+            ReadPurpose::LogPart { group, .. } | ReadPurpose::PagesPart { group, .. } => *group,
+            ReadPurpose::Log { .. } | ReadPurpose::Point { .. } => GroupId(0),
+            ReadPurpose::Pages { from, .. } => self.layout.group_of(*from),
         };
         // Who is damaged may still have what is asked for, but is asked last; whose pages are other ones is not asked for pages.
-        let trusted = |p: &Peer| !(matches!(purpose, ReadPurpose::Pages { .. } | ReadPurpose::Repair { .. }) && p.has_other_pages());
-        self.members()
+        let trusted = |p: &Peer| {
+            !(matches!(purpose, ReadPurpose::Pages { .. } | ReadPurpose::PagesPart { .. } | ReadPurpose::Repair { .. })
+                && p.has_other_pages())
+        };
+        MemberId::of(group)
+            .into_iter()
             .filter(|c| self.peers[c.index()].is_joined() && !tried.contains(c) && able(&self.peers[c.index()]))
             .filter(|c| trusted(&self.peers[c.index()]))
             .max_by_key(|c| (self.peers[c.index()].damage.is_none(), self.peers[c.index()].ingested, std::cmp::Reverse(*c)))
@@ -33,14 +44,22 @@ impl Appender {
                 peer.reading = Some(id);
                 CopyRequest::ReadLog { id, from: peer.sent.next(), bytes_max: self.limits.batch_bytes_max }
             }
-            ReadPurpose::Log { from, bytes_max, .. } => CopyRequest::ReadLog { id, from: *from, bytes_max: *bytes_max },
             ReadPurpose::Point { child } => {
                 CopyRequest::ReadLog { id, from: self.point_from(*child), bytes_max: self.limits.batch_bytes_max }
             }
+            ReadPurpose::Log { from, bytes_max, .. } | ReadPurpose::LogPart { from, bytes_max, .. } => {
+                CopyRequest::ReadLog { id, from: *from, bytes_max: *bytes_max }
+            }
             ReadPurpose::Pages { at, from, bytes_max, .. } => CopyRequest::ReadPages { id, at: *at, from: *from, bytes_max: *bytes_max },
+            // One page, at least; about nothing more.
+            ReadPurpose::PagesPart { at, from, .. } => CopyRequest::ReadPages { id, at: *at, from: *from, bytes_max: 1 },
             ReadPurpose::Repair { copy } => {
-                let Contact::Repairing(repair) = &self.peers[copy.index()].contact else { return };
-                CopyRequest::ReadPages { id, at: repair.at(), from: repair.next_page(), bytes_max: self.limits.batch_bytes_max }
+                let peer = &mut self.peers[copy.index()];
+                let Contact::Repairing(repair) = &peer.contact else { return };
+                peer.pace.asked(now);
+                peer.read_at = None;
+                // Small, because commits wait behind it at the copy that is read.
+                CopyRequest::ReadPages { id, at: repair.at(), from: repair.next_page(), bytes_max: self.limits.batch_bytes_max / 2 }
             }
         };
         self.reads.insert(id, PendingRead { purpose, source, asked: now, tried });
@@ -52,6 +71,7 @@ impl Appender {
         match read.purpose {
             ReadPurpose::Log { tag, .. } => self.effects.push_back(AppenderEffect::Log { tag, outcome }),
             ReadPurpose::Point { child } => self.point_read(now, child, outcome),
+            ReadPurpose::LogPart { gather, group, .. } => self.part_read(gather, group, gathering::Part::Log(outcome)),
             ReadPurpose::Backfill { copy } => {
                 let peer = &mut self.peers[copy.index()];
                 if peer.reading != Some(id) {
@@ -69,16 +89,15 @@ impl Appender {
                     LogOutcome::Unreadable { .. } => {}
                 }
             }
-            ReadPurpose::Pages { .. } | ReadPurpose::Repair { .. } => {}
+            ReadPurpose::Pages { .. } | ReadPurpose::PagesPart { .. } | ReadPurpose::Repair { .. } => {}
         }
     }
 
     pub(super) fn pages_read(&mut self, now: Instant, id: u64, at: Lsn, pages: Vec<(PageNo, Bytes)>, next: Option<PageNo>) {
         let Some(read) = self.reads.remove(&id) else { return };
         match read.purpose {
-            ReadPurpose::Pages { tag, .. } => {
-                self.effects.push_back(AppenderEffect::Pages { tag, outcome: PagesOutcome::Pages { at, pages, next } })
-            }
+            ReadPurpose::Pages { tag, from, .. } => self.segment_read(now, tag, at, from, pages, next),
+            ReadPurpose::PagesPart { gather, group, .. } => self.part_read(gather, group, gathering::Part::Pages(pages, next)),
             ReadPurpose::Repair { copy } => {
                 let generation = self.generation;
                 if let Contact::Repairing(repair) = &mut self.peers[copy.index()].contact {
@@ -87,7 +106,7 @@ impl Appender {
                     self.effects.push_back(AppenderEffect::ToCopy { copy, request });
                 }
             }
-            ReadPurpose::Log { .. } | ReadPurpose::Backfill { .. } | ReadPurpose::Point { .. } => {}
+            ReadPurpose::Log { .. } | ReadPurpose::LogPart { .. } | ReadPurpose::Backfill { .. } | ReadPurpose::Point { .. } => {}
         }
     }
 
@@ -111,6 +130,7 @@ impl Appender {
                 self.effects.push_back(AppenderEffect::Pages { tag, outcome: PagesOutcome::Unreadable { reason } })
             }
             ReadPurpose::Point { child } => self.point_read(now, child, LogOutcome::Unreadable { reason }),
+            ReadPurpose::LogPart { gather, .. } | ReadPurpose::PagesPart { gather, .. } => self.part_failed(gather, reason),
             // Asked again by the timer, when another copy may have what is needed.
             ReadPurpose::Backfill { copy } => self.peers[copy.index()].last_asked = now,
             // The versions at the base are gone or unreadable: begin anew at the present VDL, by the timer.

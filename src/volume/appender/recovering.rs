@@ -2,6 +2,7 @@
 //! set where its log and the volume's part. The choice itself is a pure function in [`super::super::recovery`].
 
 use super::*;
+use crate::volume::membership::Record;
 
 impl Appender {
     pub(super) fn raise(&mut self, now: Instant, copy: MemberId) {
@@ -36,7 +37,11 @@ impl Appender {
         if generation != self.generation || !matches!(self.peers[copy.index()].contact, Contact::Raising) {
             return;
         }
+        self.peers[copy.index()].incarnation = state.incarnation;
         self.peers[copy.index()].contact = Contact::Raised(Box::new(state));
+        if self.phase != VolumePhase::Recovering && self.turn_away(now, copy) {
+            return;
+        }
         match self.phase {
             VolumePhase::Recovering => self.try_choose(now),
             VolumePhase::Serving => self.join(now, copy),
@@ -53,51 +58,66 @@ impl Appender {
     pub(super) fn try_choose(&mut self, now: Instant) {
         let raised = self.peers.iter().filter(|p| matches!(p.contact, Contact::Raised(_))).count();
         let grace_over = self.recovery_since.is_some_and(|since| now >= since + RECOVERY_GRACE);
-        if raised < COPIES && !grace_over {
+        if raised < self.peers.len() && !grace_over {
             return;
         }
-        let heard: [Heard<'_>; COPIES] = std::array::from_fn(|i| match &self.peers[i].contact {
-            Contact::Raised(state) => Heard::Raised(state),
-            _ => Heard::Nothing,
-        });
-        let newest = heard.iter().filter_map(|h| if let Heard::Raised(s) = h { Some((s.control_version, &s.control)) } else { None }).max();
-        let (control_version, control) = newest.map_or((0, Vec::new()), |(v, c)| (v, c.clone()));
-        match recovery::choose(&heard, self.reseedable) {
+        let heard: Vec<Heard<'_>> = (self.peers.iter())
+            .map(|p| match &p.contact {
+                Contact::Raised(state) => Heard::Raised(state),
+                _ => Heard::Nothing,
+            })
+            .collect();
+        let (control_version, bytes) = agreement::control(&heard);
+        let kept = Record::decode(&bytes).unwrap_or(Record { membership: None, control: bytes });
+        // A directory that the membership does not know, or that was replaced, has no vote: what it holds may be old.
+        let strangers: Vec<Option<CopyState>> = (self.members().zip(&heard))
+            .map(|(c, h)| match h {
+                Heard::Raised(s) if s.lineage.is_some() && !Appender::has_vote(kept.membership.as_ref(), c, s.incarnation) => {
+                    Some(CopyState { lineage: None, ..(*s).clone() })
+                }
+                _ => None,
+            })
+            .collect();
+        let voters: Vec<Heard<'_>> =
+            heard.iter().zip(&strangers).map(|(h, stranger)| stranger.as_ref().map_or_else(|| h.clone(), Heard::Raised)).collect();
+        let control = kept.control.clone();
+        let choice = match agreement::choose(&voters, self.reseedable) {
+            // There is data, only it is not that of the members.
+            Choice::Empty if !self.reseedable && strangers.iter().any(Option::is_some) => Choice::Wait {
+                reason: "the directories with data are not those of the region's members; put the members' directories back".into(),
+            },
+            choice => choice,
+        };
+        match choice {
             Choice::Wait { reason } => {
                 // Asked again with every copy that answers; said once for each change.
                 self.recovery_since = None;
                 if reason != self.recovery_said {
                     self.recovery_said.clone_from(&reason);
-                    self.effects.push_back(AppenderEffect::RecoveryWaits { reason });
+                    self.effects.push_back(AppenderEffect::RecoveryWaits { reason, control });
                 }
             }
             Choice::Empty => {
                 self.phase = VolumePhase::AwaitingSeed;
-                self.control_version = control_version;
+                // Whose the empty directories are is recorded with the next control state.
+                self.take_kept(control_version, Record { membership: None, control: control.clone() });
                 self.effects.push_back(AppenderEffect::Recovered { found: Found::Empty { control } });
             }
-            Choice::Log { source } => {
-                let Contact::Raised(state) = &self.peers[source.index()].contact else { unreachable!("BUG: the chosen copy was raised") };
-                let state = state.clone();
+            Choice::Log(chosen) => {
+                let flushed = heard.chunks(COPIES).map(|six| {
+                    let states = six.iter().filter_map(|h| if let Heard::Raised(s) = h { Some(*s) } else { None });
+                    let ours = |s: &&CopyState| s.lineage == Some(chosen.lineage) && s.flushed.seq <= chosen.end.seq;
+                    let flushed = states.filter(ours).map(|s| s.flushed).filter(|f| chosen.history.contains(f));
+                    flushed.max_by_key(|f| f.seq).unwrap_or(LogEnd::EMPTY)
+                });
+                self.known_durable = flushed.collect();
                 self.phase = VolumePhase::Chosen;
-                self.lineage = state.lineage;
-                self.history = state.history.clone();
-                self.end = state.end;
-                self.known_durable = (heard.iter())
-                    .filter_map(|h| if let Heard::Raised(s) = h { Some(*s) } else { None })
-                    .filter(|s| s.lineage == state.lineage && s.flushed.seq <= state.end.seq && state.history.contains(&s.flushed))
-                    .map(|s| s.flushed)
-                    .max_by_key(|flushed| flushed.seq)
-                    .unwrap_or(LogEnd::EMPTY);
-                self.control_version = control_version;
-                self.control = control;
-                self.milestones = VecDeque::from([(state.first, Lsn(0)), (state.end.seq, state.end.end_lsn)]);
-                let found = Found::Log {
-                    lineage: state.lineage.expect("BUG: a chosen copy has a lineage"),
-                    end: state.end,
-                    consistent: state.consistent,
-                    control: self.control.clone(),
-                };
+                self.lineage = Some(chosen.lineage);
+                self.history = chosen.history;
+                self.end = chosen.end;
+                self.take_kept(control_version, kept);
+                self.milestones = VecDeque::from([(chosen.first, Lsn(0)), (chosen.end.seq, chosen.end.end_lsn)]);
+                let found = Found::Log { lineage: chosen.lineage, end: chosen.end, consistent: chosen.consistent, control };
                 self.effects.push_back(AppenderEffect::Recovered { found });
             }
         }
@@ -106,8 +126,9 @@ impl Appender {
     /// The copy whose log recovery chose is gone before anybody else had all of it, and nothing is durable yet: what is missing was
     /// never acknowledged, and may never come back.
     pub(super) fn lost_the_chosen_tail(&self) -> bool {
-        let best = self.peers.iter().filter(|p| p.is_joined()).map(|p| p.acked.seq).max().unwrap_or(Seq(0));
-        self.phase == VolumePhase::Serving && self.vdl == LogEnd::EMPTY && self.first_in_ring().unwrap_or(self.end.seq.next()) > best.next()
+        let best = |g| self.six(g).iter().filter(|p| p.is_joined()).map(|p| p.acked.seq).max().unwrap_or(Seq(0));
+        let first = self.first_in_ring().unwrap_or(self.end.seq.next());
+        self.phase == VolumePhase::Serving && self.vdl == LogEnd::EMPTY && self.layout.all_groups().any(|g| first > best(g).next())
     }
 
     /// From the beginning, as a new generation: the one that was begun has nothing durable and ends here.
@@ -120,6 +141,7 @@ impl Appender {
         self.ring_bytes = 0;
         self.points.clear();
         self.reads.clear();
+        self.gathers.clear();
         self.generation = self.generation_above(self.generation);
         self.effects.push_back(AppenderEffect::RecoveryBeginsAnew);
         for id in self.members() {
@@ -142,11 +164,12 @@ impl Appender {
 
     pub(super) fn serve(&mut self, now: Instant) {
         self.phase = VolumePhase::Serving;
+        self.put_what_was_found();
         for scrub in &mut self.scrubs {
             scrub.serve(now);
         }
         for copy in self.members() {
-            if matches!(self.peers[copy.index()].contact, Contact::Raised(_)) {
+            if matches!(self.peers[copy.index()].contact, Contact::Raised(_)) && !self.turn_away(now, copy) {
                 self.join(now, copy);
             }
         }
@@ -162,7 +185,7 @@ impl Appender {
         self.peers[copy.index()].ingested = state.ingested;
         self.set_health(copy, CopyHealth::CatchingUp);
         let foreign = state.lineage.is_some() && state.lineage != self.lineage;
-        let pages_exist = self.vdl != LogEnd::EMPTY || self.known_durable != LogEnd::EMPTY;
+        let pages_exist = self.vdl != LogEnd::EMPTY || self.known_durable[copy.group.index()] != LogEnd::EMPTY;
         if foreign || (state.lineage.is_none() && self.first_in_ring() != Some(Seq(1)) && pages_exist) {
             self.repair(now, copy);
         } else {
@@ -196,8 +219,15 @@ impl Appender {
             peer.acked = end;
             peer.sent = end.seq;
             peer.sent_lsn = end.end_lsn;
-        } else if common == self.end.seq && self.history.contains(&end) {
-            // It is ahead, on the same term: a secondary's copy that has more than recovery chose. It skips what it has.
+            if end == LogEnd::EMPTY && self.end.seq > Seq(1) {
+                // Empty, and perhaps the new disk of a copy that acknowledged what is durable. With a part of the log it would have a vote
+                // in the next recovery, and two like it could outvote what they lost: it gets all that there is in one step, or nothing.
+                peer.splice = Some(Splice { frames: Vec::new(), tail: (end.epoch, end.generation), upto: self.end.seq });
+                peer.diverged = Some(Box::new((end, history.clone())));
+            }
+        } else if common == self.end.seq && common > Seq::ZERO {
+            // It has all of the volume's log and more: a secondary's copy that is ahead of what recovery chose, perhaps in a later
+            // term. It skips what it has. (A primary's log ends with a frame of its own, which no cut tail has.)
             peer.acked = self.end;
             peer.sent = common;
             peer.sent_lsn = self.end.end_lsn;
@@ -206,7 +236,7 @@ impl Appender {
             peer.acked = LogEnd::EMPTY;
             peer.sent = common;
             peer.sent_lsn = Lsn(0);
-            peer.splice = Some(Splice { frames: Vec::new(), tail: (end.epoch, end.generation) });
+            peer.splice = Some(Splice { frames: Vec::new(), tail: (end.epoch, end.generation), upto: Seq(0) });
             peer.diverged = Some(Box::new((end, history.clone())));
         }
     }

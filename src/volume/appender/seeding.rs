@@ -5,10 +5,11 @@ use super::*;
 impl Appender {
     /// Rebuilds a copy from its peers: pages at the VDL, then the log. Writes go on meanwhile.
     pub(super) fn repair(&mut self, now: Instant, copy: MemberId) {
-        let at = if self.vdl == LogEnd::EMPTY { self.known_durable } else { self.vdl };
+        let at = if self.vdl == LogEnd::EMPTY { self.known_durable[copy.group.index()] } else { self.vdl };
         let (Some(lineage), true) = (self.lineage, at != LogEnd::EMPTY) else {
             // Nothing to copy from yet; the timer comes back.
             self.peers[copy.index()].contact = Contact::Repairing(Box::new(Repair::waiting()));
+            self.peers[copy.index()].read_at = None;
             self.peers[copy.index()].last_asked = now;
             return;
         };
@@ -19,6 +20,7 @@ impl Appender {
         let (repair, request) = Repair::begin(now, self.generation, first, base);
         let peer = &mut self.peers[copy.index()];
         peer.contact = Contact::Repairing(Box::new(repair));
+        peer.read_at = None;
         peer.acked = LogEnd::EMPTY;
         peer.last_asked = now;
         self.effects.push_back(AppenderEffect::ToCopy { copy, request });
@@ -26,10 +28,11 @@ impl Appender {
         self.judge_quorum();
     }
 
-    /// The region's seed under way: its base, and the last step that was handed in.
+    /// The region's seed under way: its base, and the last step that was handed in. One whose end was handed in takes no more steps: its
+    /// copies publish it, and it is nothing to go on with.
     #[must_use]
     pub fn seed_taken(&self) -> Option<(LogEnd, u64)> {
-        self.seeding.as_ref().filter(|s| !s.stalled).map(|s| (s.base.end, s.last_step))
+        self.seeding.as_ref().filter(|s| !s.stalled && !s.ending).map(|s| (s.base.end, s.last_step))
     }
 
     /// The log surely reaches back to here, as far as its budget goes.
@@ -63,7 +66,8 @@ impl Appender {
         let wanted = peer.seed_step.map_or(0, |s| s + 1);
         if let Some((_, request)) = seeding.requests.iter().find(|(step, _)| *step == wanted) {
             peer.last_asked = now;
-            self.effects.push_back(AppenderEffect::ToCopy { copy, request: request.clone() });
+            let request = self.for_member(copy, request);
+            self.effects.push_back(AppenderEffect::ToCopy { copy, request });
         } else {
             self.judge_seed();
         }
@@ -88,7 +92,13 @@ impl Appender {
         let generation = self.generation;
         if let Contact::Repairing(repair) = &mut self.peers[copy.index()].contact {
             match repair.stored(generation, step) {
-                crate::volume::repair::Next::Read => self.start_read(now, ReadPurpose::Repair { copy }, vec![copy]),
+                crate::volume::repair::Next::Read => {
+                    let busy = now.since(self.vdl_at) < BUSY_WITHIN;
+                    let peer = &mut self.peers[copy.index()];
+                    peer.pace.answered(now, 0, busy);
+                    peer.read_at = Some(peer.pace.not_before());
+                    self.read_paced(now);
+                }
                 crate::volume::repair::Next::Send(request) => {
                     self.peers[copy.index()].last_asked = now;
                     self.effects.push_back(AppenderEffect::ToCopy { copy, request });
@@ -130,6 +140,15 @@ impl Appender {
         }
     }
 
+    /// The next pages for copies that are rebuilt, where their time has come.
+    pub(super) fn read_paced(&mut self, now: Instant) {
+        for copy in self.members() {
+            if self.peers[copy.index()].read_at.take_if(|at| now >= *at).is_some() {
+                self.start_read(now, ReadPurpose::Repair { copy }, vec![copy]);
+            }
+        }
+    }
+
     /// The copy was opened anew in the middle of a seed and knows nothing of it.
     pub(super) fn seed_lost(&mut self, now: Instant, copy: MemberId) {
         if matches!(self.peers[copy.index()].contact, Contact::Repairing(_)) {
@@ -154,6 +173,7 @@ impl Appender {
             scrub.serve(now);
         }
         self.points.push_back(base.end);
+        self.put_what_was_found();
         for copy in self.members() {
             if !self.peers[copy.index()].is_joined() {
                 continue;

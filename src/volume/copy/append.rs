@@ -51,6 +51,13 @@ impl Copy {
         if vdl.seq > self.vdl.seq {
             self.vdl = vdl;
         }
+        if let Some(odd) = frames.iter().find(|f| !f.fits(self.manifest.group)) {
+            self.fail(
+                format!("it was sent {odd:?} of group {} in the wrong form; this is a copy of {}", odd.header().group, self.manifest.group),
+                replies,
+            );
+            return Ok(());
+        }
         if let Some(last) = frames.last().map(Frame::seq) {
             if !self.accept(frames, replies)? {
                 let reply = CopyReply::Misplaced { generation, end: *self.wal.end(), history: self.wal.history().clone() };
@@ -64,6 +71,10 @@ impl Copy {
             self.agreed = vdl.seq;
         }
         if self.pending.is_empty() {
+            if self.vdl.seq >= self.wal.end().seq {
+                // Nothing follows for a moment.
+                self.wal.seal()?;
+            }
             replies.push(self.appended(generation));
         } else {
             self.pending_for = Some(generation);

@@ -114,6 +114,7 @@ impl Copy {
         base_history.cut_from(at.seq.next());
         Manifest {
             timeline: child,
+            group: self.manifest.group,
             lineage: self.lineage(),
             origin: Some(Origin { parent: self.timeline, at }),
             base: at,

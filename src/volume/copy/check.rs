@@ -23,7 +23,7 @@ fn rebuild(file: impl Into<String>, reason: impl Into<String>, lost_write: bool)
 /// What a failed read of a layer means: whatever cannot be read is missing.
 pub(super) fn layer_damage(name: &str, e: LayerError) -> Damage {
     match e {
-        LayerError::Damaged { file, reason, lost } => rebuild(file, reason, lost),
+        LayerError::Damaged { file, reason, lost, .. } => rebuild(file, reason, lost),
         LayerError::Disk(DiskError::NotFound { name }) => rebuild(name, "the file is gone", true),
         e @ (LayerError::Disk(_) | LayerError::Unsupported { .. }) => rebuild(name, e.to_string(), false),
     }
@@ -96,6 +96,13 @@ impl Copy {
         if let Some(bad) = compare(Manifest::load(cold, self.timeline), &self.manifest) {
             self.manifest.store(&*self.disk)?;
             healed(manifest::MANIFEST, bad);
+        }
+        if let Some(identity) = &self.identity
+            && self.timeline == TimelineId::ROOT
+            && let Some(bad) = compare(super::identity::load(cold), identity)
+        {
+            super::identity::store(&*self.disk, identity)?;
+            healed(super::identity::IDENTITY, bad);
         }
         if self.promised > Generation::ZERO
             && let Some(bad) = compare(manifest::load_promise(cold), &self.promised)

@@ -164,9 +164,9 @@ impl Directory {
     }
 
     /// The same, read from the medium again and for itself.
-    pub(super) fn cold_layer(self: &Arc<Directory>, lineage: LineageId, meta: &LayerMeta) -> Result<Layer, LayerError> {
+    pub(super) fn cold_layer(&self, lineage: LineageId, meta: &LayerMeta) -> Result<Layer, LayerError> {
         let cold = Arc::new(Cold(Arc::clone(&self.disk)));
-        Layer::new(Arc::new(LayerFile::open(self, cold, lineage, meta)?), meta)
+        Layer::new(Arc::new(LayerFile::open(None, cold, lineage, meta)?), meta)
     }
 
     /// The files of one timeline as a disk of their own.
@@ -220,7 +220,7 @@ impl Directory {
         let file = match live {
             Some(file) => file,
             None => {
-                let file = Arc::new(LayerFile::open(self, Arc::clone(&self.disk), lineage, meta)?);
+                let file = Arc::new(LayerFile::open(Some(Arc::clone(self)), Arc::clone(&self.disk), lineage, meta)?);
                 self.opened(&file);
                 file
             }

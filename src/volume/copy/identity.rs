@@ -1,4 +1,4 @@
-//! Who a copy's directory is: drawn once, when the directory is made, and never written again.
+//! Who a copy's directory is: drawn once, when the directory is made, and never changed again.
 //!
 //! Decides whether a directory may be opened where it was found: another region's or another slot's is refused, and so is one that
 //! was replaced. Never decides whether it may vote: the region's membership does, by the incarnation that stands here
@@ -15,7 +15,8 @@ use crate::volume::membership::Incarnation;
 use crate::volume::{Disk, DiskError};
 use std::fmt;
 
-pub(super) const IDENTITY: &str = "identity";
+/// The file of a directory's identity: the only one in a new directory.
+pub const IDENTITY: &str = "identity";
 const REPLACED: &str = "replaced";
 const IDENTITY_MAGIC: [u8; 4] = *b"PHLI";
 const REPLACED_MAGIC: [u8; 4] = *b"PHLX";
@@ -43,9 +44,9 @@ impl fmt::Display for Home {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
-struct Identity {
+pub(super) struct Identity {
     home: Home,
-    incarnation: Incarnation,
+    pub(super) incarnation: Incarnation,
 }
 
 /// Who took the place of a copy that retired.
@@ -76,7 +77,7 @@ pub fn settle(disk: &dyn Disk, home: &Home, fresh: Incarnation) -> Result<Incarn
         return Err(OpenError::Damaged { what: IDENTITY.into(), reason: "it is missing beside data".into() });
     }
     let identity = Identity { home: home.clone(), incarnation: fresh };
-    publish(disk, IDENTITY, codec::encode(IDENTITY_MAGIC, VERSION, &identity))?;
+    store(disk, &identity)?;
     Ok(fresh)
 }
 
@@ -90,7 +91,12 @@ pub fn retire(disk: &dyn Disk, by: Incarnation, place: &str) -> Result<(), DiskE
     publish(disk, REPLACED, codec::encode(REPLACED_MAGIC, VERSION, &Replaced { by, place }))
 }
 
-fn load(disk: &dyn Disk) -> Result<Option<Identity>, OpenError> {
+pub(super) fn store(disk: &dyn Disk, identity: &Identity) -> Result<(), DiskError> {
+    publish(disk, IDENTITY, codec::encode(IDENTITY_MAGIC, VERSION, identity))
+}
+
+/// `None` where none was ever settled.
+pub(super) fn load(disk: &dyn Disk) -> Result<Option<Identity>, OpenError> {
     let identity: Option<Identity> = manifest::read_checked(disk, IDENTITY, IDENTITY_MAGIC)?;
     match identity {
         Some(i) if !CopyId::all().contains(&i.home.slot) => {
@@ -98,11 +104,6 @@ fn load(disk: &dyn Disk) -> Result<Option<Identity>, OpenError> {
         }
         other => Ok(other),
     }
-}
-
-/// The incarnation that stands in a directory; [`Incarnation::UNKNOWN`] where none was ever settled.
-pub(super) fn incarnation(disk: &dyn Disk) -> Result<Incarnation, OpenError> {
-    Ok(load(disk)?.map_or(Incarnation::UNKNOWN, |i| i.incarnation))
 }
 
 #[cfg(test)]

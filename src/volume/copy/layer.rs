@@ -44,6 +44,8 @@ pub(super) enum LayerError {
     Damaged {
         file: String,
         reason: String,
+        /// Where in the file, where that is known.
+        at: Option<u64>,
         /// Nothing is where something was written.
         lost: bool,
     },
@@ -89,8 +91,9 @@ impl Place {
 
 /// A file, open once however many timelines read it.
 pub(super) struct LayerFile {
-    directory: Arc<Directory>,
-    /// The directory's, or one that reads it cold.
+    /// `None`: it is only looked at.
+    directory: Option<Arc<Directory>>,
+    /// The directory's, or that of who looks.
     disk: Arc<dyn Disk>,
     place: Place,
     name: String,
@@ -137,15 +140,15 @@ fn entry_at(bytes: &[u8]) -> Option<(Key, u8, usize)> {
 }
 
 impl LayerFile {
-    /// Opens the file that the manifest names and checks its footer and index.
+    /// Opens the file that the manifest names and checks its footer and index. Without a directory it is only looked at.
     pub(super) fn open(
-        directory: &Arc<Directory>,
+        directory: Option<Arc<Directory>>,
         disk: Arc<dyn Disk>,
         lineage: LineageId,
         meta: &LayerMeta,
     ) -> Result<LayerFile, LayerError> {
         let name = layer_name(meta.id());
-        let damaged = |reason: &str| LayerError::Damaged { file: name.clone(), reason: reason.into(), lost: false };
+        let damaged = |reason: &str| LayerError::Damaged { file: name.clone(), reason: reason.into(), at: None, lost: false };
         if disk.len(&name)? != Some(meta.bytes) || meta.bytes < FOOTER_BYTES as u64 {
             return Err(damaged("it is missing or has another length than the manifest says"));
         }
@@ -202,7 +205,6 @@ impl LayerFile {
             blocks.push(block);
         }
         let obsolete = AtomicBool::new(false);
-        let directory = Arc::clone(directory);
         Ok(LayerFile { directory, disk, place, name, blocks, obsolete, bytes: meta.bytes, checksum, above, upto })
     }
 
@@ -216,13 +218,14 @@ impl LayerFile {
     }
 
     fn damaged(&self, reason: &str) -> LayerError {
-        LayerError::Damaged { file: self.name.clone(), reason: reason.into(), lost: false }
+        LayerError::Damaged { file: self.name.clone(), reason: reason.into(), at: None, lost: false }
     }
 
     fn bad_block(&self, i: usize, what: &str, found: &[u8]) -> LayerError {
         let lost = found.iter().all(|b| *b == 0);
-        let reason = format!("{what} (the block at offset {}{})", self.blocks[i].offset, if lost { " is not there" } else { "" });
-        LayerError::Damaged { file: self.name.clone(), reason, lost }
+        let at = self.blocks[i].offset;
+        let reason = format!("{what} (the block at offset {at}{})", if lost { " is not there" } else { "" });
+        LayerError::Damaged { file: self.name.clone(), reason, at: Some(at), lost }
     }
 
     /// Blocks in the file.
@@ -272,8 +275,10 @@ impl LayerFile {
 
 impl Drop for LayerFile {
     fn drop(&mut self) {
-        if self.obsolete.load(Ordering::Relaxed) {
-            self.directory.let_go(self.id());
+        if self.obsolete.load(Ordering::Relaxed)
+            && let Some(directory) = &self.directory
+        {
+            directory.let_go(self.id());
         }
     }
 }
@@ -403,9 +408,8 @@ impl LayerWriter {
         let disk = directory.view(place.timeline);
         let name = name_of(place.number);
         disk.remove(&name)?;
-        let directory = Arc::clone(directory);
         Ok(LayerWriter {
-            directory,
+            directory: Arc::clone(directory),
             disk,
             place,
             name,
@@ -490,7 +494,7 @@ impl LayerWriter {
         let file = Arc::new(LayerFile {
             name: layer_name((timeline, number)),
             disk: Arc::clone(self.directory.disk()),
-            directory: self.directory,
+            directory: Some(Arc::clone(&self.directory)),
             place: self.place,
             blocks: self.blocks,
             obsolete: AtomicBool::new(false),
@@ -499,7 +503,7 @@ impl LayerWriter {
             above,
             upto,
         });
-        file.directory.opened(&file);
+        self.directory.opened(&file);
         Ok(Layer { meta: LayerMeta { timeline, number, bytes, checksum, epoch, above, upto, cap: upto }, file })
     }
 }

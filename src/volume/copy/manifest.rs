@@ -5,7 +5,7 @@
 
 use super::OpenError;
 use super::codec::{self, CodecError};
-use crate::base::{Epoch, Generation, LineageId, LogEnd, Lsn, TimelineId};
+use crate::base::{Epoch, Generation, GroupId, LineageId, LogEnd, Lsn, TimelineId};
 use crate::log::History;
 use crate::volume::{Disk, DiskError};
 use bytes::Bytes;
@@ -68,6 +68,8 @@ pub struct Origin {
 #[derive(Clone, Debug, Default, PartialEq, Eq, bincode::Encode, bincode::Decode)]
 pub(super) struct Manifest {
     pub timeline: TimelineId,
+    /// The protection group whose copy this is.
+    pub group: GroupId,
     pub lineage: Option<LineageId>,
     pub origin: Option<Origin>,
     /// Where the log here began: empty for a founded copy, the seed's position for a seeded one, the branch point for a child.

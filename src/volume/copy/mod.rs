@@ -25,18 +25,21 @@ mod record;
 mod seed;
 #[cfg(test)]
 mod tests;
+mod verify;
 mod wal;
 
 pub use directory::{Directory, TimelineView};
 pub use jobs::{FlushDone, FlushJob, Slice};
 pub use manifest::Origin;
 pub use pages::{PageStore, ReadError};
+pub use verify::{FileDamage, FilesVerdict, verify_files};
 
-use crate::base::{Generation, Limits, LineageId, LogEnd, Lsn, Seq, TimelineId};
+use crate::base::{Generation, GroupId, Limits, LineageId, LogEnd, Lsn, Seq, TimelineId};
 use crate::log::{Frame, redo};
 use crate::volume::membership::Incarnation;
 use crate::volume::{CopyReply, CopyRequest, CopyState, Damage, Disk, DiskError};
 use branch::Waiting;
+use identity::Identity;
 use layer::{Layer, LayerError};
 use manifest::{KeptControl, Manifest};
 use seed::{Seed, SeedDone};
@@ -55,6 +58,11 @@ pub enum OpenError {
     /// It must not vote. Move its directory away and start again: it is rebuilt from the other copies.
     #[error("this copy is damaged ({what}): {reason}. Move its directory away; it will be rebuilt from the other copies")]
     Damaged { what: String, reason: String },
+    /// It must neither vote nor serve: its pages are those of other segments.
+    #[error(
+        "this directory is that of a copy of protection group {found}, and a copy of {wanted} is looked for here. Put the directories back"
+    )]
+    OtherGroup { found: GroupId, wanted: GroupId },
     #[error("'{file}' has format version {version}; a newer parhelion wrote it. Upgrade this one first")]
     Unsupported { file: String, version: u16 },
     #[error("timeline {timeline} was dropped; branch again, under an id that was never used")]
@@ -92,7 +100,7 @@ pub struct Copy {
     disk: Arc<dyn Disk>,
     limits: Limits,
     manifest: Manifest,
-    incarnation: Incarnation,
+    identity: Option<Identity>,
     promised: Generation,
     control: KeptControl,
     wal: Wal,
@@ -150,15 +158,23 @@ impl Copy {
     /// # Errors
     /// [`OpenError`]: the disk failed, or something that was once durable is not there.
     pub fn open(disk: Arc<dyn Disk>, limits: &Limits) -> Result<Copy, OpenError> {
-        Copy::open_in(&Directory::open(disk)?, TimelineId::ROOT, limits)
+        Copy::open_group(GroupId(0), disk, limits)
+    }
+
+    /// As [`Copy::open`], for a copy of protection group `group`.
+    ///
+    /// # Errors
+    /// As [`Copy::open`]; also when the directory is that of another group.
+    pub fn open_group(group: GroupId, disk: Arc<dyn Disk>, limits: &Limits) -> Result<Copy, OpenError> {
+        Copy::open_in(&Directory::open(disk)?, group, TimelineId::ROOT, limits)
     }
 
     /// Opens one timeline of a directory, which must not be open already. One that is not here gives an empty copy, which its peers
     /// rebuild: it was branched while this copy was away.
     ///
     /// # Errors
-    /// As [`Copy::open`], and when the timeline was dropped.
-    pub fn open_in(directory: &Arc<Directory>, timeline: TimelineId, limits: &Limits) -> Result<Copy, OpenError> {
+    /// As [`Copy::open_group`], and when the timeline was dropped.
+    pub fn open_in(directory: &Arc<Directory>, group: GroupId, timeline: TimelineId, limits: &Limits) -> Result<Copy, OpenError> {
         if directory.is_dropped(timeline) {
             return Err(OpenError::Dropped { timeline });
         }
@@ -173,12 +189,15 @@ impl Copy {
                 if left || promised.is_some() {
                     return Err(OpenError::Damaged { what: manifest::MANIFEST.into(), reason: "it is missing".into() });
                 }
-                let manifest = Manifest { timeline, log_first_number: 1, next_layer: 1, ..Manifest::default() };
+                let manifest = Manifest { timeline, group, log_first_number: 1, next_layer: 1, ..Manifest::default() };
                 directory.store(timeline, &manifest)?;
                 manifest
             }
         };
         drop(making);
+        if manifest.group != group {
+            return Err(OpenError::OtherGroup { found: manifest.group, wanted: group });
+        }
         let mut layers = Vec::new();
         for meta in &manifest.layers {
             let lineage = manifest
@@ -197,7 +216,7 @@ impl Copy {
             pages.distrust(reason.clone());
         }
         Ok(Copy {
-            incarnation: identity::incarnation(&**directory.disk())?,
+            identity: identity::load(&**directory.disk())?,
             limits: limits.clone(),
             promised: promised.unwrap_or(Generation::ZERO),
             control: manifest::load_control(&*disk)?,
@@ -258,7 +277,7 @@ impl Copy {
     #[must_use]
     pub fn state(&self) -> CopyState {
         CopyState {
-            incarnation: self.incarnation,
+            incarnation: self.identity.as_ref().map_or(Incarnation::UNKNOWN, |i| i.incarnation),
             lineage: self.lineage(),
             first: self.wal.first(),
             end: *self.wal.end(),
@@ -489,7 +508,8 @@ impl Copy {
         let mut versions = Vec::new();
         let mut bytes = self.pages.open_bytes();
         for frame in frames {
-            if !frame.is_control() {
+            // Frames of other groups are in the log for their place only.
+            if !frame.is_control() && !frame.is_elided() {
                 let payload = frame.payload();
                 let records = redo::records(&payload)
                     .map_err(|e| IngestError::Failed(format!("frame {} is durable and is no redo: {e}", frame.seq())))?;

@@ -46,7 +46,7 @@ impl From<LayerError> for ReadError {
                 ReadError::Damaged { file: name, reason: "the file is gone".into(), lost: true }
             }
             LayerError::Disk(e) => ReadError::Failed { reason: e.to_string() },
-            LayerError::Damaged { file, reason, lost } => ReadError::Damaged { file, reason, lost },
+            LayerError::Damaged { file, reason, lost, .. } => ReadError::Damaged { file, reason, lost },
             LayerError::Unsupported { file, version } => ReadError::Damaged {
                 file,
                 reason: format!("it has format version {version}, which this parhelion does not read"),

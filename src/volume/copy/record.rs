@@ -134,7 +134,25 @@ impl<'a> RecordReader<'a> {
                 }
                 // A write can tear inside the version field, and then reads as version 0.
                 Err(DecodeError::Corrupt { .. } | DecodeError::Unsupported { version: 0 }) => return Ok(Record::Invalid),
-                Err(DecodeError::Unsupported { version }) => return Ok(Record::Unsupported(version)),
+                Err(DecodeError::Unsupported { version }) => {
+                    return Ok(if self.is_ours_but_for_the_version()? { Record::Invalid } else { Record::Unsupported(version) });
+                }
+            }
+        }
+    }
+
+    /// Whether this is a frame of today's format with flipped bits in its version: damage, which the copy's peers can mend, and
+    /// not the work of a newer parhelion, which they cannot.
+    fn is_ours_but_for_the_version(&mut self) -> Result<bool, DiskError> {
+        loop {
+            match Frame::decode_as_today(&self.buffer) {
+                Ok(_) => return Ok(true),
+                Err(DecodeError::Incomplete { needed_bytes }) if needed_bytes > self.buffer.len() => {
+                    if !self.fill(needed_bytes)? {
+                        return Ok(false);
+                    }
+                }
+                Err(_) => return Ok(false),
             }
         }
     }
@@ -193,6 +211,28 @@ mod tests {
             disk.write("g", at, &[encode_mark(LINEAGE, 3, at, Seq(at))]).unwrap();
             assert_eq!(search_marks(&disk, "g", 3, LINEAGE, 0).unwrap(), Some(Seq(at)), "across the edge of a piece");
         }
+    }
+
+    #[test]
+    fn a_flipped_version_is_damage_and_a_newer_one_is_not() {
+        use crate::base::{Epoch, Generation, UnixMicros};
+        use crate::log::Flags;
+        let frame = Frame::encode(&LogEnd::EMPTY, Epoch(1), Generation(1), Flags::CONSISTENCY_POINT, UnixMicros(1), &[7; 200]);
+        let read = |bytes: Vec<u8>| {
+            let disk = SimDisk::new(0);
+            disk.write("f", 0, &[Bytes::from(bytes)]).unwrap();
+            RecordReader::new(&disk, "f", 1, LINEAGE, 0, 80).next().unwrap()
+        };
+        for bit in 0..16 {
+            let mut bytes = frame.bytes().to_vec();
+            bytes[4 + bit / 8] ^= 1 << (bit % 8);
+            assert!(matches!(read(bytes), Record::Invalid), "bit {bit}");
+        }
+        let mut newer = frame.bytes().to_vec();
+        newer[4] = 2;
+        let sum = crc32c::crc32c_append(crc32c::crc32c(&newer[..60]), &newer[64..]);
+        newer[60..64].copy_from_slice(&sum.to_le_bytes());
+        assert!(matches!(read(newer), Record::Unsupported(2)));
     }
 
     proptest! {

@@ -127,6 +127,7 @@ impl Copy {
         let layer = Arc::new(seed.writer.finish(Lsn::ZERO, end.end_lsn)?);
         let manifest = Manifest {
             timeline: self.timeline,
+            group: self.manifest.group,
             lineage: Some(lineage),
             origin: self.manifest.origin,
             base: end,

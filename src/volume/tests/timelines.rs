@@ -86,7 +86,7 @@ impl Volume {
     }
 
     fn open(&mut self, i: usize) {
-        let copy = Copy::open_in(&self.directories[i], self.timeline, &limits()).unwrap();
+        let copy = Copy::open_in(&self.directories[i], GroupId(0), self.timeline, &limits()).unwrap();
         let member = MemberId::all(1).nth(i).unwrap();
         self.app.copy_opened(self.now, member, copy.promised());
         self.copies[i] = Some(copy);

@@ -25,7 +25,7 @@ fn layer_of(directory: &Arc<Directory>, place: Place, fill: u8) -> (LayerMeta, B
 
 /// What the pages of the layer read as, or `None` where it is damaged.
 fn read_all(directory: &Arc<Directory>, meta: &LayerMeta) -> Vec<Option<u8>> {
-    let Ok(file) = LayerFile::open(directory, Arc::clone(directory.disk()), LINEAGE, meta) else { return vec![None; BLOCK_PAGES as usize] };
+    let Ok(file) = LayerFile::open(None, Arc::clone(directory.disk()), LINEAGE, meta) else { return vec![None; BLOCK_PAGES as usize] };
     let layer = layer::Layer::new(Arc::new(file), meta).unwrap();
     let read = |page| {
         let mut found = Vec::new();
@@ -69,9 +69,9 @@ fn a_block_or_a_file_in_another_place_is_found() {
         (LayerMeta { upto: Lsn(11), ..meta.clone() }, "LSN"),
         (LayerMeta { checksum: other_meta.checksum, ..meta.clone() }, "checksum"),
     ] {
-        assert!(LayerFile::open(&dir, Arc::clone(dir.disk()), LINEAGE, &wrong).is_err(), "{why}");
+        assert!(LayerFile::open(None, Arc::clone(dir.disk()), LINEAGE, &wrong).is_err(), "{why}");
     }
-    assert!(LayerFile::open(&dir, Arc::clone(dir.disk()), LineageId(1), &meta).is_err(), "lineage");
+    assert!(LayerFile::open(None, Arc::clone(dir.disk()), LineageId(1), &meta).is_err(), "lineage");
     let theirs = Place { timeline: TimelineId(9), ..place(1) };
     let (child_meta, child) = layer_of(&dir, theirs, 3);
     put(&name, 0, &child);

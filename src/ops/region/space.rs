@@ -1,0 +1,55 @@
+//! What the volume takes: what the database uses of it, and what lies on the disks.
+//!
+//! Decides nothing; measured about once a second, away from everything that commits wait for. What cannot be measured now (no page
+//! can be read, a copy's directory is on another machine) is not known, and said so.
+
+use crate::base::{Layout, MemberId, SEGMENT_PAGE_BYTES};
+use crate::head::embedded::Engine;
+use crate::node::report::VolumeReport;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+
+/// Looks at everything anew. May wait for a page, and reads directories.
+pub fn measure(engine: Option<&Engine>, data_dir: &Path, layout: Layout) -> VolumeReport {
+    let header = engine.and_then(Engine::database_size);
+    let bytes = |pages: u32| u64::from(pages) * SEGMENT_PAGE_BYTES;
+    VolumeReport {
+        // Page 0 and as many pages as there ever were.
+        segments: header.map(|h| layout.segment_of(crate::base::PageNo(h.high_water)) + 1),
+        used_bytes: header.map(|h| bytes(h.page_count)),
+        high_water_bytes: header.map(|h| bytes(h.high_water)),
+        allocated_bytes: allocated(data_dir, layout),
+        ..VolumeReport::of(layout)
+    }
+}
+
+/// Of each group the copy that takes most, all groups together.
+fn allocated(data_dir: &Path, layout: Layout) -> Option<u64> {
+    let copies = data_dir.join("copies");
+    let of_copy = |member: MemberId| on_disk(&copies.join(member.to_string()));
+    layout.all_groups().map(|g| MemberId::of(g).into_iter().filter_map(of_copy).max()).sum()
+}
+
+fn on_disk(dir: &Path) -> Option<u64> {
+    let files = std::fs::read_dir(dir).ok()?.flatten();
+    // A file may go while it is looked at: then it takes nothing.
+    Some(files.filter_map(|f| f.metadata().ok()).map(|m| m.blocks() * 512).sum())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_lies_on_the_disks_counts_once_for_each_group() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout { segment_pages: 4, groups: 2 };
+        assert_eq!(allocated(dir.path(), layout), None, "there is nothing yet");
+        for (name, kib) in [("a1", 64), ("b2", 128), ("c1.g1", 256)] {
+            std::fs::create_dir_all(dir.path().join("copies").join(name)).unwrap();
+            std::fs::write(dir.path().join("copies").join(name).join("layer"), vec![7; kib << 10]).unwrap();
+        }
+        let got = allocated(dir.path(), layout).unwrap();
+        assert!((384 << 10..600 << 10).contains(&got), "{got}");
+    }
+}
