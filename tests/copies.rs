@@ -108,3 +108,50 @@ fn a_copy_is_replaced_while_writes_go_on_and_stays_replaced() {
         ensure(refused.contains("four of the other five"), refused)
     });
 }
+
+#[test]
+fn a_replacement_is_cancelled_and_the_copy_comes_back() {
+    let mut cluster = Cluster::start(2, "none");
+    let ready = cluster.ready.clone();
+    let primary = cluster.primary().clone();
+    ready.must(&primary.writer, "create table t (id integer primary key, v text not null)");
+    let elsewhere = tempfile::tempdir().unwrap();
+    let new = elsewhere.path().display().to_string();
+    let verb = |cluster: &Cluster, args: &[&str]| cluster.verb(&primary.name, &[&["copy"], args].concat());
+
+    // Stopped by an operator it opens no directory: the replacement stays where it is.
+    verb(&cluster, &["stop", "b2"]).unwrap();
+    until("its replacement begins", || verb(&cluster, &["replace", "b2", "--with", &new]));
+    until("status shows where it goes", || {
+        let copy = copy_of(&cluster, &primary.name, "b2")?;
+        ensure(copy["place"] == new.as_str(), copy)
+    });
+    let busy = verb(&cluster, &["replace", "c1", "--with", &elsewhere.path().join("c1").display().to_string()]).unwrap_err();
+    assert!(busy.contains("copy b2 is being replaced already"), "{busy}");
+    ready.must(&primary.writer, "insert into t(v) values ('while it is replaced')");
+
+    // A killed process goes on with it.
+    cluster.kill_region(&primary.name);
+    cluster.start_region(&primary.name);
+    until("it goes on or is done", || {
+        let copy = copy_of(&cluster, &primary.name, "b2")?;
+        ensure(copy["place"] == new.as_str() && copy["state"] == "up" && copy["reason"].is_null(), copy)
+    });
+
+    // And back: another one, cancelled.
+    let other = elsewhere.path().join("other").display().to_string();
+    verb(&cluster, &["stop", "b2"]).unwrap();
+    until("its replacement begins", || verb(&cluster, &["replace", "b2", "--with", &other]));
+    until("it is cancelled", || verb(&cluster, &["replace", "b2", "--cancel"]));
+    verb(&cluster, &["start", "b2"]).unwrap();
+    until("the copy is back", || {
+        let copy = copy_of(&cluster, &primary.name, "b2")?;
+        ensure(copy["place"] == new.as_str() && copy["state"] == "up", copy)
+    });
+    until("the directory that was not to be is marked", || {
+        ensure(Path::new(&other).join("b2").join("replaced").exists(), "there is no mark")
+    });
+    let refused = verb(&cluster, &["replace", "b2", "--cancel"]).unwrap_err();
+    assert!(refused.contains("b2 is not being replaced"), "{refused}");
+    assert_eq!(ready.must(&primary.writer, "select count(*) from t"), "1");
+}

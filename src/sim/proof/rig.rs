@@ -36,20 +36,13 @@ pub(super) struct Bench {
     probe: Option<Probe>,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Call {
-    Write,
-    Other,
-}
-
 impl Bench {
-    fn before(&self, call: Call, name: &str) {
+    fn before(&self, name: &str) {
         let no = self.calls.fetch_add(1, Ordering::Relaxed) + 1;
         if let Some(probe) = &self.probe {
             let doing = *self.doing.lock();
             let doing = match (doing, name) {
                 ("commit" | "group commit", "log.tmp") => "new log file",
-                ("cut of a tail", _) if call == Call::Write && name != "log.tmp" => "mark behind the log",
                 (_, "MANIFEST" | "MANIFEST.tmp") if doing != "opening a copy" => "manifest swap",
                 _ => doing,
             };
@@ -75,23 +68,23 @@ impl Disk for Seen {
         self.disk.read(name, offset, len_max)
     }
     fn write(&self, name: &str, offset: u64, parts: &[Bytes]) -> Result<(), DiskError> {
-        self.bench.before(Call::Write, name);
+        self.bench.before(name);
         self.disk.write(name, offset, parts)
     }
     fn allocate(&self, name: &str, len: u64) -> Result<(), DiskError> {
-        self.bench.before(Call::Other, name);
+        self.bench.before(name);
         self.disk.allocate(name, len)
     }
     fn sync(&self, name: &str) -> Result<(), DiskError> {
-        self.bench.before(Call::Other, name);
+        self.bench.before(name);
         self.disk.sync(name)
     }
     fn rename(&self, from: &str, to: &str) -> Result<(), DiskError> {
-        self.bench.before(Call::Other, to);
+        self.bench.before(to);
         self.disk.rename(from, to)
     }
     fn remove(&self, name: &str) -> Result<(), DiskError> {
-        self.bench.before(Call::Other, name);
+        self.bench.before(name);
         self.disk.remove(name)
     }
 }

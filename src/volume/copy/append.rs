@@ -71,10 +71,6 @@ impl Copy {
             self.agreed = vdl.seq;
         }
         if self.pending.is_empty() {
-            if self.vdl.seq >= self.wal.end().seq {
-                // Nothing follows for a moment.
-                self.wal.seal()?;
-            }
             replies.push(self.appended(generation));
         } else {
             self.pending_for = Some(generation);

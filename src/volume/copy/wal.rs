@@ -31,8 +31,6 @@ pub(super) struct Wal {
     files: Vec<LogFile>,
     /// Where the last file is written on; `None`: the next batch begins a new file.
     write_at: Option<u64>,
-    /// Nothing behind the last batch says yet that it was fsynced.
-    unsealed: bool,
     /// The last file is small and of an earlier incarnation: the next file takes over its frames, so that restarts do not
     /// pile up small files.
     merge_last: bool,
@@ -122,7 +120,6 @@ impl Wal {
             file_bytes,
             files: Vec::new(),
             write_at: None,
-            unsealed: false,
             merge_last: false,
             next_number: (newest_number + 1).max(manifest.log_first_number),
             base: manifest.base,
@@ -333,7 +330,6 @@ impl Wal {
                 self.disk.sync(&file.name)?;
                 file.note(frames[0].seq(), at);
                 self.write_at = Some(at + MARK_BYTES as u64 + bytes);
-                self.unsealed = true;
             }
             _ => self.roll(frames)?,
         }
@@ -341,17 +337,6 @@ impl Wal {
             self.history.note(frame);
         }
         self.end = last.log_end();
-        Ok(())
-    }
-
-    /// Says behind the last batch that it was fsynced, without waiting for the next one: then damage in it is told from a torn
-    /// write. Not fsynced itself: until it reaches the disk everything is as without it. The next batch begins with these bytes.
-    pub(super) fn seal(&mut self) -> Result<(), DiskError> {
-        let Some(at) = self.write_at.filter(|at| self.unsealed && at + MARK_BYTES as u64 <= self.file_bytes) else { return Ok(()) };
-        let lineage = self.lineage.expect("BUG: a log with files has a lineage");
-        let file = self.files.last().expect("BUG: there is a file to write on");
-        self.disk.write(&file.name, at, &[encode_mark(lineage, file.number, at, self.end.seq)])?;
-        self.unsealed = false;
         Ok(())
     }
 
@@ -421,8 +406,6 @@ impl Wal {
         let void = self.files.split_off(kept);
         self.files.push(file);
         self.write_at = Some(len);
-        // Its header says that all of it was fsynced.
-        self.unsealed = false;
         self.merge_last = false;
         for file in void {
             self.disk.remove(&file.name)?;
