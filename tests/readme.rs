@@ -1,7 +1,7 @@
 //! The README cannot rot: its commands are run here as they stand, on a real demo and on regions started by hand.
 //!
 //! A fenced block says behind its language where it is run: `demo` (all of these in order, as one script beside a running demo),
-//! `regions` (in a copy of `regions/`), `ci` (each line stands in `.ci/run`). A block that says none of these fails. Changed in the
+//! `regions` and `zones` (each in a copy of `regions/`), `ci` (each line stands in `.ci/run`). A block that says none of these fails. Changed in the
 //! scripts: the ports, so that tests do not meet; and what reads a secondary, or asks for a cluster that comes up, is repeated
 //! until it holds, as nobody types that fast. What needs a client that this machine lacks is left out, and that is said.
 
@@ -120,7 +120,7 @@ fn every_block_is_run_somewhere() {
     let script = fs::read_to_string(root().join(".ci/run")).expect(".ci/run is there");
     for block in blocks() {
         match (block.language.as_str(), block.place.as_str()) {
-            ("text", "") | ("sh" | "python", "demo") | ("sh", "regions") => {}
+            ("text", "") | ("sh" | "python", "demo") | ("sh", "regions" | "zones") => {}
             ("sh", "ci") => {
                 for line in block.text.lines() {
                     assert!(script.contains(line), "README.md:{}: `{line}` does not stand in .ci/run", block.line);
@@ -170,7 +170,7 @@ fn free_base_port(nth: u32) -> u16 {
         (0..3).all(|i| {
             let port = |n: u32| u16::try_from(base + 100 * i + n).expect("below 65536");
             let tcp = [1, 2, 3, 10].iter().all(|n| TcpListener::bind(("127.0.0.1", port(*n))).is_ok());
-            tcp && [0, 50, 51, 52].iter().all(|n| UdpSocket::bind(("127.0.0.1", port(*n))).is_ok())
+            tcp && [0, 4, 5, 6, 50, 51, 52].iter().all(|n| UdpSocket::bind(("127.0.0.1", port(*n))).is_ok())
         })
     };
     let base = (0..40).map(|k| 10_000 + (start - 10_000 + k * 300) % 20_000).find(free).expect("some 300 ports are free");
@@ -180,7 +180,7 @@ fn free_base_port(nth: u32) -> u16 {
 fn with_ports(text: &str, base: u16) -> String {
     let mut out = text.to_owned();
     for i in 0..3u16 {
-        for n in ["00", "01", "02", "03", "10"] {
+        for n in ["00", "01", "02", "03", "04", "05", "06", "10"] {
             let port = base + 100 * i + n.parse::<u16>().expect("a number");
             out = out.replace(&format!("{}{n}", 74 + i), &format!("<{port}>"));
         }
@@ -232,10 +232,16 @@ fn script(place: &str, dir: &Path, base: u16) -> String {
             writeln!(script, "echo {}", shell_quoted(&format!("+ {line}"))).expect("a string grows");
             let reads_elsewhere = line.contains(&format!("-p {}", base + 102));
             let comes_up = line.contains("--check")
-                || (place == "regions" && ["parhelion status", "parhelion copy"].iter().any(|c| line.starts_with(c)));
+                || (["regions", "zones"].contains(&place)
+                    && ["parhelion status", "parhelion copy list", "parhelion copy slow"].iter().any(|c| line.starts_with(c)));
+            if line.starts_with("kill -9") && place == "zones" {
+                // Nobody types so fast that the first start, which needs all six, is not over.
+                script.push_str("list() { parhelion copy list --config regions/zones/us-east.toml; }\n");
+                script.push_str("ups() { test $(list | grep -cE ' (up|catching_up) ') = $1; }\neventually ups 6\n");
+            }
             let again = if reads_elsewhere || comes_up { "eventually " } else { "" };
             writeln!(script, "{again}{line}").expect("a string grows");
-            if line.starts_with("kill -9") && flock {
+            if line.starts_with("kill -9") && place == "demo" && flock {
                 // The process is gone a moment later: when its lock is free.
                 script.push_str("eventually flock --nonblock parhelion-demo/data/eu-west/LOCK true\n");
             }
@@ -335,13 +341,34 @@ fn the_demo_blocks_run() {
 fn the_regions_start_by_hand() {
     let dir = tempfile::tempdir().expect("a directory");
     let base = free_base_port(1);
-    fs::create_dir(dir.path().join("regions")).expect("a directory");
-    for entry in fs::read_dir(root().join("regions")).expect("regions/ is there") {
-        let path = entry.expect("an entry").path();
-        let text = with_ports(&fs::read_to_string(&path).expect("a text"), base);
-        fs::write(dir.path().join("regions").join(path.file_name().expect("a name")), text).expect("it can be written");
-    }
+    copy_with_ports(&root().join("regions"), &dir.path().join("regions"), base);
     let mut script = script("regions", dir.path(), base);
     script.push_str("eventually parhelion status --check --config regions/us-east.toml\n");
+    run(&script, dir.path());
+}
+
+fn copy_with_ports(from: &Path, to: &Path, base: u16) {
+    fs::create_dir(to).expect("a directory");
+    for entry in fs::read_dir(from).expect("it is there") {
+        let path = entry.expect("an entry").path();
+        let copy = to.join(path.file_name().expect("a name"));
+        if path.is_dir() {
+            copy_with_ports(&path, &copy, base);
+        } else {
+            fs::write(copy, with_ports(&fs::read_to_string(&path).expect("a text"), base)).expect("it can be written");
+        }
+    }
+}
+
+#[test]
+fn the_zones_start_by_hand() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let base = free_base_port(2);
+    copy_with_ports(&root().join("regions"), &dir.path().join("regions"), base);
+    let mut script = script("zones", dir.path(), base);
+    // Nothing stopped: four of six, in two processes. With the third zone's process all are up again.
+    script.push_str("eventually ups 4\n");
+    script.push_str("parhelion copy slow b1 --delay 0 --config regions/zones/us-east.toml\n");
+    script.push_str("parhelion copy --config regions/zones/zone-c.toml &\neventually ups 6\n");
     run(&script, dir.path());
 }

@@ -59,7 +59,7 @@ impl Site {
 
     fn certs(&self, dir: &str, cluster: &str, made: UnixMicros, days: u32) {
         let names = ["us", "eu"].map(|n| RegionName::new(n).unwrap());
-        let options = CertOptions { days, renew: true, now: made };
+        let options = CertOptions { days, renew: true, ..CertOptions::new(made) };
         create(&self.dir.path().join(dir), &ClusterName::new(cluster).unwrap(), &names, &options).unwrap();
     }
 

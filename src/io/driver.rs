@@ -4,7 +4,7 @@
 //! report, the events) is a copy; nobody else touches the node.
 
 use super::clock;
-use super::copies::{Copies, Order};
+use super::copies::{Copies, Drill};
 use super::link::Link;
 use crate::base::{ConnId, CopyId, Instant, RegionName};
 use crate::head::embedded::Engine;
@@ -34,10 +34,11 @@ const EVENTS_KEPT: usize = 4096;
 const BURST: usize = 256;
 
 /// What wakes the driver.
+#[expect(clippy::large_enum_variant, reason = "nearly all of them are events")]
 enum Wake {
     Event(Event),
     LinkUp { link: Link, dialled: bool, conn: ConnId },
-    Order { copy: CopyId, order: Order },
+    Drill { copy: CopyId, drill: Drill },
     Replace { slot: CopyId, by: Option<(Vec<Incarnation>, String)>, answer: oneshot::Sender<Result<String, String>> },
     Stop,
 }
@@ -59,8 +60,8 @@ impl Inbox {
     }
 
     /// Takes a copy out of duty, or back, for a drill.
-    pub fn order(&self, copy: CopyId, order: Order) {
-        let _ = self.tx.send(Wake::Order { copy, order });
+    pub fn drill(&self, copy: CopyId, drill: Drill) {
+        let _ = self.tx.send(Wake::Drill { copy, drill });
     }
 
     /// Replaces a copy by new directories in a place, or (`None`) goes back to it. The answer is a sentence.
@@ -195,8 +196,8 @@ impl Driver {
                 self.shared.links.write().insert(conn, link);
                 Event::Linked { conn, peer, dialled }
             }
-            Wake::Order { copy, order } => {
-                self.copies.order(copy, order);
+            Wake::Drill { copy, drill } => {
+                self.copies.drill(copy, drill);
                 return true;
             }
             Wake::Replace { slot, by, answer } => {

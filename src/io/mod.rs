@@ -3,6 +3,7 @@
 pub mod clock;
 mod congestion;
 pub mod copies;
+pub mod copy_link;
 pub mod disk;
 pub mod driver;
 pub mod link;

@@ -28,6 +28,10 @@ const KEEP_ALIVE: Duration = Duration::from_secs(2);
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Between regions; only until the first measurement.
 const INITIAL_RTT: Duration = Duration::from_millis(100);
+/// The same within a region, where a copy that is silent is soon missed.
+const NEAR_KEEP_ALIVE: Duration = Duration::from_secs(1);
+pub const NEAR_IDLE_TIMEOUT: Duration = Duration::from_secs(5);
+const NEAR_INITIAL_RTT: Duration = Duration::from_millis(10);
 const INCOMING_MAX: usize = 256;
 const INCOMING_BYTES_MAX: u64 = 64 << 10;
 const INCOMING_BYTES_TOTAL_MAX: u64 = 4 << 20;
@@ -88,10 +92,12 @@ pub enum RefusalKind {
     Protocol,
     /// The handshake failed in some other way.
     Handshake,
+    /// Copies serve only the process of their own region, and a region takes only copies of its own.
+    ForeignCopies,
 }
 
 impl RefusalKind {
-    pub const ALL: [RefusalKind; 8] = [
+    pub const ALL: [RefusalKind; 9] = [
         RefusalKind::WrongCa,
         RefusalKind::WrongCluster,
         RefusalKind::WrongRegion,
@@ -100,6 +106,7 @@ impl RefusalKind {
         RefusalKind::NoCertificate,
         RefusalKind::Protocol,
         RefusalKind::Handshake,
+        RefusalKind::ForeignCopies,
     ];
 
     /// As a label of a metric.
@@ -114,6 +121,7 @@ impl RefusalKind {
             RefusalKind::NoCertificate => "no_certificate",
             RefusalKind::Protocol => "protocol",
             RefusalKind::Handshake => "handshake",
+            RefusalKind::ForeignCopies => "foreign_copies",
         }
     }
 
@@ -131,6 +139,9 @@ impl RefusalKind {
             RefusalKind::NoCertificate => "no certificate was shown; only regions of this global cluster can connect",
             RefusalKind::Protocol => "the other side speaks another protocol or another version of it",
             RefusalKind::Handshake => "the handshake failed",
+            RefusalKind::ForeignCopies => {
+                "copies serve only the process of their own region, and a region takes only copies of its own; check `region`, [copies] and [tls] dir on both sides"
+            }
         }
     }
 
@@ -218,11 +229,32 @@ impl Quic {
     /// # Errors
     /// [`QuicError`]: the address is in use or not ours.
     pub fn bind(addr: SocketAddr, material: Arc<Material>, members: &[RegionName], settings: &QuicSettings) -> Result<Quic, QuicError> {
-        let transport = Arc::new(transport(settings.congestion));
-        let crypto = QuicServerConfig::try_from(material.quic_server()).map_err(|e| QuicError::Tls(e.to_string()))?;
+        Quic::listen(addr, material, members, settings, &Arc::new(transport(settings.congestion)), tls::ALPN)
+    }
+
+    /// The endpoint of a process that holds copies of `region` for that region's process.
+    ///
+    /// # Errors
+    /// [`QuicError`]
+    pub fn bind_copies(addr: SocketAddr, material: Arc<Material>) -> Result<Quic, QuicError> {
+        let members = [material.region().clone()];
+        Quic::listen(addr, material, &members, &QuicSettings::default(), &Arc::new(near_transport()), tls::COPY_ALPN)
+    }
+
+    fn listen(
+        addr: SocketAddr,
+        material: Arc<Material>,
+        members: &[RegionName],
+        settings: &QuicSettings,
+        transport: &Arc<TransportConfig>,
+        alpn: &[u8],
+    ) -> Result<Quic, QuicError> {
+        let mut crypto = rustls::ServerConfig::clone(&material.quic_server());
+        crypto.alpn_protocols = vec![alpn.to_vec()];
+        let crypto = QuicServerConfig::try_from(crypto).map_err(|e| QuicError::Tls(e.to_string()))?;
         let mut server = quinn::ServerConfig::with_crypto(Arc::new(crypto));
         server
-            .transport_config(Arc::clone(&transport))
+            .transport_config(Arc::clone(transport))
             .migration(false)
             .max_incoming(INCOMING_MAX)
             .incoming_buffer_size(INCOMING_BYTES_MAX)
@@ -232,7 +264,23 @@ impl Quic {
         let reset_key = aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, material.reset_secret());
         let mut endpoint = EndpointConfig::new(Arc::new(reset_key));
         endpoint.cid_generator(|| Box::new(RandomCids));
-        Quic::open(addr, material, members, settings, &transport, endpoint, Some(server))
+        Quic::open(addr, material, members, settings, transport, endpoint, Some(server), alpn)
+    }
+
+    /// An endpoint of this region that only dials its copies on other machines; refusals are counted with the region's.
+    ///
+    /// # Errors
+    /// [`QuicError`]
+    pub fn copies_dialler(&self) -> Result<Quic, QuicError> {
+        let any: SocketAddr = match self.local_addr() {
+            Ok(addr) if addr.is_ipv6() => ([0u16; 8], 0).into(),
+            _ => ([0, 0, 0, 0], 0).into(),
+        };
+        let (settings, transport) = (QuicSettings::default(), Arc::new(near_transport()));
+        let material = Arc::clone(&self.material);
+        let mut quic = Quic::open(any, material, &[], &settings, &transport, EndpointConfig::default(), None, tls::COPY_ALPN)?;
+        quic.refusals = Arc::clone(&self.refusals);
+        Ok(quic)
     }
 
     /// An endpoint that only dials, for a command: any free port, next to the region process.
@@ -242,9 +290,10 @@ impl Quic {
     pub fn dialler(for_addr: SocketAddr, material: Arc<Material>) -> Result<Quic, QuicError> {
         let settings = QuicSettings { udp_buffer_bytes: 256 << 10, ..QuicSettings::default() };
         let any: SocketAddr = if for_addr.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0u16; 8], 0).into() };
-        Quic::open(any, material, &[], &settings, &Arc::new(transport(settings.congestion)), EndpointConfig::default(), None)
+        Quic::open(any, material, &[], &settings, &Arc::new(transport(settings.congestion)), EndpointConfig::default(), None, tls::ALPN)
     }
 
+    #[expect(clippy::too_many_arguments, reason = "the one place where all of it comes together")]
     fn open(
         addr: SocketAddr,
         material: Arc<Material>,
@@ -253,8 +302,11 @@ impl Quic {
         transport: &Arc<TransportConfig>,
         endpoint: EndpointConfig,
         server: Option<quinn::ServerConfig>,
+        alpn: &[u8],
     ) -> Result<Quic, QuicError> {
-        let crypto = QuicClientConfig::try_from(material.quic_client()).map_err(|e| QuicError::Tls(e.to_string()))?;
+        let mut crypto = rustls::ClientConfig::clone(&material.quic_client());
+        crypto.alpn_protocols = vec![alpn.to_vec()];
+        let crypto = QuicClientConfig::try_from(crypto).map_err(|e| QuicError::Tls(e.to_string()))?;
         let mut client = quinn::ClientConfig::new(Arc::new(crypto));
         client.transport_config(Arc::clone(transport));
         let socket = socket(addr, settings.udp_buffer_bytes).map_err(|source| match source.kind() {
@@ -294,6 +346,11 @@ impl Quic {
 
     pub(crate) fn connect(&self, region: &RegionName, addr: SocketAddr) -> Result<quinn::Connecting, quinn::ConnectError> {
         self.endpoint.connect_with(self.client.clone(), addr, &tls::dns_name(self.material.cluster(), region))
+    }
+
+    /// Dials a process that holds copies of this region: no other certificate is taken.
+    pub(crate) fn connect_copies(&self, addr: SocketAddr) -> Result<quinn::Connecting, quinn::ConnectError> {
+        self.endpoint.connect_with(self.client.clone(), addr, &tls::copies_dns_name(self.material.cluster(), self.material.region()))
     }
 
     /// Which member is at the other end. The handshake has verified its certificate against our CA.
@@ -336,6 +393,18 @@ fn transport(congestion: Congestion) -> TransportConfig {
         // Batches leave in the order of the log: the oldest is the one the other side waits for.
         .send_fairness(false)
         .congestion_controller_factory(Arc::new(FloorFactory { inner: controller }));
+    transport
+}
+
+/// Within a region: whoever is silent is soon missed.
+fn near_transport() -> TransportConfig {
+    let mut transport = transport(Congestion::Cubic);
+    transport
+        .keep_alive_interval(Some(NEAR_KEEP_ALIVE))
+        .max_idle_timeout(Some(IdleTimeout::try_from(NEAR_IDLE_TIMEOUT).expect("BUG: five seconds fit")))
+        .initial_rtt(NEAR_INITIAL_RTT)
+        // Streams of several copies share the connection: a backlog of one must not hold up the others.
+        .send_fairness(true);
     transport
 }
 

@@ -21,12 +21,65 @@ use webpki::{EndEntityCert, KeyUsage};
 /// Protocol and version between regions. Both sides must offer the same, or the handshake fails.
 pub const ALPN: &[u8] = b"parhelion/1";
 
+/// The same between a region and its copies on other machines.
+pub const COPY_ALPN: &[u8] = b"parhelion-copy/1";
+
 const DOMAIN: &str = "parhelion.internal";
 
 /// What a certificate is asked for: `<region>.<cluster>.parhelion.internal`.
 #[must_use]
 pub fn dns_name(cluster: &ClusterName, region: &RegionName) -> String {
     format!("{region}.{cluster}.{DOMAIN}")
+}
+
+/// What the certificate of a region's storage nodes is asked for: `copies.<region>.<cluster>.parhelion.internal`. It has a label more
+/// than a region's, so that neither is ever taken for the other.
+#[must_use]
+pub fn copies_dns_name(cluster: &ClusterName, region: &RegionName) -> String {
+    format!("copies.{}", dns_name(cluster, region))
+}
+
+/// What a certificate is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Subject {
+    /// The region process.
+    Region,
+    /// The processes that hold copies of this region on other machines.
+    Copies,
+}
+
+impl Subject {
+    #[must_use]
+    pub fn dns_name(self, cluster: &ClusterName, region: &RegionName) -> String {
+        match self {
+            Subject::Region => dns_name(cluster, region),
+            Subject::Copies => copies_dns_name(cluster, region),
+        }
+    }
+
+    /// `<region>.pem`, `<region>.copies.pem`: no region's name has a dot.
+    #[must_use]
+    pub fn cert_file(self, dir: &Path, region: &RegionName) -> PathBuf {
+        match self {
+            Subject::Region => cert_file(dir, region),
+            Subject::Copies => dir.join(format!("{region}.copies.pem")),
+        }
+    }
+
+    #[must_use]
+    pub fn key_file(self, dir: &Path, region: &RegionName) -> PathBuf {
+        match self {
+            Subject::Region => key_file(dir, region),
+            Subject::Copies => dir.join(format!("{region}.copies.key")),
+        }
+    }
+
+    /// Whether the certificate says this of `region`. Its chain must have been verified before.
+    #[must_use]
+    pub fn is_named_by(self, leaf: &CertificateDer<'_>, cluster: &ClusterName, region: &RegionName) -> bool {
+        let name = ServerName::try_from(self.dns_name(cluster, region)).expect("BUG: region and cluster are DNS labels");
+        EndEntityCert::try_from(leaf).is_ok_and(|cert| cert.verify_is_valid_for_subject_name(&name).is_ok())
+    }
 }
 
 /// Where everything lies in the directory of `[tls] dir`.
@@ -181,8 +234,23 @@ impl Material {
     /// [`TlsError`]: a file is missing, unreadable, not PEM or exposed; the key is another's; the certificate is not
     /// valid now, not of this CA, or not of this region and cluster.
     pub fn load(dir: &Path, cluster: &ClusterName, region: &RegionName, config: &Path, now: UnixMicros) -> Result<Material, TlsError> {
+        Material::load_as(Subject::Region, dir, cluster, region, config, now)
+    }
+
+    /// As [`Material::load`], of a region or of its storage nodes.
+    ///
+    /// # Errors
+    /// As [`Material::load`].
+    pub fn load_as(
+        subject: Subject,
+        dir: &Path,
+        cluster: &ClusterName,
+        region: &RegionName,
+        config: &Path,
+        now: UnixMicros,
+    ) -> Result<Material, TlsError> {
         let config = config.to_path_buf();
-        let (ca_path, cert_path, key_path) = (ca_cert_file(dir), cert_file(dir, region), key_file(dir, region));
+        let (ca_path, cert_path, key_path) = (ca_cert_file(dir), subject.cert_file(dir, region), subject.key_file(dir, region));
         let cas = certificates(&ca_path, &config)?;
         let chain = certificates(&cert_path, &config)?;
         let key_pem = read(&key_path, &config)?;
@@ -215,12 +283,10 @@ impl Material {
                 other => refused(&other),
             })?;
         }
-        match identify(&leaf, cluster, std::slice::from_ref(region)) {
-            PeerIdentity::Region(_) => {}
-            PeerIdentity::WrongCluster(presented) | PeerIdentity::UnknownRegion(presented) => {
-                let presented = if presented.is_empty() { "no region".to_owned() } else { presented };
-                return Err(TlsError::OtherIdentity { file: cert_path, presented, expected: dns_name(cluster, region), config });
-            }
+        if !subject.is_named_by(&leaf, cluster, region) {
+            let presented = parsed.valid_dns_names().find(|name| name.ends_with(DOMAIN)).unwrap_or("no region").to_owned();
+            let expected = subject.dns_name(cluster, region);
+            return Err(TlsError::OtherIdentity { file: cert_path, presented, expected, config });
         }
         if !key_matches(&leaf, key.clone_key()) {
             return Err(TlsError::KeyMismatch { cert: cert_path, key: key_path, config });

@@ -5,7 +5,7 @@
 //! next run sees and makes anew. Private files are created with mode 0600, never widened and narrowed afterwards.
 
 use crate::base::{ClusterName, RegionName, UnixMicros};
-use crate::io::tls;
+use crate::io::tls::{self, Subject};
 use base64::Engine as _;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
@@ -31,13 +31,15 @@ pub struct CertOptions {
     pub renew: bool,
     /// The time the certificates begin.
     pub now: UnixMicros,
+    /// Regions with copies on other machines: their storage nodes get a certificate as well.
+    pub copies_of: Vec<RegionName>,
 }
 
 impl CertOptions {
     /// A year, and only what is missing.
     #[must_use]
     pub fn new(now: UnixMicros) -> CertOptions {
-        CertOptions { days: 365, renew: false, now }
+        CertOptions { days: 365, renew: false, now, copies_of: Vec::new() }
     }
 }
 
@@ -103,7 +105,10 @@ pub fn create(dir: &Path, cluster: &ClusterName, regions: &[RegionName], options
     let mut report = CertReport { dir: dir.to_path_buf(), created: Vec::new(), kept: Vec::new(), days_left: Vec::new() };
     let ca = authority(dir, cluster, options, &mut report)?;
     for region in regions {
-        leaf(dir, cluster, region, &ca, options, &mut report)?;
+        leaf(Subject::Region, dir, cluster, region, &ca, options, &mut report)?;
+    }
+    for region in &options.copies_of {
+        leaf(Subject::Copies, dir, cluster, region, &ca, options, &mut report)?;
     }
     let password = dir.join(PASSWORD_FILE);
     if exists(&password)? {
@@ -161,6 +166,7 @@ fn authority(dir: &Path, cluster: &ClusterName, options: &CertOptions, report: &
 }
 
 fn leaf(
+    subject: Subject,
     dir: &Path,
     cluster: &ClusterName,
     region: &RegionName,
@@ -168,17 +174,19 @@ fn leaf(
     options: &CertOptions,
     report: &mut CertReport,
 ) -> Result<(), CertsError> {
-    let (cert_path, key_path) = (tls::cert_file(dir, region), tls::key_file(dir, region));
+    let (cert_path, key_path) = (subject.cert_file(dir, region), subject.key_file(dir, region));
     if !options.renew
-        && let Some(cert) = fit(&cert_path, &key_path, cluster, region, ca, options.now)?
+        && let Some(cert) = fit(subject, dir, cluster, region, ca, options.now)?
     {
         report.kept.extend([cert_path, key_path]);
-        report.days_left.push((region.clone(), tls::not_after(&cert).map_or(0, |end| tls::days_between(options.now, end))));
+        if subject == Subject::Region {
+            report.days_left.push((region.clone(), tls::not_after(&cert).map_or(0, |end| tls::days_between(options.now, end))));
+        }
         return Ok(());
     }
     let Some(issuer) = &ca.issuer else { return Err(CertsError::NoCaKey { file: tls::ca_key_file(dir) }) };
     let key = new_key(region.as_str())?;
-    let cert = leaf_params(cluster, region, options)
+    let cert = leaf_params(subject, cluster, region, options)
         .and_then(|params| params.signed_by(&key, issuer))
         .map_err(|e| generate(region.as_str(), &e))?;
     if !tls::issued_by(cert.der(), &ca.cert, options.now) {
@@ -186,26 +194,29 @@ fn leaf(
     }
     replace(&key_path, key.serialize_pem().as_bytes(), 0o600)?;
     replace(&cert_path, cert.pem().as_bytes(), 0o644)?;
-    report.days_left.push((region.clone(), i64::from(options.days)));
+    if subject == Subject::Region {
+        report.days_left.push((region.clone(), i64::from(options.days)));
+    }
     report.created.extend([cert_path, key_path]);
     Ok(())
 }
 
 /// The existing certificate when it is complete, in time, of this CA and of this region.
 fn fit(
-    cert_path: &Path,
-    key_path: &Path,
+    subject: Subject,
+    dir: &Path,
     cluster: &ClusterName,
     region: &RegionName,
     ca: &Authority,
     now: UnixMicros,
 ) -> Result<Option<CertificateDer<'static>>, CertsError> {
+    let (cert_path, key_path) = (&subject.cert_file(dir, region), &subject.key_file(dir, region));
     if !exists(cert_path)? || !exists(key_path)? {
         return Ok(None);
     }
     let Ok(cert) = CertificateDer::from_pem_slice(read(cert_path)?.as_bytes()) else { return Ok(None) };
     let Ok(key) = PrivateKeyDer::from_pem_slice(read(key_path)?.as_bytes()) else { return Ok(None) };
-    let named = matches!(tls::identify(&cert, cluster, std::slice::from_ref(region)), tls::PeerIdentity::Region(_));
+    let named = subject.is_named_by(&cert, cluster, region);
     Ok((named && tls::issued_by(&cert, &ca.cert, now) && tls::key_matches(&cert, key)).then_some(cert))
 }
 
@@ -220,13 +231,25 @@ fn ca_params(cluster: &ClusterName, now: UnixMicros) -> CertificateParams {
     params
 }
 
-fn leaf_params(cluster: &ClusterName, region: &RegionName, options: &CertOptions) -> Result<CertificateParams, rcgen::Error> {
-    // The first name is the region's identity; the others are how a PostgreSQL client on this machine calls it.
-    let names = vec![tls::dns_name(cluster, region), "localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
+fn leaf_params(
+    subject: Subject,
+    cluster: &ClusterName,
+    region: &RegionName,
+    options: &CertOptions,
+) -> Result<CertificateParams, rcgen::Error> {
+    // The first name is the identity; the others are how a PostgreSQL client on this machine calls a region.
+    let mut names = vec![subject.dns_name(cluster, region)];
+    let whose = match subject {
+        Subject::Region => {
+            names.extend(["localhost", "127.0.0.1", "::1"].map(str::to_owned));
+            format!("region {region} of {cluster}")
+        }
+        Subject::Copies => format!("copies of region {region} of {cluster}"),
+    };
     let mut params = CertificateParams::new(names)?;
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::OrganizationName, "Parhelion");
-    params.distinguished_name.push(DnType::CommonName, format!("region {region} of {cluster}"));
+    params.distinguished_name.push(DnType::CommonName, whose);
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
     params.use_authority_key_identifier_extension = true;

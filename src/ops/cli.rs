@@ -7,6 +7,7 @@ use super::admin::{AdminAnswer, AdminRequest};
 use super::certs::{self, CertOptions};
 use super::client::{Client, DEMO_DIR};
 use super::config::{Config, LogFormat, LogSettings};
+use super::copy::{self, config::CopyConfig};
 use super::demo::{self, DemoArgs};
 use super::events::{self, Follower};
 use super::failure::{EXIT_CODES, FAILED, Failure, REFUSED, USAGE};
@@ -52,11 +53,8 @@ pub enum Verb {
         #[command(subcommand)]
         what: NetemVerb,
     },
-    /// Drill: take one of a region's six copies out of duty, and back
-    Copy {
-        #[command(subcommand)]
-        what: CopyVerb,
-    },
+    /// Run some of a region's copies as a process of their own; or a drill with one of the six
+    Copy(CopyArgs),
     /// Look at a region's copies in their files
     Volume {
         #[command(subcommand)]
@@ -187,6 +185,19 @@ pub enum NetemVerb {
     Show(NetemArgs),
 }
 
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub struct CopyArgs {
+    #[command(subcommand)]
+    pub what: Option<CopyVerb>,
+    /// The file of a process of copies, as in regions/zones/zone-a.toml
+    #[arg(long, value_name = "FILE", required = true)]
+    pub config: Option<PathBuf>,
+    /// End when stdin ends: the process that started this one is gone
+    #[arg(long, hide = true)]
+    pub exit_with_parent: bool,
+}
+
 #[derive(Debug, Subcommand)]
 pub enum CopyVerb {
     /// Take a copy out of duty, as if its disk had gone
@@ -305,7 +316,8 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         }
         Verb::Events(args) => runtime(false)?.block_on(show_events(&args)),
         Verb::Netem { what } => run_netem(what),
-        Verb::Copy { what } => runtime(false)?.block_on(run_copy(what)),
+        Verb::Copy(CopyArgs { what: Some(what), .. }) => runtime(false)?.block_on(run_copy(what)),
+        Verb::Copy(args) => run_copies(&args),
         Verb::Volume { what: VolumeVerb::Verify { config, json } } => super::verify::run(&Config::load(&config)?, json, say),
         Verb::Bench(args) => runtime(true)?.block_on(super::bench::run(args)),
         Verb::Sim(args) => run_sim(&args),
@@ -349,7 +361,7 @@ fn run_sim(args: &SimArgs) -> Result<(), Failure> {
         }
         Some(SimVerb::Mutants { seeds, threads }) => {
             std::panic::set_hook(Box::new(|_| {}));
-            let reports = sim::catch_all(true, seeds, threads, &|line| println!("{line}"));
+            let reports = sim::catch_all(seeds, threads, &|line| println!("{line}"));
             let unseen: Vec<String> = reports.iter().filter(|r| r.noticed.is_none()).map(|r| format!("{:?}", r.mutant)).collect();
             let sentence = format!("nothing notices {}", unseen.join(", "));
             return if unseen.is_empty() { Ok(()) } else { Err(Failure::new(FAILED, sentence)) };
@@ -386,11 +398,24 @@ pub(super) fn say(text: &str) -> Result<(), Failure> {
 fn run_region(args: &RegionArgs) -> Result<(), Failure> {
     let config = Config::load(&args.config)?;
     start_logging(&config.log)?;
-    let exit_with_parent = args.exit_with_parent;
+    until_signalled(args.exit_with_parent, async |options, shutdown| region::run(config, options, shutdown).await)
+}
+
+fn run_copies(args: &CopyArgs) -> Result<(), Failure> {
+    let file = args.config.as_ref().expect("BUG: it is required where there is no verb");
+    let config = CopyConfig::load(file)?;
+    start_logging(&config.log)?;
+    until_signalled(args.exit_with_parent, async |options, shutdown| copy::run(config, options, shutdown).await)
+}
+
+fn until_signalled(
+    exit_with_stdin: bool,
+    run: impl AsyncFnOnce(RunOptions, watch::Receiver<bool>) -> anyhow::Result<()>,
+) -> Result<(), Failure> {
     runtime(true)?.block_on(async {
         let (tx, shutdown) = watch::channel(false);
         tokio::spawn(end_on_signals(tx));
-        Ok(region::run(config, RunOptions { exit_with_stdin: exit_with_parent }, shutdown).await?)
+        Ok(run(RunOptions { exit_with_stdin }, shutdown).await?)
     })
 }
 
@@ -436,16 +461,17 @@ fn start_logging(settings: &LogSettings) -> Result<(), Failure> {
 
 fn make_certs(args: CertsArgs) -> Result<(), Failure> {
     // What was typed goes before what the environment says.
-    let (dir, cluster, regions) = match (args.config, args.dir, args.cluster) {
-        (_, Some(dir), Some(cluster)) => (dir, cluster, args.region),
+    let (dir, cluster, regions, copies_of) = match (args.config, args.dir, args.cluster) {
+        (_, Some(dir), Some(cluster)) => (dir, cluster, args.region, Vec::new()),
         (Some(file), ..) => {
             let config = Config::load(&file)?;
             let regions = config.regions();
-            (config.tls_dir, config.cluster, regions)
+            let copies_of = if config.copies.is_empty() { Vec::new() } else { vec![config.region] };
+            (config.tls_dir, config.cluster, regions, copies_of)
         }
         _ => return Err(Failure::new(USAGE, "name --config FILE, or --dir DIR --cluster NAME --region NAME")),
     };
-    let options = CertOptions { days: args.days, renew: args.renew, now: clock::unix_now() };
+    let options = CertOptions { days: args.days, renew: args.renew, now: clock::unix_now(), copies_of };
     let report = certs::create(&dir, &cluster, &regions, &options)?;
     say(&if args.json { json(&report) } else { report.to_string() })
 }
@@ -654,6 +680,7 @@ mod tests {
             "netem show --config f",
             "copy stop a1 --config f",
             "copy start c2",
+            "copy --config regions/zones/zone-a.toml",
             "copy replace a1 --with /mnt/new",
             "copy replace a1 --cancel",
             "copy slow a1 --delay 50ms",
@@ -676,6 +703,7 @@ mod tests {
             ("demo --base-port 70000", "70000"),
             ("copy stop d1", "the six are a1 a2 b1 b2 c1 c2"),
             ("copy slow a1", "--delay"),
+            ("copy", "--config"),
             ("copy slow a1 --delay 2h", "at most 1m"),
             ("copy replace a1", "--with"),
             ("copy replace a1 --with /x --cancel", "cannot be used with"),

@@ -5,10 +5,11 @@
 //! region that founds the global cluster on empty disks. Unknown keys are errors: a typing mistake must not
 //! silently become a default.
 
-use crate::base::{ClusterName, GROUPS_MAX, Layout, Limits, RegionName, SEGMENT_PAGE_BYTES};
+use crate::base::{ClusterName, CopyId, GROUPS_MAX, Layout, Limits, RegionName, SEGMENT_PAGE_BYTES};
 use crate::io::quic::{Congestion, QuicSettings};
 use crate::ops::certs::PASSWORD_FILE;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -33,6 +34,9 @@ pub struct RawConfig {
     pub quic: Option<RawQuic>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limits: Option<RawLimits>,
+    /// `[copies]`: which of the six are in processes of their own, and where.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub copies: BTreeMap<String, String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub volume: Option<RawVolume>,
     #[serde(default)]
@@ -177,6 +181,8 @@ pub struct Config {
     pub listen: Listen,
     /// All regions of the global cluster, this one among them, in the order of the file.
     pub members: Vec<Member>,
+    /// Copies of this region in processes of their own (`parhelion copy --config`), as `host:port`. The others are in the region's process.
+    pub copies: BTreeMap<CopyId, String>,
     pub tls_dir: PathBuf,
     pub sql: Sql,
     /// The control file or socket of the demo's WAN emulator.
@@ -303,6 +309,7 @@ impl Config {
             data_dir: env("PARHELION_DATA_DIR").map_or_else(|| base.join(raw.data_dir), PathBuf::from),
             listen,
             members,
+            copies: copies(&raw.copies).map_err(invalid)?,
             sql: Sql {
                 user: raw.sql.user,
                 database: raw.sql.database,
@@ -367,7 +374,7 @@ pub fn render(raw: &RawConfig) -> String {
     format!("# Region {} of the global cluster {}. Who is primary is state, not configuration.\n\n{body}", raw.region, raw.cluster)
 }
 
-fn parse(file: &Path, text: &str) -> Result<RawConfig, ConfigError> {
+pub(super) fn parse<T: serde::de::DeserializeOwned>(file: &Path, text: &str) -> Result<T, ConfigError> {
     toml::from_str(text).map_err(|e| {
         let line = e.span().map_or(1, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
         ConfigError::Parse { file: file.to_path_buf(), line, message: sentence(e.message()) }
@@ -451,19 +458,34 @@ fn listen(raw: &RawListen) -> Result<Listen, String> {
     Ok(listen)
 }
 
+/// `host:port` that can be reached.
+fn reachable(addr: &str) -> Result<(), &'static str> {
+    let good = addr.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|p| p > 0));
+    if !good {
+        return Err("is no address: write host:port, as in 127.0.0.1:7400");
+    }
+    if addr.parse::<SocketAddr>().is_ok_and(|a| a.ip().is_unspecified()) {
+        return Err("can be listened on but not reached: name its real address");
+    }
+    Ok(())
+}
+
+fn copies(raw: &BTreeMap<String, String>) -> Result<BTreeMap<CopyId, String>, String> {
+    let copy = |(name, addr): (&String, &String)| {
+        let id: CopyId = name.parse().map_err(|e| format!("[copies]: {e}"))?;
+        reachable(addr).map_err(|why| format!("[copies] {name} = \"{addr}\" {why}"))?;
+        Ok((id, addr.clone()))
+    };
+    raw.iter().map(copy).collect()
+}
+
 fn members(region: &RegionName, founder: &RegionName, raw: Vec<RawMember>, secondaries_max: usize) -> Result<Vec<Member>, String> {
     let mut members: Vec<Member> = Vec::new();
     for RawMember { region, quic } in raw {
         if members.iter().any(|m| m.region == region) {
             return Err(format!("the member {region} is listed twice"));
         }
-        let good = quic.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|p| p > 0));
-        if !good {
-            return Err(format!("quic = \"{quic}\" of the member {region} is no address: write host:port, as in 127.0.0.1:7400"));
-        }
-        if quic.parse::<SocketAddr>().is_ok_and(|a| a.ip().is_unspecified()) {
-            return Err(format!("quic = \"{quic}\" of the member {region} can be listened on but not reached: name its real address"));
-        }
+        reachable(&quic).map_err(|why| format!("quic = \"{quic}\" of the member {region} {why}"))?;
         members.push(Member { region, quic });
     }
     let names = || members.iter().map(|m| m.region.to_string()).collect::<Vec<_>>().join(", ");

@@ -6,6 +6,7 @@ pub mod certs;
 pub mod cli;
 pub mod client;
 pub mod config;
+pub mod copy;
 pub mod copy_lines;
 pub mod demo;
 pub mod events;

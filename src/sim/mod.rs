@@ -22,7 +22,7 @@ mod tests;
 mod workload;
 mod world;
 
-pub use mutants::{MutantReport, catch_all};
+pub use mutants::{MutantReport, catch, catch_all};
 pub use recovery::{RecoveryOptions, RecoverySummary, enumerate as enumerate_recoveries};
 pub use runs::{SimFailure, SimReport, Summary, run_many, run_seed};
 

@@ -166,6 +166,35 @@ fn the_example_of_three_regions_fits_together() {
 }
 
 #[test]
+fn the_example_of_three_zones_fits_together() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("regions");
+    let region = Config::load_with(&dir.join("zones/us-east.toml"), &|_| None).unwrap();
+    let plain = Config::load_with(&dir.join("us-east.toml"), &|_| None).unwrap();
+    assert_eq!((&region.members, &region.listen), (&plain.members, &plain.listen));
+    assert_eq!(region.copies.len(), 6);
+    for zone in ["zone-a", "zone-b", "zone-c"] {
+        let copies = crate::ops::copy::config::CopyConfig::load(&dir.join(format!("zones/{zone}.toml"))).unwrap();
+        assert_eq!((&copies.cluster, &copies.region), (&region.cluster, &region.region));
+        assert_eq!(copies.tls_dir.file_name(), region.tls_dir.file_name());
+        assert!(copies.copies.len() == 2 && copies.copies.iter().all(|c| region.copies[c] == copies.listen.to_string()), "{zone}");
+    }
+}
+
+#[test]
+fn where_copies_are_is_checked() {
+    let with = |line: &str| GOOD.replace("[tls]", &format!("[copies]\n{line}\n\n[tls]"));
+    assert_eq!(load(&with("b1 = \"10.0.0.2:7480\"")).unwrap().copies, BTreeMap::from([(CopyId(2), "10.0.0.2:7480".to_owned())]));
+    for (line, said) in [
+        ("d1 = \"10.0.0.2:7480\"", "the six are a1 a2 b1 b2 c1 c2"),
+        ("b1 = \"10.0.0.2\"", "write host:port"),
+        ("b1 = \"0.0.0.0:7480\"", "name its real address"),
+    ] {
+        let message = error(&with(line));
+        assert!(message.contains("[copies]") && message.contains(said), "{message}");
+    }
+}
+
+#[test]
 fn a_password_file_is_read_only_when_it_is_private() {
     use std::os::unix::fs::OpenOptionsExt as _;
     let tmp = tempfile::tempdir().unwrap();

@@ -152,6 +152,7 @@ impl Plan {
                 quic: if other.name == site.name { site.quic } else { link(&site.name, &other.name) }.to_string(),
             };
             let raw = RawConfig {
+                copies: BTreeMap::new(),
                 cluster: self.cluster.clone(),
                 region: site.name.clone(),
                 data_dir: Path::new("../data").join(site.name.as_str()),

@@ -14,7 +14,8 @@ use crate::endpoint::pg::auth::ScramVerifier;
 use crate::endpoint::{EmbeddedService, Port, http, pg};
 use crate::head::embedded::{Engine, EngineSettings};
 use crate::io::clock;
-use crate::io::copies::Copies;
+use crate::io::copies::{Copies, Listener, Whose};
+use crate::io::copy_link;
 use crate::io::driver::{Driver, Queue, Shared};
 use crate::io::link;
 use crate::io::quic::Quic;
@@ -23,6 +24,7 @@ use crate::node::{Identity, Node};
 use anyhow::{Context, bail};
 use links::Links;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
@@ -42,7 +44,7 @@ pub struct RunOptions {
 /// # Errors
 /// When it cannot start, with a sentence that says what to do.
 pub async fn run(config: Config, options: RunOptions, shutdown: watch::Receiver<bool>) -> anyhow::Result<()> {
-    let _lock = lock(&config)?;
+    let _lock = lock(&config.data_dir, &config.file, &format!("region {}", config.region))?;
     let material = Arc::new(Material::load(&config.tls_dir, &config.cluster, &config.region, &config.file, clock::unix_now())?);
     if let Some(warning) = material.expiry_warning(clock::unix_now(), &config.file) {
         tracing::warn!("{warning}");
@@ -57,8 +59,19 @@ pub async fn run(config: Config, options: RunOptions, shutdown: watch::Receiver<
 
     let queue = Queue::new();
     let inbox = queue.inbox.clone();
-    let copies = Copies::start(&config.data_dir, &config.cluster, &config.region, &config.limits, config.layout, &inbox)
-        .context("a thread for a copy cannot be started")?;
+    let listener: Arc<dyn Listener> = Arc::new(inbox.clone());
+    let to_copies = if config.copies.is_empty() { None } else { Some(quic.copies_dialler()?) };
+    let remote = to_copies
+        .as_ref()
+        .map(|quic| copy_link::connect(quic, &config.copies, config.layout, &config.limits, &listener))
+        .unwrap_or_default();
+    let whose = Whose {
+        cluster: config.cluster.clone(),
+        region: config.region.clone(),
+        data_dir: config.data_dir.clone(),
+        limits: config.limits.clone(),
+    };
+    let copies = Copies::start(whose, config.layout, &inbox, remote).context("a thread for a copy cannot be started")?;
     let who = Identity {
         cluster: config.cluster.clone(),
         region: config.region.clone(),
@@ -110,6 +123,9 @@ pub async fn run(config: Config, options: RunOptions, shutdown: watch::Receiver<
     accepting.abort();
     inbox.stop();
     let _ = tokio::task::spawn_blocking(move || driver.join()).await;
+    if let Some(quic) = to_copies {
+        quic.close("the region process is stopping").await;
+    }
     quic.close("the region process is stopping").await;
     Ok(())
 }
@@ -130,10 +146,9 @@ fn engine_settings(config: &Config) -> EngineSettings {
 }
 
 /// One process for one directory: the second one is told which the first is.
-fn lock(config: &Config) -> anyhow::Result<std::fs::File> {
-    let dir = &config.data_dir;
+pub(super) fn lock(dir: &Path, config: &Path, what: &str) -> anyhow::Result<std::fs::File> {
     std::fs::create_dir_all(dir)
-        .with_context(|| format!("the data directory {} cannot be made; see data_dir in {}", dir.display(), config.file.display()))?;
+        .with_context(|| format!("the data directory {} cannot be made; see data_dir in {}", dir.display(), config.display()))?;
     let path = dir.join("LOCK");
     let mut file = std::fs::OpenOptions::new()
         .create(true)
@@ -155,8 +170,7 @@ fn lock(config: &Config) -> anyhow::Result<std::fs::File> {
         Err(std::fs::TryLockError::WouldBlock) => {
             let pid = std::fs::read_to_string(&path).unwrap_or_default();
             bail!(
-                "region {} already runs on {} (process {}); stop that one first, or give this one another data_dir",
-                config.region,
+                "{what} already runs on {} (process {}); stop that one first, or give this one another data_dir",
                 dir.display(),
                 pid.trim()
             )
@@ -181,7 +195,7 @@ fn entropy() -> anyhow::Result<u64> {
 }
 
 /// What ended it.
-async fn until_told(options: RunOptions, mut shutdown: watch::Receiver<bool>) -> &'static str {
+pub(super) async fn until_told(options: RunOptions, mut shutdown: watch::Receiver<bool>) -> &'static str {
     let parent_gone = async {
         if !options.exit_with_stdin {
             return std::future::pending().await;

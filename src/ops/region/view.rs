@@ -8,7 +8,7 @@ use crate::head::embedded::Engine;
 use crate::head::{GlobalStatusRow, InstanceStatusRow, StatusSource};
 use crate::io::clock;
 use crate::io::copies::slow::Drills;
-use crate::io::copies::{Order, places};
+use crate::io::copies::{Drill, places};
 use crate::io::driver::Shared;
 use crate::io::quic::RefusalKind;
 use crate::node::report::{LagReport, OperatorEvent, RegionReport, Role, VolumeReport};
@@ -150,12 +150,15 @@ impl AdminPort for View {
     }
 
     async fn set_copy_on_duty(&self, copy: CopyId, on_duty: bool) -> Result<String, String> {
-        self.links.inbox().order(copy, if on_duty { Order::Start } else { Order::Stop });
+        self.links.inbox().drill(copy, if on_duty { Drill::Start } else { Drill::Stop });
         let what = if on_duty { "back on duty; it catches up by itself" } else { "out of duty until it is started again" };
         Ok(format!("copy {copy} of {} is {what}", self.config.region))
     }
 
     async fn replace_copy(&self, copy: CopyId, place: Option<String>) -> Result<String, String> {
+        if let Some(addr) = self.config.copies.get(&copy) {
+            return Err(format!("copy {copy} is in a process of its own at {addr}: give that one another data_dir and start it again"));
+        }
         let Some(place) = place else { return self.links.inbox().replace(copy, None).await };
         let here = self.report().copies.into_iter().find(|c| c.name == copy.to_string() && c.place.as_ref() == Some(&place));
         if let Some(here) = here {
@@ -172,7 +175,7 @@ impl AdminPort for View {
     }
 
     async fn slow_copy(&self, copy: CopyId, delay: Duration) -> Result<String, String> {
-        self.links.inbox().order(copy, Order::Slow(delay));
+        self.links.inbox().drill(copy, Drill::Slow(delay));
         let region = &self.config.region;
         Ok(match delay {
             Duration::ZERO => format!("copy {copy} of {region} is as fast as its disk again"),

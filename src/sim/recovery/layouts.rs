@@ -47,8 +47,28 @@ pub(super) fn nothing() -> Image {
 /// The layouts that are enumerated; the last one is a founding that has not begun.
 pub(super) fn all() -> Checked<Vec<Image>> {
     let mut images = TAILS.iter().map(tails).collect::<Checked<Vec<Image>>>()?;
+    images.push(figure_8(&images[0])?);
     images.push(nothing());
     Ok(images)
+}
+
+/// Raft's figure 8: a recovery on the copies without the tail ended when its first frame was on one of them. That frame outranks the
+/// tail that three others have.
+fn figure_8(image: &Image) -> Checked<Image> {
+    let [b2, c1, c2] = [CopyId(3), CopyId(4), CopyId(5)];
+    let mut rig = Rig::new(image, Order::Races(c1), None, false);
+    let p = rig.start(image.incarnation);
+    for c in [b2, c1, c2] {
+        rig.connect(p, c)?;
+    }
+    let before = rig.claims[c1.index()].generation;
+    while rig.claims[c1.index()].generation == before {
+        if !rig.advance(Some(p))? {
+            return Err(format!("figure 8: the recovery does not begin: {}", rig.describe()));
+        }
+    }
+    let layout = "a newer start on c1, an old tail on a1 a2 b1";
+    Ok(Image { disks: rig.disks(), claims: rig.claims, truth: rig.truth, incarnation: image.incarnation + 1, layout, ..image.clone() })
 }
 
 fn tails(tails: &Tails) -> Checked<Image> {

@@ -56,6 +56,15 @@ pub struct RecoverySummary {
     pub failure: Option<String>,
 }
 
+impl RecoverySummary {
+    /// The first is kept, and the first that lost something rather than one that merely did not end.
+    fn failed(&mut self, what: String) {
+        if self.failure.as_ref().is_none_or(|known| !known.contains("durability") && what.contains("durability")) {
+            self.failure = Some(what);
+        }
+    }
+}
+
 impl fmt::Display for RecoverySummary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{} orders of crashes, {} states, {} recoveries run to the end or to a crash", self.schedules, self.states, self.runs)?;
@@ -309,7 +318,7 @@ pub fn enumerate(options: &RecoveryOptions, say: &dyn Fn(&str)) -> RecoverySumma
                     }
                 }
                 Err((plan, what)) => {
-                    summary.failure.get_or_insert(format!("{}; then {plan}: {what}", image.way()));
+                    summary.failed(format!("{}; then {plan}: {what}", image.way()));
                 }
             }
         }
@@ -339,7 +348,7 @@ fn finish_all(images: &[Image], options: &RecoveryOptions, summary: &mut Recover
                 }
             }
             Err((plan, what)) => {
-                summary.failure.get_or_insert(format!("{}; then {plan}: {what}", image.way()));
+                summary.failed(format!("{}; then {plan}: {what}", image.way()));
             }
         }
     }

@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 const EPOCH_US: u64 = 1_790_000_000_000_000;
 /// More messages than any recovery of a few frames needs: something spins.
-const STEPS_MAX: usize = 5_000;
+const STEPS_MAX: usize = 2_000;
 /// More timers in a row than any recovery needs before it is quiet.
 const TIMEOUTS_MAX: usize = 200;
 
@@ -326,7 +326,14 @@ impl Rig {
 
     #[expect(clippy::wrong_self_convention, reason = "something goes to a copy; nothing is converted")]
     fn to_copy(&mut self, process: usize, c: CopyId, request: CopyRequest) -> Checked {
-        let Some(copy) = &mut self.copies[c.index()] else { return Ok(()) };
+        let Some(copy) = &mut self.copies[c.index()] else {
+            if matches!(request, CopyRequest::Append { .. }) {
+                // Somebody vouched for it; nobody is there.
+                let lost = Event::CopyLost { copy: member(c), reason: "nobody answers".into() };
+                self.mail.push_back(Mail { process, copy: c, what: What::Event(lost) });
+            }
+            return Ok(());
+        };
         let mut replies = Vec::new();
         copy.handle(request, &mut replies);
         copy.flush(&mut replies);

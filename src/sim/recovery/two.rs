@@ -48,7 +48,7 @@ pub(super) fn enumerate(options: &RecoveryOptions, summary: &mut RecoverySummary
             Err((step, what)) => {
                 let names = |set| of(set).map(|c| c.to_string()).collect::<Vec<_>>().join(" ");
                 let cycled = schedule.cycled.map_or("no copy".to_owned(), |c| c.to_string());
-                summary.failure.get_or_insert(format!(
+                summary.failed(format!(
                     "an older process has a transaction on {}; a newer one recovers on {}; after {step} messages {cycled} loses its power and the \
                      older one goes on: {what}",
                     names(schedule.holders),

@@ -77,7 +77,8 @@ impl Appender {
                 repair.restart_later();
             }
         }
-        let pages = |r: &PendingRead| matches!(r.purpose, ReadPurpose::Pages { .. } | ReadPurpose::Repair { .. });
+        let pages =
+            |r: &PendingRead| matches!(r.purpose, ReadPurpose::Pages { .. } | ReadPurpose::PagesPart { .. } | ReadPurpose::Repair { .. });
         let reads: Vec<u64> = self.reads.iter().filter(|(_, r)| r.source == copy && pages(r)).map(|(id, _)| *id).collect();
         for id in reads {
             self.unreadable(now, id, "the copy has other pages than the others".into());

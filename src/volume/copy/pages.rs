@@ -136,6 +136,18 @@ impl Memtable {
     }
 }
 
+/// The page that an image and the changes after it make.
+fn whole(newest_first: &[Change]) -> Bytes {
+    if let [Change::Image(image)] = newest_first {
+        return image.clone();
+    }
+    let mut bytes = Vec::new();
+    for change in newest_first.iter().rev() {
+        change.apply(&mut bytes);
+    }
+    Bytes::from(bytes)
+}
+
 /// The page versions of one copy.
 pub struct PageStore {
     state: RwLock<State>,
@@ -216,14 +228,19 @@ impl PageStore {
                 break;
             }
         }
-        if let [Change::Image(image)] = newest_first.as_slice() {
-            return Ok(image.clone());
-        }
-        let mut bytes = Vec::new();
-        for change in newest_first.iter().rev() {
-            change.apply(&mut bytes);
-        }
-        Ok(Bytes::from(bytes))
+        Ok(whole(&newest_first))
+    }
+
+    /// The page as of `at` if that takes no disk: all of it lies in memory. `None` says nothing else.
+    #[must_use]
+    pub fn read_in_memory(&self, page: PageNo, at: Lsn) -> Option<Bytes> {
+        let mut newest_first = Vec::new();
+        let state = self.state.read();
+        state.check(at).ok()?;
+        let image = state.open.collect(page, at, &mut newest_first)
+            || state.frozen.as_ref().is_some_and(|frozen| frozen.collect(page, at, &mut newest_first));
+        drop(state);
+        image.then(|| whole(&newest_first))
     }
 
     /// Pages that exist at `at`, whole and in order, from `from` on: at least one, about `bytes_max`, and where to go on

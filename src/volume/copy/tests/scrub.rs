@@ -6,6 +6,16 @@ use crate::volume::{CheckPlace, Digest};
 
 /// A copy of a world with layers, several log files and a control state.
 fn filled(disk: &Arc<SimDisk>, world: &World) -> Copy {
+    let name = |n| crate::base::RegionName::new(n).unwrap();
+    let home = identity::Home {
+        cluster: crate::base::ClusterName::new("sun").unwrap(),
+        region: name("here"),
+        group: 0,
+        slot: crate::base::CopyId(1),
+    };
+    if disk.list().unwrap().is_empty() {
+        identity::settle(&**disk, &home, Incarnation(7)).unwrap();
+    }
     let mut copy = open(disk);
     world.fill(&mut copy);
     let control = CopyRequest::PutControl { generation: world.generation, version: 1, control: Bytes::from_static(b"state") };
@@ -64,7 +74,7 @@ fn every_flipped_byte_of_every_file_is_found_and_what_is_small_is_healed() {
         for at in (0..bytes.len()).step_by(step) {
             disk.flip(name, at as u64);
             let (found, _) = check(&mut copy);
-            let kind = ["layer-", "log-", "MANIFEST", "promise", "control"].into_iter().find(|k| name.starts_with(k)).unwrap();
+            let kind = ["layer-", "log-", "MANIFEST", "promise", "control", "identity"].into_iter().find(|k| name.starts_with(k)).unwrap();
             *kinds.entry(kind).or_default() += 1;
             let [damage] = found.as_slice() else { panic!("{name} at {at}: {found:?}") };
             assert!(damage.file == *name || damage.file == "log" && kind == "log-", "{name} at {at}: {damage}");
@@ -75,7 +85,7 @@ fn every_flipped_byte_of_every_file_is_found_and_what_is_small_is_healed() {
             copy.damage = None;
         }
     }
-    assert_eq!(kinds.len(), 5, "{kinds:?}");
+    assert_eq!(kinds.len(), 6, "{kinds:?}");
     assert!(check(&mut copy).0.is_empty());
     drop(copy);
     open(&disk);
