@@ -16,6 +16,6 @@ pub use ids::{Az, ClusterName, ConnId, CopyId, GroupId, LineageId, MemberId, Nam
 pub use layout::{GROUPS_MAX, Layout, SEGMENT_PAGE_BYTES};
 pub use limits::Limits;
 pub use pace::Pace;
-pub use position::{Epoch, Generation, LogEnd, Lsn, PageNo, Seq};
+pub use position::{Epoch, Generation, LogEnd, Lsn, PageNo, Seq, TimelineId};
 pub use prng::Prng;
 pub use time::{Instant, UnixMicros};

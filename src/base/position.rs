@@ -46,6 +46,16 @@ counter! {
     Generation
 }
 
+counter! {
+    /// A line of history inside a volume: its own log behind a point of its parent's. 0 is the root, which has no parent.
+    TimelineId
+}
+
+impl TimelineId {
+    /// The timeline that every volume begins with.
+    pub const ROOT: TimelineId = TimelineId(0);
+}
+
 impl Lsn {
     #[must_use]
     pub fn plus(self, bytes: u64) -> Lsn {

@@ -6,6 +6,7 @@
 //! that comes back has read its disk anew. A copy whose disk is full is read on and opened again when there is room. Driven by `io::driver` through [`Copies::send`]; answers come as node events.
 
 pub mod hedge;
+mod layers;
 mod listeners;
 mod mailbox;
 mod pages;
@@ -19,7 +20,7 @@ use super::driver::Inbox;
 use crate::base::{ClusterName, CopyId, GROUPS_MAX, Layout, Limits, MemberId, RegionName};
 use crate::volume::identity::{self, Home};
 use crate::volume::membership::Incarnation;
-use crate::volume::{Copy, CopyReply, CopyRequest, DiskError, FlushDone, FlushJob, OpenError};
+use crate::volume::{Copy, CopyReply, CopyRequest, DiskError, FlushDone, OpenError};
 use listeners::{Listeners, Outgoing};
 use mailbox::{Mail, mailbox};
 use parking_lot::{Mutex, RwLock};
@@ -97,7 +98,7 @@ pub struct Copies {
     homes: RwLock<BTreeMap<MemberId, Lives>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     /// To the thread that writes layers, which ends with the last of them. `None`: stopping.
-    jobs: Mutex<Option<Sender<(FlushJob, Mailbox)>>>,
+    jobs: Mutex<Option<Sender<layers::Job>>>,
     places: Mutex<Places>,
     layout: Layout,
     shared: Shared,
@@ -152,12 +153,10 @@ impl Copies {
     fn with(whose: Whose, layout: Layout, remote: BTreeMap<MemberId, Arc<dyn RemotePages>>) -> std::io::Result<Copies> {
         let drills = Drills::default();
         let places = Places::load(&whose.data_dir.join("copies"))?;
-        let (jobs, job_rx) = channel::<(FlushJob, Mailbox)>();
+        let (jobs, job_rx) = channel::<layers::Job>();
         // One thread for all layers: compaction takes at most one core, whatever six copies want at once.
         let layers = std::thread::Builder::new().name("layers".into()).spawn(move || {
-            while let Ok((job, back)) = job_rx.recv() {
-                let _ = back.send(Order::JobDone(job.run()));
-            }
+            layers::run(&job_rx);
         })?;
         let shared = Shared {
             limits: whose.limits.clone(),
@@ -300,7 +299,7 @@ struct Worker {
     listeners: Listeners,
     mail: Mail,
     own: Mailbox,
-    jobs: Sender<(FlushJob, Mailbox)>,
+    jobs: Sender<layers::Job>,
     shared: Shared,
 }
 

@@ -390,13 +390,13 @@ impl World {
         let mut replies = Vec::new();
         let copy = slot.copy.as_mut().expect("BUG: the copy lives");
         let more = copy.ingest(&mut replies);
-        let job = copy.background_job();
+        let jobs: Vec<FlushJob> = std::iter::from_fn(|| copy.background_job()).collect();
         if self.after_copy(r, c)? {
             self.send_replies(r, c, replies, 0);
             if more {
                 self.queue_ingest(r, c, 0);
             }
-            if let Some(job) = job {
+            for job in jobs {
                 let after = self.delays.between(10_000, 10 * MS);
                 self.after(after, What::JobRun { region: r, copy: c, life, job });
             }

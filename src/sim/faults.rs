@@ -125,7 +125,7 @@ impl World {
         // A layer that is still being written has no footer.
         let whole = |n: &String| {
             let bytes = disk.read(n, 0, usize::MAX).unwrap_or_default();
-            !n.starts_with("layer-") || bytes.len() > 72 && bytes[bytes.len() - 72..].starts_with(b"PHLY")
+            !n.starts_with("layer-") || bytes.len() > 88 && bytes[bytes.len() - 88..].starts_with(b"PHLY")
         };
         names.retain(|n| !n.contains(".tmp") && whole(n));
         names.sort();

@@ -1,7 +1,7 @@
 //! What the appender and a copy say to each other. Plain values: in one process they travel through a channel, in the
 //! simulator through a network that delays, loses, doubles and reorders them.
 
-use crate::base::{Generation, LineageId, LogEnd, Lsn, PageNo, Seq};
+use crate::base::{Generation, LineageId, LogEnd, Lsn, PageNo, Seq, TimelineId};
 use crate::log::{Frame, History, SeedBase};
 use crate::volume::membership::Incarnation;
 use bytes::Bytes;
@@ -51,6 +51,11 @@ pub enum CopyRequest {
     SeedPages { generation: Generation, step: u64, pages: Vec<(PageNo, Bytes)> },
     /// Publish the seed in one atomic step: pages at the base, and an empty log that goes on behind it. `steps`: the last of them.
     SeedEnd { generation: Generation, steps: u64 },
+    /// Begin a timeline behind the consistency point `at`, which is durable in the region: the child shares the layers up to there.
+    /// Persisted before the answer; the same again is answered again. Ids are never used twice.
+    Branch { generation: Generation, child: TimelineId, at: LogEnd },
+    /// Forget a timeline of this copy's directory, whether it is there or not. Its id means nothing any more.
+    DropBranch { generation: Generation, child: TimelineId },
 }
 
 /// From one copy to the appender.
@@ -128,6 +133,22 @@ pub enum CopyReply {
         generation: Generation,
         reason: String,
     },
+    /// The timeline `child` is whole here.
+    Branched {
+        generation: Generation,
+        child: TimelineId,
+    },
+    /// It cannot be: a sentence that says why, and from where on it could.
+    BranchRefused {
+        generation: Generation,
+        child: TimelineId,
+        reason: String,
+    },
+    /// There is no timeline `child` here, and there will be none.
+    BranchDropped {
+        generation: Generation,
+        child: TimelineId,
+    },
     /// This copy has left its duty: a failed fsync, a full disk, damage. It must be opened anew.
     Failed {
         reason: String,
@@ -160,8 +181,8 @@ pub struct CopyState {
 /// How far a check of everything in a copy has come. Means something to the copy only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
 pub enum CheckPlace {
-    /// Layer files from `number` on, in it from `block` on; files newer than `until` were written after the check began.
-    Layers { number: u64, block: u32, until: u64, log_until: Seq },
+    /// Layer files from (`timeline`, `number`) on, in it from `block` on; own files newer than `until` were written after the check began.
+    Layers { timeline: TimelineId, number: u64, block: u32, until: u64, log_until: Seq },
     /// The log from this seq on, up to where it ended when the check began.
     Log { from: Seq, until: Seq },
 }

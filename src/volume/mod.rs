@@ -17,10 +17,15 @@ pub mod quorum;
 mod recovery;
 mod repair;
 mod scrub;
+#[cfg(test)]
+mod tests;
 
-pub use appender::{Appender, AppenderEffect, CopyHealth, CopyView, Found, HeldBy, Kept, Replacing, Retention, VolumePhase};
+pub use appender::{Appender, AppenderEffect, BranchState, CopyHealth, CopyView, Found, HeldBy, Kept, Replacing, Retention, VolumePhase};
 pub use copy::identity;
-pub use copy::{Copy, FileDamage, FilesVerdict, FlushDone, FlushJob, OpenError, PageStore, ReadError, verify_files};
+pub use copy::{
+    Copy, Directory, FileDamage, FilesVerdict, FlushDone, FlushJob, OpenError, Origin, PageStore, ReadError, Slice, TimelineView,
+    verify_files,
+};
 pub use disk::{Cold, Disk, DiskError};
 pub use message::{CheckPlace, CopyReply, CopyRequest, CopyState, Damage, Digest};
 pub use overlay::Overlay;

@@ -9,7 +9,7 @@
 //! All numbers little-endian. The version is the protocol's name in the handshake (`io::tls::COPY_ALPN`). Frames are never
 //! re-encoded; every length is checked against what is there before anything is allocated; nothing may be left over.
 
-use crate::base::{CopyId, GROUPS_MAX, Generation, GroupId, LogEnd, Lsn, MemberId, PageNo, Seq};
+use crate::base::{CopyId, GROUPS_MAX, Generation, GroupId, LogEnd, Lsn, MemberId, PageNo, Seq, TimelineId};
 use crate::io::copies::{Miss, Says};
 use crate::log::{Frame, History, SeedBase, split_frames};
 use crate::volume::{CheckPlace, CopyReply, CopyRequest, CopyState, Damage, Digest};
@@ -98,6 +98,8 @@ enum RequestHead {
     Check { id: u64, from: Option<CheckPlace>, bytes_max: u64 },
     Digest { id: u64, at: Lsn, from: PageNo, pages_max: u32 },
     Distrust { generation: Generation, reason: String },
+    Branch { generation: Generation, child: TimelineId, at: LogEnd },
+    DropBranch { generation: Generation, child: TimelineId },
     Drill { on_duty: bool, delay_us: u64 },
     Serving(bool),
 }
@@ -120,6 +122,9 @@ enum ReplyHead {
     Checked { id: u64, bytes: u64, next: Option<CheckPlace> },
     Digested { id: u64, digest: Digest },
     Damaged { damage: Damage },
+    Branched { generation: Generation, child: TimelineId },
+    BranchRefused { generation: Generation, child: TimelineId, reason: String },
+    BranchDropped { generation: Generation, child: TimelineId },
     Failed { reason: String },
 }
 
@@ -233,6 +238,8 @@ impl ToCopy {
             R::Check { id, from, bytes_max } => RequestHead::Check { id: *id, from: *from, bytes_max: *bytes_max as u64 },
             R::Digest { id, at, from, pages_max } => RequestHead::Digest { id: *id, at: *at, from: *from, pages_max: *pages_max },
             R::Distrust { generation, reason } => RequestHead::Distrust { generation: *generation, reason: reason.clone() },
+            R::Branch { generation, child, at } => RequestHead::Branch { generation: *generation, child: *child, at: *at },
+            R::DropBranch { generation, child } => RequestHead::DropBranch { generation: *generation, child: *child },
             R::SeedEnd { generation, steps } => RequestHead::SeedEnd { generation: *generation, steps: *steps },
         };
         let mut parts = encode_head(&head);
@@ -265,6 +272,8 @@ impl ToCopy {
             RequestHead::Check { id, from, bytes_max } => CopyRequest::Check { id, from, bytes_max: size(bytes_max) },
             RequestHead::Digest { id, at, from, pages_max } => CopyRequest::Digest { id, at, from, pages_max },
             RequestHead::Distrust { generation, reason } => CopyRequest::Distrust { generation, reason },
+            RequestHead::Branch { generation, child, at } => CopyRequest::Branch { generation, child, at },
+            RequestHead::DropBranch { generation, child } => CopyRequest::DropBranch { generation, child },
             RequestHead::SeedEnd { generation, steps } => CopyRequest::SeedEnd { generation, steps },
             RequestHead::Drill { on_duty, delay_us } => {
                 nothing(&tail)?;
@@ -304,6 +313,11 @@ pub fn encode_says(says: &Says) -> Vec<Bytes> {
         R::Checked { id, bytes, next } => ReplyHead::Checked { id: *id, bytes: *bytes, next: *next },
         R::Digested { id, digest } => ReplyHead::Digested { id: *id, digest: *digest },
         R::Damaged { damage } => ReplyHead::Damaged { damage: damage.clone() },
+        R::Branched { generation, child } => ReplyHead::Branched { generation: *generation, child: *child },
+        R::BranchRefused { generation, child, reason } => {
+            ReplyHead::BranchRefused { generation: *generation, child: *child, reason: reason.clone() }
+        }
+        R::BranchDropped { generation, child } => ReplyHead::BranchDropped { generation: *generation, child: *child },
         R::Failed { reason } => ReplyHead::Failed { reason: reason.clone() },
     };
     let mut parts = encode_head(&head);
@@ -336,6 +350,9 @@ pub fn decode_says(bytes: &Bytes) -> Result<Says, CopyWireError> {
         ReplyHead::Checked { id, bytes, next } => CopyReply::Checked { id, bytes, next },
         ReplyHead::Digested { id, digest } => CopyReply::Digested { id, digest },
         ReplyHead::Damaged { damage } => CopyReply::Damaged { damage },
+        ReplyHead::Branched { generation, child } => CopyReply::Branched { generation, child },
+        ReplyHead::BranchRefused { generation, child, reason } => CopyReply::BranchRefused { generation, child, reason },
+        ReplyHead::BranchDropped { generation, child } => CopyReply::BranchDropped { generation, child },
         ReplyHead::Failed { reason } => CopyReply::Failed { reason },
     };
     nothing(&tail)?;

@@ -40,6 +40,8 @@ fn requests() -> Vec<ToCopy> {
         CopyRequest::Check { id: 3, from: Some(CheckPlace::Log { from: Seq(1), until: Seq(9) }), bytes_max: 4096 },
         CopyRequest::Digest { id: 4, at: Lsn(7), from: PageNo(3), pages_max: 64 },
         CopyRequest::Distrust { generation, reason: "it differs".to_owned() },
+        CopyRequest::Branch { generation, child: TimelineId(3), at: end },
+        CopyRequest::DropBranch { generation, child: TimelineId(3) },
     ];
     let drill = ToCopy::Drill { on_duty: false, delay: Duration::from_millis(50) };
     requests.into_iter().map(ToCopy::Request).chain([drill, ToCopy::Serving(true)]).collect()
@@ -75,8 +77,15 @@ fn sayings() -> Vec<Says> {
         CopyReply::Unreadable { id: 4, reason: reason() },
         CopyReply::Seeded { generation, step: 5 },
         CopyReply::SeedLost { generation, reason: reason() },
+        CopyReply::Branched { generation, child: TimelineId(3) },
+        CopyReply::BranchRefused { generation, child: TimelineId(3), reason: reason() },
+        CopyReply::BranchDropped { generation, child: TimelineId(3) },
         CopyReply::Failed { reason: reason() },
-        CopyReply::Checked { id: 5, bytes: 100, next: Some(CheckPlace::Layers { number: 1, block: 2, until: 3, log_until: Seq(4) }) },
+        CopyReply::Checked {
+            id: 5,
+            bytes: 100,
+            next: Some(CheckPlace::Layers { timeline: TimelineId(7), number: 1, block: 2, until: 3, log_until: Seq(4) }),
+        },
         CopyReply::Digested { id: 6, digest: Digest { hash: 1, pages: 2, bytes: 3, next: Some(PageNo(4)) } },
         CopyReply::Damaged { damage: Damage { file: "layer".to_owned(), reason: reason(), lost_write: true, healed: false } },
     ];

@@ -196,7 +196,8 @@ impl Appender {
         let wants = Wants {
             vdl: self.vdl.end_lsn,
             by_time,
-            readers: self.readers_need,
+            // A branch that is being made is read at its point.
+            readers: self.branches_need().map_or(self.readers_need, |at| at.min(self.readers_need)),
             seed: self.pages_need,
             repair: repairs,
             bytes_max: self.limits.version_retain_bytes,
@@ -226,7 +227,7 @@ impl Appender {
         while self.milestones.len() > 1 {
             let (seq, at) = self.milestones[1];
             let over_budget = end.bytes_since(self.milestones[0].1) > budget;
-            if over_budget || (end.bytes_since(at) > keep_min && seq <= needed) {
+            if over_budget || (end.bytes_since(at) > keep_min && seq <= needed && self.branches_need().is_none_or(|lsn| at <= lsn)) {
                 self.milestones.pop_front();
             } else {
                 break;

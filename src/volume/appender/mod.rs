@@ -9,6 +9,7 @@
 //! Never touches a disk. Driven by the node: `handle_*` in, `poll_effect` out, `next_timeout`; the order does not matter.
 
 mod appending;
+mod branching;
 mod changing;
 mod gathering;
 mod judging;
@@ -21,7 +22,8 @@ mod seeding;
 pub use retention::{HeldBy, Retention};
 
 use crate::base::{
-    CopyId, Epoch, Generation, GroupId, Instant, Layout, Limits, LineageId, LogEnd, Lsn, MemberId, Pace, PageNo, Prng, Seq, UnixMicros,
+    CopyId, Epoch, Generation, GroupId, Instant, Layout, Limits, LineageId, LogEnd, Lsn, MemberId, Pace, PageNo, Prng, Seq, TimelineId,
+    UnixMicros,
 };
 use crate::log::{ControlFrame, FRAME_HEADER_BYTES, Frame, History, LogOutcome, PagesOutcome, Pen, SeedBase};
 use crate::volume::agreement::{self, Choice};
@@ -35,6 +37,8 @@ use bytes::Bytes;
 pub use changing::Replacing;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
+
+pub use branching::BranchState;
 
 /// How long recovery waits for more than the copies it needs, so that a copy that is merely slow to open takes part.
 const RECOVERY_GRACE: Duration = Duration::from_millis(300);
@@ -252,12 +256,39 @@ struct Splice {
 
 #[derive(Debug)]
 enum ReadPurpose {
-    Backfill { copy: MemberId },
-    Log { tag: u64, from: Seq, bytes_max: usize },
-    LogPart { gather: u64, group: GroupId, from: Seq, bytes_max: usize },
-    PagesPart { gather: u64, group: GroupId, at: Lsn, from: PageNo },
-    Pages { tag: u64, at: Lsn, from: PageNo, bytes_max: usize },
-    Repair { copy: MemberId },
+    Backfill {
+        copy: MemberId,
+    },
+    Log {
+        tag: u64,
+        from: Seq,
+        bytes_max: usize,
+    },
+    LogPart {
+        gather: u64,
+        group: GroupId,
+        from: Seq,
+        bytes_max: usize,
+    },
+    PagesPart {
+        gather: u64,
+        group: GroupId,
+        at: Lsn,
+        from: PageNo,
+    },
+    Pages {
+        tag: u64,
+        at: Lsn,
+        from: PageNo,
+        bytes_max: usize,
+    },
+    Repair {
+        copy: MemberId,
+    },
+    /// The search for the consistency point that a branch begins behind.
+    Point {
+        child: TimelineId,
+    },
 }
 
 #[derive(Debug)]
@@ -328,6 +359,7 @@ pub struct Appender {
     readers_need: Lsn,
     pages_need: Option<Lsn>,
     secondaries_need: Option<Seq>,
+    branches: BTreeMap<TimelineId, branching::BranchOrder>,
     /// One for each group: its copies are compared with one another.
     scrubs: Vec<Scrub>,
     /// As `peers`, for longer than a copy is open.
@@ -437,6 +469,7 @@ impl Appender {
             readers_need: Lsn(u64::MAX),
             pages_need: None,
             secondaries_need: None,
+            branches: BTreeMap::new(),
             effects: VecDeque::new(),
         }
     }
@@ -539,6 +572,9 @@ impl Appender {
         for read in self.reads.values() {
             at(read.asked + self.limits.copy_silent_after);
         }
+        if let Some(asked) = self.branch_timeout() {
+            at(asked);
+        }
         if let Some(due) = self.scrub_timeout() {
             at(due);
         }
@@ -631,6 +667,21 @@ impl Appender {
                     self.seed_lost(now, copy);
                 }
             }
+            CopyReply::Branched { generation, child } => {
+                if generation == self.generation {
+                    self.branch_said(copy, child, false, Ok(()));
+                }
+            }
+            CopyReply::BranchDropped { generation, child } => {
+                if generation == self.generation {
+                    self.branch_said(copy, child, true, Ok(()));
+                }
+            }
+            CopyReply::BranchRefused { generation, child, reason } => {
+                if generation == self.generation {
+                    self.branch_said(copy, child, false, Err(reason));
+                }
+            }
             CopyReply::Failed { reason } => self.copy_lost(now, copy, reason),
         }
         // A copy may have come back, so that another one can be spared.
@@ -660,6 +711,7 @@ impl Appender {
         for id in late {
             self.unreadable(now, id, "the copy did not answer in time".into());
         }
+        self.ask_branches_again(now);
         self.scrub(now);
     }
 

@@ -8,6 +8,7 @@ impl Appender {
         let able = |p: &Peer| match purpose {
             ReadPurpose::Backfill { copy } => p.acked.seq > self.peers[copy.index()].sent,
             ReadPurpose::Log { from, .. } | ReadPurpose::LogPart { from, .. } => p.acked.seq >= *from,
+            ReadPurpose::Point { child } => p.acked.seq >= self.point_from(*child),
             ReadPurpose::Pages { at, .. } | ReadPurpose::PagesPart { at, .. } => p.ingested >= *at || p.acked.end_lsn >= *at,
             ReadPurpose::Repair { copy } => p.acked.seq >= self.vdl.seq.max(self.known_durable[copy.group.index()].seq),
         };
@@ -15,7 +16,7 @@ impl Appender {
         let group = match purpose {
             ReadPurpose::Backfill { copy } | ReadPurpose::Repair { copy } => copy.group,
             ReadPurpose::LogPart { group, .. } | ReadPurpose::PagesPart { group, .. } => *group,
-            ReadPurpose::Log { .. } => GroupId(0),
+            ReadPurpose::Log { .. } | ReadPurpose::Point { .. } => GroupId(0),
             ReadPurpose::Pages { from, .. } => self.layout.group_of(*from),
         };
         // Who is damaged may still have what is asked for, but is asked last; whose pages are other ones is not asked for pages.
@@ -43,6 +44,9 @@ impl Appender {
                 peer.reading = Some(id);
                 CopyRequest::ReadLog { id, from: peer.sent.next(), bytes_max: self.limits.batch_bytes_max }
             }
+            ReadPurpose::Point { child } => {
+                CopyRequest::ReadLog { id, from: self.point_from(*child), bytes_max: self.limits.batch_bytes_max }
+            }
             ReadPurpose::Log { from, bytes_max, .. } | ReadPurpose::LogPart { from, bytes_max, .. } => {
                 CopyRequest::ReadLog { id, from: *from, bytes_max: *bytes_max }
             }
@@ -66,6 +70,7 @@ impl Appender {
         let Some(read) = self.reads.remove(&id) else { return };
         match read.purpose {
             ReadPurpose::Log { tag, .. } => self.effects.push_back(AppenderEffect::Log { tag, outcome }),
+            ReadPurpose::Point { child } => self.point_read(now, child, outcome),
             ReadPurpose::LogPart { gather, group, .. } => self.part_read(gather, group, gathering::Part::Log(outcome)),
             ReadPurpose::Backfill { copy } => {
                 let peer = &mut self.peers[copy.index()];
@@ -101,7 +106,7 @@ impl Appender {
                     self.effects.push_back(AppenderEffect::ToCopy { copy, request });
                 }
             }
-            ReadPurpose::Log { .. } | ReadPurpose::LogPart { .. } | ReadPurpose::Backfill { .. } => {}
+            ReadPurpose::Log { .. } | ReadPurpose::LogPart { .. } | ReadPurpose::Backfill { .. } | ReadPurpose::Point { .. } => {}
         }
     }
 
@@ -124,6 +129,7 @@ impl Appender {
             ReadPurpose::Pages { tag, .. } => {
                 self.effects.push_back(AppenderEffect::Pages { tag, outcome: PagesOutcome::Unreadable { reason } })
             }
+            ReadPurpose::Point { child } => self.point_read(now, child, LogOutcome::Unreadable { reason }),
             ReadPurpose::LogPart { gather, .. } | ReadPurpose::PagesPart { gather, .. } => self.part_failed(gather, reason),
             // Asked again by the timer, when another copy may have what is needed.
             ReadPurpose::Backfill { copy } => self.peers[copy.index()].last_asked = now,

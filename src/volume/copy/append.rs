@@ -150,11 +150,16 @@ impl Copy {
         if seq < self.wal.first() {
             return Ok(None);
         }
+        Ok(self.frame_at(seq)?.map(|f| f.log_end()))
+    }
+
+    /// The frame at `seq`, which is in the log here.
+    pub(super) fn frame_at(&mut self, seq: Seq) -> Result<Option<Frame>, DiskError> {
         if let Some(frames) = self.recent(seq, seq, 0) {
-            return Ok(frames.first().map(Frame::log_end));
+            return Ok(frames.into_iter().next());
         }
         match self.wal.read(&mut None, seq, seq, 0) {
-            Ok(frames) => Ok(frames.first().map(Frame::log_end)),
+            Ok(frames) => Ok(frames.into_iter().next()),
             Err(WalReadError::Disk(e)) => Err(e),
             Err(e @ WalReadError::Damaged { .. }) => {
                 let reason = e.to_string();

@@ -7,10 +7,11 @@
 
 use super::Copy;
 use super::OpenError;
-use super::layer::{Layer, LayerError};
-use super::manifest::{self, Manifest};
+use super::directory::{LayerId, layer_name};
+use super::layer::LayerError;
+use super::manifest::{self, LayerMeta, Manifest};
 use super::wal::WalReadError;
-use crate::base::{Generation, Seq};
+use crate::base::{Generation, Seq, TimelineId};
 use crate::volume::message::{CheckPlace, Damage};
 use crate::volume::{Cold, CopyReply, DiskError};
 use std::sync::Arc;
@@ -61,15 +62,17 @@ impl Copy {
         let outcome = match from {
             None => {
                 self.check_small_files(&cold, replies)?;
-                let newest = self.manifest.layers.iter().map(|l| l.number).max().unwrap_or(0);
-                let place = CheckPlace::Layers { number: 0, block: 0, until: newest, log_until: self.wal.end().seq };
+                let newest = self.manifest.layers.iter().filter(|l| l.timeline == self.timeline).map(|l| l.number).max().unwrap_or(0);
+                let (timeline, log_until) = (TimelineId::ROOT, self.wal.end().seq);
+                let place = CheckPlace::Layers { timeline, number: 0, block: 0, until: newest, log_until };
                 let headers = self.wal.check_headers(&*cold).map_err(|(file, reason)| rebuild(file, reason, false));
                 headers.map(|()| (0, Some(place)))
             }
-            Some(CheckPlace::Layers { number, block, until, log_until }) => {
-                self.check_layer(&cold, number, block, until, bytes_max).map(|(bytes, next)| {
+            Some(CheckPlace::Layers { timeline, number, block, until, log_until }) => {
+                self.check_layer((timeline, number), block, until, bytes_max).map(|(bytes, next)| {
                     let log = CheckPlace::Log { from: Seq(0), until: log_until };
-                    (bytes, Some(next.map_or(log, |(number, block)| CheckPlace::Layers { number, block, until, log_until })))
+                    let place = |((timeline, number), block)| CheckPlace::Layers { timeline, number, block, until, log_until };
+                    (bytes, Some(next.map_or(log, place)))
                 })
             }
             Some(CheckPlace::Log { from, until }) => self.check_log(&cold, from, until, bytes_max),
@@ -90,11 +93,12 @@ impl Copy {
         let mut healed = |file: &str, (reason, lost_write): (String, bool)| {
             replies.push(CopyReply::Damaged { damage: Damage { file: file.into(), reason, lost_write, healed: true } });
         };
-        if let Some(bad) = compare(Manifest::load(cold), &self.manifest) {
+        if let Some(bad) = compare(Manifest::load(cold, self.timeline), &self.manifest) {
             self.manifest.store(&*self.disk)?;
             healed(manifest::MANIFEST, bad);
         }
         if let Some(identity) = &self.identity
+            && self.timeline == TimelineId::ROOT
             && let Some(bad) = compare(super::identity::load(cold), identity)
         {
             super::identity::store(&*self.disk, identity)?;
@@ -116,33 +120,27 @@ impl Copy {
     }
 
     /// The bytes that were read, and which layer and block are next.
-    fn check_layer(
-        &mut self,
-        cold: &Arc<Cold>,
-        number: u64,
-        block: u32,
-        until: u64,
-        bytes_max: usize,
-    ) -> Result<(u64, Option<(u64, u32)>), Damage> {
+    fn check_layer(&mut self, from: LayerId, block: u32, until: u64, bytes_max: usize) -> Result<(u64, Option<(LayerId, u32)>), Damage> {
         // Layers that were merged meanwhile are gone, and what took their place is newer than `until`.
-        let next = self.manifest.layers.iter().filter(|l| l.number >= number && l.number <= until).min_by_key(|l| l.number).cloned();
-        let Some(meta) = next else {
+        let known = |l: &&LayerMeta| l.id() >= from && (l.timeline != self.timeline || l.number <= until);
+        let Some(meta) = self.manifest.layers.iter().filter(known).min_by_key(|l| l.id()).cloned() else {
             self.checking = None;
             return Ok((0, None));
         };
-        let name = super::layer::name_of(meta.number);
+        let (timeline, number) = meta.id();
+        let name = layer_name(meta.id());
         let lineage = self.manifest.lineage.expect("BUG: there are layers, so there is a lineage");
-        let block = if meta.number == number { block as usize } else { 0 };
+        let block = if meta.id() == from { block as usize } else { 0 };
         let layer = match self.checking.take() {
             Some(layer) if layer.meta() == &meta && block > 0 => layer,
-            _ => Layer::open(cold.clone(), lineage, &meta).map_err(|e| layer_damage(&name, e))?,
+            _ => self.directory.cold_layer(lineage, &meta).map_err(|e| layer_damage(&name, e))?,
         };
-        let (bytes, reached) = layer.check(block, bytes_max).map_err(|e| layer_damage(&name, e))?;
-        if reached >= layer.block_count() {
-            return Ok((bytes, Some((meta.number + 1, 0))));
+        let (bytes, reached) = layer.file().check(block, bytes_max).map_err(|e| layer_damage(&name, e))?;
+        if reached >= layer.file().block_count() {
+            return Ok((bytes, Some(((timeline, number + 1), 0))));
         }
         self.checking = Some(layer);
-        Ok((bytes, Some((meta.number, u32::try_from(reached).expect("BUG: a layer has fewer blocks")))))
+        Ok((bytes, Some((meta.id(), u32::try_from(reached).expect("BUG: a layer has fewer blocks")))))
     }
 
     fn check_log(&mut self, cold: &Arc<Cold>, from: Seq, until: Seq, bytes_max: usize) -> Result<(u64, Option<CheckPlace>), Damage> {

@@ -1,80 +1,136 @@
 //! Work that needs no answer soon: writing a full memtable as a layer file, and merging layer files.
 //!
-//! Decides when there is such work and which layers are merged. A job has all it needs and may run on any thread; nothing it
-//! writes counts until [`Copy::finish`] swapped the manifest. One job at a time.
+//! Decides when there is such work and which layers are merged. A job has all it needs, may run on any thread, and comes in
+//! slices, so that whoever runs it can let others go first; nothing it writes counts until [`Copy::finish`] swapped the manifest.
+//! One of each kind at a time: a memtable does not wait for a long merge.
 
 use super::Copy;
-use super::layer::{Layer, LayerCursor, LayerError, LayerWriter};
-use super::merge::{Merge, Source, write_folded};
+use super::directory::Directory;
+use super::layer::{Layer, LayerCursor, LayerError, LayerWriter, Place};
+use super::merge::{Before, Merge, Source, write_page};
 use super::pages::{Memtable, PageStore};
-use crate::base::{LineageId, LogEnd, Lsn, PageNo};
-use crate::volume::{CopyReply, Disk, DiskError};
-use std::sync::Arc;
+use crate::base::{LogEnd, Lsn, PageNo};
+use crate::volume::{CopyReply, DiskError};
+use std::sync::{Arc, Weak};
 
 /// A layer file to be written. See [`Copy::background_job`].
 pub struct FlushJob {
-    disk: Arc<dyn Disk>,
-    lineage: LineageId,
-    number: u64,
+    directory: Arc<Directory>,
+    place: Place,
+    life: Weak<()>,
     contents: u64,
+    above: Lsn,
+    upto: Lsn,
+    /// Versions at or below this are folded.
     horizon: Lsn,
+    before: Before,
+    replaces: Replaces,
+    urgent: bool,
     work: Work,
 }
 
 enum Work {
-    Flush { table: Arc<Memtable>, from_nothing: bool },
-    Compact { layers: Vec<Arc<Layer>>, from_nothing: bool },
+    Flush(Arc<Memtable>),
+    Compact(Vec<Arc<Layer>>),
+    UnderWay { merge: Merge, writer: Box<LayerWriter> },
 }
 
 /// What a job came to; goes back to the copy it came from.
 pub struct FlushDone {
+    life: Weak<()>,
     contents: u64,
     /// Versions below this were folded.
     folded: Lsn,
-    outcome: Result<(Layer, Replaces), LayerError>,
+    replaces: Replaces,
+    outcome: Result<Layer, LayerError>,
 }
 
+#[derive(Clone, Copy)]
 enum Replaces {
     /// The frozen memtable, which ends here.
     Memtable { upto: LogEnd },
     /// So many layers, the oldest of them with this number.
-    Layers { first_number: u64, count: usize },
+    Layers { first: (crate::base::TimelineId, u64), count: usize },
+}
+
+impl Replaces {
+    fn is_memtable(&self) -> bool {
+        matches!(self, Replaces::Memtable { .. })
+    }
+}
+
+/// How far a slice of a job came.
+pub enum Slice {
+    More(FlushJob),
+    Done(FlushDone),
 }
 
 impl FlushJob {
+    /// Frees memory that ingesting waits for, or merges layers of which there are far too many. Any other merge can wait.
+    #[must_use]
+    pub fn is_urgent(&self) -> bool {
+        self.urgent
+    }
+
     /// Whether it merges layers; else it writes a new one.
     #[must_use]
     pub fn merges(&self) -> bool {
-        matches!(self.work, Work::Compact { .. })
+        !self.replaces.is_memtable()
     }
 
     /// Reads and writes; may take as long as a layer is large. Changes nothing that counts.
     #[must_use]
     pub fn run(self) -> FlushDone {
-        let (above, upto, position) = match &self.work {
-            Work::Flush { table, .. } => (table.above, table.upto.end_lsn, Replaces::Memtable { upto: table.upto }),
-            Work::Compact { layers, .. } => {
-                let (first, last) = (layers[0].meta(), layers[layers.len() - 1].meta());
-                (first.above, last.upto, Replaces::Layers { first_number: first.number, count: layers.len() })
+        let mut job = self;
+        loop {
+            match job.run_slice(usize::MAX) {
+                Slice::More(rest) => job = rest,
+                Slice::Done(done) => return done,
             }
-        };
-        let folded = self.horizon.min(upto);
-        let contents = self.contents;
-        let outcome = self.write(above, upto, folded).map(|layer| (layer, position));
-        FlushDone { contents, folded, outcome }
+        }
     }
 
-    fn write(self, above: Lsn, upto: Lsn, folded: Lsn) -> Result<Layer, LayerError> {
-        let (sources, from_nothing) = match self.work {
-            Work::Flush { table, from_nothing } => (vec![Source::memory(table, PageNo(0))], from_nothing),
-            Work::Compact { layers, from_nothing } => {
-                let cursors: Result<Vec<_>, _> = layers.into_iter().map(|l| LayerCursor::new(l, PageNo(0)).map(Source::Layer)).collect();
-                (cursors?, from_nothing)
-            }
+    /// As [`FlushJob::run`], but gives the rest back when about `bytes` were written.
+    #[must_use]
+    pub fn run_slice(mut self, bytes: usize) -> Slice {
+        let outcome = match self.write(bytes) {
+            Ok(None) => return Slice::More(self),
+            Ok(Some(layer)) => Ok(layer),
+            Err(e) => Err(e),
         };
-        let mut writer = LayerWriter::begin(self.disk, self.lineage, self.number)?;
-        write_folded(&mut Merge::new(sources), &mut writer, folded, from_nothing)?;
-        Ok(writer.finish(above, upto)?)
+        Slice::Done(FlushDone { life: self.life, contents: self.contents, folded: self.horizon, replaces: self.replaces, outcome })
+    }
+
+    fn write(&mut self, bytes: usize) -> Result<Option<Layer>, LayerError> {
+        if self.life.strong_count() == 0 {
+            // Its copy is gone, and the next one may be there: nobody waits for this.
+            let reason = "the copy was closed".to_string();
+            return Err(LayerError::Disk(DiskError::Failed { name: "layer".into(), reason }));
+        }
+        let mut work = std::mem::replace(&mut self.work, Work::Compact(Vec::new()));
+        let (merge, writer) = loop {
+            work = match &mut work {
+                Work::UnderWay { merge, writer } => break (merge, writer),
+                Work::Flush(table) => self.begin(vec![Source::memory(Arc::clone(table), PageNo(0))])?,
+                Work::Compact(layers) => {
+                    let cursors: Result<Vec<_>, _> = layers.drain(..).map(|l| LayerCursor::new(l, PageNo(0)).map(Source::Layer)).collect();
+                    self.begin(cursors?)?
+                }
+            };
+        };
+        let stop_at = writer.written().saturating_add(bytes as u64);
+        while writer.written() < stop_at {
+            if !write_page(merge, writer, self.horizon, &self.before)? {
+                let Work::UnderWay { writer, .. } = work else { unreachable!("BUG: it was just under way") };
+                return Ok(Some(writer.finish(self.above, self.upto)?));
+            }
+        }
+        self.work = work;
+        Ok(None)
+    }
+
+    fn begin(&self, sources: Vec<Source>) -> Result<Work, DiskError> {
+        Ok(Work::UnderWay { merge: Merge::new(sources), writer: Box::new(LayerWriter::begin(&self.directory, self.place)?) })
     }
 }
 
@@ -95,49 +151,73 @@ fn newest_to_merge(sizes: &[u64]) -> usize {
 }
 
 impl Copy {
-    /// The next thing to do in the background, if there is one and none is under way. Run it on any thread, then give the result
+    /// The next thing to do in the background, if there is one. Run it on any thread, whole or in slices, then give the result
     /// to [`Copy::finish`]. It may also be dropped with the copy, never alone.
     pub fn background_job(&mut self) -> Option<FlushJob> {
-        if self.job_running || self.failed.is_some() {
+        if self.failed.is_some() {
             return None;
         }
         let layers = self.pages.layers();
-        let work = if let Some(table) = self.pages.frozen() {
-            Work::Flush { table, from_nothing: layers.is_empty() }
-        } else if self.damage.is_none() && layers.len() >= self.limits.layers_before_compaction.max(2) {
-            let sizes: Vec<u64> = layers.iter().map(|l| l.meta().bytes).collect();
-            let oldest = layers.len() - newest_to_merge(&sizes);
-            Work::Compact { layers: layers[oldest..].to_vec(), from_nothing: oldest == 0 }
-        } else {
+        if let Some(table) = self.pages.frozen()
+            && !self.flushing
+        {
+            self.flushing = true;
+            let (above, upto) = (table.above, table.upto);
+            let before = if layers.is_empty() { Before::Nothing } else { Before::Layers(layers.to_vec()) };
+            let replaces = Replaces::Memtable { upto };
+            return Some(self.job(above, upto.end_lsn, upto.epoch, before, replaces, Work::Flush(table)));
+        }
+        if layers.len() < self.limits.layers_before_compaction.max(2) || self.compacting || self.damage.is_some() {
             return None;
-        };
-        self.job_running = true;
-        Some(FlushJob {
-            disk: Arc::clone(&self.disk),
-            lineage: self.lineage().expect("BUG: there are pages, so there is a lineage"),
-            number: self.take_layer_number(),
+        }
+        self.compacting = true;
+        let sizes: Vec<u64> = layers.iter().map(|l| l.meta().bytes).collect();
+        let (older, merged) = layers.split_at(layers.len() - newest_to_merge(&sizes));
+        let before = if older.is_empty() { Before::Nothing } else { Before::Layers(older.to_vec()) };
+        let (first, last) = (merged[0].meta(), merged[merged.len() - 1].meta());
+        let replaces = Replaces::Layers { first: first.id(), count: merged.len() };
+        Some(self.job(first.above, last.end(), last.epoch, before, replaces, Work::Compact(merged.to_vec())))
+    }
+
+    fn job(&mut self, above: Lsn, upto: Lsn, epoch: crate::base::Epoch, before: Before, replaces: Replaces, work: Work) -> FlushJob {
+        let lineage = self.lineage().expect("BUG: there are pages, so there is a lineage");
+        FlushJob {
+            directory: Arc::clone(&self.directory),
+            place: Place { lineage, timeline: self.timeline, number: self.take_layer_number(), epoch },
+            life: Arc::downgrade(&self.life),
             contents: self.contents,
-            horizon: self.horizon,
+            above,
+            upto,
+            horizon: self.fold_horizon().min(upto),
+            before,
+            replaces,
+            urgent: replaces.is_memtable() || self.pages.layers().len() >= 2 * self.limits.layers_before_compaction.max(2),
             work,
-        })
+        }
     }
 
     pub(super) fn take_layer_number(&mut self) -> u64 {
-        let number = self.next_layer;
-        self.next_layer += 1;
+        let number = self.directory.take_layer(self.timeline, self.next_layer);
+        self.next_layer = number + 1;
         number
     }
 
     /// Publishes what a job wrote, in one atomic step. A job that failed, or a disk that does, takes the copy out of its duty.
     pub fn finish(&mut self, done: FlushDone, replies: &mut Vec<CopyReply>) {
-        self.job_running = false;
+        if !std::ptr::eq(done.life.as_ptr(), Arc::as_ptr(&self.life)) {
+            return; // of an earlier life of this copy; what it wrote is left over
+        }
+        match done.replaces {
+            Replaces::Memtable { .. } => self.flushing = false,
+            Replaces::Layers { .. } => self.compacting = false,
+        }
         let published = match done.outcome {
             // A seed replaced everything meanwhile.
-            Ok((layer, _)) if done.contents != self.contents || self.failed.is_some() => {
+            Ok(layer) if done.contents != self.contents || self.failed.is_some() => {
                 layer.retire();
                 Ok(())
             }
-            Ok((layer, replaces)) => self.publish(layer, &replaces, done.folded).map_err(|e| e.to_string()),
+            Ok(layer) => self.publish(layer, done.replaces, done.folded).map_err(|e| e.to_string()),
             Err(_) if done.contents != self.contents || self.failed.is_some() => Ok(()),
             // A layer that was to be merged: the copy is rebuilt, and goes on until then.
             Err(e @ LayerError::Damaged { .. }) => {
@@ -151,17 +231,17 @@ impl Copy {
         }
     }
 
-    fn publish(&mut self, layer: Layer, replaces: &Replaces, folded: Lsn) -> Result<(), DiskError> {
+    fn publish(&mut self, layer: Layer, replaces: Replaces, folded: Lsn) -> Result<(), DiskError> {
         let mut layers = self.pages.layers().to_vec();
         let mut manifest = self.manifest.clone();
         let mut retired = Vec::new();
         match replaces {
             Replaces::Memtable { upto } => {
                 layers.push(Arc::new(layer));
-                manifest.flushed = *upto;
+                manifest.flushed = upto;
             }
-            Replaces::Layers { first_number, count } => {
-                let at = layers.iter().position(|l| l.meta().number == *first_number).expect("BUG: one job at a time changes the layers");
+            Replaces::Layers { first, count } => {
+                let at = layers.iter().position(|l| l.meta().id() == first).expect("BUG: one merge at a time changes the layers");
                 retired = layers.splice(at..at + count, [Arc::new(layer)]).collect();
             }
         }
@@ -169,9 +249,9 @@ impl Copy {
         manifest.lineage = self.lineage();
         manifest.folded = manifest.folded.max(folded);
         manifest.next_layer = self.next_layer;
-        manifest.store(&*self.disk)?;
+        self.directory.store(self.timeline, &manifest)?;
         self.manifest = manifest;
-        self.pages.publish(layers, folded, matches!(replaces, Replaces::Memtable { .. }));
+        self.pages.publish(layers, folded, replaces.is_memtable());
         for layer in retired {
             layer.retire();
         }

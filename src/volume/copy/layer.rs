@@ -2,17 +2,20 @@
 //!
 //! ```text
 //!  file   = block* index footer
-//!  block  = CRC32C u32 | length u32 | entry*          about 32 KiB; the CRC also covers lineage, file number and own offset
+//!  block  = CRC32C u32 | length u32 | entry*          about 32 KiB; the CRC also covers where the block belongs:
+//!           lineage, timeline, file number, epoch, offset, first and last (page, LSN)
 //!  entry  = page u32 | LSN u64 | kind u8 | length u32 | body            kinds as in log::redo
-//!  index  = (first page u32, first LSN u64, last page u32, last LSN u64, offset u64, length u32)*
-//!  footer = magic "PHLY" | version u16 | 0 u16 | lineage u128 | number u64 | above u64 | upto u64
+//!  index  = (first page u32, first LSN u64, last page u32, last LSN u64, offset u64, length u32, CRC32C of the block u32)*
+//!  footer = magic "PHLY" | version u16 | 0 u16 | lineage u128 | timeline u64 | number u64 | epoch u64 | above u64 | upto u64
 //!           | index offset u64 | index length u64 | index CRC32C u32 | CRC32C u32 of all before it
 //! ```
-//! The index stays in memory, blocks are read and checked each time. A block that was misdirected, is stale or flipped is
-//! found, because its checksum covers where it belongs.
+//! The index stays in memory, blocks are read and checked each time. The manifest holds the footer's checksum, the footer the
+//! index's, the index each block's: so whatever lies there and is not what this file was written with is found, be it flipped, from
+//! another place, from another file, or from an older file of the same name.
 
+use super::directory::{Directory, LayerId, layer_name};
 use super::manifest::LayerMeta;
-use crate::base::{LineageId, Lsn, PageNo};
+use crate::base::{Epoch, LineageId, Lsn, PageNo, TimelineId};
 use crate::log::redo::Change;
 use crate::volume::{Disk, DiskError};
 use bytes::Bytes;
@@ -27,8 +30,10 @@ const BLOCK_TARGET_BYTES: usize = 32 << 10;
 const BLOCK_BYTES_MAX: usize = 2 << 20;
 const BLOCK_HEADER_BYTES: usize = 8;
 const ENTRY_HEADER_BYTES: usize = 17;
-const INDEX_ENTRY_BYTES: usize = 36;
-const FOOTER_BYTES: usize = 72;
+const INDEX_ENTRY_BYTES: usize = 40;
+const FOOTER_BYTES: usize = 88;
+/// What is written is synced as often as this, so that the last sync, and with it every sync of the log beside it, is short.
+const SYNC_EVERY_BYTES: u64 = 4 << 20;
 
 /// Why versions cannot be read from a layer file.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -57,16 +62,54 @@ struct BlockRef {
     last: Key,
     offset: u64,
     len: u32,
+    checksum: u32,
 }
 
-pub(super) struct Layer {
+/// What every checksum of a file covers beside the bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    pub lineage: LineageId,
+    pub timeline: TimelineId,
+    pub number: u64,
+    pub epoch: Epoch,
+}
+
+impl Place {
+    fn sum(&self, offset: u64, first: Key, last: Key, body: &[u8]) -> u32 {
+        let mut sum = crc32c::crc32c(&self.lineage.0.to_le_bytes());
+        let fields = [self.timeline.0, self.number, self.epoch.0, offset, u64::from(first.0.0), first.1.0, u64::from(last.0.0), last.1.0];
+        for field in fields {
+            sum = crc32c::crc32c_append(sum, &field.to_le_bytes());
+        }
+        crc32c::crc32c_append(sum, body)
+    }
+
+    fn index_sum(&self, offset: u64, index: &[u8]) -> u32 {
+        self.sum(offset, Key::default(), Key::default(), index)
+    }
+}
+
+/// A file, open once however many timelines read it.
+pub(super) struct LayerFile {
+    /// `None`: it is only looked at.
+    directory: Option<Arc<Directory>>,
+    /// The directory's, or that of who looks.
     disk: Arc<dyn Disk>,
-    lineage: LineageId,
+    place: Place,
     name: String,
-    meta: LayerMeta,
     blocks: Vec<BlockRef>,
-    /// Its file goes when the last reader lets go of it.
+    /// Its file goes when the last reader lets go of it and no timeline names it.
     obsolete: AtomicBool,
+    bytes: u64,
+    checksum: u32,
+    above: Lsn,
+    upto: Lsn,
+}
+
+/// A file as one timeline sees it.
+pub(super) struct Layer {
+    file: Arc<LayerFile>,
+    meta: LayerMeta,
 }
 
 pub(super) fn name_of(number: u64) -> String {
@@ -79,14 +122,6 @@ pub(super) fn number_of(name: &str) -> Option<u64> {
         return None;
     }
     digits.parse().ok()
-}
-
-fn place_sum(lineage: LineageId, number: u64, offset: u64, body: &[u8]) -> u32 {
-    let mut place = [0; 32];
-    place[..16].copy_from_slice(&lineage.0.to_le_bytes());
-    place[16..24].copy_from_slice(&number.to_le_bytes());
-    place[24..].copy_from_slice(&offset.to_le_bytes());
-    crc32c::crc32c_append(crc32c::crc32c(&place), body)
 }
 
 fn u32_at(b: &[u8], at: usize) -> u32 {
@@ -104,10 +139,15 @@ fn entry_at(bytes: &[u8]) -> Option<(Key, u8, usize)> {
     (len <= bytes.len() - ENTRY_HEADER_BYTES).then(|| ((PageNo(u32_at(head, 0)), Lsn(u64_at(head, 4))), head[12], len))
 }
 
-impl Layer {
-    /// Opens the file that the manifest names and checks its footer and index.
-    pub(super) fn open(disk: Arc<dyn Disk>, lineage: LineageId, meta: &LayerMeta) -> Result<Layer, LayerError> {
-        let name = name_of(meta.number);
+impl LayerFile {
+    /// Opens the file that the manifest names and checks its footer and index. Without a directory it is only looked at.
+    pub(super) fn open(
+        directory: Option<Arc<Directory>>,
+        disk: Arc<dyn Disk>,
+        lineage: LineageId,
+        meta: &LayerMeta,
+    ) -> Result<LayerFile, LayerError> {
+        let name = layer_name(meta.id());
         let damaged = |reason: &str| LayerError::Damaged { file: name.clone(), reason: reason.into(), at: None, lost: false };
         if disk.len(&name)? != Some(meta.bytes) || meta.bytes < FOOTER_BYTES as u64 {
             return Err(damaged("it is missing or has another length than the manifest says"));
@@ -117,24 +157,34 @@ impl Layer {
         if footer.len() < FOOTER_BYTES || footer[..4] != MAGIC {
             return Err(damaged("it has no footer"));
         }
-        if crc32c::crc32c(&footer[..FOOTER_BYTES - 4]) != u32_at(&footer, FOOTER_BYTES - 4) {
+        let checksum = u32_at(&footer, FOOTER_BYTES - 4);
+        if crc32c::crc32c(&footer[..FOOTER_BYTES - 4]) != checksum {
             return Err(damaged("the footer's checksum does not match"));
         }
         let version = u16::from_le_bytes([footer[4], footer[5]]);
         if version != VERSION {
             return Err(LayerError::Unsupported { file: name, version });
         }
-        let found_lineage = LineageId(u128::from_le_bytes(footer[8..24].try_into().expect("BUG: sixteen bytes")));
-        let (number, above, upto) = (u64_at(&footer, 24), Lsn(u64_at(&footer, 32)), Lsn(u64_at(&footer, 40)));
-        if found_lineage != lineage || (number, above, upto) != (meta.number, meta.above, meta.upto) {
+        let place = Place {
+            lineage: LineageId(u128::from_le_bytes(footer[8..24].try_into().expect("BUG: sixteen bytes"))),
+            timeline: TimelineId(u64_at(&footer, 24)),
+            number: u64_at(&footer, 32),
+            epoch: Epoch(u64_at(&footer, 40)),
+        };
+        let (above, upto) = (Lsn(u64_at(&footer, 48)), Lsn(u64_at(&footer, 56)));
+        let wanted = Place { lineage, timeline: meta.timeline, number: meta.number, epoch: meta.epoch };
+        if place != wanted || (above, upto) != (meta.above, meta.upto) {
             return Err(damaged("it belongs elsewhere"));
         }
-        let (index_at, index_len) = (u64_at(&footer, 48), u64_at(&footer, 56));
+        if checksum != meta.checksum {
+            return Err(damaged("it is not the file that the manifest names, but another of the same name"));
+        }
+        let (index_at, index_len) = (u64_at(&footer, 64), u64_at(&footer, 72));
         if index_at.checked_add(index_len) != Some(footer_at) || index_len % INDEX_ENTRY_BYTES as u64 != 0 {
             return Err(damaged("its index lies outside"));
         }
         let index = disk.read(&name, index_at, usize::try_from(index_len).map_err(|_| damaged("its index is too long"))?)?;
-        if index.len() as u64 != index_len || place_sum(lineage, number, index_at, &index) != u32_at(&footer, 64) {
+        if index.len() as u64 != index_len || place.index_sum(index_at, &index) != u32_at(&footer, 80) {
             return Err(damaged("the index's checksum does not match"));
         }
         let mut blocks: Vec<BlockRef> = Vec::with_capacity(index.len() / INDEX_ENTRY_BYTES);
@@ -145,6 +195,7 @@ impl Layer {
                 last: (PageNo(u32_at(e, 12)), Lsn(u64_at(e, 16))),
                 offset: u64_at(e, 24),
                 len: u32_at(e, 32),
+                checksum: u32_at(e, 36),
             };
             let ordered = block.first <= block.last && blocks.last().is_none_or(|b| b.last < block.first);
             if !ordered || block.offset != offset || block.len as usize > BLOCK_BYTES_MAX {
@@ -153,14 +204,15 @@ impl Layer {
             offset += u64::from(block.len);
             blocks.push(block);
         }
-        Ok(Layer { disk, lineage, name, meta: meta.clone(), blocks, obsolete: AtomicBool::new(false) })
+        let obsolete = AtomicBool::new(false);
+        Ok(LayerFile { directory, disk, place, name, blocks, obsolete, bytes: meta.bytes, checksum, above, upto })
     }
 
-    pub(super) fn meta(&self) -> &LayerMeta {
-        &self.meta
+    pub(super) fn id(&self) -> LayerId {
+        (self.place.timeline, self.place.number)
     }
 
-    /// Another layer took its place: the file is removed when nobody reads it any more.
+    /// Some timeline does without it: the file is removed when nobody reads it any more and no other names it.
     pub(super) fn retire(&self) {
         self.obsolete.store(true, Ordering::Relaxed);
     }
@@ -213,28 +265,65 @@ impl Layer {
         if bytes.len() != len || len < BLOCK_HEADER_BYTES || u32_at(&bytes, 4) as usize != len - BLOCK_HEADER_BYTES {
             return Err(self.bad_block(i, "a block has a wrong length", &bytes));
         }
-        if place_sum(self.lineage, self.meta.number, block.offset, &bytes[4..]) != u32_at(&bytes, 0) {
+        let sum = self.place.sum(block.offset, block.first, block.last, &bytes[4..]);
+        if sum != u32_at(&bytes, 0) || sum != block.checksum {
             return Err(self.bad_block(i, "a block's checksum does not match", &bytes));
         }
         Ok(bytes.slice(BLOCK_HEADER_BYTES..))
     }
+}
+
+impl Drop for LayerFile {
+    fn drop(&mut self) {
+        if self.obsolete.load(Ordering::Relaxed)
+            && let Some(directory) = &self.directory
+        {
+            directory.let_go(self.id());
+        }
+    }
+}
+
+impl Layer {
+    /// `file`, seen as far as `meta` says.
+    pub(super) fn new(file: Arc<LayerFile>, meta: &LayerMeta) -> Result<Layer, LayerError> {
+        if (file.id(), file.bytes, file.checksum) != (meta.id(), meta.bytes, meta.checksum)
+            || (file.above, file.upto) != (meta.above, meta.upto)
+        {
+            return Err(file.damaged("two manifests name it and mean different files"));
+        }
+        Ok(Layer { file, meta: meta.clone() })
+    }
+
+    pub(super) fn meta(&self) -> &LayerMeta {
+        &self.meta
+    }
+
+    pub(super) fn file(&self) -> &LayerFile {
+        &self.file
+    }
+
+    /// Another layer took its place.
+    pub(super) fn retire(&self) {
+        self.file.retire();
+    }
 
     /// Appends to `newest_first` the page's versions at or below `at`, back to its newest image. `true`: there was one.
     pub(super) fn collect(&self, page: PageNo, at: Lsn, newest_first: &mut Vec<Change>) -> Result<bool, LayerError> {
-        let mut i = self.blocks.partition_point(|b| b.first <= (page, at));
-        while i > 0 && self.blocks[i - 1].last >= (page, Lsn::ZERO) {
+        let (file, at) = (&*self.file, at.min(self.meta.cap));
+        let mut i = file.blocks.partition_point(|b| b.first <= (page, at));
+        while i > 0 && file.blocks[i - 1].last >= (page, Lsn::ZERO) {
             i -= 1;
             let mut found = Vec::new();
-            let mut rest = self.block(i)?;
+            let mut rest = file.block(i)?;
             while !rest.is_empty() {
-                let ((found_page, lsn), kind, len) = entry_at(&rest).ok_or_else(|| self.damaged("an entry is cut off"))?;
+                let ((found_page, lsn), kind, len) = entry_at(&rest).ok_or_else(|| file.damaged("an entry is cut off"))?;
                 if found_page > page || (found_page == page && lsn > at) {
                     break;
                 }
                 let end = ENTRY_HEADER_BYTES + len;
                 if found_page == page {
                     let change = Change::from_parts(kind, rest.slice(ENTRY_HEADER_BYTES..end));
-                    found.push(change.map_err(|e| self.damaged(e.reason))?);
+                    found.push(change.map_err(|e| file.damaged(e.reason))?);
                 }
                 rest = rest.slice(end..);
             }
@@ -250,15 +339,6 @@ impl Layer {
     }
 }
 
-impl Drop for Layer {
-    fn drop(&mut self) {
-        if self.obsolete.load(Ordering::Relaxed) {
-            // If this fails the file is removed when the copy is opened next: no manifest names it.
-            let _ = self.disk.remove(&self.name);
-        }
-    }
-}
-
 /// Reads a layer in order.
 pub(super) struct LayerCursor {
     layer: Arc<Layer>,
@@ -269,7 +349,7 @@ pub(super) struct LayerCursor {
 impl LayerCursor {
     /// From `page`'s first version on.
     pub(super) fn new(layer: Arc<Layer>, page: PageNo) -> Result<LayerCursor, LayerError> {
-        let next_block = layer.blocks.partition_point(|b| b.last < (page, Lsn::ZERO));
+        let next_block = layer.file.blocks.partition_point(|b| b.last < (page, Lsn::ZERO));
         let mut cursor = LayerCursor { layer, next_block, entries: VecDeque::new() };
         cursor.fill()?;
         while cursor.entries.front().is_some_and(|(key, _)| key.0 < page) {
@@ -279,14 +359,17 @@ impl LayerCursor {
     }
 
     fn fill(&mut self) -> Result<(), LayerError> {
-        while self.entries.is_empty() && self.next_block < self.layer.blocks.len() {
-            let mut rest = self.layer.block(self.next_block)?;
+        let file = &*self.layer.file;
+        while self.entries.is_empty() && self.next_block < file.blocks.len() {
+            let mut rest = file.block(self.next_block)?;
             self.next_block += 1;
             while !rest.is_empty() {
-                let (key, kind, len) = entry_at(&rest).ok_or_else(|| self.layer.damaged("an entry is cut off"))?;
+                let (key, kind, len) = entry_at(&rest).ok_or_else(|| file.damaged("an entry is cut off"))?;
                 let end = ENTRY_HEADER_BYTES + len;
-                let change = Change::from_parts(kind, rest.slice(ENTRY_HEADER_BYTES..end));
-                self.entries.push_back((key, change.map_err(|e| self.layer.damaged(e.reason))?));
+                let change = Change::from_parts(kind, rest.slice(ENTRY_HEADER_BYTES..end)).map_err(|e| file.damaged(e.reason))?;
+                if key.1 <= self.layer.meta.cap {
+                    self.entries.push_back((key, change));
+                }
                 rest = rest.slice(end..);
             }
         }
@@ -306,11 +389,13 @@ impl LayerCursor {
 
 /// Writes a layer file, entry by entry in order; memory is bounded by one block and the index.
 pub(super) struct LayerWriter {
+    directory: Arc<Directory>,
+    /// The files of the timeline that it is for.
     disk: Arc<dyn Disk>,
-    lineage: LineageId,
-    number: u64,
+    place: Place,
     name: String,
     offset: u64,
+    synced: u64,
     block: Vec<u8>,
     first: Option<Key>,
     last: Option<Key>,
@@ -319,10 +404,27 @@ pub(super) struct LayerWriter {
 
 impl LayerWriter {
     /// Whatever a crash left under this number is removed.
-    pub(super) fn begin(disk: Arc<dyn Disk>, lineage: LineageId, number: u64) -> Result<LayerWriter, DiskError> {
-        let name = name_of(number);
+    pub(super) fn begin(directory: &Arc<Directory>, place: Place) -> Result<LayerWriter, DiskError> {
+        let disk = directory.view(place.timeline);
+        let name = name_of(place.number);
         disk.remove(&name)?;
-        Ok(LayerWriter { disk, lineage, number, name, offset: 0, block: Vec::new(), first: None, last: None, blocks: Vec::new() })
+        Ok(LayerWriter {
+            directory: Arc::clone(directory),
+            disk,
+            place,
+            name,
+            offset: 0,
+            synced: 0,
+            block: Vec::new(),
+            first: None,
+            last: None,
+            blocks: Vec::new(),
+        })
+    }
+
+    /// Bytes written so far.
+    pub(super) fn written(&self) -> u64 {
+        self.offset + self.block.len() as u64
     }
 
     pub(super) fn push(&mut self, key: Key, change: &Change) -> Result<(), DiskError> {
@@ -347,12 +449,16 @@ impl LayerWriter {
         bytes.extend_from_slice(&u32::try_from(self.block.len()).expect("BUG: a block is below 4 GiB").to_le_bytes());
         bytes.append(&mut self.block);
         assert!(bytes.len() <= BLOCK_BYTES_MAX, "BUG: a change of {} bytes does not fit a block", bytes.len());
-        let sum = place_sum(self.lineage, self.number, self.offset, &bytes[4..]);
-        bytes[..4].copy_from_slice(&sum.to_le_bytes());
+        let checksum = self.place.sum(self.offset, first, last, &bytes[4..]);
+        bytes[..4].copy_from_slice(&checksum.to_le_bytes());
         let len = bytes.len();
         self.disk.write(&self.name, self.offset, &[Bytes::from(bytes)])?;
-        self.blocks.push(BlockRef { first, last, offset: self.offset, len: u32::try_from(len).expect("BUG: bounded above") });
+        self.blocks.push(BlockRef { first, last, offset: self.offset, len: u32::try_from(len).expect("BUG: bounded above"), checksum });
         self.offset += len as u64;
+        if self.offset - self.synced >= SYNC_EVERY_BYTES {
+            self.disk.sync(&self.name)?;
+            self.synced = self.offset;
+        }
         Ok(())
     }
 
@@ -367,28 +473,37 @@ impl LayerWriter {
             index.extend_from_slice(&b.last.1.0.to_le_bytes());
             index.extend_from_slice(&b.offset.to_le_bytes());
             index.extend_from_slice(&b.len.to_le_bytes());
+            index.extend_from_slice(&b.checksum.to_le_bytes());
         }
+        let Place { lineage, timeline, number, epoch } = self.place;
         let mut footer = Vec::with_capacity(FOOTER_BYTES);
         footer.extend_from_slice(&MAGIC);
         footer.extend_from_slice(&VERSION.to_le_bytes());
         footer.extend_from_slice(&[0, 0]);
-        footer.extend_from_slice(&self.lineage.0.to_le_bytes());
-        for field in [self.number, above.0, upto.0, self.offset, index.len() as u64] {
+        footer.extend_from_slice(&lineage.0.to_le_bytes());
+        for field in [timeline.0, number, epoch.0, above.0, upto.0, self.offset, index.len() as u64] {
             footer.extend_from_slice(&field.to_le_bytes());
         }
-        footer.extend_from_slice(&place_sum(self.lineage, self.number, self.offset, &index).to_le_bytes());
-        footer.extend_from_slice(&crc32c::crc32c(&footer).to_le_bytes());
+        footer.extend_from_slice(&self.place.index_sum(self.offset, &index).to_le_bytes());
+        let checksum = crc32c::crc32c(&footer);
+        footer.extend_from_slice(&checksum.to_le_bytes());
         assert_eq!(footer.len(), FOOTER_BYTES, "BUG: the footer's layout");
         let bytes = self.offset + index.len() as u64 + FOOTER_BYTES as u64;
         self.disk.write(&self.name, self.offset, &[Bytes::from(index), Bytes::from(footer)])?;
         self.disk.sync(&self.name)?;
-        Ok(Layer {
-            disk: self.disk,
-            lineage: self.lineage,
-            name: self.name,
-            meta: LayerMeta { number: self.number, bytes, above, upto },
+        let file = Arc::new(LayerFile {
+            name: layer_name((timeline, number)),
+            disk: Arc::clone(self.directory.disk()),
+            directory: Some(Arc::clone(&self.directory)),
+            place: self.place,
             blocks: self.blocks,
             obsolete: AtomicBool::new(false),
-        })
+            bytes,
+            checksum,
+            above,
+            upto,
+        });
+        self.directory.opened(&file);
+        Ok(Layer { meta: LayerMeta { timeline, number, bytes, checksum, epoch, above, upto, cap: upto }, file })
     }
 }

@@ -5,7 +5,7 @@
 
 use super::OpenError;
 use super::codec::{self, CodecError};
-use crate::base::{Generation, GroupId, LineageId, LogEnd, Lsn};
+use crate::base::{Epoch, Generation, GroupId, LineageId, LogEnd, Lsn, TimelineId};
 use crate::log::History;
 use crate::volume::{Disk, DiskError};
 use bytes::Bytes;
@@ -24,27 +24,55 @@ const CONTROL_MAGIC: [u8; 4] = *b"PHLC";
 pub(super) const TEMPORARY: &str = ".tmp";
 const MANIFEST_MAGIC: [u8; 4] = *b"PHLA";
 const PROMISE_MAGIC: [u8; 4] = *b"PHLV";
-const VERSION: u16 = 1;
-/// More than any manifest needs (one layer is 40 bytes, one term 24).
+pub(super) const VERSION: u16 = 1;
+/// More than any manifest needs (one layer is 60 bytes, one term 24).
 const FILE_BYTES_MAX: usize = 32 << 20;
 
 /// One layer file, oldest first in the manifest. Their LSN ranges follow one another without gap.
 #[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
 pub(super) struct LayerMeta {
+    /// Who wrote it. A child names files of its ancestors beside its own.
+    pub timeline: TimelineId,
     pub number: u64,
     pub bytes: u64,
+    /// Of its footer, through which it covers the whole file: another file of the same name is found.
+    pub checksum: u32,
+    /// Of the newest frame in it.
+    pub epoch: Epoch,
     /// Versions above this ...
     pub above: Lsn,
     /// ... up to this.
     pub upto: Lsn,
+    /// Versions above this are not seen here: where this timeline, or one before it, left the one that wrote the file.
+    pub cap: Lsn,
+}
+
+impl LayerMeta {
+    pub(super) fn id(&self) -> (TimelineId, u64) {
+        (self.timeline, self.number)
+    }
+
+    /// Versions up to here are seen.
+    pub(super) fn end(&self) -> Lsn {
+        self.upto.min(self.cap)
+    }
+}
+
+/// Where a timeline begins: behind this consistency point of its parent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+pub struct Origin {
+    pub parent: TimelineId,
+    pub at: LogEnd,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, bincode::Encode, bincode::Decode)]
 pub(super) struct Manifest {
+    pub timeline: TimelineId,
     /// The protection group whose copy this is.
     pub group: GroupId,
     pub lineage: Option<LineageId>,
-    /// Where the log here began: empty for a founded copy, the seed's position for a seeded one.
+    pub origin: Option<Origin>,
+    /// Where the log here began: empty for a founded copy, the seed's position for a seeded one, the branch point for a child.
     pub base: LogEnd,
     pub base_history: History,
     /// The layers hold every version up to here; always a consistency point.
@@ -71,12 +99,16 @@ impl Manifest {
     }
 
     /// `None`: there is no manifest.
-    pub(super) fn load(disk: &dyn Disk) -> Result<Option<Manifest>, OpenError> {
+    pub(super) fn load(disk: &dyn Disk, timeline: TimelineId) -> Result<Option<Manifest>, OpenError> {
         let Some(manifest) = read_checked::<Manifest>(disk, MANIFEST, MANIFEST_MAGIC)? else { return Ok(None) };
-        let joined = manifest.layers.windows(2).all(|w| w[0].upto == w[1].above);
+        let joined = manifest.layers.windows(2).all(|w| w[0].end() == w[1].above);
+        let nothing = manifest.flushed == manifest.base && manifest.flushed.end_lsn == Lsn(0);
         let whole = manifest.layers.first().is_none_or(|l| l.above == Lsn(0))
-            && manifest.layers.last().map_or(manifest.flushed == LogEnd::EMPTY, |l| l.upto == manifest.flushed.end_lsn)
-            && manifest.layers.iter().all(|l| l.above <= l.upto && l.number < manifest.next_layer);
+            && manifest.layers.last().map_or(nothing, |l| l.end() == manifest.flushed.end_lsn)
+            && manifest.layers.iter().all(|l| l.above <= l.end() && (l.timeline != timeline || l.number < manifest.next_layer));
+        if manifest.timeline != timeline {
+            return Err(OpenError::Damaged { what: MANIFEST.into(), reason: "it belongs to another timeline".into() });
+        }
         if !joined || !whole {
             return Err(OpenError::Damaged { what: MANIFEST.into(), reason: "its layers do not follow one another".into() });
         }
@@ -121,6 +153,7 @@ pub(super) fn load_promise(disk: &dyn Disk) -> Result<Option<Generation>, OpenEr
     read_checked(disk, PROMISE, PROMISE_MAGIC)
 }
 
+/// What [`publish`] wrote with [`codec::encode`]; `None`: there is no such file.
 pub(super) fn read_checked<T: bincode::Decode<()>>(disk: &dyn Disk, name: &str, magic: [u8; 4]) -> Result<Option<T>, OpenError> {
     if disk.len(name)?.is_none() {
         return Ok(None);

@@ -1,12 +1,14 @@
 //! Many sources of versions read as one, and old versions folded together.
 //!
 //! Decides what a page's versions at or below the horizon become: one image where an image (or the beginning of all
-//! things) is among them, else one delta in which the newest bytes win. Versions above the horizon stay as they are.
+//! things) is among them, else one delta in which the newest bytes win. Versions above the horizon stay as they are, but for an
+//! image in the place of a delta wherever a page's chain of deltas gets long.
 
-use super::layer::{Key, LayerCursor, LayerError, LayerWriter};
+use super::layer::{Key, Layer, LayerCursor, LayerError, LayerWriter};
 use super::pages::Memtable;
 use crate::base::{Lsn, PageNo};
 use crate::log::redo::Change;
+use crate::volume::DiskError;
 use bytes::Bytes;
 use std::sync::Arc;
 
@@ -74,27 +76,108 @@ impl Merge {
     }
 }
 
-/// Writes everything that `merge` gives. `from_nothing`: there are no older versions anywhere, so a page begins as zeros.
-pub(super) fn write_folded(merge: &mut Merge, writer: &mut LayerWriter, horizon: Lsn, from_nothing: bool) -> Result<(), LayerError> {
-    while let Some(page) = merge.page() {
-        let mut fold: Option<(Lsn, Fold)> = None;
-        merge.versions::<LayerError>(page, |lsn, change| {
-            if lsn <= horizon {
-                let (at, fold) = fold.get_or_insert_with(|| (lsn, Fold::new(from_nothing)));
-                *at = lsn;
-                fold.add(change);
-                return Ok(());
+/// Deltas of one page that follow one another in a layer at most, and their bytes; then there is an image. So what a read of a page
+/// costs depends on the number of layers, not on how often the page was written.
+pub(super) const CHAIN_DELTAS_MAX: usize = 64;
+const CHAIN_BYTES_MAX: usize = 16 << 10;
+
+/// What a page was before the oldest version that is being merged.
+pub(super) enum Before {
+    /// There are no older versions anywhere: a page begins as zeros.
+    Nothing,
+    /// It is in these layers, oldest first.
+    Layers(Vec<Arc<Layer>>),
+}
+
+impl Before {
+    /// `None`: it cannot be read. Then there is no image, and whoever reads the page itself will tell.
+    fn page(&self, page: PageNo) -> Option<Vec<u8>> {
+        let mut newest_first = Vec::new();
+        if let Before::Layers(layers) = self {
+            for layer in layers.iter().rev() {
+                if layer.collect(page, layer.meta().end(), &mut newest_first).ok()? {
+                    break;
+                }
             }
-            if let Some((at, fold)) = fold.take() {
-                writer.push((page, at), &fold.into_change())?;
-            }
-            Ok(writer.push((page, lsn), &change)?)
-        })?;
-        if let Some((at, fold)) = fold.take() {
-            writer.push((page, at), &fold.into_change())?;
         }
+        let mut bytes = Vec::new();
+        for change in newest_first.iter().rev() {
+            change.apply(&mut bytes);
+        }
+        Some(bytes)
     }
-    Ok(())
+}
+
+/// Writes the next page of `merge`, its versions at or below `horizon` folded into one. `false`: there was none.
+pub(super) fn write_page(merge: &mut Merge, writer: &mut LayerWriter, horizon: Lsn, before: &Before) -> Result<bool, LayerError> {
+    let Some(page) = merge.page() else { return Ok(false) };
+    let mut chain = Chain { page, before, image: None, deltas: Vec::new(), bytes: 0 };
+    let mut fold: Option<(Lsn, Fold)> = None;
+    merge.versions::<LayerError>(page, |lsn, change| {
+        if lsn <= horizon {
+            let (at, fold) = fold.get_or_insert_with(|| (lsn, Fold::new(matches!(before, Before::Nothing))));
+            *at = lsn;
+            fold.add(change);
+            return Ok(());
+        }
+        if let Some((at, fold)) = fold.take() {
+            chain.write(writer, at, fold.into_change())?;
+        }
+        Ok(chain.write(writer, lsn, change)?)
+    })?;
+    if let Some((at, fold)) = fold.take() {
+        chain.write(writer, at, fold.into_change())?;
+    }
+    Ok(true)
+}
+
+/// The versions of one page as they are written: now and then an image in the place of a delta.
+struct Chain<'a> {
+    page: PageNo,
+    before: &'a Before,
+    /// The last image, and what came behind it.
+    image: Option<Bytes>,
+    deltas: Vec<Change>,
+    bytes: usize,
+}
+
+impl Chain<'_> {
+    fn write(&mut self, writer: &mut LayerWriter, lsn: Lsn, change: Change) -> Result<(), DiskError> {
+        let change = match change {
+            Change::Delta(_) => self.lengthen(change),
+            image @ Change::Image(_) => image,
+        };
+        if let Change::Image(image) = &change {
+            self.image = Some(image.clone());
+            self.deltas.clear();
+            self.bytes = 0;
+        }
+        writer.push((self.page, lsn), &change)
+    }
+
+    /// The delta, or the image that it leads to.
+    fn lengthen(&mut self, delta: Change) -> Change {
+        self.bytes += delta.body().len();
+        self.deltas.push(delta.clone());
+        if self.deltas.len() < CHAIN_DELTAS_MAX && self.bytes < CHAIN_BYTES_MAX {
+            return delta;
+        }
+        let base = match &self.image {
+            Some(image) => Some(image.to_vec()),
+            None => self.before.page(self.page),
+        };
+        let Some(mut page) = base else {
+            self.deltas.clear();
+            self.bytes = 0;
+            return delta;
+        };
+        for change in &self.deltas {
+            change.apply(&mut page);
+        }
+        let len = page.iter().rposition(|&b| b != 0).map_or(0, |i| i + 1);
+        page.truncate(len);
+        Change::Image(Bytes::from(page))
+    }
 }
 
 /// Several changes of one page becoming one.

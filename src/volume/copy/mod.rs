@@ -11,8 +11,10 @@
 //! After any disk error it answers `Failed` until it is opened anew: a failed fsync is never tried again.
 
 mod append;
+mod branch;
 mod check;
 mod codec;
+mod directory;
 pub mod identity;
 mod jobs;
 mod layer;
@@ -26,17 +28,20 @@ mod tests;
 mod verify;
 mod wal;
 
-pub use jobs::{FlushDone, FlushJob};
+pub use directory::{Directory, TimelineView};
+pub use jobs::{FlushDone, FlushJob, Slice};
+pub use manifest::Origin;
 pub use pages::{PageStore, ReadError};
 pub use verify::{FileDamage, FilesVerdict, verify_files};
 
-use crate::base::{Generation, GroupId, Limits, LineageId, LogEnd, Lsn, Seq};
+use crate::base::{Generation, GroupId, Limits, LineageId, LogEnd, Lsn, Seq, TimelineId};
 use crate::log::{Frame, redo};
 use crate::volume::membership::Incarnation;
 use crate::volume::{CopyReply, CopyRequest, CopyState, Damage, Disk, DiskError};
+use branch::Waiting;
 use identity::Identity;
 use layer::{Layer, LayerError};
-use manifest::{KeptControl, Manifest, TEMPORARY};
+use manifest::{KeptControl, Manifest};
 use seed::{Seed, SeedDone};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -60,6 +65,8 @@ pub enum OpenError {
     OtherGroup { found: GroupId, wanted: GroupId },
     #[error("'{file}' has format version {version}; a newer parhelion wrote it. Upgrade this one first")]
     Unsupported { file: String, version: u16 },
+    #[error("timeline {timeline} was dropped; branch again, under an id that was never used")]
+    Dropped { timeline: TimelineId },
     #[error(
         "this directory is that of {is}, and {wanted} was looked for. Move it back to where it belongs, and give this copy its own directory or an empty one"
     )]
@@ -87,6 +94,9 @@ enum IngestError {
 
 /// See the module.
 pub struct Copy {
+    directory: Arc<Directory>,
+    timeline: TimelineId,
+    /// The files of this timeline.
     disk: Arc<dyn Disk>,
     limits: Limits,
     manifest: Manifest,
@@ -120,7 +130,12 @@ pub struct Copy {
     ingest_cursor: Option<Cursor>,
     read_cursor: Option<Cursor>,
 
-    job_running: bool,
+    /// Ends with this copy: jobs of an earlier one are void.
+    life: Arc<()>,
+    flushing: bool,
+    compacting: bool,
+    /// Branches that wait until the layers reach their point.
+    branches: Vec<Waiting>,
     /// Grows when a seed replaces everything; a job that began before is void.
     contents: u64,
     next_layer: u64,
@@ -137,8 +152,8 @@ pub struct Copy {
 }
 
 impl Copy {
-    /// Opens what lies on `disk`; a new directory gives an empty copy. Time and memory depend on what is not yet in layers, not
-    /// on the length of the history.
+    /// Opens the root timeline on `disk`; a new directory gives an empty copy. Time and memory depend on what is not yet in layers,
+    /// not on the length of the history.
     ///
     /// # Errors
     /// [`OpenError`]: the disk failed, or something that was once durable is not there.
@@ -151,38 +166,44 @@ impl Copy {
     /// # Errors
     /// As [`Copy::open`]; also when the directory is that of another group.
     pub fn open_group(group: GroupId, disk: Arc<dyn Disk>, limits: &Limits) -> Result<Copy, OpenError> {
-        let mut names = disk.list()?;
-        for name in names.iter().filter(|n| n.ends_with(TEMPORARY)) {
-            disk.remove(name)?;
+        Copy::open_in(&Directory::open(disk)?, group, TimelineId::ROOT, limits)
+    }
+
+    /// Opens one timeline of a directory, which must not be open already. One that is not here gives an empty copy, which its peers
+    /// rebuild: it was branched while this copy was away.
+    ///
+    /// # Errors
+    /// As [`Copy::open_group`], and when the timeline was dropped.
+    pub fn open_in(directory: &Arc<Directory>, group: GroupId, timeline: TimelineId, limits: &Limits) -> Result<Copy, OpenError> {
+        if directory.is_dropped(timeline) {
+            return Err(OpenError::Dropped { timeline });
         }
-        names.retain(|n| !n.ends_with(TEMPORARY));
+        let disk = directory.view(timeline);
+        let making = directory.making();
+        directory.tidy(timeline)?;
         let promised = manifest::load_promise(&*disk)?;
-        let manifest = match Manifest::load(&*disk)? {
+        let manifest = match Manifest::load(&*disk, timeline)? {
             Some(manifest) => manifest,
             None => {
-                let left = names.iter().find(|n| wal::number_of(n).is_some() || layer::number_of(n).is_some());
-                if left.is_some() || promised.is_some() {
+                let left = disk.list()?.iter().any(|n| wal::number_of(n).is_some() || layer::number_of(n).is_some());
+                if left || promised.is_some() {
                     return Err(OpenError::Damaged { what: manifest::MANIFEST.into(), reason: "it is missing".into() });
                 }
-                let manifest = Manifest { group, log_first_number: 1, next_layer: 1, ..Manifest::default() };
-                manifest.store(&*disk)?;
+                let manifest = Manifest { timeline, group, log_first_number: 1, next_layer: 1, ..Manifest::default() };
+                directory.store(timeline, &manifest)?;
                 manifest
             }
         };
+        drop(making);
         if manifest.group != group {
             return Err(OpenError::OtherGroup { found: manifest.group, wanted: group });
-        }
-        for (name, number) in names.iter().filter_map(|n| layer::number_of(n).map(|number| (n, number))) {
-            if !manifest.layers.iter().any(|l| l.number == number) {
-                disk.remove(name)?;
-            }
         }
         let mut layers = Vec::new();
         for meta in &manifest.layers {
             let lineage = manifest
                 .lineage
                 .ok_or_else(|| OpenError::Damaged { what: manifest::MANIFEST.into(), reason: "it names layers and no lineage".into() })?;
-            layers.push(Arc::new(Layer::open(Arc::clone(&disk), lineage, meta)?));
+            layers.push(Arc::new(directory.layer(lineage, meta)?));
         }
         let (wal, consistent) = Wal::open(Arc::clone(&disk), &manifest, limits.log_file_bytes)?;
         if wal.end().seq > Seq::ZERO && promised.is_none() {
@@ -195,7 +216,7 @@ impl Copy {
             pages.distrust(reason.clone());
         }
         Ok(Copy {
-            identity: identity::load(&*disk)?,
+            identity: identity::load(&**directory.disk())?,
             limits: limits.clone(),
             promised: promised.unwrap_or(Generation::ZERO),
             control: manifest::load_control(&*disk)?,
@@ -214,7 +235,10 @@ impl Copy {
             trim: Seq::ZERO,
             ingest_cursor: None,
             read_cursor: None,
-            job_running: false,
+            life: Arc::new(()),
+            flushing: false,
+            compacting: false,
+            branches: Vec::new(),
             contents: 0,
             next_layer: manifest.next_layer,
             seed: None,
@@ -232,6 +256,8 @@ impl Copy {
             wal,
             manifest,
             disk,
+            directory: Arc::clone(directory),
+            timeline,
         })
     }
 
@@ -306,6 +332,8 @@ impl Copy {
             CopyRequest::SeedBegin { generation, step, base } => self.seed_begin(generation, step, base, replies),
             CopyRequest::SeedPages { generation, step, pages } => self.seed_pages(generation, step, &pages, replies),
             CopyRequest::SeedEnd { generation, steps } => self.seed_end(generation, steps, replies),
+            CopyRequest::Branch { generation, child, at } => self.branch(generation, child, at, replies),
+            CopyRequest::DropBranch { generation, child } => self.drop_branch(generation, child, replies),
         };
         self.fail_on(done, replies);
         self.tell_what_readers_met(replies);
@@ -444,6 +472,8 @@ impl Copy {
         if self.failed.is_some() {
             return false;
         }
+        let branched = self.branch_waiting(replies);
+        self.fail_on(branched, replies);
         self.tell_what_readers_met(replies);
         match self.ingest_some() {
             Ok(more) => more,
@@ -498,7 +528,8 @@ impl Copy {
 
     /// Sets a full memtable aside. `false`: both are full, ingesting waits for the disk.
     fn make_room(&mut self) -> bool {
-        if !self.ingested_consistent || self.pages.open_bytes() < self.limits.memtable_bytes_max {
+        let full = self.pages.open_bytes() >= self.limits.memtable_bytes_max || self.branch_wants_layers();
+        if !self.ingested_consistent || !full {
             return true;
         }
         if self.pages.frozen().is_some() {

@@ -7,7 +7,7 @@
 use super::layer::{Key, Layer, LayerCursor, LayerError};
 use super::manifest::LayerMeta;
 use super::merge::{Fold, Merge, Source};
-use crate::base::{LogEnd, Lsn, PageNo};
+use crate::base::{LogEnd, Lsn, PageNo, Seq};
 use crate::log::redo::{Change, Record};
 use crate::volume::DiskError;
 use crate::volume::message::{Damage, Digest};
@@ -431,6 +431,11 @@ impl PageStore {
 
     pub(super) fn frozen(&self) -> Option<Arc<Memtable>> {
         self.state.read().frozen.clone()
+    }
+
+    /// What is being written as a layer ends at or behind `seq`.
+    pub(super) fn frozen_holds(&self, seq: Seq) -> bool {
+        self.state.read().frozen.as_ref().is_some_and(|table| table.upto.seq >= seq)
     }
 
     pub(super) fn layers(&self) -> Arc<Vec<Arc<Layer>>> {

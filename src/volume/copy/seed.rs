@@ -5,7 +5,7 @@
 //! message that was doubled is answered again, and one that was lost is asked for by telling the step that is stored.
 
 use super::Copy;
-use super::layer::LayerWriter;
+use super::layer::{LayerWriter, Place};
 use super::manifest::Manifest;
 use crate::base::{Generation, Lsn, PageNo};
 use crate::log::SeedBase;
@@ -54,7 +54,8 @@ impl Copy {
         }
         self.drop_seed()?;
         let layer_number = self.take_layer_number();
-        let writer = LayerWriter::begin(Arc::clone(&self.disk), base.lineage, layer_number)?;
+        let place = Place { lineage: base.lineage, timeline: self.timeline, number: layer_number, epoch: base.end.epoch };
+        let writer = LayerWriter::begin(&self.directory, place)?;
         self.seed = Some(Seed { generation, base, first: step, step, next_page: Some(PageNo(0)), writer, layer_number });
         replies.push(CopyReply::Seeded { generation, step });
         Ok(())
@@ -125,8 +126,10 @@ impl Copy {
         let SeedBase { lineage, end, history } = seed.base;
         let layer = Arc::new(seed.writer.finish(Lsn::ZERO, end.end_lsn)?);
         let manifest = Manifest {
+            timeline: self.timeline,
             group: self.manifest.group,
             lineage: Some(lineage),
+            origin: self.manifest.origin,
             base: end,
             base_history: history.clone(),
             flushed: end,
@@ -135,7 +138,7 @@ impl Copy {
             log_first_number: self.wal.next_number(),
             next_layer: self.next_layer,
         };
-        manifest.store(&*self.disk)?;
+        self.directory.store(self.timeline, &manifest)?;
         self.manifest = manifest;
         self.damage = None;
         (self.checking, self.check_cursor) = (None, None);

@@ -5,11 +5,11 @@
 //! manifest says was there must be there. The log of a running copy grows while it is read; what looks damaged there is looked at again.
 
 use super::OpenError;
-use super::layer::{Layer, LayerError};
+use super::layer::{LayerError, LayerFile};
 use super::manifest::{self, Manifest};
 use super::record::{FileHeader, Record, RecordReader, search_marks};
 use super::{identity, layer, wal};
-use crate::base::{LineageId, LogEnd, Seq};
+use crate::base::{LineageId, LogEnd, Seq, TimelineId};
 use crate::volume::{Disk, DiskError};
 use std::sync::Arc;
 
@@ -61,7 +61,7 @@ pub fn verify_files(disk: &Arc<dyn Disk>) -> FilesVerdict {
         look.bad(manifest::PAGES, None, reason);
     }
     let log: Vec<u64> = names.iter().filter_map(|n| wal::number_of(n)).collect();
-    let manifest = Manifest::load(&**disk);
+    let manifest = Manifest::load(&**disk, TimelineId::ROOT);
     look.small(manifest::MANIFEST, manifest.as_ref().map(Option::is_some).map_err(Clone::clone));
     match manifest {
         Ok(Some(manifest)) => {
@@ -107,7 +107,7 @@ impl Look<'_> {
         let Some(lineage) = manifest.lineage else {
             return self.bad(manifest::MANIFEST, None, "it names layers and no lineage");
         };
-        let layer = match Layer::open(Arc::clone(self.disk), lineage, meta) {
+        let layer = match LayerFile::open(None, Arc::clone(self.disk), lineage, meta) {
             Ok(layer) => layer,
             Err(e) => return self.bad_layer(&name, e),
         };

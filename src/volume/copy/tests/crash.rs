@@ -165,7 +165,7 @@ impl Script {
         assert_eq!(copy.pages().ingested(), state.end.end_lsn, "{label}");
         world.check_pages(copy, state.end.end_lsn);
         world.check_pages(copy, copy.pages().first_readable());
-        let left: Vec<String> = copy.disk.list().unwrap().into_iter().filter(|n| n.ends_with(TEMPORARY)).collect();
+        let left: Vec<String> = copy.disk.list().unwrap().into_iter().filter(|n| n.ends_with(manifest::TEMPORARY)).collect();
         assert!(left.is_empty(), "{label}: {left:?}");
     }
 }

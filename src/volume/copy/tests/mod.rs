@@ -2,8 +2,10 @@
 
 mod crash;
 mod damage;
+mod place;
 mod rules;
 mod scrub;
+mod timelines;
 
 use super::*;
 use crate::base::{Epoch, PageNo, Prng, UnixMicros};

@@ -1,0 +1,3 @@
+//! The volume as a whole: six copies with their appender.
+
+mod timelines;
