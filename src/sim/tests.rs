@@ -67,7 +67,7 @@ fn every_order_of_crashes_in_a_recovery_ends_in_the_same_log() {
 
 /// `parhelion sim mutants` switches off every rule; here those that are noticed at once.
 fn noticed(mutant: Mutant) {
-    let report = catch(mutant, 20, 2);
+    let report = catch(mutant, 120, 2);
     println!("{report}");
     assert!(report.noticed.is_some(), "{report}");
 }
