@@ -404,7 +404,8 @@ impl Node {
                 let known = ControlState { lineage, epoch, primary: primary.clone(), layout };
                 let news = self.control.as_ref() != Some(&known);
                 if news {
-                    self.appender.put_control(known.encode());
+                    // Its log is a prefix of the primary's: whatever lies here lies there, too.
+                    self.appender.put_control(known.encode(), false);
                     self.control = Some(known);
                     self.control_pending = true;
                 }

@@ -382,13 +382,13 @@ impl Node {
             (Start::Lead { .. }, Found::Empty { .. }) => {
                 let control = self.control.clone().expect("BUG: leading without a control state");
                 // It may lie on one copy only: four must keep it before there is a log that asks for it (seed 700236).
-                self.appender.put_control(control.encode());
+                self.appender.put_control(control.encode(), true);
                 self.stage = Stage::Founding { lineage: control.lineage };
             }
             (Start::Found, _) => {
                 let lineage = LineageId((u128::from(self.prng.next_u64()) << 64) | u128::from(self.prng.next_u64()));
                 let control = ControlState { lineage, epoch: Epoch(1), primary: self.who.region.clone(), layout: self.who.layout };
-                self.appender.put_control(control.encode());
+                self.appender.put_control(control.encode(), true);
                 self.control = Some(control);
                 self.stage = Stage::Founding { lineage };
             }

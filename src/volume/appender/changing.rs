@@ -56,7 +56,8 @@ impl Appender {
     /// The version is above all that older generations put, also where this one has not seen it: a record that a crash left on one copy
     /// never comes back over this one.
     pub(super) fn put_kept(&mut self) {
-        self.control = Record { membership: self.membership.clone(), control: self.node_control.clone() }.encode();
+        let (membership, control, holds_commits) = (self.membership.clone(), self.node_control.clone(), self.holds_commits);
+        self.control = Record { membership, control, holds_commits }.encode();
         self.control_version = (self.control_version + 1).max(self.generation.0.saturating_mul(1 << 12));
         self.in_force = false;
         for copy in self.members() {
@@ -90,6 +91,7 @@ impl Appender {
         self.in_force = false;
         self.membership = kept.membership;
         self.node_control = kept.control;
+        self.holds_commits = kept.holds_commits;
     }
 
     /// What recovery found is put again, before any step builds on it.

@@ -306,8 +306,10 @@ pub struct Appender {
     prng: Prng,
     pub(super) generation: Generation,
     phase: VolumePhase,
-    /// Another region is the primary: see `recovery::choose`.
+    /// Another region founds, so that this one may be seeded anew as long as it never wrote: see `recovery::choose`.
     reseedable: bool,
+    /// This region wrote and was not followed up since: kept beside the control state.
+    holds_commits: Option<bool>,
     /// The wall clock's second in which this incarnation began: see `generation_above`.
     began_s: u64,
     /// Copies that promised a newer generation to somebody else.
@@ -434,6 +436,7 @@ impl Appender {
             generation: Generation(0),
             phase: VolumePhase::Recovering,
             reseedable,
+            holds_commits: None,
             // Bounded, so that a clock from the far future leaves room above.
             began_s: (wall.0 / 1_000_000).min(1 << 34),
             refused_by: vec![false; members],
@@ -777,9 +780,10 @@ impl Appender {
         }
     }
 
-    /// Keeps `control` on the six copies of group 0; `ControlDurable` when four have it.
-    pub fn put_control(&mut self, control: Vec<u8>) {
+    /// Keeps `control` on the six copies of group 0; `ControlDurable` when four have it. `holds_commits`: what lies here may lie nowhere else.
+    pub fn put_control(&mut self, control: Vec<u8>, holds_commits: bool) {
         self.node_control = control;
+        self.holds_commits = Some(holds_commits);
         if self.membership.is_none() {
             self.membership = self.membership_of_all();
         }

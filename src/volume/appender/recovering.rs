@@ -68,7 +68,9 @@ impl Appender {
             })
             .collect();
         let (control_version, bytes) = agreement::control(&heard);
-        let kept = Record::decode(&bytes).unwrap_or(Record { membership: None, control: bytes });
+        let kept = Record::decode(&bytes).unwrap_or(Record { control: bytes, ..Record::default() });
+        // Who wrote may hold what nobody else has; who only followed is seeded anew.
+        let reseedable = kept.holds_commits.map_or(self.reseedable, |holds| !holds);
         // A directory that the membership does not know, or that was replaced, has no vote: what it holds may be old.
         let strangers: Vec<Option<CopyState>> = (self.members().zip(&heard))
             .map(|(c, h)| match h {
@@ -81,9 +83,9 @@ impl Appender {
         let voters: Vec<Heard<'_>> =
             heard.iter().zip(&strangers).map(|(h, stranger)| stranger.as_ref().map_or_else(|| h.clone(), Heard::Raised)).collect();
         let control = kept.control.clone();
-        let choice = match agreement::choose(&voters, self.reseedable) {
+        let choice = match agreement::choose(&voters, reseedable) {
             // There is data, only it is not that of the members.
-            Choice::Empty if !self.reseedable && strangers.iter().any(Option::is_some) => Choice::Wait {
+            Choice::Empty if !reseedable && strangers.iter().any(Option::is_some) => Choice::Wait {
                 reason: "the directories with data are not those of the region's members; put the members' directories back".into(),
             },
             choice => choice,
@@ -100,7 +102,7 @@ impl Appender {
             Choice::Empty => {
                 self.phase = VolumePhase::AwaitingSeed;
                 // Whose the empty directories are is recorded with the next control state.
-                self.take_kept(control_version, Record { membership: None, control: control.clone() });
+                self.take_kept(control_version, Record { membership: None, ..kept });
                 self.effects.push_back(AppenderEffect::Recovered { found: Found::Empty { control } });
             }
             Choice::Log(chosen) => {
