@@ -25,7 +25,7 @@ use crate::base::{
     CopyId, Epoch, Generation, GroupId, Instant, Layout, Limits, LineageId, LogEnd, Lsn, MemberId, Pace, PageNo, Prng, Seq, TimelineId,
     UnixMicros,
 };
-use crate::log::{ControlFrame, FRAME_HEADER_BYTES, Frame, History, LogOutcome, PagesOutcome, Pen, SeedBase};
+use crate::log::{ControlFrame, FRAME_HEADER_BYTES, Frame, History, LogOutcome, PagesOutcome, Pen, Reign, SeedBase};
 use crate::volume::agreement::{self, Choice};
 use crate::volume::membership::{Incarnation, Membership};
 use crate::volume::message::{CopyReply, CopyRequest, CopyState, Damage};
@@ -730,6 +730,27 @@ impl Appender {
         let start = ControlFrame::GenerationStart.encode(&consistent, epoch, self.generation, wall);
         self.end = consistent;
         self.history.cut_from(consistent.seq.next());
+        self.vdl = LogEnd::EMPTY;
+        self.push(start);
+        self.serve(now);
+        Pen::new(epoch, self.generation, self.end, self.limits.frame_payload_bytes_max)
+    }
+
+    /// Goes on as the primary of a new epoch: cuts everything behind the reign's base by the reign's first frame, also what became pages
+    /// (copies that have such are rewound, and what is cut stays as an archive). Returns the pen; nothing it writes is durable before
+    /// that frame is.
+    ///
+    /// # Panics
+    /// When recovery has not chosen a log, when the base is not on it, or when the epoch is not newer than all of it.
+    pub fn lead_epoch(&mut self, now: Instant, wall: UnixMicros, epoch: Epoch, reign: Reign) -> Pen {
+        assert_eq!(self.phase, VolumePhase::Chosen, "BUG: lead before recovery chose a log");
+        let base = reign.base;
+        let ours = base.seq <= self.end.seq && base != LogEnd::EMPTY && self.history.contains(&base);
+        assert!(ours && Some(reign.lineage) == self.lineage, "BUG: {base} is not on the log that ends at {}", self.end);
+        assert!(epoch > self.end.epoch, "BUG: epoch {epoch} does not outrank {}", self.end);
+        let start = ControlFrame::Reign(reign).encode(&base, epoch, self.generation, wall);
+        self.end = base;
+        self.history.cut_from(base.seq.next());
         self.vdl = LogEnd::EMPTY;
         self.push(start);
         self.serve(now);

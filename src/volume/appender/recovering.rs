@@ -133,8 +133,9 @@ impl Appender {
         self.phase == VolumePhase::Serving && self.vdl == LogEnd::EMPTY && self.layout.all_groups().any(|g| first > best(g).next())
     }
 
-    /// From the beginning, as a new generation: the one that was begun has nothing durable and ends here.
-    pub(super) fn recover_again(&mut self, now: Instant) {
+    /// From the beginning, as a new generation: what the one that was begun has not made durable may be lost. Also the way from following to
+    /// leading in one process: `Recovered` comes again, and the node answers anew.
+    pub fn recover_again(&mut self, now: Instant) {
         self.phase = VolumePhase::Recovering;
         self.recovery_since = Some(now);
         self.recovery_said.clear();
