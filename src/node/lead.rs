@@ -6,6 +6,7 @@
 use super::report::{RegionState, SecondaryReport};
 use super::{Effect, Node, Stage};
 use crate::base::{ConnId, Instant, Limits, LogEnd, Lsn, RegionName, Seq, UnixMicros};
+use crate::control::Input;
 use crate::log::{LogOutcome, PagesOutcome, SeedBase};
 use crate::ship::wire::Control;
 use crate::ship::{BEHIND_BYTES, Hello, LagReport, Message, Refusal, Sender, SenderEffect, Start};
@@ -165,7 +166,7 @@ impl Node {
             return self.refuse(conn, refusal, peer);
         }
         let Some(lineage) = self.appender.lineage().filter(|_| matches!(self.stage, Stage::Leading)) else {
-            let primary = self.control.as_ref().map(|c| c.primary.clone()).filter(|p| *p != self.who.region);
+            let primary = self.roles.reign.as_ref().map(|(_, p)| p.clone()).filter(|p| *p != self.who.region);
             let message = Message::Control(Control::NotPrimary { primary, epoch: self.epoch() });
             self.effects.push_back(Effect::Send { conn, message });
             return;
@@ -238,6 +239,11 @@ impl Node {
     pub(super) fn lead_received(&mut self, now: Instant, conn: ConnId, message: Message) {
         let vdl = *self.appender.vdl();
         let wall = self.wall;
+        let Some(sender) = self.leader.senders.get_mut(&conn) else { return };
+        if let Message::Control(Control::Progress { durable, .. }) = &message {
+            let (region, durable) = (sender.region().clone(), *durable);
+            self.tell(now, Input::Secondary { region, durable });
+        }
         let Some(sender) = self.leader.senders.get_mut(&conn) else { return };
         match message {
             Message::Control(Control::Progress { received, durable, visible }) => {

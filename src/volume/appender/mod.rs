@@ -771,6 +771,31 @@ impl Appender {
         Pen::new(epoch, self.generation, self.end, self.limits.frame_payload_bytes_max)
     }
 
+    /// Begins a reign behind the end of a log that this process holds already: as a secondary, all of it durable. Its generation is the
+    /// one that the copies promised, so nobody else can append. Returns the pen; nothing it writes is durable before the first frame is.
+    ///
+    /// # Panics
+    /// When the log's end is not durable, or is not the reign's base.
+    pub fn begin_reign(&mut self, now: Instant, wall: UnixMicros, epoch: Epoch, reign: Reign) -> Pen {
+        assert!(self.phase == VolumePhase::Serving && self.vdl == self.end, "BUG: a reign behind what is not durable");
+        assert!(reign.base == self.end && epoch > self.end.epoch, "BUG: epoch {epoch} behind {}", self.end);
+        let start = ControlFrame::Reign(reign).encode(&self.end, epoch, self.generation, wall);
+        self.append(now, vec![start]);
+        self.pen(epoch)
+    }
+
+    /// A pen that goes on at the log's end. There is no other one, or it was given back.
+    #[must_use]
+    pub fn pen(&self, epoch: Epoch) -> Pen {
+        Pen::new(epoch, self.generation, self.end, self.limits.frame_payload_bytes_max)
+    }
+
+    /// Which incarnation of this region's process appends.
+    #[must_use]
+    pub fn generation(&self) -> Generation {
+        self.generation
+    }
+
     /// Goes on as a secondary behind the log that was chosen.
     ///
     /// # Panics
