@@ -1,8 +1,26 @@
-//! Control: who may write to the global cluster. Today the small part of it that everything else needs: the reign that a
-//! region knows of, kept on its copies (never in a configuration file), and what follows from it at start.
+//! Control: who may write to the global cluster, and what a change of that costs.
 //!
-//! Decides: whether this region leads or follows. Never decides when something is durable. Driven by the node. Leases,
-//! votes, switchover and failover (protocol.md) grow here.
+//! Decides: whether this region leads or follows, by leases and votes of a majority, kept on its copies and never in a configuration
+//! file. Never decides when something is durable. Driven by the node, and by the witness, which votes only.
+//!
+//! [`Control`] is the core; [`api`] what goes in and comes out of it; [`chain`] the reigns and what of a log is history.
+
+pub mod api;
+pub mod chain;
+mod machine;
+pub mod message;
+pub mod state;
+pub mod types;
+
+pub use api::{ControlView, Input, Output, Promotion, Role};
+pub use chain::{Chain, EpochEntry, ReignKind};
+pub use machine::Control;
+pub use message::{ControlMessage, MessageError};
+pub use state::{Ledger, VoterState};
+pub use types::{
+    AutoFailover, Check, Consent, FailoverRecord, LogPosition, Loss, LostTail, OpId, OpState, OpView, Order, OrderKind, Phase, Settings,
+    Sureness, VoterSet, Who,
+};
 
 use crate::base::{Epoch, Layout, LineageId, RegionName};
 
