@@ -838,6 +838,8 @@ impl Appender {
                 peer.seed_step = None;
                 peer.seed_said = None;
                 self.set_health(copy, CopyHealth::Seeding);
+            } else {
+                peer.acked = LogEnd::EMPTY;
             }
             self.feed_seed(now, copy);
         }

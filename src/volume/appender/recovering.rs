@@ -146,7 +146,11 @@ impl Appender {
         self.effects.push_back(AppenderEffect::RecoveryBeginsAnew);
         for id in self.members() {
             let peer = &mut self.peers[id.index()];
-            if !matches!(peer.contact, Contact::Down { .. }) {
+            if let Contact::Down { reason } = &peer.contact {
+                // What it acknowledged may be the tail that is about to be cut, and counts for nothing any more (seed 1785704162).
+                let contact = Contact::Down { reason: reason.clone() };
+                *peer = Peer { contact, health: peer.health.clone(), incarnation: peer.incarnation, ..Peer::new() };
+            } else {
                 *peer = Peer { health: CopyHealth::Starting, last_heard: now, ..Peer::new() };
                 self.raise(now, id);
             }
