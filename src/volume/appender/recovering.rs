@@ -92,6 +92,9 @@ impl Appender {
             Choice::Wait { reason } => {
                 // Asked again with every copy that answers; said once for each change.
                 self.recovery_since = None;
+                if let Some(record) = &kept.membership {
+                    self.look_elsewhere(record);
+                }
                 if reason != self.recovery_said {
                     self.recovery_said.clone_from(&reason);
                     self.effects.push_back(AppenderEffect::RecoveryWaits { reason, control });
@@ -116,6 +119,7 @@ impl Appender {
                 self.history = chosen.history;
                 self.end = chosen.end;
                 self.take_kept(control_version, kept);
+                self.say_where_members_live();
                 self.milestones = VecDeque::from([(chosen.first, Lsn(0)), (chosen.end.seq, chosen.end.end_lsn)]);
                 let found = Found::Log { lineage: chosen.lineage, end: chosen.end, consistent: chosen.consistent, control };
                 self.effects.push_back(AppenderEffect::Recovered { found });
