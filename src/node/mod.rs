@@ -152,9 +152,9 @@ pub enum Effect {
     },
     Gate(WriteGate),
     PrimaryIs(Option<RegionName>),
-    /// Where the copies live; `None`: where the configuration says. One that is open elsewhere is closed and opened there.
+    /// Where copies live; `None`: where the configuration says. One that is open elsewhere is closed and opened there.
     Places {
-        places: [Option<String>; 6],
+        places: BTreeMap<CopyId, Option<String>>,
     },
     /// The directories of `slot` in `place` have left the volume for good; those of `by` (one for each group) have the slot.
     Retired {

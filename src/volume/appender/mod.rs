@@ -82,9 +82,9 @@ pub enum AppenderEffect {
         vdl: LogEnd,
     },
     ControlDurable,
-    /// Where the copies live by the record in force; `None`: where the configuration says.
+    /// Where those slots live by the membership; `None`: where the configuration says.
     Places {
-        places: [Option<String>; 6],
+        places: BTreeMap<CopyId, Option<String>>,
     },
     /// The directories of `slot` in `place` have left the volume for good; those of `by` (one for each group) have the slot.
     Retired {
@@ -888,6 +888,8 @@ impl Appender {
                 peer.seed_step = None;
                 peer.seed_said = None;
                 self.set_health(copy, CopyHealth::Seeding);
+            } else {
+                peer.acked = LogEnd::EMPTY;
             }
             self.feed_seed(now, copy);
         }

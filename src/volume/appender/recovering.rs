@@ -94,6 +94,9 @@ impl Appender {
             Choice::Wait { reason } => {
                 // Asked again with every copy that answers; said once for each change.
                 self.recovery_since = None;
+                if let Some(record) = &kept.membership {
+                    self.look_elsewhere(record);
+                }
                 if reason != self.recovery_said {
                     self.recovery_said.clone_from(&reason);
                     self.effects.push_back(AppenderEffect::RecoveryWaits { reason, control });
@@ -118,6 +121,7 @@ impl Appender {
                 self.history = chosen.history;
                 self.end = chosen.end;
                 self.take_kept(control_version, kept);
+                self.say_where_members_live();
                 self.milestones = VecDeque::from([(chosen.first, Lsn(0)), (chosen.end.seq, chosen.end.end_lsn)]);
                 let found = Found::Log { lineage: chosen.lineage, end: chosen.end, consistent: chosen.consistent, control };
                 self.effects.push_back(AppenderEffect::Recovered { found });
@@ -149,7 +153,11 @@ impl Appender {
         self.effects.push_back(AppenderEffect::RecoveryBeginsAnew);
         for id in self.members() {
             let peer = &mut self.peers[id.index()];
-            if !matches!(peer.contact, Contact::Down { .. }) {
+            if let Contact::Down { reason } = &peer.contact {
+                // What it acknowledged may be the tail that is about to be cut, and counts for nothing any more (seed 1785704162).
+                let contact = Contact::Down { reason: reason.clone() };
+                *peer = Peer { contact, health: peer.health.clone(), incarnation: peer.incarnation, ..Peer::new() };
+            } else {
                 *peer = Peer { health: CopyHealth::Starting, last_heard: now, ..Peer::new() };
                 self.raise(now, id);
             }
