@@ -115,7 +115,9 @@ impl Appender {
         let Some(seeding) = &mut self.seeding else { return };
         let Some(step) = step.checked_sub(seeding.first) else { return };
         let peer = &mut self.peers[copy.index()];
-        if !peer.is_joined() || Some(step) != peer.seed_step.map_or(Some(0), |s| s.checked_add(1)) {
+        // More than is known of it is believed: a late answer may have put what is known back, and the copy is not asked to store again
+        // what it has (seed 5002606).
+        if !peer.is_joined() || step > seeding.last_step || peer.seed_step.is_some_and(|known| step <= known) {
             peer.seed_said = Some(step);
             return;
         }
