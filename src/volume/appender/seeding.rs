@@ -78,13 +78,14 @@ impl Appender {
         }
     }
 
-    /// Four copies must be able to finish the seed: those that wait for a step that is no longer in memory cannot.
+    /// A write quorum must be able to finish the seed: those that wait for a step that is no longer in memory cannot.
     pub(super) fn judge_seed(&mut self) {
         let Some(seeding) = &self.seeding else { return };
         let oldest = seeding.requests.front().map_or(seeding.last_step + 1, |(step, _)| *step);
         let (groups, stalled) = (self.layout.all_groups(), seeding.stalled);
-        let behind = |p: &&Peer| p.is_joined() && p.seed_step.map_or(0, |s| s + 1) < oldest;
-        let lost = |group| COPIES - self.six(group).iter().filter(behind).count() < WRITE_QUORUM;
+        let behind = |p: &Peer| p.is_joined() && p.seed_step.map_or(0, |s| s + 1) < oldest;
+        // While a slot changes hands, four of the other five (seed 6003641).
+        let lost = |group| !self.reached_in(group, |p| !behind(p));
         if !stalled && groups.into_iter().any(lost) {
             if let Some(seeding) = &mut self.seeding {
                 seeding.stalled = true;
