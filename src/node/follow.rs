@@ -24,6 +24,7 @@ const RETRY_MAX: Duration = Duration::from_secs(1);
 const RETRY_REFUSED: Duration = Duration::from_secs(5);
 /// Heartbeats come every 100 ms; without one for so long the primary counts as disconnected.
 const SILENT_AFTER: Duration = Duration::from_secs(2);
+const SHORT_OF_ROOM: &str = "the disks of the copies here are almost full; make room, then this region goes on by itself where it was";
 /// Messages kept that came before the welcome.
 const EARLY_MESSAGES_MAX: usize = 256;
 
@@ -344,7 +345,13 @@ impl Follower {
 impl Node {
     pub(super) fn follow_timers(&mut self, now: Instant) {
         self.follower.judge_behind(now);
-        let ready = matches!(self.appender.phase(), VolumePhase::Serving | VolumePhase::AwaitingSeed);
+        // The log here would fill up to the last byte: nothing more is taken over until there is room.
+        let short = self.appender.is_short_of_room();
+        if let Some(conn) = self.follower.conn().filter(|_| short) {
+            self.follower.last_trouble = Some(SHORT_OF_ROOM.into());
+            self.unlink(now, conn, SHORT_OF_ROOM.into());
+        }
+        let ready = !short && matches!(self.appender.phase(), VolumePhase::Serving | VolumePhase::AwaitingSeed);
         match &self.follower.contact {
             Contact::Waiting { until } if now >= *until && ready && self.roles.is_member() && !self.follower.candidates.is_empty() => {
                 let source = self.follower.catching_up_to.as_ref().map(|(from, ..)| from.clone());

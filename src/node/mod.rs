@@ -371,10 +371,10 @@ impl Node {
                     );
                     self.effects.push_back(Effect::Retired { slot, place, by });
                 }
-                AppenderEffect::QuorumLost { reason } => {
-                    self.note("quorum_lost", format!("writes are stopped: {reason}. They resume by themselves when a copy returns"));
+                AppenderEffect::QuorumLost { reason, until } => {
+                    self.note("quorum_lost", format!("writes are stopped: {reason}. They resume by themselves {until}"));
                     // Whoever shows it says first that writes are stopped.
-                    self.roles.quorum_lost = Some(format!("{reason}; writes resume by themselves when a copy returns"));
+                    self.roles.quorum_lost = Some(format!("{reason}; writes resume by themselves {until}"));
                     self.say_gate();
                 }
                 AppenderEffect::QuorumRegained => {
@@ -753,7 +753,10 @@ impl Node {
                 CopyHealth::Down { reason } => ("down", Some(reason)),
             };
             let replacing = self.appender.replacing().filter(|r| r.slot == c.copy.copy);
-            let reason = reason.or_else(|| {
+            let low = || {
+                c.low.then(|| "its disk is almost full: make room there; new writes stop when fewer than four copies have any".to_owned())
+            };
+            let reason = reason.or_else(low).or_else(|| {
                 replacing.map(|r| {
                     format!("takes the slot of the copy before it, in {}; `parhelion copy replace {} --cancel` goes back", r.place, r.slot)
                 })
@@ -786,6 +789,7 @@ impl Node {
                     repaired_total: c.kept.repaired,
                     lost_writes_total: c.kept.lost_writes,
                 },
+                low_on_room: c.low,
             }
         });
         RegionReport {

@@ -83,6 +83,8 @@ pub struct CopyReport {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub repair: Option<RepairReport>,
     pub scrub: ScrubReport,
+    /// Its disk is almost full.
+    pub low_on_room: bool,
 }
 
 /// The rebuilding of one copy from its peers.

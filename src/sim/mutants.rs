@@ -155,6 +155,9 @@ impl Disk for MutantDisk {
     fn allocate(&self, name: &str, len: u64) -> Result<(), DiskError> {
         self.real.allocate(name, len)
     }
+    fn room(&self) -> u64 {
+        self.real.room()
+    }
     fn sync(&self, name: &str) -> Result<(), DiskError> {
         match self.mutant {
             Mutant::LyingSync => Ok(()),

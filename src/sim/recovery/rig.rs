@@ -57,6 +57,9 @@ impl Disk for LookedAtDisk {
         self.look();
         self.inner.allocate(name, len)
     }
+    fn room(&self) -> u64 {
+        self.inner.room()
+    }
     fn sync(&self, name: &str) -> Result<(), DiskError> {
         self.look();
         self.inner.sync(name)
