@@ -6,11 +6,16 @@
 //! [`Control`] is the core; [`api`] what goes in and comes out of it; [`chain`] the reigns and what of a log is history.
 
 pub mod api;
+mod campaign;
 pub mod chain;
+mod elect;
+mod holder;
 mod machine;
 pub mod message;
+mod orders;
 pub mod state;
 pub mod types;
+mod voter;
 
 pub use api::{ControlView, Input, Output, Promotion, Role};
 pub use chain::{Chain, EpochEntry, ReignKind};
@@ -19,7 +24,7 @@ pub use message::{ControlMessage, MessageError};
 pub use state::{Ledger, VoterState};
 pub use types::{
     AutoFailover, Check, Consent, FailoverRecord, LogPosition, Loss, LostTail, OpId, OpState, OpView, Order, OrderKind, Phase, Settings,
-    Sureness, VoterSet, Who,
+    Sureness, SyncRule, VoterSet, Who,
 };
 
 use crate::base::{CommitRules, Epoch, Layout, LineageId, RegionName};
