@@ -9,6 +9,7 @@
 //!  bidirectional   'C' control: u32 length + message, both ways; exactly one, opened and closed by the dialler's link
 //!                  'F' a forwarded SQL session: raw bytes
 //!                  'A' one question, one answer: u32 length + bytes each
+//!                  'V' the connection is a control link ([`crate::io::control_link`]) and nothing else
 //!  unidirectional  'B' one batch of frames: the whole stream is one message
 //!  datagrams       heartbeats: may be lost, never late
 //! ```
@@ -21,8 +22,10 @@
 mod serve;
 mod streams;
 
-pub use serve::{Arrival, admin_once, dial, serve};
+pub use serve::{Arrival, admin_once, admin_once_of, dial, serve};
+pub(crate) use serve::{attempt_failed, refused, resolve};
 pub use streams::{AdminReply, BATCH_BYTES_MAX, MESSAGE_BYTES_MAX};
+pub(crate) use streams::{MEMBER, first_byte};
 
 use crate::base::RegionName;
 use crate::io::quic::{RefusalKind, printable};

@@ -2,6 +2,7 @@
 
 pub mod clock;
 mod congestion;
+pub mod control_link;
 pub mod copies;
 pub mod copy_link;
 pub mod disk;

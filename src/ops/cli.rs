@@ -111,6 +111,9 @@ pub struct CertsArgs {
     /// With --dir: a region (repeat it for each)
     #[arg(long, value_name = "NAME")]
     pub region: Vec<RegionName>,
+    /// With --dir: the witness
+    #[arg(long, value_name = "NAME", requires = "dir")]
+    pub witness: Option<RegionName>,
     /// Make the regions' certificates anew, even where they are fit
     #[arg(long)]
     pub renew: bool,
@@ -461,17 +464,17 @@ fn start_logging(settings: &LogSettings) -> Result<(), Failure> {
 
 fn make_certs(args: CertsArgs) -> Result<(), Failure> {
     // What was typed goes before what the environment says.
-    let (dir, cluster, regions, copies_of) = match (args.config, args.dir, args.cluster) {
-        (_, Some(dir), Some(cluster)) => (dir, cluster, args.region, Vec::new()),
+    let (dir, cluster, regions, copies_of, witness) = match (args.config, args.dir, args.cluster) {
+        (_, Some(dir), Some(cluster)) => (dir, cluster, args.region, Vec::new(), args.witness),
         (Some(file), ..) => {
             let config = Config::load(&file)?;
             let regions = config.regions();
             let copies_of = if config.copies.is_empty() { Vec::new() } else { vec![config.region] };
-            (config.tls_dir, config.cluster, regions, copies_of)
+            (config.tls_dir, config.cluster, regions, copies_of, config.witness.map(|w| w.name))
         }
         _ => return Err(Failure::new(USAGE, "name --config FILE, or --dir DIR --cluster NAME --region NAME")),
     };
-    let options = CertOptions { days: args.days, renew: args.renew, now: clock::unix_now(), copies_of };
+    let options = CertOptions { days: args.days, renew: args.renew, now: clock::unix_now(), copies_of, witness };
     let report = certs::create(&dir, &cluster, &regions, &options)?;
     say(&if args.json { json(&report) } else { report.to_string() })
 }

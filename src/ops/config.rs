@@ -5,8 +5,14 @@
 //! region that founds the global cluster on empty disks. Unknown keys are errors: a typing mistake must not
 //! silently become a default.
 
+mod control;
+
+pub use control::{AutoFailover, ControlSettings, RawAutoFailover, RawControl, RawWitness, Witness, founding_voters};
+
 use crate::base::{ClusterName, CopyId, GROUPS_MAX, Layout, Limits, RegionName, SEGMENT_PAGE_BYTES};
+use crate::io::control_link::Peer;
 use crate::io::quic::{Congestion, QuicSettings};
+use crate::io::tls::Subject;
 use crate::ops::certs::PASSWORD_FILE;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -39,6 +45,10 @@ pub struct RawConfig {
     pub copies: BTreeMap<String, String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub volume: Option<RawVolume>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub control: Option<RawControl>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub witness: Option<RawWitness>,
     #[serde(default)]
     pub member: Vec<RawMember>,
 }
@@ -63,6 +73,9 @@ pub struct RawListen {
 pub struct RawMember {
     pub region: RegionName,
     pub quic: String,
+    /// Its failure domain as you call it; a witness must not be in that of the primary.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub zone: Option<String>,
 }
 
 /// `[tls]`
@@ -181,6 +194,9 @@ pub struct Config {
     pub listen: Listen,
     /// All regions of the global cluster, this one among them, in the order of the file.
     pub members: Vec<Member>,
+    /// The voter without data, if there is one.
+    pub witness: Option<Witness>,
+    pub control: ControlSettings,
     /// Copies of this region in processes of their own (`parhelion copy --config`), as `host:port`. The others are in the region's process.
     pub copies: BTreeMap<CopyId, String>,
     pub tls_dir: PathBuf,
@@ -212,6 +228,7 @@ pub struct Member {
     pub region: RegionName,
     /// `host:port` by which this region reaches it. A host name is looked up at every connection attempt.
     pub quic: String,
+    pub zone: Option<String>,
 }
 
 /// Who may log in.
@@ -287,6 +304,7 @@ impl Config {
         let given = raw.limits.unwrap_or_default();
         let given_volume = raw.volume.unwrap_or_default();
         let limits = volume(&given_volume, limits(&given).map_err(invalid)?).map_err(invalid)?;
+        let witness = raw.witness.map(|w| control::witness(w, &raw.member)).transpose().map_err(invalid)?;
         let members = members(&raw.region, &raw.founder, raw.member, limits.secondaries_max).map_err(invalid)?;
         for (key, value) in [("user", &raw.sql.user), ("database", &raw.sql.database)] {
             if value.is_empty() || value.len() > 63 || value.contains(char::is_control) {
@@ -309,6 +327,8 @@ impl Config {
             data_dir: env("PARHELION_DATA_DIR").map_or_else(|| base.join(raw.data_dir), PathBuf::from),
             listen,
             members,
+            witness,
+            control: control::control(&raw.control.unwrap_or_default()).map_err(invalid)?,
             copies: copies(&raw.copies).map_err(invalid)?,
             sql: Sql {
                 user: raw.sql.user,
@@ -335,6 +355,40 @@ impl Config {
     #[must_use]
     pub fn member(&self, region: &RegionName) -> Option<&Member> {
         self.members.iter().find(|m| m.region == *region)
+    }
+
+    /// The other members, as control links reach them.
+    #[must_use]
+    pub fn control_peers(&self) -> Vec<Peer> {
+        let regions = self.members.iter().filter(|m| m.region != self.region);
+        let region = |m: &Member| Peer { name: m.region.clone(), subject: Subject::Region, addr: m.quic.clone() };
+        let witness = |w: &Witness| Peer { name: w.name.clone(), subject: Subject::Witness, addr: w.quic.clone() };
+        regions.map(region).chain(self.witness.as_ref().map(witness)).collect()
+    }
+
+    /// Who votes if this cluster is founded now.
+    #[must_use]
+    pub fn founding_voters(&self) -> Vec<RegionName> {
+        founding_voters(&self.regions(), &self.founder, self.witness.as_ref().map(|w| &w.name))
+    }
+
+    /// What is not a mistake and yet not good; sentences, for the log at start.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<String> {
+        let Some(witness) = &self.witness else { return Vec::new() };
+        let name = &witness.name;
+        let mut warnings = Vec::new();
+        if let Some(zone) = &witness.zone {
+            let beside = self.members.iter().filter(|m| m.zone.as_ref() == Some(zone));
+            warnings.extend(beside.map(|m| {
+                format!("the witness {name} is in the zone of {} ({zone}): what takes that zone takes two votes; move the witness to a third one", m.region)
+            }));
+        }
+        if self.members.len() % 2 == 1 {
+            warnings
+                .push(format!("{} regions are an odd number and vote by themselves: the witness {name} has no vote", self.members.len()));
+        }
+        warnings
     }
 
     /// `host:port` at which a command reaches this region's process.
@@ -397,6 +451,9 @@ fn sentence(message: &str) -> String {
             _ => "",
         };
         return format!("the key {key} is missing{why}");
+    }
+    if message == control::NO_AUTO_FAILOVER {
+        return control::AUTO_FAILOVER.to_owned();
     }
     message.replace('`', "'")
 }
@@ -481,12 +538,12 @@ fn copies(raw: &BTreeMap<String, String>) -> Result<BTreeMap<CopyId, String>, St
 
 fn members(region: &RegionName, founder: &RegionName, raw: Vec<RawMember>, secondaries_max: usize) -> Result<Vec<Member>, String> {
     let mut members: Vec<Member> = Vec::new();
-    for RawMember { region, quic } in raw {
+    for RawMember { region, quic, zone } in raw {
         if members.iter().any(|m| m.region == region) {
             return Err(format!("the member {region} is listed twice"));
         }
         reachable(&quic).map_err(|why| format!("quic = \"{quic}\" of the member {region} {why}"))?;
-        members.push(Member { region, quic });
+        members.push(Member { region, quic, zone });
     }
     let names = || members.iter().map(|m| m.region.to_string()).collect::<Vec<_>>().join(", ");
     if members.len() < 2 {

@@ -6,6 +6,7 @@
 use super::ports;
 use super::view::View;
 use crate::base::{ConnId, RegionName};
+use crate::io::control_link::ControlLinks;
 use crate::io::driver::{Dialler, Inbox, Shared};
 use crate::io::link::{self, Arrival, Link, LinkEvent};
 use crate::io::quic::Quic;
@@ -27,6 +28,7 @@ pub struct Links {
     inbox: Inbox,
     shared: Arc<Shared>,
     view: OnceLock<Weak<View>>,
+    control: OnceLock<ControlLinks>,
     next_conn: AtomicU64,
     /// One dial for questions at a time: many of them want the same region at once.
     asking: tokio::sync::Mutex<()>,
@@ -41,6 +43,7 @@ impl Links {
             inbox,
             shared,
             view: OnceLock::new(),
+            control: OnceLock::new(),
             next_conn: AtomicU64::new(1),
             asking: tokio::sync::Mutex::new(()),
             runtime: tokio::runtime::Handle::current(),
@@ -49,6 +52,11 @@ impl Links {
 
     pub fn answer_with(&self, view: &Arc<View>) {
         let _ = self.view.set(Arc::downgrade(view));
+    }
+
+    /// From now on members that dial get control links.
+    pub fn control_with(&self, control: &ControlLinks) {
+        let _ = self.control.set(control.clone());
     }
 
     pub fn quic(&self) -> &Quic {
@@ -67,6 +75,10 @@ impl Links {
                 let links = Arc::clone(self);
                 tokio::spawn(async move { reply.send(links.answer(&request).await) });
             }
+            Arrival::Control(dialled) => match self.control.get() {
+                Some(control) => control.arrived(dialled),
+                None => drop(dialled),
+            },
         }
     }
 
