@@ -323,6 +323,10 @@ impl Rig {
                 }
                 AppenderEffect::QuorumLost { reason, .. } => self.stopped = Some(reason),
                 AppenderEffect::QuorumRegained | AppenderEffect::CopyChanged { .. } | AppenderEffect::Scrubbed { .. } => {}
+                // Met while layers were merged, or read for a peer; the appender has it rebuilt.
+                AppenderEffect::CopyDamaged { copy, damage } if self.harm == Harm::Damage => {
+                    self.damage.push(format!("{}: {damage}", copy.copy));
+                }
                 other => return Err(format!("the volume did what nobody asked for: {other:?}")),
             }
         }
