@@ -152,6 +152,8 @@ pub struct Copy {
     /// See `room`.
     low: bool,
     layer_wants: u64,
+    /// See `jobs`: up to where layers were looked at for what is to come back.
+    reclaim_looked: (Seq, usize),
     failed: Option<String>,
 }
 
@@ -260,6 +262,7 @@ impl Copy {
             check_cursor: None,
             low: false,
             layer_wants: 0,
+            reclaim_looked: (Seq::ZERO, 0),
             failed: None,
             wal,
             manifest,
