@@ -333,7 +333,7 @@ impl World {
         let copy = slot.copy.as_mut().expect("BUG: the copy lives");
         copy.handle(request, &mut replies);
         if let Some((generation, end)) = forged {
-            replies.push(CopyReply::Appended { generation, end, ingested: copy.state().ingested });
+            replies.push(CopyReply::Appended { generation, end, ingested: copy.state().ingested.end_lsn });
         }
         let flush = !slot.flush_queued;
         slot.flush_queued = true;
