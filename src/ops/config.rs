@@ -7,9 +7,10 @@
 
 mod control;
 
-pub use control::{AutoFailover, ControlSettings, RawAutoFailover, RawControl, RawWitness, Witness, founding_voters};
+pub use control::{ControlSettings, RawAutoFailover, RawControl, RawWitness, Witness, parse_auto_failover, show_auto_failover};
 
 use crate::base::{ClusterName, CopyId, GROUPS_MAX, Layout, Limits, RegionName, SEGMENT_PAGE_BYTES};
+use crate::control::{VoterSet, Who};
 use crate::io::control_link::Peer;
 use crate::io::quic::{Congestion, QuicSettings};
 use crate::io::tls::Subject;
@@ -366,10 +367,17 @@ impl Config {
         regions.map(region).chain(self.witness.as_ref().map(witness)).collect()
     }
 
+    /// This member, for the control core.
+    #[must_use]
+    pub fn who(&self) -> Who {
+        let witness = self.witness.as_ref().map(|w| w.name.clone());
+        Who { name: self.region.clone(), regions: self.regions(), witness, settings: self.control.settings() }
+    }
+
     /// Who votes if this cluster is founded now.
     #[must_use]
-    pub fn founding_voters(&self) -> Vec<RegionName> {
-        founding_voters(&self.regions(), &self.founder, self.witness.as_ref().map(|w| &w.name))
+    pub fn founding_voters(&self) -> VoterSet {
+        VoterSet::founding(&self.founder, &self.regions(), self.witness.as_ref().map(|w| &w.name))
     }
 
     /// What is not a mistake and yet not good; sentences, for the log at start.
@@ -384,9 +392,9 @@ impl Config {
                 format!("the witness {name} is in the zone of {} ({zone}): what takes that zone takes two votes; move the witness to a third one", m.region)
             }));
         }
-        if self.members.len() % 2 == 1 {
+        if !self.founding_voters().contains(name) {
             warnings
-                .push(format!("{} regions are an odd number and vote by themselves: the witness {name} has no vote", self.members.len()));
+                .push(format!("{} regions have an odd number of votes by themselves: the witness {name} gets none", self.members.len()));
         }
         warnings
     }
