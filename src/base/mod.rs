@@ -11,7 +11,7 @@ mod position;
 mod prng;
 mod time;
 
-pub use gate::WriteGate;
+pub use gate::{WhoWrites, WriteGate};
 pub use ids::{Az, ClusterName, ConnId, CopyId, GroupId, LineageId, MemberId, NameError, RegionName};
 pub use layout::{GROUPS_MAX, Layout, SEGMENT_PAGE_BYTES};
 pub use limits::Limits;

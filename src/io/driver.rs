@@ -6,7 +6,7 @@
 use super::clock;
 use super::copies::{Copies, Drill};
 use super::link::Link;
-use crate::base::{ConnId, CopyId, Instant, RegionName};
+use crate::base::{ConnId, CopyId, Instant, RegionName, WhoWrites};
 use crate::head::embedded::Engine;
 use crate::head::{LogSink, WriteGate};
 use crate::log::Frame;
@@ -19,7 +19,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 /// The published report is at most this old.
 const REPORT_EVERY: Duration = Duration::from_millis(20);
@@ -90,12 +90,33 @@ pub struct Shared {
     pub report: RwLock<Arc<RegionReport>>,
     pub events: Mutex<VecDeque<OperatorEvent>>,
     pub links: RwLock<BTreeMap<ConnId, Link>>,
-    /// The engine writes: SQL on the writer port is served here.
-    pub is_writer: std::sync::atomic::AtomicBool,
-    pub primary: RwLock<Option<RegionName>>,
+    /// Who serves the writer port's statements: sessions that wait for a writer are woken by every change.
+    pub who: watch::Sender<WhoWrites>,
 }
 
 impl Shared {
+    /// The engine writes: statements at the writer port are served here.
+    #[must_use]
+    pub fn is_writer(&self) -> bool {
+        self.who.borrow().here
+    }
+
+    #[must_use]
+    pub fn primary(&self) -> Option<RegionName> {
+        self.who.borrow().primary.clone()
+    }
+
+    fn add_link(&self, conn: ConnId, link: Link) {
+        self.links.write().insert(conn, link);
+        self.who.send_modify(|who| who.links += 1);
+    }
+
+    fn remove_link(&self, conn: ConnId) -> Option<Link> {
+        let link = self.links.write().remove(&conn);
+        self.who.send_modify(|who| who.links += 1);
+        link
+    }
+
     /// A live link to `region`, the newest one.
     #[must_use]
     pub fn link_to(&self, region: &RegionName) -> Option<Link> {
@@ -146,8 +167,7 @@ impl Shared {
             report: RwLock::new(Arc::new(node.report(clock::now(), clock::unix_now()))),
             events: Mutex::new(VecDeque::new()),
             links: RwLock::new(BTreeMap::new()),
-            is_writer: std::sync::atomic::AtomicBool::new(false),
-            primary: RwLock::new(None),
+            who: watch::Sender::new(WhoWrites::default()),
         })
     }
 }
@@ -187,13 +207,13 @@ impl Driver {
     fn take(&mut self, wake: Wake) -> bool {
         let event = match wake {
             Wake::Event(Event::Unlinked { conn, reason }) => {
-                self.shared.links.write().remove(&conn);
+                self.shared.remove_link(conn);
                 Event::Unlinked { conn, reason }
             }
             Wake::Event(event) => event,
             Wake::LinkUp { link, dialled, conn } => {
                 let peer = link.peer().clone();
-                self.shared.links.write().insert(conn, link);
+                self.shared.add_link(conn, link);
                 Event::Linked { conn, peer, dialled }
             }
             Wake::Drill { copy, drill } => {
@@ -223,13 +243,14 @@ impl Driver {
                 Effect::Dial { region } => self.dialler.dial(region),
                 Effect::Send { conn, message } => self.send(conn, &message),
                 Effect::Unlink { conn, reason } => {
-                    if let Some(link) = self.shared.links.write().remove(&conn) {
+                    if let Some(link) = self.shared.remove_link(conn) {
                         link.close(&reason);
                     }
                 }
                 Effect::HeadReset { at } => {
                     self.copies.pages().forget_left();
                     self.engine.reset(at);
+                    self.shared.who.send_modify(|who| who.here = false);
                     self.node.handle(clock::now(), clock::unix_now(), Event::HeadSees { end: at, written_at: None });
                 }
                 Effect::HeadAdvances { vdl, frames } => {
@@ -238,29 +259,29 @@ impl Driver {
                     self.node.handle(clock::now(), clock::unix_now(), Event::HeadSees { end: vdl, written_at });
                 }
                 Effect::HeadWrites { pen } => {
-                    // Opening writes (a new database) and reads pages: not on this thread, which they need.
-                    let (engine, shared, sink) = (Arc::clone(&self.engine), Arc::clone(&self.shared), self.inbox.clone());
-                    std::thread::spawn(move || match engine.open_writer(pen, Arc::new(sink)) {
-                        Ok(()) => shared.is_writer.store(true, std::sync::atomic::Ordering::Release),
-                        Err(e) => {
-                            tracing::error!("the writer cannot be opened: {e}");
-                            std::process::exit(1);
-                        }
-                    });
+                    // Reads no page, so it may be done on this thread, in the order of the effects: a stop that follows at once
+                    // must not be overtaken.
+                    if let Err(e) = self.engine.open_writer(pen, Arc::new(self.inbox.clone())) {
+                        tracing::error!("the writer cannot be opened: {e}");
+                        std::process::exit(1);
+                    }
+                    self.shared.who.send_modify(|who| who.here = true);
                 }
                 Effect::HeadStops { reason } => {
-                    self.shared.is_writer.store(false, std::sync::atomic::Ordering::Release);
                     self.engine.close_writer(reason);
+                    self.shared.who.send_modify(|who| who.here = false);
                 }
                 Effect::Gate(gate) => {
-                    if let WriteGate::Closed { reason } = &gate {
-                        tracing::warn!("writes are stopped: {reason}");
+                    match &gate {
+                        WriteGate::Open => {}
+                        WriteGate::Closed { reason } => tracing::warn!("writes are stopped: {reason}"),
+                        WriteGate::Fenced { reason, .. } => tracing::warn!("the writer port is not served any more: {reason}"),
                     }
                     self.engine.set_gate(gate);
                 }
                 Effect::PrimaryIs(primary) => {
-                    self.shared.primary.write().clone_from(&primary);
-                    self.engine.set_primary(primary.map(|p| p.to_string()));
+                    self.engine.set_primary(primary.as_ref().map(ToString::to_string));
+                    self.shared.who.send_modify(|who| who.primary = primary);
                 }
                 Effect::Places { places } => self.copies.set_places(places),
                 Effect::Retired { slot, place, by } => self.copies.retire(slot, place.as_deref(), &by),

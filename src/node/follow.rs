@@ -5,8 +5,7 @@
 
 use super::report::{LagReport, RegionState};
 use super::{Effect, Identity, Node};
-use crate::base::{ConnId, Instant, Limits, LogEnd, Lsn, Prng, RegionName, UnixMicros};
-use crate::control::ControlState;
+use crate::base::{ConnId, Epoch, Instant, Limits, LogEnd, Lsn, Prng, RegionName, UnixMicros};
 use crate::log::{Flags, Frame};
 use crate::ship::catchup::{RateMeter, estimate_bytes};
 use crate::ship::wire::Control;
@@ -43,8 +42,6 @@ struct Following {
     primary: RegionName,
     receiver: Receiver,
     last_heartbeat: Instant,
-    /// Kept while the control state is on its way to four copies.
-    held_back: Option<Vec<Message>>,
 }
 
 #[derive(Debug)]
@@ -104,6 +101,29 @@ impl Follower {
         }
     }
 
+    /// A later reign's primary: it is dialled at once.
+    pub(super) fn look_for(&mut self, now: Instant, primary: RegionName) {
+        self.known_primary = Some(primary);
+        self.retry = RETRY_MIN;
+        if let Contact::Waiting { until } = &mut self.contact {
+            *until = now;
+        }
+    }
+
+    /// Everything up to this time of the primary's clock is durable here.
+    pub(super) fn covers(&self) -> Option<UnixMicros> {
+        self.lag.covers()
+    }
+
+    /// The link of the conversation with the primary, or with one that may be.
+    pub(super) fn any_conn(&self) -> Option<ConnId> {
+        match &self.contact {
+            Contact::Greeting { conn, .. } => Some(*conn),
+            Contact::Following(f) => Some(f.conn),
+            Contact::Waiting { .. } | Contact::Dialling { .. } => None,
+        }
+    }
+
     /// The link on which this region follows.
     pub(super) fn conn(&self) -> Option<ConnId> {
         if let Contact::Following(f) = &self.contact { Some(f.conn) } else { None }
@@ -152,7 +172,7 @@ impl Follower {
         conn: ConnId,
         who: &Identity,
         appender: &Appender,
-        control: Option<&ControlState>,
+        epoch: Epoch,
     ) -> Option<Message> {
         let Contact::Dialling { region, .. } = &self.contact else { return None };
         self.contact = Contact::Greeting { conn, region: region.clone(), since: now, early: Vec::new() };
@@ -164,7 +184,6 @@ impl Follower {
         let taken = appender.seed_taken();
         self.unfinished = self.unfinished.take().filter(|s| taken == Some((s.base().end, s.steps_taken())));
         let unfinished = self.unfinished.as_ref().map(Seed::unfinished);
-        let epoch = control.map(|c| c.epoch).unwrap_or_default();
         let (cluster, region) = (who.cluster.clone(), who.region.clone());
         Some(Message::Control(Control::Hello(Hello { cluster, region, epoch, layout: who.layout, position, unfinished })))
     }
@@ -274,10 +293,6 @@ impl Follower {
         Some(CatchUpReport { kind, pages_done, pages_total, bytes_done, bytes_total, bytes_per_s, time_left_ms, resumed })
     }
 
-    fn take_held_back(&mut self) -> Option<(ConnId, Vec<Message>)> {
-        if let Contact::Following(f) = &mut self.contact { f.held_back.take().map(|m| (f.conn, m)) } else { None }
-    }
-
     pub(super) fn state(&self, now: Instant, limits: &Limits, appender: &Appender) -> (RegionState, Option<String>) {
         let Contact::Following(f) = &self.contact else {
             return (RegionState::Disconnected, self.last_trouble.clone());
@@ -308,7 +323,7 @@ impl Node {
         self.follower.judge_behind(now);
         let ready = matches!(self.appender.phase(), VolumePhase::Serving | VolumePhase::AwaitingSeed);
         match &self.follower.contact {
-            Contact::Waiting { until } if now >= *until && ready && !self.follower.candidates.is_empty() => {
+            Contact::Waiting { until } if now >= *until && ready && self.roles.is_member() && !self.follower.candidates.is_empty() => {
                 let region = match self.follower.known_primary.take() {
                     Some(primary) if primary != self.who.region => primary,
                     _ => self.follower.candidates[self.follower.next_candidate % self.follower.candidates.len()].clone(),
@@ -348,12 +363,6 @@ impl Node {
         }
         let wall = self.wall;
         let Contact::Following(f) = &mut self.follower.contact else { return };
-        if let Some(held) = &mut f.held_back
-            && !matches!(message, Message::Heartbeat(_))
-        {
-            held.push(message);
-            return;
-        }
         match message {
             Message::Frames(frames) => f.receiver.handle_frames(frames),
             Message::Pages { base, step, pages } => f.receiver.handle_seed_step(base, step, SeedStep::Pages(pages)),
@@ -398,15 +407,18 @@ impl Node {
                     self.effects.push_back(Effect::Unlink { conn, reason });
                     return;
                 }
+                if !self.roles.may_receive(epoch) {
+                    let reason = format!("{region} speaks for epoch {epoch}, and a later one was promised here");
+                    self.follower.last_trouble = Some(reason.clone());
+                    self.follower.next_candidate += 1;
+                    return self.unlink(now, conn, reason);
+                }
                 self.follower.retry = RETRY_MIN;
                 self.follower.last_trouble = None;
                 self.follower.known_primary = Some(primary.clone());
-                let known = ControlState { lineage, epoch, primary: primary.clone(), layout };
-                let news = self.control.as_ref() != Some(&known);
-                if news {
-                    self.appender.put_control(known.encode());
-                    self.control = Some(known);
-                    self.control_pending = true;
+                self.settled();
+                if self.roles.reign.as_ref().is_none_or(|(known, _)| *known < epoch) {
+                    self.roles.reign = Some((epoch, primary.clone()));
                 }
                 let durable = self.follower.durable;
                 let end = *self.appender.end();
@@ -420,9 +432,7 @@ impl Node {
                 self.follower.behind_since = None;
                 let early =
                     if let Contact::Greeting { early, .. } = &mut self.follower.contact { std::mem::take(early) } else { Vec::new() };
-                let held_back = Some(early);
-                self.follower.contact =
-                    Contact::Following(Following { conn, primary: primary.clone(), receiver, last_heartbeat: now, held_back });
+                self.follower.contact = Contact::Following(Following { conn, primary: primary.clone(), receiver, last_heartbeat: now });
                 self.effects.push_back(Effect::PrimaryIs(Some(primary.clone())));
                 let how = if resumes {
                     "the seed goes on".into()
@@ -432,11 +442,11 @@ impl Node {
                     format!("resuming behind {}", self.appender.end())
                 };
                 self.note("primary_connected", format!("{primary}, epoch {epoch}: {how}"));
-                // What was learned of the reign is kept before anything is taken over; then what waited goes on.
-                if !self.control_pending {
-                    self.replay_follower(now);
+                for message in early {
+                    self.follow_received(now, conn, message);
                 }
             }
+            Control::PartsAt { epoch, primary, common, end } => self.parts_at(now, conn, epoch, &primary, common, end),
             Control::NotPrimary { primary, .. } => {
                 self.follower.last_trouble = Some(match &primary {
                     Some(p) => format!("{region} is not the primary and names {p}"),
@@ -453,15 +463,6 @@ impl Node {
                 self.follower.wait(now, RETRY_REFUSED);
             }
             _ => self.unlink(now, conn, "it answered a hello with something else".into()),
-        }
-    }
-
-    /// What came while the control state was on its way to the copies.
-    pub(super) fn replay_follower(&mut self, now: Instant) {
-        if let Some((conn, held)) = self.follower.take_held_back() {
-            for message in held {
-                self.follow_received(now, conn, message);
-            }
         }
     }
 

@@ -6,6 +6,7 @@
 use super::report::{RegionState, SecondaryReport};
 use super::{Effect, Node, Stage};
 use crate::base::{ConnId, Instant, Limits, LogEnd, Lsn, RegionName, Seq, UnixMicros};
+use crate::control::Input;
 use crate::log::{LogOutcome, PagesOutcome, SeedBase};
 use crate::ship::wire::Control;
 use crate::ship::{BEHIND_BYTES, Hello, LagReport, Message, Refusal, Sender, SenderEffect, Start};
@@ -86,6 +87,23 @@ impl Leader {
         Some(region)
     }
 
+    /// This region leads no more: its conversations are over. Returns their links.
+    pub(super) fn step_down(&mut self) -> Vec<ConnId> {
+        let conns = self.senders.keys().copied().collect();
+        *self = Leader::default();
+        conns
+    }
+
+    /// The regions that have everything up to `end` durable and visible there.
+    pub(super) fn has_shown(&self, end: &LogEnd) -> Option<&RegionName> {
+        self.senders.values().find(|s| s.durable().seq >= end.seq && s.visible() >= end.end_lsn).map(Sender::region)
+    }
+
+    /// Durable positions of the secondaries that are connected.
+    pub(super) fn positions(&self) -> impl Iterator<Item = (&RegionName, &LogEnd)> {
+        self.senders.values().map(|s| (s.region(), s.durable()))
+    }
+
     pub(super) fn report(&self, now: Instant, limits: &Limits, vdl: &LogEnd) -> Vec<SecondaryReport> {
         let mut out = Vec::new();
         for (region, known) in &self.known {
@@ -148,7 +166,7 @@ impl Node {
             return self.refuse(conn, refusal, peer);
         }
         let Some(lineage) = self.appender.lineage().filter(|_| matches!(self.stage, Stage::Leading)) else {
-            let primary = self.control.as_ref().map(|c| c.primary.clone()).filter(|p| *p != self.who.region);
+            let primary = self.roles.reign.as_ref().map(|(_, p)| p.clone()).filter(|p| *p != self.who.region);
             let message = Message::Control(Control::NotPrimary { primary, epoch: self.epoch() });
             self.effects.push_back(Effect::Send { conn, message });
             return;
@@ -165,6 +183,12 @@ impl Node {
         let log_from = self.appender.log_from();
         match Sender::greet(hello, lineage, self.appender.history(), &vdl, log_from, self.limits.clone(), now) {
             Err(refusal) => self.refuse(conn, refusal, peer),
+            Ok((_, Start::Rewind { common, end })) => {
+                self.note("secondary_parts", format!("{peer}: its log goes on behind seq {common} otherwise than this one; it is to go back there"));
+                let (epoch, primary) = (self.epoch(), self.who.region.clone());
+                let parts = Control::PartsAt { epoch, primary, common, end };
+                self.effects.push_back(Effect::Send { conn, message: Message::Control(parts) });
+            }
             Ok((sender, start)) => {
                 // The same region on an older link: that one is dead, its process came back faster than the timeout.
                 let older: Vec<ConnId> = self.leader.senders.iter().filter(|(_, s)| s.region() == peer).map(|(c, _)| *c).collect();
@@ -174,7 +198,7 @@ impl Node {
                 let how = match start {
                     Start::Seed => "new and empty, to be seeded".into(),
                     Start::ResumedSeed => "in the middle of a seed, which resumes".into(),
-                    Start::Log => format!("resumes behind {}", sender.received()),
+                    Start::Log | Start::Rewind { .. } => format!("resumes behind {}", sender.received()),
                 };
                 let seed_pages_sent = self.leader.known.get(peer).map_or(0, |k| k.seed_pages_sent);
                 self.note("secondary_connected", format!("{peer}: {how}"));
@@ -215,6 +239,11 @@ impl Node {
     pub(super) fn lead_received(&mut self, now: Instant, conn: ConnId, message: Message) {
         let vdl = *self.appender.vdl();
         let wall = self.wall;
+        let Some(sender) = self.leader.senders.get_mut(&conn) else { return };
+        if let Message::Control(Control::Progress { durable, .. }) = &message {
+            let (region, durable) = (sender.region().clone(), *durable);
+            self.tell(now, Input::Secondary { region, durable });
+        }
         let Some(sender) = self.leader.senders.get_mut(&conn) else { return };
         match message {
             Message::Control(Control::Progress { received, durable, visible }) => {

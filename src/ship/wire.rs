@@ -82,6 +82,14 @@ pub enum Control {
         durable: LogEnd,
         visible: Lsn,
     },
+    /// The primary's answer to a log that goes on behind `common` otherwise than its own, which a later epoch wrote: what lies
+    /// beyond is to be archived and cut, then to say hello again. `end`: the position at `common`, when it ends a term of the primary's.
+    PartsAt {
+        epoch: Epoch,
+        primary: RegionName,
+        common: Seq,
+        end: Option<LogEnd>,
+    },
 }
 
 /// Who wants to follow, from where.

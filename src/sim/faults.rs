@@ -61,7 +61,7 @@ impl World {
             return Ok(());
         };
         // The primary is half of what can go wrong.
-        let r = if self.faults.chance(500_000) { 0 } else { self.pick(self.regions.len()) };
+        let r = if self.faults.chance(500_000) { self.primary() } else { self.pick(self.regions.len()) };
         let copy = CopyId(u8::try_from(self.faults.below(6)).expect("BUG: six copies"));
         // Nothing is drawn where there is nothing to choose.
         let groups = u64::from(self.plan.layout.groups);
@@ -213,31 +213,32 @@ impl World {
     /// A zone is stopped: commits go on. One copy more: nothing is acknowledged, nothing is lost. Back: they resume.
     pub(super) fn drill(&mut self) -> Checked {
         self.writing = true;
+        let p = self.primary();
         let zone = self.pick(3) * 2;
         for group in self.plan.layout.all_groups() {
-            self.hold(0, MemberId { group, copy: CopyId::all()[zone] });
-            self.hold(0, MemberId { group, copy: CopyId::all()[zone + 1] });
+            self.hold(p, MemberId { group, copy: CopyId::all()[zone] });
+            self.hold(p, MemberId { group, copy: CopyId::all()[zone + 1] });
         }
         self.say(|| "drill: a zone is stopped".into());
         let before = self.counts.writes;
-        if !self.until(self.now + 10_000 * MS, |w| Ok(w.regions[0].head.acknowledged_write > before))? {
+        if !self.until(self.now + 10_000 * MS, |w| Ok(w.regions[p].head.acknowledged_write > before))? {
             return Err(format!("a zone is stopped and commits do not go on: {}", self.describe()));
         }
         // In one group: that is enough to stop all commits.
         let group = GroupId(self.plan.layout.groups - 1);
-        self.hold(0, MemberId { group, copy: CopyId::all()[(zone + 2) % 6] });
+        self.hold(p, MemberId { group, copy: CopyId::all()[(zone + 2) % 6] });
         self.say(|| "drill: a third copy is stopped".into());
         self.until(self.now + 500 * MS, |_| Ok(false))?;
-        let (acknowledged, committed) = (self.regions[0].head.acknowledged_write, *self.truth.committed());
+        let (acknowledged, committed) = (self.regions[p].head.acknowledged_write, *self.truth.committed());
         self.until(self.now + 1500 * MS, |_| Ok(false))?;
-        if self.regions[0].head.acknowledged_write != acknowledged || *self.truth.committed() != committed {
+        if self.regions[p].head.acknowledged_write != acknowledged || *self.truth.committed() != committed {
             return Err("three copies are stopped and a commit was acknowledged".into());
         }
-        if self.regions[0].head.gate_open || self.regions[0].head.gate_reason.is_empty() {
+        if self.regions[p].head.gate_open || self.regions[p].head.gate_reason.is_empty() {
             return Err("three copies are stopped and the head may still begin writes".into());
         }
         for c in self.members() {
-            self.release(0, c);
+            self.release(p, c);
         }
         self.say(|| "drill: all copies are back".into());
         self.converge()

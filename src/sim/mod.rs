@@ -11,6 +11,7 @@ pub mod disk;
 mod faults;
 mod mutants;
 mod network;
+mod operator;
 mod plan;
 pub mod proof;
 mod recovery;

@@ -128,6 +128,17 @@ pub(super) enum What {
         lane: Lane,
         bytes: Bytes,
     },
+    /// Between the control cores of two members.
+    MemberHears {
+        from: usize,
+        to: usize,
+        bytes: Bytes,
+    },
+    /// The head looks whether it is drained.
+    Drain {
+        region: usize,
+        incarnation: u64,
+    },
     PartitionEnds {
         pair: (usize, usize),
         number: u64,
@@ -165,6 +176,9 @@ pub struct Counts {
     pub replacements: u64,
     pub replacements_cancelled: u64,
     pub replacements_finished: u64,
+    pub reigns: u64,
+    pub switchovers: u64,
+    pub failovers: u64,
 }
 
 #[derive(Default)]
@@ -203,6 +217,8 @@ pub(super) struct World {
     pub faults: Prng,
     pub operator: Prng,
     pub work: Prng,
+    /// Operations that ended well.
+    pub ops_done: std::collections::BTreeSet<u128>,
     /// The first phase: faults happen.
     pub stormy: bool,
     pub writing: bool,
@@ -227,6 +243,7 @@ impl World {
             faults: prng.fork("faults"),
             work: prng.fork("work"),
             operator: prng.fork("operator"),
+            ops_done: std::collections::BTreeSet::new(),
             stormy: true,
             writing: true,
             plan,
@@ -248,6 +265,11 @@ impl World {
     /// The copies of every region: six for each protection group.
     pub(super) fn members(&self) -> impl Iterator<Item = MemberId> + use<> {
         MemberId::all(self.plan.layout.groups)
+    }
+
+    /// The region whose epoch is open.
+    pub(super) fn primary(&self) -> usize {
+        self.truth.writer_of(self.truth.epoch()).unwrap_or(0)
     }
 
     pub(super) fn after(&mut self, ns: u64, what: What) {
@@ -362,6 +384,8 @@ impl World {
             What::Unlinked { conn, side, reason } => self.unlinked(conn, side, reason),
             What::ControlArrives { conn, to } => self.control_arrives(conn, to),
             What::Arrives { conn, to, lane, bytes } => self.arrives(conn, to, lane, &bytes),
+            What::MemberHears { from, to, bytes } => self.member_hears(from, to, &bytes),
+            What::Drain { region, incarnation } => self.drain_head(region, incarnation),
             What::PartitionEnds { pair, number } => {
                 self.partition_ends(pair, number);
                 Ok(())
@@ -399,5 +423,7 @@ fn kind(what: &What) -> u64 {
         What::SilenceFound { .. } => 24,
         What::Release { .. } => 25,
         What::Replace => 26,
+        What::MemberHears { .. } => 27,
+        What::Drain { .. } => 28,
     }
 }

@@ -11,7 +11,6 @@ use crate::io::link::Link;
 use quinn::{RecvStream, SendStream};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
@@ -43,7 +42,7 @@ pub async fn route_instance(
     shared: Arc<Shared>,
     stopping: watch::Receiver<bool>,
 ) {
-    let on = |incoming| hand(if shared.is_writer.load(Ordering::Acquire) { &writer } else { &reader }, incoming);
+    let on = |incoming| hand(if shared.is_writer() { &writer } else { &reader }, incoming);
     pg::accept(listener, stopping, on).await;
 }
 
@@ -56,7 +55,7 @@ pub async fn route_writer(
     stopping: watch::Receiver<bool>,
 ) {
     pg::accept(listener, stopping, |(stream, addr)| {
-        if shared.is_writer.load(Ordering::Acquire) {
+        if shared.is_writer() {
             hand(&here, (stream, addr));
         } else {
             tokio::spawn(forward(stream, Arc::clone(&shared), own.clone()));
@@ -67,7 +66,7 @@ pub async fn route_writer(
 
 /// Joins a client to the primary's writer port.
 async fn forward(stream: TcpStream, shared: Arc<Shared>, own: RegionName) {
-    let primary = shared.primary.read().clone();
+    let primary = shared.primary();
     let opened = match primary.as_ref().filter(|p| **p != own) {
         None => Err("this region knows of no primary yet".to_owned()),
         Some(primary) => match shared.link_to(primary) {

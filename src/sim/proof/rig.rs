@@ -359,7 +359,7 @@ impl Rig {
         self.control_asked += 1;
         self.control = self.control_asked.to_le_bytes().to_vec();
         self.control.resize(8 + usize::try_from(self.prng.below(40)).expect("BUG: a small number"), 7);
-        self.appender.put_control(self.control.clone());
+        self.appender.put_control(self.control.clone(), true);
     }
 
     // ---- one thing at a time ---------------------------------------------------------------------------------------

@@ -137,6 +137,8 @@ fn identity() -> Identity {
         region: region.clone(),
         founder: region.clone(),
         members: vec![region],
+        witness: None,
+        control: crate::control::Settings::default(),
         version: "sim".into(),
         layout: Layout::default(),
     }

@@ -25,7 +25,7 @@ use crate::base::{
     CopyId, Epoch, Generation, GroupId, Instant, Layout, Limits, LineageId, LogEnd, Lsn, MemberId, Pace, PageNo, Prng, Seq, TimelineId,
     UnixMicros,
 };
-use crate::log::{ControlFrame, FRAME_HEADER_BYTES, Frame, History, LogOutcome, PagesOutcome, Pen, SeedBase};
+use crate::log::{ControlFrame, FRAME_HEADER_BYTES, Frame, History, LogOutcome, PagesOutcome, Pen, Reign, SeedBase};
 use crate::volume::agreement::{self, Choice};
 use crate::volume::membership::{Incarnation, Membership};
 use crate::volume::message::{CopyReply, CopyRequest, CopyState, Damage};
@@ -82,9 +82,9 @@ pub enum AppenderEffect {
         vdl: LogEnd,
     },
     ControlDurable,
-    /// Where the copies live by the record in force; `None`: where the configuration says.
+    /// Where those slots live by the membership; `None`: where the configuration says.
     Places {
-        places: [Option<String>; 6],
+        places: BTreeMap<CopyId, Option<String>>,
     },
     /// The directories of `slot` in `place` have left the volume for good; those of `by` (one for each group) have the slot.
     Retired {
@@ -306,8 +306,10 @@ pub struct Appender {
     prng: Prng,
     pub(super) generation: Generation,
     phase: VolumePhase,
-    /// Another region is the primary: see `recovery::choose`.
+    /// Another region founds, so that this one may be seeded anew as long as it never wrote: see `recovery::choose`.
     reseedable: bool,
+    /// This region wrote and was not followed up since: kept beside the control state.
+    holds_commits: Option<bool>,
     /// The wall clock's second in which this incarnation began: see `generation_above`.
     began_s: u64,
     /// Copies that promised a newer generation to somebody else.
@@ -434,6 +436,7 @@ impl Appender {
             generation: Generation(0),
             phase: VolumePhase::Recovering,
             reseedable,
+            holds_commits: None,
             // Bounded, so that a clock from the far future leaves room above.
             began_s: (wall.0 / 1_000_000).min(1 << 34),
             refused_by: vec![false; members],
@@ -733,6 +736,27 @@ impl Appender {
         Pen::new(epoch, self.generation, self.end, self.limits.frame_payload_bytes_max)
     }
 
+    /// Goes on as the primary of a new epoch: cuts everything behind the reign's base by the reign's first frame, also what became pages
+    /// (copies that have such are rewound, and what is cut stays as an archive). Returns the pen; nothing it writes is durable before
+    /// that frame is.
+    ///
+    /// # Panics
+    /// When recovery has not chosen a log, when the base is not on it, or when the epoch is not newer than all of it.
+    pub fn lead_epoch(&mut self, now: Instant, wall: UnixMicros, epoch: Epoch, reign: Reign) -> Pen {
+        assert_eq!(self.phase, VolumePhase::Chosen, "BUG: lead before recovery chose a log");
+        let base = reign.base;
+        let ours = base.seq <= self.end.seq && base != LogEnd::EMPTY && self.history.contains(&base);
+        assert!(ours && Some(reign.lineage) == self.lineage, "BUG: {base} is not on the log that ends at {}", self.end);
+        assert!(epoch > self.end.epoch, "BUG: epoch {epoch} does not outrank {}", self.end);
+        let start = ControlFrame::Reign(reign).encode(&base, epoch, self.generation, wall);
+        self.end = base;
+        self.history.cut_from(base.seq.next());
+        self.vdl = LogEnd::EMPTY;
+        self.push(start);
+        self.serve(now);
+        Pen::new(epoch, self.generation, self.end, self.limits.frame_payload_bytes_max)
+    }
+
     /// Founds a new global cluster on empty copies, or once more where a founding stopped half-way over the groups.
     ///
     /// # Panics
@@ -745,6 +769,31 @@ impl Appender {
         self.push(ControlFrame::EpochStart { lineage }.encode(&LogEnd::EMPTY, epoch, self.generation, wall));
         self.serve(now);
         Pen::new(epoch, self.generation, self.end, self.limits.frame_payload_bytes_max)
+    }
+
+    /// Begins a reign behind the end of a log that this process holds already: as a secondary, all of it durable. Its generation is the
+    /// one that the copies promised, so nobody else can append. Returns the pen; nothing it writes is durable before the first frame is.
+    ///
+    /// # Panics
+    /// When the log's end is not durable, or is not the reign's base.
+    pub fn begin_reign(&mut self, now: Instant, wall: UnixMicros, epoch: Epoch, reign: Reign) -> Pen {
+        assert!(self.phase == VolumePhase::Serving && self.vdl == self.end, "BUG: a reign behind what is not durable");
+        assert!(reign.base == self.end && epoch > self.end.epoch, "BUG: epoch {epoch} behind {}", self.end);
+        let start = ControlFrame::Reign(reign).encode(&self.end, epoch, self.generation, wall);
+        self.append(now, vec![start]);
+        self.pen(epoch)
+    }
+
+    /// A pen that goes on at the log's end. There is no other one, or it was given back.
+    #[must_use]
+    pub fn pen(&self, epoch: Epoch) -> Pen {
+        Pen::new(epoch, self.generation, self.end, self.limits.frame_payload_bytes_max)
+    }
+
+    /// Which incarnation of this region's process appends.
+    #[must_use]
+    pub fn generation(&self) -> Generation {
+        self.generation
     }
 
     /// Goes on as a secondary behind the log that was chosen.
@@ -777,9 +826,10 @@ impl Appender {
         }
     }
 
-    /// Keeps `control` on the six copies of group 0; `ControlDurable` when four have it.
-    pub fn put_control(&mut self, control: Vec<u8>) {
+    /// Keeps `control` on the six copies of group 0; `ControlDurable` when four have it. `holds_commits`: what lies here may lie nowhere else.
+    pub fn put_control(&mut self, control: Vec<u8>, holds_commits: bool) {
         self.node_control = control;
+        self.holds_commits = Some(holds_commits);
         if self.membership.is_none() {
             self.membership = self.membership_of_all();
         }
@@ -838,6 +888,8 @@ impl Appender {
                 peer.seed_step = None;
                 peer.seed_said = None;
                 self.set_health(copy, CopyHealth::Seeding);
+            } else {
+                peer.acked = LogEnd::EMPTY;
             }
             self.feed_seed(now, copy);
         }

@@ -5,6 +5,11 @@ use super::*;
 impl Appender {
     /// Rebuilds a copy from its peers: pages at the VDL, then the log. Writes go on meanwhile.
     pub(super) fn repair(&mut self, now: Instant, copy: MemberId) {
+        // What is still being read for it was asked for by what ends here: pages of an earlier rebuilding would count as the first of
+        // this one, and a log that was trimmed would begin it once more (seed 1785704779).
+        self.drop_reads_of(copy);
+        let peer = &mut self.peers[copy.index()];
+        (peer.reading, peer.splice, peer.diverged) = (None, None, None);
         let at = if self.vdl == LogEnd::EMPTY { self.known_durable[copy.group.index()] } else { self.vdl };
         let (Some(lineage), true) = (self.lineage, at != LogEnd::EMPTY) else {
             // Nothing to copy from yet; the timer comes back.

@@ -89,7 +89,7 @@ impl Copy {
                 if self.tail() == LogEnd::EMPTY
                     && let Some(first) = frames.get(held)
                 {
-                    let Ok(ControlFrame::EpochStart { lineage }) = ControlFrame::decode(first) else { return Ok(false) };
+                    let Some(lineage) = ControlFrame::founding(first) else { return Ok(false) };
                     self.wal.set_lineage(lineage);
                 }
                 self.pending.extend(frames.into_iter().skip(held));
@@ -187,7 +187,7 @@ impl Copy {
         }
         // The first frame of a lineage is only replaced when another founding outranks one that never became durable.
         if before == LogEnd::EMPTY {
-            let Ok(ControlFrame::EpochStart { lineage }) = ControlFrame::decode(&frames[at]) else { return Ok(false) };
+            let Some(lineage) = ControlFrame::founding(&frames[at]) else { return Ok(false) };
             self.wal.set_lineage(lineage);
         }
         let rest = frames.split_off(at + newer + 1);

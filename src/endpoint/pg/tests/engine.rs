@@ -115,7 +115,7 @@ fn run(c: &Connection, sql: &str, params: &[Value], reply: oneshot::Sender<Resul
             return Ok(());
         }
         let (to, rows) = mpsc::channel(2);
-        let _ = reply.take().expect("once").send(Ok(Outcome::Rows { columns: columns(&s), rows }));
+        let _ = reply.take().expect("once").send(Ok(Outcome::Rows { columns: columns(&s), rows: crate::head::sql::RowStream::new(rows) }));
         stream = Some(to.clone());
         let width = s.column_count();
         let mut found = s.raw_query();
