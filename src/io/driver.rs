@@ -7,6 +7,7 @@ use super::clock;
 use super::copies::{Copies, Drill};
 use super::link::Link;
 use crate::base::{ConnId, CopyId, Instant, RegionName, WhoWrites};
+use crate::control::{ControlMessage, ControlView, Ledger};
 use crate::head::embedded::Engine;
 use crate::head::{LogSink, WriteGate};
 use crate::log::Frame;
@@ -92,6 +93,9 @@ pub struct Shared {
     pub links: RwLock<BTreeMap<ConnId, Link>>,
     /// Who serves the writer port's statements: sessions that wait for a writer are woken by every change.
     pub who: watch::Sender<WhoWrites>,
+    /// The control core, and what it knows of operations and failovers; `None` before recovery is over.
+    pub control: RwLock<Option<Arc<ControlView>>>,
+    pub ledger: RwLock<Arc<Ledger>>,
 }
 
 impl Shared {
@@ -124,6 +128,11 @@ impl Shared {
     }
 }
 
+/// Carries what the control core says to other members; may drop it.
+pub trait Members: Send + 'static {
+    fn send(&self, to: &RegionName, message: &ControlMessage);
+}
+
 /// Asks for a link to a region; the answer comes as an event.
 pub trait Dialler: Send + 'static {
     fn dial(&self, region: RegionName);
@@ -137,6 +146,7 @@ pub struct Driver {
     engine: Arc<Engine>,
     shared: Arc<Shared>,
     dialler: Box<dyn Dialler>,
+    members: Box<dyn Members>,
     reported_at: Instant,
 }
 
@@ -168,14 +178,26 @@ impl Shared {
             events: Mutex::new(VecDeque::new()),
             links: RwLock::new(BTreeMap::new()),
             who: watch::Sender::new(WhoWrites::default()),
+            control: RwLock::new(None),
+            ledger: RwLock::new(Arc::new(Ledger::default())),
         })
     }
 }
 
 impl Driver {
     #[must_use]
-    pub fn new(node: Node, queue: Queue, copies: Copies, engine: Arc<Engine>, shared: Arc<Shared>, dialler: Box<dyn Dialler>) -> Driver {
-        Driver { node, inbox: queue.inbox, rx: queue.rx, copies, engine, shared, dialler, reported_at: Instant::ZERO }
+    pub fn new(
+        node: Node,
+        queue: Queue,
+        copies: Copies,
+        engine: Arc<Engine>,
+        shared: Arc<Shared>,
+        dialler: Box<dyn Dialler>,
+        members: Box<dyn Members>,
+    ) -> Driver {
+        // Nothing is answered before the control core holds a lease.
+        engine.set_lease(Instant::ZERO);
+        Driver { node, inbox: queue.inbox, rx: queue.rx, copies, engine, shared, dialler, members, reported_at: Instant::ZERO }
     }
 
     /// Until [`Inbox::stop`].
@@ -271,6 +293,18 @@ impl Driver {
                     self.engine.close_writer(reason);
                     self.shared.who.send_modify(|who| who.here = false);
                 }
+                Effect::ToMember { to, message } => self.members.send(&to, &message),
+                Effect::Lease { until } => self.engine.set_lease(until),
+                Effect::HeadDrain { op, deadline } => {
+                    let inbox = self.inbox.clone();
+                    self.engine.drain(deadline, move |drained| {
+                        tracing::info!(rolled_back = drained.rolled_back, unanswered = drained.unanswered, "the writer is drained");
+                        inbox.send(Event::HeadDrained { op });
+                    });
+                }
+                Effect::HeadUndrain => self.engine.undrain(),
+                Effect::OpMoved(op) => tracing::info!(op = %op.order.id, by = %op.by, "an operation moved on: {:?}", op.state),
+                Effect::Failover(record) => tracing::info!(op = %record.op, complete = record.complete, "a failover is recorded"),
                 Effect::Gate(gate) => {
                     match &gate {
                         WriteGate::Open => {}
@@ -324,6 +358,12 @@ impl Driver {
         self.node.handle(now, clock::unix_now(), Event::HeadPins { oldest: self.engine.oldest_pin() });
         self.flush();
         self.copies.set_serving(self.node.rebuilds_copies());
+        *self.shared.control.write() = self.node.control_view(now).map(Arc::new);
+        if let Some(ledger) = self.node.ledger()
+            && **self.shared.ledger.read() != *ledger
+        {
+            *self.shared.ledger.write() = Arc::new(ledger.clone());
+        }
         *self.shared.report.write() = Arc::new(self.node.report(now, clock::unix_now()));
     }
 }

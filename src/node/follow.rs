@@ -166,16 +166,23 @@ impl Follower {
     }
 
     /// The first word on a link that this side dialled.
-    pub(super) fn hello(
+    pub(super) fn hello(&mut self, now: Instant, conn: ConnId, who: &Identity, appender: &Appender, epoch: Epoch) -> Option<Message> {
+        let Contact::Dialling { region, .. } = &self.contact else { return None };
+        let region = region.clone();
+        Some(self.hello_on(now, conn, region, who, appender, epoch))
+    }
+
+    /// The first word of a conversation, on a link that is there.
+    pub(super) fn hello_on(
         &mut self,
         now: Instant,
         conn: ConnId,
+        region: RegionName,
         who: &Identity,
         appender: &Appender,
         epoch: Epoch,
-    ) -> Option<Message> {
-        let Contact::Dialling { region, .. } = &self.contact else { return None };
-        self.contact = Contact::Greeting { conn, region: region.clone(), since: now, early: Vec::new() };
+    ) -> Message {
+        self.contact = Contact::Greeting { conn, region, since: now, early: Vec::new() };
         let position = match (appender.phase(), appender.lineage()) {
             (VolumePhase::Serving, Some(lineage)) => Some(Position { lineage, end: *appender.end(), history: appender.history().clone() }),
             _ => None,
@@ -185,7 +192,7 @@ impl Follower {
         self.unfinished = self.unfinished.take().filter(|s| taken == Some((s.base().end, s.steps_taken())));
         let unfinished = self.unfinished.as_ref().map(Seed::unfinished);
         let (cluster, region) = (who.cluster.clone(), who.region.clone());
-        Some(Message::Control(Control::Hello(Hello { cluster, region, epoch, layout: who.layout, position, unfinished })))
+        Message::Control(Control::Hello(Hello { cluster, region, epoch, layout: who.layout, position, unfinished }))
     }
 
     /// The link is gone. The primary's name when this ended a following.
@@ -383,7 +390,8 @@ impl Node {
                 self.effects.push_back(Effect::Send { conn, message: Message::HeartbeatReply(reply) });
             }
             Message::Control(Control::Welcome { .. }) => {} // it came twice
-            Message::Control(_) | Message::HeartbeatReply(_) => {
+            Message::HeartbeatReply(_) | Message::Control(Control::Progress { .. } | Control::SeedStored { .. }) => {} // as above
+            Message::Control(_) => {
                 return self.unlink(now, conn, "the primary sent what only a secondary sends".into());
             }
         }
@@ -462,6 +470,8 @@ impl Node {
                 self.unlink(now, conn, "refused".into());
                 self.follower.wait(now, RETRY_REFUSED);
             }
+            // What it said while it followed this region, on the same link.
+            Control::Progress { .. } | Control::SeedStored { .. } => {}
             _ => self.unlink(now, conn, "it answered a hello with something else".into()),
         }
     }

@@ -87,21 +87,14 @@ impl Leader {
         Some(region)
     }
 
-    /// This region leads no more: its conversations are over. Returns their links.
-    pub(super) fn step_down(&mut self) -> Vec<ConnId> {
-        let conns = self.senders.keys().copied().collect();
+    /// This region leads no more: its conversations are over.
+    pub(super) fn step_down(&mut self) {
         *self = Leader::default();
-        conns
     }
 
     /// The regions that have everything up to `end` durable and visible there.
     pub(super) fn has_shown(&self, end: &LogEnd) -> Option<&RegionName> {
         self.senders.values().find(|s| s.durable().seq >= end.seq && s.visible() >= end.end_lsn).map(Sender::region)
-    }
-
-    /// Durable positions of the secondaries that are connected.
-    pub(super) fn positions(&self) -> impl Iterator<Item = (&RegionName, &LogEnd)> {
-        self.senders.values().map(|s| (s.region(), s.durable()))
     }
 
     pub(super) fn report(&self, now: Instant, limits: &Limits, vdl: &LogEnd) -> Vec<SecondaryReport> {
@@ -184,7 +177,10 @@ impl Node {
         match Sender::greet(hello, lineage, self.appender.history(), &vdl, log_from, self.limits.clone(), now) {
             Err(refusal) => self.refuse(conn, refusal, peer),
             Ok((_, Start::Rewind { common, end })) => {
-                self.note("secondary_parts", format!("{peer}: its log goes on behind seq {common} otherwise than this one; it is to go back there"));
+                self.note(
+                    "secondary_parts",
+                    format!("{peer}: its log goes on behind seq {common} otherwise than this one; it is to go back there"),
+                );
                 let (epoch, primary) = (self.epoch(), self.who.region.clone());
                 let parts = Control::PartsAt { epoch, primary, common, end };
                 self.effects.push_back(Effect::Send { conn, message: Message::Control(parts) });
@@ -252,6 +248,8 @@ impl Node {
             Message::Control(Control::SeedStored { base, step }) => sender.handle_seed_stored(now, base, step, &vdl),
             Message::HeartbeatReply(reply) => sender.handle_heartbeat_reply(now, wall, reply, &vdl),
             Message::Control(Control::Hello(_)) => {} // it came twice
+            // What it shipped while it was the primary.
+            Message::Frames(_) | Message::Pages { .. } | Message::Heartbeat(_) => return,
             other => {
                 let what = format!("a secondary sent what only a primary sends: {:?}", other.lane());
                 self.unlink(now, conn, what);

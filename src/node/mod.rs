@@ -72,10 +72,9 @@ pub enum Event {
     ClockBroke {
         reason: String,
     },
-    /// The head's answer to [`Effect::HeadDrain`]: it gave its pen back, and every commit that it will acknowledge has been.
+    /// The head's answer to [`Effect::HeadDrain`]: it writes nothing before `HeadUndrain`, and every commit that it will acknowledge has been.
     HeadDrained {
         op: OpId,
-        outcome: Result<(), String>,
     },
     /// The head's frames, in the order of its pen.
     Submitted {
@@ -119,12 +118,7 @@ pub enum Effect {
     Lease {
         until: Instant,
     },
-    /// No more of either from now on. `next`: where writers go, when it is known.
-    LeaseLost {
-        reason: String,
-        next: Option<RegionName>,
-    },
-    /// Begin no write transaction; those that run may finish until the deadline. Then the pen is given back: `HeadDrained`.
+    /// Begin no write transaction; those that run may finish until the deadline. `HeadDrained` when nothing runs and all is answered.
     HeadDrain {
         op: OpId,
         deadline: Instant,
@@ -221,6 +215,8 @@ pub struct Node {
     leader: Leader,
     follower: Follower,
     links: BTreeMap<ConnId, RegionName>,
+    /// When something last came on a link.
+    heard: BTreeMap<ConnId, Instant>,
     /// Who asked for a read of the log or of pages: (connection, what its tag stands for).
     reads: BTreeMap<u64, ConnId>,
     next_tag: u64,
@@ -250,6 +246,7 @@ impl Node {
             roles: Roles::default(),
             appender,
             links: BTreeMap::new(),
+            heard: BTreeMap::new(),
             reads: BTreeMap::new(),
             next_tag: 1,
             oldest_pin: Lsn(u64::MAX),
@@ -284,7 +281,7 @@ impl Node {
             Event::Member { from, message } => self.tell(now, Input::Message { from, message }),
             Event::Order(order) => self.tell(now, Input::Order(order)),
             Event::ClockBroke { reason } => self.tell(now, Input::ClockBroke { reason }),
-            Event::HeadDrained { op, outcome } => self.head_drained(now, op, outcome),
+            Event::HeadDrained { op } => self.tell(now, Input::Drained { op }),
             Event::CopyOpened { copy, promised } => self.appender.copy_opened(now, copy, promised),
             Event::CopyLost { copy, reason } => self.appender.copy_lost(now, copy, reason),
             Event::CopyReplied { copy, reply } => self.appender.handle_reply(now, copy, reply),
@@ -363,15 +360,14 @@ impl Node {
                 AppenderEffect::QuorumLost { reason } => {
                     self.note("quorum_lost", format!("writes are stopped: {reason}. They resume by themselves when a copy returns"));
                     // Whoever shows it says first that writes are stopped.
-                    let sentence = format!("{reason}; writes resume by themselves when a copy returns");
-                    self.reason = Some(sentence.clone());
-                    self.effects.push_back(Effect::Gate(WriteGate::Closed { reason: sentence }));
+                    self.roles.quorum_lost = Some(format!("{reason}; writes resume by themselves when a copy returns"));
+                    self.say_gate();
                 }
                 AppenderEffect::QuorumRegained => {
-                    if self.reason.take().is_some() {
+                    if self.roles.quorum_lost.take().is_some() {
                         self.note("quorum_regained", "four copies take writes again".into());
                     }
-                    self.effects.push_back(Effect::Gate(WriteGate::Open));
+                    self.say_gate();
                 }
                 AppenderEffect::CopyChanged { copy, health } => self.copy_changed(copy, &health),
                 AppenderEffect::Fenced { promised } => {
@@ -616,6 +612,7 @@ impl Node {
 
     fn unlinked(&mut self, now: Instant, conn: ConnId, reason: &str) {
         self.links.remove(&conn);
+        self.heard.remove(&conn);
         self.reads.retain(|_, c| *c != conn);
         if let Some(region) = self.leader.unlinked(now, self.wall, conn) {
             self.note("secondary_disconnected", format!("{region}: {reason}"));
@@ -632,6 +629,7 @@ impl Node {
 
     fn received(&mut self, now: Instant, conn: ConnId, message: Message) {
         let Some(peer) = self.links.get(&conn).cloned() else { return };
+        self.heard.insert(conn, now);
         if self.leader.has(conn) {
             self.lead_received(now, conn, message);
         } else if self.follower.is_on(conn) {
@@ -717,7 +715,7 @@ impl Node {
         };
         let (state, reason) = match &self.stage {
             Stage::Leading if self.appender.has_quorum() && now < self.lease_until() => (RegionState::Writable, None),
-            Stage::Leading => (RegionState::Fenced, self.reason.clone()),
+            Stage::Leading => (RegionState::Fenced, self.roles.stopped().or_else(|| Some("it waits for its lease".into()))),
             Stage::Halted { reason } => (RegionState::Fenced, Some(reason.clone())),
             Stage::Following => self.follower.state(now, &self.limits, &self.appender),
             Stage::Recovering | Stage::Founding { .. } | Stage::Opening { .. } | Stage::Closed { .. } | Stage::Pending => {

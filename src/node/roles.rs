@@ -8,7 +8,7 @@
 //! counts was kept before it was said.
 
 use super::{Effect, Node, Stage};
-use crate::base::{ConnId, Epoch, Instant, LogEnd, RegionName, Seq};
+use crate::base::{ConnId, Epoch, Instant, LogEnd, RegionName, Seq, WriteGate};
 use crate::control::{Control, ControlState, ControlView, EpochEntry, Input, LogPosition, OpId, Output, Promotion, VoterState, Who};
 use crate::log::{ControlFrame, Pen, Reign};
 use crate::volume::VolumePhase;
@@ -16,6 +16,8 @@ use std::time::Duration;
 
 /// A write through the new primary must be seen in a secondary within this.
 const VERIFY_WITHIN: Duration = Duration::from_secs(10);
+/// A link on which something came within this is alive.
+const LIVE_WITHIN: Duration = Duration::from_secs(1);
 
 /// How a recovery in the midst of a process's life goes on.
 #[derive(Clone, Debug)]
@@ -40,8 +42,10 @@ pub(super) struct Roles {
     pen: Option<(Pen, LogEnd)>,
     /// The first frame of this region's reign.
     start: LogEnd,
-    /// The head gave its pen back.
-    drained: bool,
+    /// The lease is over: why, and where writers go.
+    fence: Option<(String, Option<RegionName>)>,
+    /// Too few copies take writes: a sentence.
+    pub(super) quorum_lost: Option<String>,
     sealing: Option<(OpId, LogEnd)>,
     verifying: Option<(OpId, LogEnd, Instant)>,
     /// What lies here may lie beyond the base of a later reign: readers are shown nothing of it before that is known.
@@ -70,9 +74,17 @@ impl Roles {
         core.into_iter().chain(self.verifying.as_ref().map(|(_, _, until)| *until)).min()
     }
 
-    /// The reign that begins here waits for its first frame or its majority.
-    pub(super) fn is_beginning(&self) -> bool {
-        self.pen.is_some()
+    /// Why this region's reign may not write now.
+    pub(super) fn stopped(&self) -> Option<String> {
+        self.fence.as_ref().map(|(reason, _)| reason.clone()).or_else(|| self.quorum_lost.clone())
+    }
+
+    fn gate(&self) -> WriteGate {
+        match (&self.fence, &self.quorum_lost) {
+            (Some((reason, primary)), _) => WriteGate::Fenced { reason: reason.clone(), primary: primary.clone() },
+            (None, Some(reason)) => WriteGate::Closed { reason: reason.clone() },
+            (None, None) => WriteGate::Open,
+        }
     }
 }
 
@@ -147,13 +159,16 @@ impl Node {
                 self.put_again();
             }
             Output::Lease { until } => {
-                self.reason = None;
                 self.effects.push_back(Effect::Lease { until });
+                if self.roles.fence.take().is_some() {
+                    self.note("lease_regained", "a majority of the voters granted the lease again".into());
+                    self.say_gate();
+                }
             }
             Output::LeaseLost { reason, next } => {
                 self.note("lease_lost", reason.clone());
-                self.reason = Some(reason.clone());
-                self.effects.push_back(Effect::LeaseLost { reason, next });
+                self.roles.fence = Some((reason, next));
+                self.say_gate();
             }
             Output::Touch => {
                 self.roles.touching = true;
@@ -163,9 +178,6 @@ impl Node {
             Output::Undrain { op, reason } => {
                 self.note("undrained", format!("operation {op} was given up before anything was sealed: {reason}; writes go on"));
                 self.effects.push_back(Effect::HeadUndrain);
-                if std::mem::take(&mut self.roles.drained) && matches!(self.stage, Stage::Leading) {
-                    self.effects.push_back(Effect::HeadWrites { pen: self.appender.pen(self.epoch()) });
-                }
             }
             Output::Seal { op, epoch, to } => self.seal(now, op, epoch, to),
             // A region that only follows does not ship: what it has more is not fetched, and the loss is said with it.
@@ -268,7 +280,10 @@ impl Node {
                 let base = entry.base;
                 let end = *self.appender.end();
                 let reign = self.reign_of(&entry).filter(|_| {
-                    base != LogEnd::EMPTY && base.seq <= consistent.seq && self.appender.history().contains(&base) && entry.epoch > end.epoch
+                    base != LogEnd::EMPTY
+                        && base.seq <= consistent.seq
+                        && self.appender.history().contains(&base)
+                        && entry.epoch > end.epoch
                 });
                 let Some(reign) = reign else {
                     let reason = format!("epoch {} would begin behind {base}, and this region's log ends at {end}", entry.epoch);
@@ -299,9 +314,10 @@ impl Node {
         let Some((pen, start)) = self.roles.pen.take() else { return };
         self.roles.reign = Some((epoch, self.who.region.clone()));
         self.roles.unsettled = false;
-        self.roles.drained = false;
+        self.roles.fence = None;
         self.reason = None;
         self.stage = Stage::Leading;
+        self.say_gate();
         self.effects.push_back(Effect::PrimaryIs(Some(self.who.region.clone())));
         self.effects.push_back(Effect::HeadWrites { pen });
         self.note("writable", format!("epoch {epoch}, generation {}", start.generation));
@@ -324,19 +340,12 @@ impl Node {
 
     // ---- giving it away --------------------------------------------------------------------------------------------
 
-    /// The head's answer to a drain: its pen is back, and everything it was to acknowledge has been; or why not.
-    pub(super) fn head_drained(&mut self, now: Instant, op: OpId, outcome: Result<(), String>) {
-        match outcome {
-            Ok(()) => {
-                self.roles.drained = true;
-                self.tell(now, Input::Drained { op });
-            }
-            Err(reason) => self.tell(now, Input::NotDrained { op, reason }),
-        }
+    pub(super) fn say_gate(&mut self) {
+        self.effects.push_back(Effect::Gate(self.roles.gate()));
     }
 
     fn seal(&mut self, now: Instant, op: OpId, epoch: Epoch, to: RegionName) {
-        if !matches!(self.stage, Stage::Leading) || !self.roles.drained {
+        if !matches!(self.stage, Stage::Leading) {
             let reason = "the region does not write any more".to_owned();
             return self.tell(now, Input::NotDrained { op, reason });
         }
@@ -360,15 +369,15 @@ impl Node {
             let reason = format!("the primary of epoch {epoch} is {who}; {} follows", self.who.region);
             self.note("stepped_down", reason.clone());
             self.effects.push_back(Effect::HeadStops { reason: reason.clone() });
-            for conn in self.leader.step_down() {
-                self.effects.push_back(Effect::Unlink { conn, reason: reason.clone() });
-                self.links.remove(&conn);
-            }
+            // The links stay: what goes over them next is another conversation.
+            self.leader.step_down();
+            self.reads.clear();
             // Who sealed its reign has nothing beyond the handover.
             let sealed = self.roles.core.as_ref().and_then(Control::state).is_some_and(|s| s.sealed >= self.appender.end().epoch);
             self.roles.unsettled = !(sealed && self.appender.end() == self.appender.vdl());
             (self.roles.pen, self.roles.sealing, self.roles.verifying) = (None, None, None);
-            self.reason = None;
+            self.roles.fence = None;
+            self.say_gate();
             self.stage = if self.appender.vdl() == &LogEnd::EMPTY { Stage::Opening { pen: None } } else { Stage::Following };
             let vdl = *self.appender.vdl();
             self.follower.restarted(now, self.wall, vdl);
@@ -388,13 +397,29 @@ impl Node {
         if let Some(primary) = &primary {
             self.roles.reign = Some((epoch, primary.clone()));
             self.follower.look_for(now, primary.clone());
+            self.greet_on_a_live_link(now, primary);
         }
         self.effects.push_back(Effect::PrimaryIs(primary));
     }
 
+    /// A new primary that was heard a moment ago is greeted on the link that is there: a handshake less without a writer.
+    fn greet_on_a_live_link(&mut self, now: Instant, primary: &RegionName) {
+        let live = |c: &&ConnId| self.heard.get(c).is_some_and(|at| now.since(*at) < LIVE_WITHIN);
+        let conn = self.links.iter().filter(|(_, peer)| *peer == primary).map(|(conn, _)| conn).filter(live).next_back().copied();
+        let ready = *self.appender.phase() == VolumePhase::Serving && matches!(self.stage, Stage::Following);
+        if let (Some(conn), true) = (conn, ready) {
+            let epoch = self.epoch();
+            let message = self.follower.hello_on(now, conn, primary.clone(), &self.who, &self.appender, epoch);
+            self.effects.push_back(Effect::Send { conn, message });
+        }
+    }
+
+    /// The conversation with the primary, or with one that may be, is over. Its link stays.
     fn stop_following(&mut self, now: Instant, why: &str) {
-        if let Some(conn) = self.follower.any_conn() {
-            self.unlink(now, conn, why.to_owned());
+        if let Some(conn) = self.follower.any_conn()
+            && let Some(primary) = self.follower.unlinked(now, self.wall, conn)
+        {
+            self.note("primary_left", format!("{primary}: {why}"));
         }
     }
 
@@ -421,7 +446,10 @@ impl Node {
             return self.unlink(now, conn, what);
         };
         self.unlink(now, conn, format!("going back to {at}"));
-        self.note("rewinding", format!("{primary} reigns since epoch {epoch} behind {at}; what this region has beyond is archived and cut"));
+        self.note(
+            "rewinding",
+            format!("{primary} reigns since epoch {epoch} behind {at}; what this region has beyond is archived and cut"),
+        );
         let _ = at;
     }
 }

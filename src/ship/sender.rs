@@ -83,7 +83,10 @@ pub enum Start {
     ResumedSeed,
     /// Nothing yet: its log goes on behind `common` as an earlier epoch's primary wrote it, and ours as a later one's did. It must be
     /// cut back first (protocol.md step 22). `end`: the position there, where a term of ours ends there.
-    Rewind { common: Seq, end: Option<LogEnd> },
+    Rewind {
+        common: Seq,
+        end: Option<LogEnd>,
+    },
 }
 
 #[derive(Debug)]

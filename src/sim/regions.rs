@@ -21,7 +21,6 @@ pub(super) enum HeadNews {
     Stops,
     Drain { op: OpId, deadline: Instant },
     Undrain,
-    LeaseLost,
     Gate(WriteGate),
 }
 
@@ -44,8 +43,9 @@ pub(super) struct Head {
     pub pin: Option<(Lsn, u64)>,
     /// On this process's clock.
     pub lease_until: Instant,
-    /// It is to give the pen back when everything it wrote is acknowledged.
+    /// It is to write nothing, and to say when everything it wrote is acknowledged.
     pub draining: Option<(OpId, Instant)>,
+    pub drained: bool,
     /// News arrive in the order in which they were told.
     news_at: u64,
     pub submit_at: u64,
@@ -252,10 +252,6 @@ impl World {
                 self.regions[r].head.lease_until = until;
                 return Ok(());
             }
-            Effect::LeaseLost { .. } => {
-                self.regions[r].head.lease_until = Instant::ZERO;
-                HeadNews::LeaseLost
-            }
             Effect::HeadDrain { op, deadline } => HeadNews::Drain { op, deadline },
             Effect::HeadUndrain => HeadNews::Undrain,
             Effect::OpMoved(op) => {
@@ -352,13 +348,9 @@ impl World {
                 region.head.waiting.clear();
                 Ok(())
             }
-            HeadNews::LeaseLost => {
-                // Whoever waits is told that the outcome is not known.
-                region.head.waiting.clear();
-                Ok(())
-            }
             HeadNews::Drain { op, deadline } => {
                 region.head.draining = Some((op, deadline));
+                region.head.drained = false;
                 let at = deadline.ns.saturating_sub(region.origin_ns).max(self.now) + MS;
                 self.at(at, What::Drain { region: r, incarnation });
                 self.drain_head(r, incarnation)
@@ -369,31 +361,33 @@ impl World {
             }
             HeadNews::Gate(gate) => {
                 region.head.gate_open = gate == WriteGate::Open;
-                if let WriteGate::Closed { reason } = gate {
-                    region.head.gate_reason = reason;
+                match gate {
+                    WriteGate::Open => {}
+                    WriteGate::Closed { reason } => region.head.gate_reason = reason,
+                    WriteGate::Fenced { reason, .. } => {
+                        // Whoever waits is told that the outcome is not known.
+                        region.head.waiting.clear();
+                        region.head.gate_reason = reason;
+                    }
                 }
                 Ok(())
             }
         }
     }
 
-    /// The pen goes back when everything it wrote is acknowledged; past the deadline it does not.
+    /// Drained when everything it wrote is acknowledged, and past the deadline all the same: then some clients do not know.
     pub(super) fn drain_head(&mut self, r: usize, incarnation: u64) -> Checked {
         let region = &mut self.regions[r];
         let Some((op, deadline)) = region.head.draining.filter(|_| region.incarnation == incarnation) else { return Ok(()) };
-        let outcome = if region.head.pen.is_some() && region.head.waiting.is_empty() {
-            region.head.pen = None;
-            Ok(())
-        } else if region.local(self.now) >= deadline {
-            Err("commits are not acknowledged in time".to_owned())
-        } else {
+        if region.head.drained || (!region.head.waiting.is_empty() && region.local(self.now) < deadline) {
             return Ok(());
-        };
-        region.head.draining = None;
+        }
+        region.head.waiting.clear();
+        region.head.drained = true;
         // Behind everything that was submitted.
         let at = region.head.submit_at.max(self.now) + 1;
         region.head.submit_at = at;
-        self.at(at, What::Node { region: r, incarnation, event: Event::HeadDrained { op, outcome } });
+        self.at(at, What::Node { region: r, incarnation, event: Event::HeadDrained { op } });
         Ok(())
     }
 

@@ -8,19 +8,21 @@ mod ports;
 mod space;
 mod view;
 
-use super::config::Config;
+use super::config::{AutoFailover, Config, ControlSettings};
 use crate::base::{Prng, RegionName};
+use crate::control::{self, ControlMessage};
 use crate::endpoint::pg::auth::ScramVerifier;
 use crate::endpoint::{EmbeddedService, Port, http, pg};
 use crate::head::embedded::{Engine, EngineSettings};
 use crate::io::clock;
+use crate::io::control_link::{CONTROL_MESSAGE_BYTES_MAX, ControlLinks};
 use crate::io::copies::{Copies, Listener, Whose};
 use crate::io::copy_link;
-use crate::io::driver::{Driver, Queue, Shared};
+use crate::io::driver::{self, Driver, Inbox, Queue, Shared};
 use crate::io::link;
 use crate::io::quic::Quic;
 use crate::io::tls::Material;
-use crate::node::{Identity, Node};
+use crate::node::{Event, Identity, Node};
 use anyhow::{Context, bail};
 use links::Links;
 use std::net::SocketAddr;
@@ -77,6 +79,8 @@ pub async fn run(config: Config, options: RunOptions, shutdown: watch::Receiver<
         region: config.region.clone(),
         founder: config.founder.clone(),
         members: regions.clone(),
+        witness: config.witness.as_ref().map(|w| w.name.clone()),
+        control: control_settings(&config.control),
         version: env!("CARGO_PKG_VERSION").into(),
         layout: config.layout,
     };
@@ -88,7 +92,10 @@ pub async fn run(config: Config, options: RunOptions, shutdown: watch::Receiver<
     links.answer_with(&view);
     let engine = Engine::start(engine_settings(&config), copies.pages(), view.clone()).context("the SQL engine cannot start")?;
     view.attach(&engine);
-    let driver = Driver::new(node, queue, copies, Arc::clone(&engine), Arc::clone(&shared), Box::new(Arc::clone(&links)));
+    let control = ControlLinks::start(&quic, config.control_peers(), hear(inbox.clone()));
+    links.control_with(&control);
+    let dialler = Box::new(Arc::clone(&links));
+    let driver = Driver::new(node, queue, copies, Arc::clone(&engine), Arc::clone(&shared), dialler, Box::new(Members(control.clone())));
     let driver =
         std::thread::Builder::new().name("node".into()).spawn(move || driver.run()).context("the node's thread cannot be started")?;
 
@@ -128,6 +135,38 @@ pub async fn run(config: Config, options: RunOptions, shutdown: watch::Receiver<
     }
     quic.close("the region process is stopping").await;
     Ok(())
+}
+
+fn control_settings(given: &ControlSettings) -> control::Settings {
+    let auto_failover = match given.auto_failover {
+        AutoFailover::Off => control::AutoFailover::Off,
+        AutoFailover::Lossless => control::AutoFailover::Lossless,
+        AutoFailover::MaxLoss(bound) => control::AutoFailover::MaxLoss(bound),
+    };
+    control::Settings { lease: given.lease, renew_every: given.renew, auto_failover, ..control::Settings::default() }
+}
+
+/// What a member says goes to the node; nonsense ends its connection.
+fn hear(inbox: Inbox) -> impl Fn(&RegionName, bytes::Bytes) -> Result<(), String> + Send + Sync {
+    move |from, bytes| {
+        let message = ControlMessage::decode(&bytes).map_err(|e| e.to_string())?;
+        inbox.send(Event::Member { from: from.clone(), message });
+        Ok(())
+    }
+}
+
+/// The control links, as the driver knows them.
+struct Members(ControlLinks);
+
+impl driver::Members for Members {
+    fn send(&self, to: &RegionName, message: &ControlMessage) {
+        let bytes = message.encode();
+        if bytes.len() > CONTROL_MESSAGE_BYTES_MAX {
+            tracing::warn!(%to, bytes = bytes.len(), "a control message is too long and is not sent");
+            return;
+        }
+        self.0.send(to, bytes.into());
+    }
 }
 
 fn engine_settings(config: &Config) -> EngineSettings {

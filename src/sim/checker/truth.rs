@@ -83,7 +83,9 @@ impl Truth {
         let base = record.map(|f| f.loss.base);
         if !self.reaches(end, &told) {
             let Some(record) = record.filter(|f| f.consent.allow_data_loss) else {
-                return Err(format!("S5, durability: epoch {epoch} goes on with {end}, commits up to {told} were acknowledged, and nobody agreed to lose them"));
+                return Err(format!(
+                    "S5, durability: epoch {epoch} goes on with {end}, commits up to {told} were acknowledged, and nobody agreed to lose them"
+                ));
             };
             if record.loss.base.seq >= told.seq {
                 return Err(format!("S7: the failover into epoch {epoch} says that it keeps up to {}, and loses {told}", record.loss.base));
