@@ -58,7 +58,9 @@ impl Watch {
         let jumped = slept.0 > known.saturating_add(SLEPT_NS_MAX) || slept.1.saturating_add(SLEPT_NS_MAX) < known;
         if jumped && self.slept_ns.compare_exchange(known, slept.0, Ordering::AcqRel, Ordering::Acquire).is_ok() {
             let ms = slept.0.abs_diff(known) / 1_000_000;
-            return Some(format!("the machine was suspended, or its clocks were set: {ms} ms passed that CLOCK_MONOTONIC does not know of"));
+            return Some(format!(
+                "the machine was suspended, or its clocks were set: {ms} ms passed that CLOCK_MONOTONIC does not know of"
+            ));
         }
         // Readings of several threads cross by less than this.
         if now_ns.saturating_add(SLEPT_NS_MAX) < newest {

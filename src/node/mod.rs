@@ -8,6 +8,7 @@
 //! no socket, no file. Driven by `io` for real and by `sim` under virtual time: `handle` an event, `poll_effect` until empty,
 //! call again at `next_timeout`.
 
+mod control_report;
 mod follow;
 mod lead;
 pub mod report;
@@ -791,6 +792,7 @@ impl Node {
             volume: report::VolumeReport::of(self.who.layout),
             readers: 1,
             secondaries: if matches!(self.stage, Stage::Leading) { self.leader.report(now, &self.limits, vdl) } else { Vec::new() },
+            control: self.control_view(now).map(|view| Box::new(report::ControlReport::of(&self.who.region, &view, self.ledger()))),
         }
     }
 

@@ -128,7 +128,9 @@ fn time(key: &str, given: &str, min: Duration, max: Duration) -> Result<Duration
     Ok(parsed)
 }
 
-pub(super) fn control(raw: &RawControl) -> Result<ControlSettings, String> {
+/// `[control]`, checked.
+pub(in crate::ops) fn complete_control(raw: Option<RawControl>) -> Result<ControlSettings, String> {
+    let raw = raw.unwrap_or_default();
     let d = ControlSettings::default();
     let ms = Duration::from_millis;
     let given = |key: &str, value: Option<&String>, default: Duration, min: Duration, max: Duration| match value {

@@ -59,6 +59,10 @@ impl Links {
         let _ = self.control.set(control.clone());
     }
 
+    pub fn control(&self) -> Option<&ControlLinks> {
+        self.control.get()
+    }
+
     pub fn quic(&self) -> &Quic {
         &self.quic
     }
