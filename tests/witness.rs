@@ -118,8 +118,9 @@ impl Scene {
 
     async fn report(&self) -> Result<ControlReport, String> {
         let question = AdminRequest::Voter.encode().into();
-        let asked = admin_once_of(Subject::Witness, self.material("us"), &self.addr, &name("witness"), question, Duration::from_secs(2));
-        match AdminAnswer::decode(&asked.await.map_err(|e| e.to_string())?) {
+        let witness = name("witness");
+        let asked = admin_once_of(Subject::Witness, self.material("us"), &self.addr, &witness, question, Duration::from_secs(2)).await;
+        match AdminAnswer::decode(&asked.map_err(|e| e.to_string())?) {
             Ok(AdminAnswer::Voter(report)) => Ok(*report),
             other => Err(format!("{other:?}")),
         }
@@ -176,7 +177,7 @@ fn renew(no: u64) -> ControlMessage {
         active: true,
         durable: LogEnd::EMPTY,
         sent_at: clock::unix_now(),
-        sync: 0,
+        sync: Default::default(),
         ledger_digest: 0,
     })
 }
@@ -212,7 +213,8 @@ async fn a_witness_that_was_killed_waits_for_what_it_forgot_and_keeps_what_it_pr
     let killed = clock::now();
     witness = scene.start();
     let mut refused = 0;
-    let voted = eu.ask(&vote(2), |said| match said {
+    let candidacy = vote(2);
+    let voted = eu.ask(&candidacy, |said| match said {
         ControlMessage::Voted(voted) => Some(voted.epoch),
         ControlMessage::NotVoted { .. } => {
             refused += 1;

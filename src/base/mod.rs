@@ -9,6 +9,7 @@ mod limits;
 mod pace;
 mod position;
 mod prng;
+mod rules;
 mod time;
 
 pub use gate::{WhoWrites, WriteGate};
@@ -18,4 +19,5 @@ pub use limits::Limits;
 pub use pace::Pace;
 pub use position::{Epoch, Generation, LogEnd, Lsn, PageNo, Seq, TimelineId};
 pub use prng::Prng;
+pub use rules::{CommitRules, CommitsPause};
 pub use time::{Instant, UnixMicros};

@@ -8,7 +8,7 @@
 
 use super::chain::{Chain, EpochEntry};
 use super::state::Ledger;
-use super::types::{OpId, OpView, Order, Standing, VoterSet};
+use super::types::{OpId, OpView, Order, Standing, SyncRule, VoterSet};
 use crate::base::{Epoch, LineageId, LogEnd, RegionName, UnixMicros};
 
 /// No encoded message is longer.
@@ -34,7 +34,7 @@ pub enum ControlMessage {
         epoch: Epoch,
         round: Round,
         promised: Epoch,
-        chain: Chain,
+        reign: Option<(Epoch, RegionName)>,
         reason: String,
     },
     /// How do you stand? Grants nothing, promises nothing.
@@ -52,10 +52,6 @@ pub enum ControlMessage {
         reason: String,
     },
     Handover(Box<Handover>),
-    /// The primary of `epoch` gave its lease back for good.
-    Release {
-        epoch: Epoch,
-    },
     Order(Order),
     /// How an operation stands: to whoever ordered it there, and to its target.
     Op(Box<OpView>),
@@ -79,8 +75,7 @@ pub struct Renew {
     pub durable: LogEnd,
     /// The primary's clock.
     pub sent_at: UnixMicros,
-    /// In so many secondaries every commit acknowledged in this epoch is durable.
-    pub sync: u8,
+    pub sync: SyncRule,
     pub ledger_digest: u32,
 }
 
@@ -93,7 +88,8 @@ pub struct Stands {
     pub promised: Epoch,
     pub released: Epoch,
     pub chain: Chain,
-    /// Who holds its grant, and for how long at most; zero: nobody.
+    /// Who holds its grant, and for how long.
+    pub grant_to: Option<RegionName>,
     pub grant_left_ms: u64,
     /// After a restart nobody is voted for before.
     pub restart_left_ms: u64,
@@ -103,7 +99,7 @@ pub struct Stands {
     pub leads: bool,
     pub log: Option<Standing>,
     pub seen: Seen,
-    pub sync: (Epoch, u8),
+    pub sync: SyncRule,
 }
 
 /// The last that was heard of a primary.
@@ -131,10 +127,11 @@ pub struct Voted {
     pub epoch: Epoch,
     pub round: Round,
     pub voters: VoterSet,
+    pub voters_next: Option<VoterSet>,
     pub chain: Chain,
     pub log: Option<Standing>,
     pub seen: Seen,
-    pub sync: (Epoch, u8),
+    pub sync: SyncRule,
 }
 
 /// The primary's last word in its epoch, to its successor: where it ended, and its own vote.
@@ -212,10 +209,10 @@ mod tests {
                 active: true,
                 durable: LogEnd::EMPTY,
                 sent_at: UnixMicros(4),
-                sync: 0,
+                sync: crate::control::types::SyncRule::default(),
                 ledger_digest: 1,
             }),
-            ControlMessage::Refused { epoch: Epoch(1), round, promised: Epoch(2), chain: state.chain.clone(), reason: "no".into() },
+            ControlMessage::Refused { epoch: Epoch(1), round, promised: Epoch(2), reign: Some((Epoch(2), east)), reason: "no".into() },
             ControlMessage::Probe { round },
             ControlMessage::Ask { id: OpId(4) },
         ]

@@ -6,11 +6,16 @@
 //! [`Control`] is the core; [`api`] what goes in and comes out of it; [`chain`] the reigns and what of a log is history.
 
 pub mod api;
+mod campaign;
 pub mod chain;
+mod elect;
+mod holder;
 mod machine;
 pub mod message;
+mod orders;
 pub mod state;
 pub mod types;
+mod voter;
 
 pub use api::{ControlView, Input, Output, Promotion, Role};
 pub use chain::{Chain, EpochEntry, ReignKind};
@@ -19,16 +24,17 @@ pub use message::{ControlMessage, MessageError};
 pub use state::{Ledger, VoterState};
 pub use types::{
     AutoFailover, Check, Consent, FailoverRecord, LogPosition, Loss, LostTail, OpId, OpState, OpView, Order, OrderKind, Phase, Settings,
-    Sureness, VoterSet, Who,
+    Sureness, SyncRule, VoterSet, Who,
 };
 
-use crate::base::{Epoch, Layout, LineageId, RegionName};
+use crate::base::{CommitRules, Epoch, Layout, LineageId, RegionName};
 
 /// What a region keeps beside its log. Persisted on 4 of 6 copies before it is acted on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ControlState {
     /// How page space is cut, since the global cluster was founded and for good.
     pub layout: Layout,
+    pub rules: CommitRules,
     /// What this member promised, and what it knows of reigns and operations.
     pub voter: VoterState,
 }
@@ -36,7 +42,8 @@ pub struct ControlState {
 impl ControlState {
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        let mut bytes = bincode::encode_to_vec(self.layout, bincode::config::standard()).expect("BUG: two numbers encode");
+        let head = (self.layout, self.rules);
+        let mut bytes = bincode::encode_to_vec(head, bincode::config::standard()).expect("BUG: a few numbers encode");
         bytes.extend_from_slice(&self.voter.encode());
         bytes
     }
@@ -44,9 +51,10 @@ impl ControlState {
     /// `None` when there is none, or when the bytes are not one.
     #[must_use]
     pub fn decode(bytes: &[u8]) -> Option<ControlState> {
-        let (layout, read): (Layout, usize) = bincode::decode_from_slice(bytes, bincode::config::standard().with_limit::<64>()).ok()?;
+        let config = bincode::config::standard().with_limit::<256>();
+        let ((layout, rules), read): ((Layout, CommitRules), usize) = bincode::decode_from_slice(bytes, config).ok()?;
         let voter = VoterState::decode(bytes.get(read..)?)?;
-        layout.is_valid().then_some(ControlState { layout, voter })
+        layout.is_valid().then_some(ControlState { layout, rules, voter })
     }
 
     /// The newest reign that this region heard of.
@@ -100,7 +108,8 @@ mod tests {
         assert_eq!(start(&west, &east, None, false), Start::Join);
         let voters = VoterSet::founding(&west, &[east.clone(), west.clone()], None);
         let voter = VoterState::founding(LineageId(9), &west, voters, crate::base::UnixMicros(0));
-        let state = ControlState { layout: Layout::default(), voter };
+        let rules = CommitRules { sync: 1, ..CommitRules::default() };
+        let state = ControlState { layout: Layout::default(), rules, voter };
         assert_eq!(ControlState::decode(&state.encode()), Some(state.clone()));
         assert_eq!(start(&west, &east, Some(&state), true), Start::Closed);
         assert_eq!(start(&west, &east, Some(&state), false), Start::FoundAgain { lineage: LineageId(9) });

@@ -8,7 +8,7 @@
 //! ```
 
 use super::chain::Chain;
-use super::types::{FailoverRecord, OpId, OpView, VoterSet};
+use super::types::{FailoverRecord, OpId, OpView, SyncRule, VoterSet};
 use crate::base::{Epoch, LineageId, RegionName, UnixMicros};
 use std::time::Duration;
 
@@ -37,8 +37,9 @@ pub struct VoterState {
     pub chain: Chain,
     /// The longest lease ever granted: after a restart nobody else is voted for before it is over.
     pub grant_ms_max: u64,
-    /// (epoch, k): every commit acknowledged in this epoch is durable in k secondaries too.
-    pub sync: (Epoch, u8),
+    pub sync: SyncRule,
+    /// The failover that this region's promotion is, until its reign is active and it is one.
+    pub pending: Option<FailoverRecord>,
     pub ledger: Ledger,
 }
 
@@ -63,7 +64,8 @@ impl VoterState {
             handed_to: None,
             chain: Chain::default(),
             grant_ms_max: 0,
-            sync: (Epoch(0), 0),
+            sync: SyncRule::default(),
+            pending: None,
             ledger: Ledger::default(),
         }
     }
@@ -180,7 +182,9 @@ impl Ledger {
     /// What of it others should know, in four bytes.
     #[must_use]
     pub fn digest(&self) -> u32 {
-        let shared = Ledger { ops: self.ops.iter().filter(|o| o.state.is_final()).cloned().collect(), failovers: self.failovers.clone() };
+        let mut shared =
+            Ledger { ops: self.ops.iter().filter(|o| o.state.is_final()).cloned().collect(), failovers: self.failovers.clone() };
+        shared.ops.sort_by_key(|o| o.order.id);
         crc32c::crc32c(&bincode::encode_to_vec(&shared, bincode::config::standard()).expect("BUG: a ledger of names and numbers encodes"))
     }
 }

@@ -136,6 +136,17 @@ impl VoterSet {
     }
 }
 
+/// What the primary of an epoch demands of secondaries before it acknowledges: every commit acknowledged in `epoch` is durable in so
+/// many of them. Strengthened first at the primary and then said; weakened first said to a majority and then at the primary: so
+/// whoever hears a majority and takes the least is right.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, bincode::Encode, bincode::Decode)]
+pub struct SyncRule {
+    pub epoch: Epoch,
+    /// Grows with every change in an epoch.
+    pub version: u64,
+    pub secondaries: u8,
+}
+
 /// Which operation. Chosen by whoever orders it, so that an order sent twice is one operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, bincode::Encode, bincode::Decode)]
 pub struct OpId(pub u128);
@@ -257,6 +268,10 @@ pub enum OpState {
     Failed {
         reason: String,
     },
+    /// Whoever carries it out does not answer: it may have been done or not. Asking again will tell.
+    Unknown {
+        reason: String,
+    },
     /// Another operation was there first.
     Superseded {
         by: Option<OpId>,
@@ -266,9 +281,10 @@ pub enum OpState {
 }
 
 impl OpState {
+    /// It does not move any more.
     #[must_use]
     pub fn is_final(&self) -> bool {
-        !matches!(self, OpState::Running(_))
+        !matches!(self, OpState::Running(_) | OpState::Unknown { .. })
     }
 }
 

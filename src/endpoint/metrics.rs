@@ -34,6 +34,9 @@ const STATES: [RegionState; 8] = [
     RegionState::Starting,
 ];
 
+/// As `parhelion copy list` says them.
+const COPY_STATES: [&str; 5] = ["starting", "up", "catching_up", "seeding", "down"];
+
 struct Page {
     registry: Registry,
 }
@@ -139,10 +142,17 @@ fn copies(page: &mut Page, copies: &[CopyReport]) {
     let labels = |c: &CopyReport| vec![("copy", c.name.clone()), ("az", c.az.clone())];
     let all = |pick: fn(&CopyReport) -> u64| copies.iter().map(|c| (labels(c), pick(c))).collect::<Vec<_>>();
     let some = |pick: fn(&CopyReport) -> Option<u64>| copies.iter().filter_map(|c| Some((labels(c), pick(c)?))).collect::<Vec<_>>();
+    let states = copies
+        .iter()
+        .flat_map(|c| COPY_STATES.map(|state| ([labels(c), vec![("state", state.to_owned())]].concat(), u64::from(c.state == state))));
+    page.ints("copy_state", "1 for the state the copy is in", states.collect());
+    page.ints("copy_low_on_room", "1 while the copy's disk is almost full", all(|c| u64::from(c.low_on_room)));
     page.ints("copy_damaged", "1 while something was found in the copy that is not repaired yet", all(|c| u64::from(c.damage.is_some())));
     page.ints("copy_repair_pages", "Pages stored so far in the copy that is being rebuilt", some(|c| c.repair.as_ref().map(|r| r.pages)));
     page.ints("copy_repair_pages_in_all", "Pages to be stored in all", some(|c| c.repair.as_ref().and_then(|r| r.pages_in_all)));
     page.ints("copy_repair_bytes", "Bytes of pages stored so far", some(|c| c.repair.as_ref().map(|r| r.bytes)));
+    let rate = some(|c| c.repair.as_ref().and_then(|r| r.bytes_per_s));
+    page.ints("copy_repair_bytes_per_second", "Speed of the rebuilding since it began", rate);
     page.ints("copy_scrub_running", "1 while a pass of the scrub is under way", all(|c| u64::from(c.scrub.running)));
     let ended = some(|c| c.scrub.ended_at.map(|at| at.0 / 1_000_000));
     page.ints("copy_scrub_ended_seconds", "When the last pass of the scrub ended, seconds since 1970", ended);

@@ -38,9 +38,26 @@ const BURST: usize = 256;
 #[expect(clippy::large_enum_variant, reason = "nearly all of them are events")]
 enum Wake {
     Event(Event),
-    LinkUp { link: Link, dialled: bool, conn: ConnId },
-    Drill { copy: CopyId, drill: Drill },
-    Replace { slot: CopyId, by: Option<(Vec<Incarnation>, String)>, answer: oneshot::Sender<Result<String, String>> },
+    LinkUp {
+        link: Link,
+        dialled: bool,
+        conn: ConnId,
+    },
+    Drill {
+        copy: CopyId,
+        drill: Drill,
+    },
+    Replace {
+        slot: CopyId,
+        by: Option<(Vec<Incarnation>, String)>,
+        answer: oneshot::Sender<Result<String, String>>,
+    },
+    /// One commit rule, as `parhelion set` names it.
+    Set {
+        key: String,
+        value: String,
+        answer: oneshot::Sender<Result<String, String>>,
+    },
     Stop,
 }
 
@@ -72,6 +89,16 @@ impl Inbox {
     pub async fn replace(&self, slot: CopyId, by: Option<(Vec<Incarnation>, String)>) -> Result<String, String> {
         let (answer, told) = oneshot::channel();
         let _ = self.tx.send(Wake::Replace { slot, by, answer });
+        told.await.unwrap_or_else(|_| Err("the region process is stopping".into()))
+    }
+
+    /// Sets a commit rule, in the primary. The answer is a sentence.
+    ///
+    /// # Errors
+    /// A sentence: why not.
+    pub async fn set(&self, key: String, value: String) -> Result<String, String> {
+        let (answer, told) = oneshot::channel();
+        let _ = self.tx.send(Wake::Set { key, value, answer });
         told.await.unwrap_or_else(|_| Err("the region process is stopping".into()))
     }
 
@@ -269,6 +296,11 @@ impl Driver {
                 let _ = answer.send(done);
                 return true;
             }
+            Wake::Set { key, value, answer } => {
+                let rules = self.node.rules().set(&key, &value, |time| humantime::parse_duration(time).ok());
+                let _ = answer.send(rules.and_then(|rules| self.node.set_rules(clock::now(), rules)));
+                return true;
+            }
             Wake::Stop => return false,
         };
         self.node.handle(clock::now(), clock::unix_now(), event);
@@ -320,6 +352,7 @@ impl Driver {
                     });
                 }
                 Effect::HeadUndrain => self.engine.undrain(),
+                Effect::CommitsPause(paused) => self.engine.commits_pause(paused),
                 Effect::OpMoved(op) => tracing::info!(op = %op.order.id, by = %op.by, "an operation moved on: {:?}", op.state),
                 Effect::Failover(record) => tracing::info!(op = %record.op, complete = record.complete, "a failover is recorded"),
                 Effect::Gate(gate) => {

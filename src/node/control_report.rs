@@ -2,7 +2,7 @@
 //!
 //! Plain data, made from a control core's view, for status, metrics, HTTP and commands. Decides nothing; what is not known is `None`.
 
-use crate::base::{Epoch, LogEnd, Lsn, RegionName, UnixMicros};
+use crate::base::{CommitRules, Epoch, LogEnd, Lsn, RegionName, UnixMicros};
 use crate::control::{ControlView, FailoverRecord, Ledger, OpState, OpView, OrderKind, Phase, Sureness};
 
 /// One member's word on roles.
@@ -30,8 +30,8 @@ pub struct ControlReport {
     pub grant_left_ms: u64,
     /// Regions that claimed to write at the same time; more than 1 is an emergency.
     pub writers_seen: u32,
-    /// So many secondaries have a commit before it is acknowledged.
-    pub sync: u8,
+    /// When a commit may be acknowledged; of the primary. null in a witness.
+    pub rules: Option<RulesReport>,
     pub reason: Option<String>,
     /// Under way, or the last that ended.
     pub operation: Option<OperationReport>,
@@ -39,6 +39,17 @@ pub struct ControlReport {
     pub failovers: Vec<FailoverReport>,
     /// Its control links.
     pub peers: Vec<PeerReport>,
+}
+
+/// What a commit waits for, beyond 4 of 6 copies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode, serde::Serialize, serde::Deserialize)]
+pub struct RulesReport {
+    /// So many secondaries have it.
+    pub sync: u8,
+    /// Some secondary is behind by no more.
+    pub max_rpo_ms: Option<u64>,
+    /// With `max_rpo_ms`: also while no secondary is connected.
+    pub pause_alone: bool,
 }
 
 /// A control link, from one end.
@@ -61,7 +72,7 @@ pub struct OperationReport {
     pub to: Option<RegionName>,
     /// Of the reign that it made.
     pub epoch: Option<Epoch>,
-    /// `running`, `done`, `refused`, `failed`, `superseded`.
+    /// `running`, `done`, `refused`, `failed`, `superseded`; `unknown`: whoever carries it out does not answer.
     pub state: String,
     /// While it runs.
     pub phase: Option<String>,
@@ -132,7 +143,7 @@ pub struct FailoverReport {
 
 impl ControlReport {
     #[must_use]
-    pub fn of(member: &RegionName, view: &ControlView, ledger: Option<&Ledger>) -> ControlReport {
+    pub fn of(member: &RegionName, view: &ControlView, ledger: Option<&Ledger>, rules: Option<CommitRules>) -> ControlReport {
         let (epoch, primary) = view.reign.clone().unzip();
         let last = || ledger.and_then(|l| l.ops().first());
         ControlReport {
@@ -149,7 +160,7 @@ impl ControlReport {
             voters_heard: view.voters_heard.clone(),
             grant_left_ms: view.grant_left_ms,
             writers_seen: view.writers_seen,
-            sync: view.sync,
+            rules: rules.map(|r| RulesReport { sync: r.sync, max_rpo_ms: r.max_rpo_ms, pause_alone: r.pause_alone }),
             reason: view.reason.clone(),
             operation: view.op.as_ref().or_else(last).map(OperationReport::of),
             failovers: ledger.map_or_else(Vec::new, |l| l.failovers().iter().map(FailoverReport::of).collect()),
@@ -171,6 +182,7 @@ impl OperationReport {
             OpState::Done => ("done", None, None),
             OpState::Refused { reason } => ("refused", None, Some(reason.clone())),
             OpState::Failed { reason } => ("failed", None, Some(reason.clone())),
+            OpState::Unknown { reason } => ("unknown", None, Some(reason.clone())),
             OpState::Superseded { by, epoch, region } => {
                 let by = by.map_or_else(String::new, |id| format!("operation {id}, "));
                 ("superseded", None, Some(format!("{by}which made {region} the primary of epoch {epoch}, was there first")))
@@ -200,9 +212,10 @@ impl OperationReport {
         }
     }
 
+    /// It may still move.
     #[must_use]
     pub fn is_running(&self) -> bool {
-        self.state == "running"
+        self.state == "running" || self.state == "unknown"
     }
 }
 

@@ -24,6 +24,7 @@ const RETRY_MAX: Duration = Duration::from_secs(1);
 const RETRY_REFUSED: Duration = Duration::from_secs(5);
 /// Heartbeats come every 100 ms; without one for so long the primary counts as disconnected.
 const SILENT_AFTER: Duration = Duration::from_secs(2);
+const SHORT_OF_ROOM: &str = "the disks of the copies here are almost full; make room, then this region goes on by itself where it was";
 /// Messages kept that came before the welcome.
 const EARLY_MESSAGES_MAX: usize = 256;
 
@@ -65,6 +66,8 @@ pub(super) struct Follower {
     meter: RateMeter,
     /// Where the present catching-up by log began.
     behind_since: Option<Lsn>,
+    /// This region is about to take over, and fetches what another secondary has more: from whom, up to where, until when.
+    pub(super) catching_up_to: Option<(RegionName, LogEnd, Instant)>,
 }
 
 impl Follower {
@@ -86,6 +89,7 @@ impl Follower {
             unfinished: None,
             meter: RateMeter::default(),
             behind_since: None,
+            catching_up_to: None,
         }
     }
 
@@ -142,6 +146,11 @@ impl Follower {
     }
 
     pub(super) fn next_timeout(&self) -> Option<Instant> {
+        let fetched = self.catching_up_to.as_ref().map(|(_, _, until)| *until);
+        self.contact_timeout().into_iter().chain(fetched).min()
+    }
+
+    fn contact_timeout(&self) -> Option<Instant> {
         match &self.contact {
             Contact::Waiting { until } => Some(*until),
             Contact::Dialling { since, .. } => Some(*since + DIAL_TIMEOUT),
@@ -192,7 +201,15 @@ impl Follower {
         self.unfinished = self.unfinished.take().filter(|s| taken == Some((s.base().end, s.steps_taken())));
         let unfinished = self.unfinished.as_ref().map(Seed::unfinished);
         let (cluster, region) = (who.cluster.clone(), who.region.clone());
-        Message::Control(Control::Hello(Hello { cluster, region, epoch, layout: who.layout, position, unfinished }))
+        Message::Control(Control::Hello(Hello {
+            cluster,
+            region,
+            epoch,
+            layout: who.layout,
+            position,
+            unfinished,
+            catches_up: self.catching_up_to.is_some(),
+        }))
     }
 
     /// The link is gone. The primary's name when this ended a following.
@@ -328,10 +345,17 @@ impl Follower {
 impl Node {
     pub(super) fn follow_timers(&mut self, now: Instant) {
         self.follower.judge_behind(now);
-        let ready = matches!(self.appender.phase(), VolumePhase::Serving | VolumePhase::AwaitingSeed);
+        // The log here would fill up to the last byte: nothing more is taken over until there is room.
+        let short = self.appender.is_short_of_room();
+        if let Some(conn) = self.follower.conn().filter(|_| short) {
+            self.follower.last_trouble = Some(SHORT_OF_ROOM.into());
+            self.unlink(now, conn, SHORT_OF_ROOM.into());
+        }
+        let ready = !short && matches!(self.appender.phase(), VolumePhase::Serving | VolumePhase::AwaitingSeed);
         match &self.follower.contact {
             Contact::Waiting { until } if now >= *until && ready && self.roles.is_member() && !self.follower.candidates.is_empty() => {
-                let region = match self.follower.known_primary.take() {
+                let source = self.follower.catching_up_to.as_ref().map(|(from, ..)| from.clone());
+                let region = match source.or(self.follower.known_primary.take()) {
                     Some(primary) if primary != self.who.region => primary,
                     _ => self.follower.candidates[self.follower.next_candidate % self.follower.candidates.len()].clone(),
                 };
@@ -390,6 +414,7 @@ impl Node {
                 self.effects.push_back(Effect::Send { conn, message: Message::HeartbeatReply(reply) });
             }
             Message::Control(Control::Welcome { .. }) => {} // it came twice
+            Message::Control(Control::Rules(rules)) => return self.keep_rules(rules),
             Message::HeartbeatReply(_) | Message::Control(Control::Progress { .. } | Control::SeedStored { .. }) => {} // as above
             Message::Control(_) => {
                 return self.unlink(now, conn, "the primary sent what only a secondary sends".into());
@@ -400,7 +425,7 @@ impl Node {
 
     fn greeted(&mut self, now: Instant, conn: ConnId, region: RegionName, control: Control) {
         match control {
-            Control::Welcome { lineage, layout, epoch, primary, seed, resumes } => {
+            Control::Welcome { lineage, layout, epoch, primary, seed, resumes, rules } => {
                 if self.appender.lineage().is_some_and(|own| own != lineage) && *self.appender.phase() == VolumePhase::Serving {
                     let reason = format!("{region} is of lineage {lineage}, this region's data is not; two histories are never merged");
                     self.follower.last_trouble = Some(reason.clone());
@@ -423,10 +448,15 @@ impl Node {
                 }
                 self.follower.retry = RETRY_MIN;
                 self.follower.last_trouble = None;
-                self.follower.known_primary = Some(primary.clone());
-                self.settled();
-                if self.roles.reign.as_ref().is_none_or(|(known, _)| *known < epoch) {
-                    self.roles.reign = Some((epoch, primary.clone()));
+                // Another secondary's log says nothing of what the history is.
+                if primary == region {
+                    self.follower.known_primary = Some(primary.clone());
+                    self.settled();
+                    self.keep_rules(rules);
+                    if self.roles.reign.as_ref().is_none_or(|(known, _)| *known < epoch) {
+                        self.roles.reign = Some((epoch, primary.clone()));
+                    }
+                    self.effects.push_back(Effect::PrimaryIs(Some(primary.clone())));
                 }
                 let durable = self.follower.durable;
                 let end = *self.appender.end();
@@ -441,7 +471,6 @@ impl Node {
                 let early =
                     if let Contact::Greeting { early, .. } = &mut self.follower.contact { std::mem::take(early) } else { Vec::new() };
                 self.follower.contact = Contact::Following(Following { conn, primary: primary.clone(), receiver, last_heartbeat: now });
-                self.effects.push_back(Effect::PrimaryIs(Some(primary.clone())));
                 let how = if resumes {
                     "the seed goes on".into()
                 } else if seed {
@@ -449,7 +478,7 @@ impl Node {
                 } else {
                     format!("resuming behind {}", self.appender.end())
                 };
-                self.note("primary_connected", format!("{primary}, epoch {epoch}: {how}"));
+                self.note("primary_connected", format!("{region}, epoch {epoch}: {how}"));
                 for message in early {
                     self.follow_received(now, conn, message);
                 }

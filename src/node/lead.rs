@@ -45,6 +45,20 @@ pub(super) struct Leader {
 }
 
 impl Leader {
+    /// How far each connected secondary is.
+    pub(super) fn durable(&self) -> Vec<Seq> {
+        self.senders.values().map(|s| s.durable().seq).collect()
+    }
+
+    pub(super) fn conns(&self) -> Vec<ConnId> {
+        self.senders.keys().copied().collect()
+    }
+
+    /// Somebody is being shipped to.
+    pub(super) fn ships(&self) -> bool {
+        !self.senders.is_empty()
+    }
+
     pub(super) fn has(&self, conn: ConnId) -> bool {
         self.senders.contains_key(&conn)
     }
@@ -158,7 +172,9 @@ impl Node {
             let refusal = Refusal::OtherRegion { certificate: peer.clone(), claimed: hello.region.clone() };
             return self.refuse(conn, refusal, peer);
         }
-        let Some(lineage) = self.appender.lineage().filter(|_| matches!(self.stage, Stage::Leading)) else {
+        // Whoever is about to take over may fetch what this secondary has more; never a seed.
+        let lends = hello.catches_up && hello.position.is_some() && matches!(self.stage, Stage::Following) && !self.roles.unsettled;
+        let Some(lineage) = self.appender.lineage().filter(|_| lends || matches!(self.stage, Stage::Leading)) else {
             let primary = self.roles.reign.as_ref().map(|(_, p)| p.clone()).filter(|p| *p != self.who.region);
             let message = Message::Control(Control::NotPrimary { primary, epoch: self.epoch() });
             self.effects.push_back(Effect::Send { conn, message });
@@ -210,8 +226,11 @@ impl Node {
                 self.leader.known.insert(peer.clone(), known);
                 self.leader.senders.insert(conn, sender);
                 let (seed, resumes) = (start != Start::Log, start == Start::ResumedSeed);
-                let (layout, primary) = (self.who.layout, self.who.region.clone());
-                let welcome = Control::Welcome { lineage, layout, epoch: self.epoch(), primary, seed, resumes };
+                let layout = self.who.layout;
+                let reign = self.roles.reign.as_ref().filter(|_| lends).map(|(_, primary)| primary.clone());
+                let primary = reign.unwrap_or_else(|| self.who.region.clone());
+                let welcome =
+                    Control::Welcome { lineage, layout, epoch: self.epoch(), primary, seed, resumes, rules: self.committing.rules };
                 self.effects.push_back(Effect::Send { conn, message: Message::Control(welcome) });
                 if start == Start::Seed {
                     self.begin_seed(now, conn);
@@ -257,6 +276,7 @@ impl Node {
             }
         }
         self.drain_sender(now, conn);
+        self.release(now);
     }
 
     pub(super) fn lead_pump(&mut self, now: Instant, vdl: &LogEnd) {

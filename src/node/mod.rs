@@ -8,6 +8,7 @@
 //! no socket, no file. Driven by `io` for real and by `sim` under virtual time: `handle` an event, `poll_effect` until empty,
 //! call again at `next_timeout`.
 
+mod committing;
 mod control_report;
 mod follow;
 mod lead;
@@ -23,6 +24,7 @@ use crate::log::{Frame, Pen};
 use crate::ship::{Message, Refusal};
 use crate::volume::membership::Incarnation;
 use crate::volume::{Appender, AppenderEffect, CopyHealth, CopyReply, CopyRequest, Found, HeldBy, VolumePhase};
+use committing::Committing;
 use follow::Follower;
 use lead::Leader;
 use report::{CopyReport, OperatorEvent, RegionReport, RegionState, Role};
@@ -126,6 +128,8 @@ pub enum Effect {
     },
     /// Go on writing.
     HeadUndrain,
+    /// Commits wait for a secondary (by the commit rules), or do so no more: whoever waits for an answer goes on waiting.
+    CommitsPause(bool),
     OpMoved(Box<OpView>),
     Failover(Box<FailoverRecord>),
     /// The volume stands at `at`: whatever the head cached is void.
@@ -212,6 +216,7 @@ pub struct Node {
     reason: Option<String>,
     control: Option<ControlState>,
     roles: Roles,
+    committing: Committing,
     appender: Appender,
     leader: Leader,
     follower: Follower,
@@ -245,6 +250,7 @@ impl Node {
             reason: None,
             control: None,
             roles: Roles::default(),
+            committing: Committing::default(),
             appender,
             links: BTreeMap::new(),
             heard: BTreeMap::new(),
@@ -266,13 +272,13 @@ impl Node {
         let mut next = self.appender.next_timeout();
         let more = match &self.stage {
             Stage::Leading => self.leader.next_timeout(),
-            Stage::Following => self.follower.next_timeout(),
+            Stage::Following => self.follower.next_timeout().into_iter().chain(self.leader.next_timeout()).min(),
             _ => None,
         };
         if let Some(at) = more {
             next = Some(next.map_or(at, |n| n.min(at)));
         }
-        next.into_iter().chain(self.roles.next_timeout()).min()
+        next.into_iter().chain(self.roles.next_timeout()).chain(self.committing.next_timeout()).min()
     }
 
     /// Takes one event. `wall` is this process's wall clock, for lag and for people.
@@ -313,11 +319,19 @@ impl Node {
             self.appender.handle_timeout(now);
         }
         match &self.stage {
-            Stage::Leading => self.lead_timers(now),
-            Stage::Following => self.follow_timers(now),
+            Stage::Leading => {
+                self.lead_timers(now);
+                if self.committing.next_timeout().is_some_and(|at| now >= at) {
+                    self.release(now);
+                }
+            }
+            Stage::Following => {
+                self.follow_timers(now);
+                self.lead_timers(now);
+            }
             _ => {}
         }
-        let leads = matches!(self.stage, Stage::Leading);
+        let leads = matches!(self.stage, Stage::Leading) || self.leader.ships();
         let (log, pages) = if leads { self.leader.needs(now, &self.limits, self.who.members.len()) } else { (None, None) };
         self.appender.set_needs(self.oldest_pin, pages, log);
     }
@@ -358,10 +372,10 @@ impl Node {
                     );
                     self.effects.push_back(Effect::Retired { slot, place, by });
                 }
-                AppenderEffect::QuorumLost { reason } => {
-                    self.note("quorum_lost", format!("writes are stopped: {reason}. They resume by themselves when a copy returns"));
+                AppenderEffect::QuorumLost { reason, until } => {
+                    self.note("quorum_lost", format!("writes are stopped: {reason}. They resume by themselves {until}"));
                     // Whoever shows it says first that writes are stopped.
-                    self.roles.quorum_lost = Some(format!("{reason}; writes resume by themselves when a copy returns"));
+                    self.roles.quorum_lost = Some(format!("{reason}; writes resume by themselves {until}"));
                     self.say_gate();
                 }
                 AppenderEffect::QuorumRegained => {
@@ -429,6 +443,7 @@ impl Node {
             return;
         }
         let voter = control.as_ref().map(|c| c.voter.clone());
+        self.committing.rules = control.as_ref().map(|c| c.rules).unwrap_or_default();
         self.roles.reign = control.as_ref().and_then(ControlState::top).map(|(epoch, primary)| (epoch, primary.clone()));
         let start = control::start(&self.who.region, &self.who.founder, self.control.as_ref(), has_log);
         match (start, found) {
@@ -450,7 +465,7 @@ impl Node {
                 let lineage = LineageId((u128::from(self.prng.next_u64()) << 64) | u128::from(self.prng.next_u64()));
                 let voters = VoterSet::founding(&self.who.region, &self.who.members, self.who.witness.as_ref());
                 let voter = VoterState::founding(lineage, &self.who.region, voters, self.wall);
-                self.control = Some(ControlState { layout: self.who.layout, voter });
+                self.control = Some(ControlState { layout: self.who.layout, rules: self.committing.rules, voter });
                 self.roles.holds_commits = true;
                 self.stage = Stage::Founding { lineage };
                 self.put_again();
@@ -562,11 +577,16 @@ impl Node {
                 self.tell(now, Input::CommitPathMoved);
                 self.lead_pump(now, &vdl);
                 self.judge_sealed(now, &vdl);
+                return self.commit(now, vdl, frames);
             }
             Stage::Pending => self.reign_is_durable(now, vdl),
             Stage::Following => {
                 self.follower.durable(now, self.wall, &vdl, &frames);
                 self.tell_log(now);
+                if self.leader.ships() {
+                    self.lead_pump(now, &vdl);
+                }
+                self.judge_caught_up(now);
             }
             _ => {}
         }
@@ -715,7 +735,7 @@ impl Node {
             },
         };
         let (state, reason) = match &self.stage {
-            Stage::Leading if self.appender.has_quorum() && now < self.lease_until() => (RegionState::Writable, None),
+            Stage::Leading if self.appender.has_quorum() && now < self.lease_until() => (RegionState::Writable, self.committing.pause()),
             Stage::Leading => (RegionState::Fenced, self.roles.stopped().or_else(|| Some("it waits for its lease".into()))),
             Stage::Halted { reason } => (RegionState::Fenced, Some(reason.clone())),
             Stage::Following => self.follower.state(now, &self.limits, &self.appender),
@@ -734,7 +754,10 @@ impl Node {
                 CopyHealth::Down { reason } => ("down", Some(reason)),
             };
             let replacing = self.appender.replacing().filter(|r| r.slot == c.copy.copy);
-            let reason = reason.or_else(|| {
+            let low = || {
+                c.low.then(|| "its disk is almost full: make room there; new writes stop when fewer than four copies have any".to_owned())
+            };
+            let reason = reason.or_else(low).or_else(|| {
                 replacing.map(|r| {
                     format!("takes the slot of the copy before it, in {}; `parhelion copy replace {} --cancel` goes back", r.place, r.slot)
                 })
@@ -767,6 +790,7 @@ impl Node {
                     repaired_total: c.kept.repaired,
                     lost_writes_total: c.kept.lost_writes,
                 },
+                low_on_room: c.low,
             }
         });
         RegionReport {
@@ -792,7 +816,9 @@ impl Node {
             volume: report::VolumeReport::of(self.who.layout),
             readers: 1,
             secondaries: if matches!(self.stage, Stage::Leading) { self.leader.report(now, &self.limits, vdl) } else { Vec::new() },
-            control: self.control_view(now).map(|view| Box::new(report::ControlReport::of(&self.who.region, &view, self.ledger()))),
+            control: self
+                .control_view(now)
+                .map(|view| Box::new(report::ControlReport::of(&self.who.region, &view, self.ledger(), Some(self.rules())))),
         }
     }
 

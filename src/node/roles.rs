@@ -16,6 +16,8 @@ use std::time::Duration;
 
 /// A write through the new primary must be seen in a secondary within this.
 const VERIFY_WITHIN: Duration = Duration::from_secs(10);
+/// What another secondary has more is fetched within this, or it is gone without.
+const CATCH_UP_WITHIN: Duration = Duration::from_secs(20);
 /// A link on which something came within this is alive.
 const LIVE_WITHIN: Duration = Duration::from_secs(1);
 
@@ -125,6 +127,7 @@ impl Node {
     /// What the core wants, until it wants nothing.
     pub(super) fn drive_roles(&mut self, now: Instant) {
         self.judge_verified(now);
+        self.judge_caught_up(now);
         if self.roles.core.as_ref().and_then(Control::next_timeout).is_some_and(|at| now >= at) {
             self.tell(now, Input::Timeout);
         }
@@ -154,7 +157,7 @@ impl Node {
         match output {
             Output::Send { to, message } => self.effects.push_back(Effect::ToMember { to, message }),
             Output::Persist { token, state } => {
-                self.control = Some(ControlState { layout: self.who.layout, voter: *state });
+                self.control = Some(ControlState { layout: self.who.layout, rules: self.committing.rules, voter: *state });
                 self.roles.token = token;
                 self.put_again();
             }
@@ -180,8 +183,13 @@ impl Node {
                 self.effects.push_back(Effect::HeadUndrain);
             }
             Output::Seal { op, epoch, to } => self.seal(now, op, epoch, to),
-            // A region that only follows does not ship: what it has more is not fetched, and the loss is said with it.
-            Output::CatchUp { from, .. } => self.tell(now, Input::CaughtUp { from }),
+            Output::CatchUp { from, up_to } => {
+                self.note("catching_up", format!("{from} has more of the log, up to {up_to}; it is fetched before this region takes over"));
+                self.stop_following(now, "this region is about to take over");
+                self.follower.look_for(now, from.clone());
+                self.follower.catching_up_to = Some((from, up_to, now + CATCH_UP_WITHIN));
+                self.judge_caught_up(now);
+            }
             Output::Promote { epoch, how } => self.promote(now, epoch, how),
             Output::Open { epoch } => self.open_reign(now, epoch),
             Output::Follow { epoch, primary } => self.step_back(now, epoch, primary),
@@ -247,12 +255,14 @@ impl Node {
                 let reign = self.reign_of(entry).expect("BUG: it was just there");
                 let entry = entry.clone();
                 self.stop_following(now, "this region takes over");
+                self.leader.step_down();
                 let pen = self.appender.begin_reign(now, self.wall, entry.epoch, reign);
                 self.roles.pen = Some((pen, *self.appender.end()));
                 self.stage = Stage::Pending;
             }
             (Stage::Following | Stage::Leading | Stage::Pending, _) if *self.appender.phase() == VolumePhase::Serving => {
                 self.stop_following(now, "this region takes over");
+                self.leader.step_down();
                 self.roles.intent = Some(intent);
                 self.stage = Stage::Recovering;
                 self.appender.recover_again(now);
@@ -323,6 +333,17 @@ impl Node {
         self.note("writable", format!("epoch {epoch}, generation {}", start.generation));
         let vdl = *self.appender.vdl();
         self.lead_pump(now, &vdl);
+        self.release(now);
+    }
+
+    /// What another secondary had more is here, or it cannot be had.
+    pub(super) fn judge_caught_up(&mut self, now: Instant) {
+        let done = |(_, up_to, until): &mut (RegionName, LogEnd, Instant)| self.appender.vdl().seq >= up_to.seq || now >= *until;
+        if let Some((from, ..)) = self.follower.catching_up_to.take_if(done) {
+            self.stop_following(now, "what it had more is here");
+            self.tell_log(now);
+            self.tell(now, Input::CaughtUp { from });
+        }
     }
 
     fn judge_verified(&mut self, now: Instant) {
@@ -371,6 +392,7 @@ impl Node {
             self.effects.push_back(Effect::HeadStops { reason: reason.clone() });
             // The links stay: what goes over them next is another conversation.
             self.leader.step_down();
+            self.committing.stop();
             self.reads.clear();
             // Who sealed its reign has nothing beyond the handover.
             let sealed = self.roles.core.as_ref().and_then(Control::state).is_some_and(|s| s.sealed >= self.appender.end().epoch);

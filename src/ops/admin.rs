@@ -72,19 +72,11 @@ pub enum AdminRequest {
     Ops,
     /// Failovers that the region knows of, newest first.
     Failovers,
-    /// Changes a rule of the whole global cluster; passed on to the primary.
-    Set(Setting),
-}
-
-/// A rule that can be changed at run time.
-#[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
-pub enum Setting {
-    /// Commits wait while every secondary is behind by more; `None`: they never do.
-    MaxRpo { ms: Option<u64> },
-    /// A commit is acknowledged when so many secondaries have it.
-    Sync { secondaries: u8 },
-    /// As `[control] auto_failover`, as text.
-    AutoFailover { given: String },
+    /// Changes a rule of the whole global cluster, `max_rpo` to `2s`; passed on to the primary.
+    Set {
+        key: String,
+        value: String,
+    },
 }
 
 /// The answer to it.
@@ -224,7 +216,7 @@ pub trait AdminPort: Send + Sync + 'static {
     fn ledger(&self) -> Arc<Ledger>;
 
     /// Changes a rule in this region, which is the primary. Both ways a sentence.
-    async fn set(&self, setting: Setting) -> Result<String, String>;
+    async fn set(&self, key: String, value: String) -> Result<String, String>;
 }
 
 /// Answers a question. `members` are all regions, in the order to show them; the one `view` tells of is not asked over the wire.
@@ -297,17 +289,17 @@ async fn answer_within(
         },
         AdminRequest::Ops => AdminAnswer::Ops(port.ledger().ops().iter().map(OperationReport::of).collect()),
         AdminRequest::Failovers => AdminAnswer::Failovers(port.ledger().failovers().iter().map(FailoverReport::of).collect()),
-        AdminRequest::Set(setting) => set(timeout, setting, &*view, &port).await,
+        AdminRequest::Set { key, value } => set(timeout, key, value, &*view, &port).await,
     }
 }
 
 /// The primary has the rules: any other region passes it on, once.
-async fn set(timeout: Duration, setting: Setting, view: &dyn RegionView, port: &Arc<dyn AdminPort>) -> AdminAnswer {
+async fn set(timeout: Duration, key: String, value: String, view: &dyn RegionView, port: &Arc<dyn AdminPort>) -> AdminAnswer {
     let own = view.report();
     match own.primary {
-        _ if own.role == Role::Primary => done(port.set(setting).await),
+        _ if own.role == Role::Primary => done(port.set(key, value).await),
         Some(primary) if primary != own.region => {
-            let asked = tokio::time::timeout(timeout, port.ask(&primary, AdminRequest::Set(setting))).await;
+            let asked = tokio::time::timeout(timeout, port.ask(&primary, AdminRequest::Set { key, value })).await;
             asked.unwrap_or_else(|_| Err(format!("no answer within {} ms", timeout.as_millis()))).unwrap_or_else(|why| {
                 AdminAnswer::Refused(format!(
                     "the primary {primary} was asked and did not answer ({why}); `parhelion status` shows how it is"

@@ -70,8 +70,8 @@ impl AdminPort for Port {
     fn ledger(&self) -> Arc<Ledger> {
         Arc::default()
     }
-    async fn set(&self, setting: Setting) -> Result<String, String> {
-        Ok(format!("{setting:?} holds"))
+    async fn set(&self, key: String, value: String) -> Result<String, String> {
+        Ok(format!("{key} is {value}"))
     }
 }
 

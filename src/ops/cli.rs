@@ -371,7 +371,7 @@ pub(super) fn seed_of(typed: &str) -> Result<u64, Failure> {
 fn run_sim(args: &SimArgs) -> Result<(), Failure> {
     match args.what {
         Some(SimVerb::Recovery { crashes, every, sets, threads }) => {
-            let options = RecoveryOptions { crashes: crashes.into(), every, sets_each: sets, threads, mutant: None };
+            let options = RecoveryOptions { crashes: crashes.into(), every, sets_each: sets, threads, mutant: None, layout: None };
             let summary = sim::enumerate_recoveries(&options, &|line| println!("{line}"));
             say(&format!("{summary}\n"))?;
             return summary.failure.map_or(Ok(()), |_| Err(Failure::new(FAILED, "a recovery did not end as it must")));

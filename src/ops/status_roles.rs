@@ -6,7 +6,7 @@
 use super::status::ClusterStatus;
 use super::text;
 use crate::base::{Epoch, RegionName};
-use crate::node::report::{ControlReport, FailoverReport, OperationReport, RegionReport};
+use crate::node::report::{ControlReport, FailoverReport, OperationReport, RegionReport, RulesReport};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The witness, and what it answered, where a cluster has one.
@@ -21,8 +21,8 @@ pub struct RolesStatus {
     pub unproven: bool,
     /// What is left of the primary's lease; null when it did not answer, 0 when it has none.
     pub lease_left_ms: Option<u64>,
-    /// So many secondaries have a commit before it is acknowledged.
-    pub sync: Option<u8>,
+    /// What a commit waits for in the primary; null when it did not answer.
+    pub rules: Option<RulesReport>,
     /// Regions that write, or claimed to at the same time; more than 1 is an emergency.
     pub writers_seen: u32,
     /// Under way, or the last one.
@@ -87,7 +87,7 @@ pub fn merge(answers: &BTreeMap<RegionName, Result<RegionReport, String>>, witne
         voters,
         unproven: newest.unproven,
         lease_left_ms: reigns.map(|p| p.lease_left_ms),
-        sync: primary.map(|p| p.sync),
+        rules: reigns.and_then(|p| p.rules),
         writers_seen: all().map(|c| c.writers_seen).max().unwrap_or(0).max(u32::try_from(writing).unwrap_or(u32::MAX)),
         operation: operations().max_by_key(rank).cloned(),
         failovers: failovers.into_values().rev().collect(),
@@ -175,6 +175,13 @@ pub fn lines(status: &ClusterStatus) -> String {
             let over = if left == 0 { "all grants are over".into() } else { format!("grants are over in {}", text::lag_ms(left as f64)) };
             out.push_str(&format!("lease: the primary does not answer; {over}\n"));
         }
+    }
+    if let Some(rules) = roles.rules.filter(|r| r.sync > 0 || r.max_rpo_ms.is_some()) {
+        let sync = (rules.sync > 0).then(|| format!("{} secondaries have it (sync={})", rules.sync, rules.sync));
+        let alone = if rules.pause_alone { ", also while none is connected" } else { "" };
+        let rpo = rules.max_rpo_ms.map(|ms| format!("a secondary is behind by {ms} ms at most (max_rpo){alone}"));
+        let both: Vec<String> = sync.into_iter().chain(rpo).collect();
+        out.push_str(&format!("commits are acknowledged when {}\n", both.join(" and ")));
     }
     if let Some(op) = roles.operation.as_ref().filter(|o| o.is_running()) {
         let to = op.to.as_ref().map_or_else(String::new, |to| format!(" to {to}"));

@@ -54,6 +54,7 @@ pub(crate) fn sample(region: &str, role: Role) -> RegionReport {
                 damage: None,
                 repair: None,
                 scrub: ScrubReport::default(),
+                low_on_room: false,
             })
             .collect(),
         volume: VolumeReport { segments: Some(1), used_bytes: Some(8192), ..VolumeReport::of(Layout::default()) },

@@ -8,7 +8,8 @@ use super::copies::CutScope;
 use super::disk::Fault;
 use super::world::{MS, What, World};
 use crate::base::{CopyId, GroupId, MemberId};
-use crate::volume::Disk as _;
+use crate::log::Frame;
+use crate::volume::Disk;
 
 /// In the order of `Plan::weights`.
 #[derive(Clone, Copy)]
@@ -41,6 +42,24 @@ const KINDS: [Kind; 12] = [
     Kind::ClockStepped,
     Kind::BytesRot,
 ];
+
+/// Whether nothing is left at `at` of a log file because the file behind it begins before that: what a write tore, or what was cut, is never
+/// read again, so nobody finds it damaged (seed 5000889).
+fn is_void(disk: &dyn Disk, names: &[String], name: &str, at: u64) -> bool {
+    // Frames of a log file, and where each ends.
+    let frames = |name: &str| {
+        let bytes = disk.read(name, 0, usize::MAX).unwrap_or_default();
+        let begins: Vec<usize> = (0..bytes.len().saturating_sub(4)).filter(|i| bytes[*i..].starts_with(b"PHL")).collect();
+        let frame = move |at: usize| Frame::decode(&bytes.slice(at..)).ok().map(|f| (f.seq(), (at + f.bytes().len()) as u64));
+        begins.into_iter().filter_map(frame).collect::<Vec<_>>()
+    };
+    let Some(next) = names.iter().filter(|n| n.starts_with("log-") && n.as_str() > name).min().filter(|_| name.starts_with("log-")) else {
+        return false;
+    };
+    let Some(&(voids_from, _)) = frames(next).first() else { return false };
+    let ends = frames(name).into_iter().take_while(|(seq, _)| *seq < voids_from).last();
+    ends.is_some_and(|(_, end)| at >= end)
+}
 
 impl World {
     pub(super) fn fault(&mut self) -> Checked {
@@ -129,6 +148,7 @@ impl World {
         };
         names.retain(|n| !n.contains(".tmp") && whole(n));
         names.sort();
+        let all = names.clone();
         if let Some(newest) = names.iter().rposition(|n| n.starts_with("log-")) {
             names.remove(newest);
         }
@@ -136,6 +156,9 @@ impl World {
         // Space that is reserved and not used says nothing.
         let used = disk.read(&name, 0, usize::MAX).map_or(0, |b| b.iter().rposition(|b| *b != 0).map_or(0, |i| i + 1));
         let at = self.faults.below(used.max(1) as u64);
+        if is_void(&*disk, &all, &name, at) {
+            return;
+        }
         if disk.flip(&name, at) {
             self.counts.bytes_rotted += 1;
             self.say(|| format!("copy {c} of region {r}: '{name}' rots at {at}"));

@@ -254,6 +254,7 @@ impl World {
             }
             Effect::HeadDrain { op, deadline } => HeadNews::Drain { op, deadline },
             Effect::HeadUndrain => HeadNews::Undrain,
+            Effect::CommitsPause(_) => return Ok(()),
             Effect::OpMoved(op) => {
                 self.op_moved(r, *op);
                 return Ok(());

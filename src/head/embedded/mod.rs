@@ -225,6 +225,11 @@ impl Engine {
         }
     }
 
+    /// Commits wait for another region by the commit rules, or do so no more: whoever waits for an answer goes on waiting meanwhile.
+    pub fn commits_pause(&self, paused: bool) {
+        self.shared.progress.pause(paused);
+    }
+
     /// The drain is called off: what waited goes on. Does nothing without one.
     pub fn undrain(&self) {
         if let Some(writer) = self.writer() {

@@ -11,7 +11,7 @@ use crate::base::{Instant, Lsn};
 use crate::io::clock;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::oneshot;
 
@@ -40,12 +40,14 @@ pub struct Progress {
     state: Mutex<State>,
     /// Nothing is acknowledged from this moment of the raw clock on.
     lease_until_ns: AtomicU64,
+    /// Commits wait for another region by the commit rules: nobody's patience runs out meanwhile.
+    paused: AtomicBool,
 }
 
 impl Default for Progress {
     fn default() -> Progress {
         // Without a lease holder there is no lease to lose.
-        Progress { state: Mutex::default(), lease_until_ns: AtomicU64::new(u64::MAX) }
+        Progress { state: Mutex::default(), lease_until_ns: AtomicU64::new(u64::MAX), paused: AtomicBool::new(false) }
     }
 }
 
@@ -148,11 +150,19 @@ impl Progress {
             state.waiters.entry(lsn).or_default().push(tell);
             waiting
         };
-        match tokio::time::timeout(at_most, waiting).await {
+        let mut waiting = std::pin::pin!(waiting);
+        let ended = loop {
+            let ended = tokio::time::timeout(at_most, waiting.as_mut()).await;
+            if ended.is_ok() || !self.paused.load(Ordering::Relaxed) {
+                break ended;
+            }
+        };
+        match ended {
             Ok(Ok(result)) => result,
             Ok(Err(_)) => Err(NotDurable::Closed("the engine is gone".to_string())),
             Err(_) => {
                 // Those that gave up leave their seats; an advance that comes just now finds nobody, which is the same.
+                waiting.as_mut().close();
                 let mut state = self.state.lock();
                 if let Some(seats) = state.waiters.get_mut(&lsn) {
                     seats.retain(|s| !s.is_closed());
@@ -163,6 +173,11 @@ impl Progress {
                 Err(NotDurable::TimedOut)
             }
         }
+    }
+
+    /// Commits pause, or go on.
+    pub fn pause(&self, paused: bool) {
+        self.paused.store(paused, Ordering::Relaxed);
     }
 
     pub fn waiting(&self) -> usize {

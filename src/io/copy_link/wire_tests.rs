@@ -68,7 +68,7 @@ fn sayings() -> Vec<Says> {
     let replies = vec![
         CopyReply::Raised { generation, state },
         CopyReply::Refused { promised: generation },
-        CopyReply::Appended { generation, end, ingested: Lsn(7) },
+        CopyReply::Appended { generation, end, ingested: Lsn(7), low: true },
         CopyReply::Misplaced { generation, end, history },
         CopyReply::ControlStored { generation, version: 3 },
         CopyReply::Log { id: 1, frames },

@@ -16,7 +16,7 @@ use crate::io::quic::RefusalKind;
 use crate::io::tls::Subject;
 use crate::node::Event;
 use crate::node::report::{LagReport, OperatorEvent, RegionReport, Role, VolumeReport};
-use crate::ops::admin::{AdminAnswer, AdminPort, AdminRequest, Setting};
+use crate::ops::admin::{AdminAnswer, AdminPort, AdminRequest};
 use crate::ops::config::{Config, parse_auto_failover, show_auto_failover};
 use crate::ops::witness::peers;
 use crate::volume::identity::Home;
@@ -226,16 +226,14 @@ impl AdminPort for View {
         Arc::clone(&self.shared.ledger.read())
     }
 
-    async fn set(&self, setting: Setting) -> Result<String, String> {
-        match setting {
-            Setting::AutoFailover { given } => {
-                let wanted = show_auto_failover(parse_auto_failover(&given)?);
-                Err(format!(
-                    "auto_failover = {wanted} is a matter of the files: write it into [control] of every member's, the same everywhere, and restart them one by one"
-                ))
-            }
-            Setting::MaxRpo { .. } | Setting::Sync { .. } => Err("this parhelion cannot change the commit rule while it runs".into()),
+    async fn set(&self, key: String, value: String) -> Result<String, String> {
+        if key == "auto_failover" {
+            let wanted = show_auto_failover(parse_auto_failover(&value)?);
+            return Err(format!(
+                "auto_failover={wanted} is a matter of the files: write it into [control] of every member's, the same everywhere, and restart them one by one"
+            ));
         }
+        self.links.inbox().set(key, value).await
     }
 
     async fn slow_copy(&self, copy: CopyId, delay: Duration) -> Result<String, String> {

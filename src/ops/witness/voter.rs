@@ -67,7 +67,7 @@ pub(super) fn kept(slots: &Slots) -> anyhow::Result<Option<VoterState>> {
 }
 
 pub(super) fn report(name: &RegionName, core: &Control) -> ControlReport {
-    ControlReport::of(name, &core.view(clock::now()), core.state().map(|s| &s.ledger))
+    ControlReport::of(name, &core.view(clock::now()), core.state().map(|s| &s.ledger), None)
 }
 
 pub(super) struct Voter {

@@ -209,6 +209,11 @@ impl Truth {
         self.frames.get(&(end.seq.0, end.checksum))
     }
 
+    /// The log's end with the frame of that seq and checksum.
+    pub(in crate::sim) fn end_of(&self, frame: (Seq, u32)) -> Option<LogEnd> {
+        self.frames.get(&(frame.0.0, frame.1)).map(Frame::log_end)
+    }
+
     pub(in crate::sim) fn committed(&self) -> &LogEnd {
         &self.committed
     }

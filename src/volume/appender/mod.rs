@@ -16,6 +16,7 @@ mod judging;
 mod reads;
 mod recovering;
 mod retention;
+mod room;
 mod scrubbing;
 mod seeding;
 
@@ -92,9 +93,11 @@ pub enum AppenderEffect {
         place: Option<String>,
         by: Vec<Incarnation>,
     },
-    /// Fewer than four copies can take writes: nothing new becomes durable.
+    /// No new writes should come: fewer than four copies can take them, and nothing new becomes durable; or fewer than four have room for them,
+    /// and what is under way still does. A sentence, and when that ends.
     QuorumLost {
         reason: String,
+        until: &'static str,
     },
     QuorumRegained,
     CopyChanged {
@@ -170,6 +173,8 @@ pub struct CopyView {
     pub repair: Option<RepairView>,
     pub scrub: ScrubView,
     pub kept: Kept,
+    /// Little room is left on its disk.
+    pub low: bool,
 }
 
 /// Counted for each copy since the process began.
@@ -222,6 +227,8 @@ pub(super) struct Peer {
     sent: Seq,
     sent_lsn: Lsn,
     ingested: Lsn,
+    /// Little room is left on its disk, as it said last.
+    low: bool,
     /// What the copy was last told.
     told_vdl: Seq,
     last_heard: Instant,
@@ -332,6 +339,8 @@ pub struct Appender {
     recovery_since: Option<Instant>,
     recovery_said: String,
     quorum_ok: bool,
+    /// It is lost for want of room on the disks only.
+    short_of_room: bool,
     /// The node was told, one way or the other, since the volume serves.
     quorum_said: bool,
     vdl_moved: Option<Instant>,
@@ -393,6 +402,7 @@ impl Peer {
             sent: Seq(0),
             sent_lsn: Lsn(0),
             ingested: Lsn(0),
+            low: false,
             told_vdl: Seq(0),
             last_heard: Instant::ZERO,
             last_asked: Instant::ZERO,
@@ -452,6 +462,7 @@ impl Appender {
             recovery_since: None,
             recovery_said: String::new(),
             quorum_ok: false,
+            short_of_room: false,
             quorum_said: false,
             vdl_moved: None,
             vdl_at: Instant::ZERO,
@@ -545,6 +556,7 @@ impl Appender {
                 repair: if let Contact::Repairing(repair) = &p.contact { repair.view() } else { None },
                 scrub: self.scrubs[copy.group.0 as usize].view(copy.copy),
                 kept: self.kept[copy.index()],
+                low: p.low,
             })
             .collect()
     }
@@ -577,6 +589,9 @@ impl Appender {
         }
         if let Some(asked) = self.branch_timeout() {
             at(asked);
+        }
+        if let Some(due) = self.room_timeout() {
+            at(due);
         }
         if let Some(due) = self.scrub_timeout() {
             at(due);
@@ -632,8 +647,9 @@ impl Appender {
         match reply {
             CopyReply::Raised { generation, state } => self.raised(now, copy, generation, state),
             CopyReply::Refused { promised } => self.refused(now, copy, promised),
-            CopyReply::Appended { generation, end, ingested } => {
+            CopyReply::Appended { generation, end, ingested, low } => {
                 if generation == self.generation {
+                    self.peers[copy.index()].low = low;
                     self.appended(now, copy, end, ingested);
                 }
             }
@@ -709,6 +725,7 @@ impl Appender {
                 self.ask_again(now, copy);
             }
         }
+        self.ask_for_room(now);
         self.read_paced(now);
         let late: Vec<u64> = self.reads.iter().filter(|(_, r)| now >= r.asked + self.limits.copy_silent_after).map(|(id, _)| *id).collect();
         for id in late {

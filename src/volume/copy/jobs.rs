@@ -160,6 +160,7 @@ impl Copy {
         let layers = self.pages.layers();
         if let Some(table) = self.pages.frozen()
             && !self.flushing
+            && self.has_room_for_memtable(table.bytes())
         {
             self.flushing = true;
             let (above, upto) = (table.above, table.upto);
@@ -170,9 +171,13 @@ impl Copy {
         if layers.len() < self.limits.layers_before_compaction.max(2) || self.compacting || self.damage.is_some() {
             return None;
         }
-        self.compacting = true;
         let sizes: Vec<u64> = layers.iter().map(|l| l.meta().bytes).collect();
-        let (older, merged) = layers.split_at(layers.len() - newest_to_merge(&sizes));
+        let count = newest_to_merge(&sizes);
+        if !self.has_room_for_merge(sizes.iter().rev().take(count).sum()) {
+            return None;
+        }
+        self.compacting = true;
+        let (older, merged) = layers.split_at(layers.len() - count);
         let before = if older.is_empty() { Before::Nothing } else { Before::Layers(older.to_vec()) };
         let (first, last) = (merged[0].meta(), merged[merged.len() - 1].meta());
         let replaces = Replaces::Layers { first: first.id(), count: merged.len() };
@@ -224,6 +229,8 @@ impl Copy {
                 self.tell(super::check::layer_damage("layer", e), replies);
                 Ok(())
             }
+            // Somebody else took the room. Until there is some again, what was to become a layer stays where it is.
+            Err(LayerError::Disk(DiskError::Full { name })) if self.is_full() => self.layer_found_no_room(&name).map_err(|e| e.to_string()),
             Err(e) => Err(e.to_string()),
         };
         if let Err(reason) = published {
@@ -250,6 +257,7 @@ impl Copy {
         manifest.folded = manifest.folded.max(folded);
         manifest.next_layer = self.next_layer;
         self.directory.store(self.timeline, &manifest)?;
+        self.layer_wants = 0;
         self.manifest = manifest;
         self.pages.publish(layers, folded, replaces.is_memtable());
         for layer in retired {
