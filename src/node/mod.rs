@@ -9,6 +9,7 @@
 //! call again at `next_timeout`.
 
 mod committing;
+mod control_report;
 mod follow;
 mod lead;
 pub mod report;
@@ -818,6 +819,9 @@ impl Node {
             volume: report::VolumeReport::of(self.who.layout),
             readers: 1,
             secondaries: if matches!(self.stage, Stage::Leading) { self.leader.report(now, &self.limits, vdl) } else { Vec::new() },
+            control: self
+                .control_view(now)
+                .map(|view| Box::new(report::ControlReport::of(&self.who.region, &view, self.ledger(), Some(self.rules())))),
         }
     }
 

@@ -67,6 +67,10 @@ impl Links {
         let _ = self.engine.set(Arc::downgrade(engine));
     }
 
+    pub fn control(&self) -> Option<&ControlLinks> {
+        self.control.get()
+    }
+
     pub fn quic(&self) -> &Quic {
         &self.quic
     }

@@ -8,9 +8,9 @@ mod ports;
 mod space;
 mod view;
 
-use super::config::{AutoFailover, Config, ControlSettings};
+use super::config::Config;
 use crate::base::{Prng, RegionName};
-use crate::control::{self, ControlMessage};
+use crate::control::ControlMessage;
 use crate::endpoint::pg::auth::ScramVerifier;
 use crate::endpoint::router::RoutedService;
 use crate::endpoint::{EmbeddedService, Port, SqlService, http, pg};
@@ -52,9 +52,13 @@ pub async fn run(config: Config, options: RunOptions, shutdown: watch::Receiver<
     if let Some(warning) = material.expiry_warning(clock::unix_now(), &config.file) {
         tracing::warn!("{warning}");
     }
+    for warning in config.warnings() {
+        tracing::warn!("{warning}");
+    }
     let password = config.password()?;
     let regions: Vec<RegionName> = config.regions();
-    let quic = Quic::bind(config.listen.quic, Arc::clone(&material), &regions, &config.quic)?;
+    let witness = config.witness.as_ref().map(|w| w.name.clone());
+    let quic = Quic::bind(config.listen.quic, Arc::clone(&material), &regions, &config.quic)?.with_witness(witness.clone());
     let writer = bind(config.listen.writer, "listen.writer").await?;
     let reader = bind(config.listen.reader, "listen.reader").await?;
     let instance = bind(config.listen.instance, "listen.instance").await?;
@@ -80,8 +84,8 @@ pub async fn run(config: Config, options: RunOptions, shutdown: watch::Receiver<
         region: config.region.clone(),
         founder: config.founder.clone(),
         members: regions.clone(),
-        witness: config.witness.as_ref().map(|w| w.name.clone()),
-        control: control_settings(&config.control),
+        witness,
+        control: config.control.settings(),
         version: env!("CARGO_PKG_VERSION").into(),
         layout: config.layout,
     };
@@ -142,15 +146,6 @@ pub async fn run(config: Config, options: RunOptions, shutdown: watch::Receiver<
     }
     quic.close("the region process is stopping").await;
     Ok(())
-}
-
-fn control_settings(given: &ControlSettings) -> control::Settings {
-    let auto_failover = match given.auto_failover {
-        AutoFailover::Off => control::AutoFailover::Off,
-        AutoFailover::Lossless => control::AutoFailover::Lossless,
-        AutoFailover::MaxLoss(bound) => control::AutoFailover::MaxLoss(bound),
-    };
-    control::Settings { lease: given.lease, renew_every: given.renew, auto_failover, ..control::Settings::default() }
 }
 
 /// What a member says goes to the node; nonsense ends its connection.
