@@ -119,6 +119,15 @@ impl Follower {
         self.lag.covers()
     }
 
+    /// With whom this region speaks, as one that follows or wants to.
+    pub(super) fn partner(&self) -> Option<&RegionName> {
+        match &self.contact {
+            Contact::Greeting { region, .. } => Some(region),
+            Contact::Following(f) => Some(&f.primary),
+            Contact::Waiting { .. } | Contact::Dialling { .. } => None,
+        }
+    }
+
     /// The link of the conversation with the primary, or with one that may be.
     pub(super) fn any_conn(&self) -> Option<ConnId> {
         match &self.contact {

@@ -424,13 +424,17 @@ impl Node {
         }
         self.roles.intent = None;
         let news = self.roles.reign.as_ref().is_none_or(|(known, _)| *known < epoch);
-        if !led && news {
+        // A conversation with the primary of this very epoch goes on.
+        let goes_on = !news && self.follower.partner().is_some_and(|p| Some(p) == primary.as_ref());
+        if !led && !goes_on {
             self.stop_following(now, "another epoch began");
         }
         if let Some(primary) = &primary {
             self.roles.reign = Some((epoch, primary.clone()));
-            self.follower.look_for(now, primary.clone());
-            self.greet_on_a_live_link(now, primary);
+            if !goes_on {
+                self.follower.look_for(now, primary.clone());
+                self.greet_on_a_live_link(now, primary);
+            }
         }
         self.effects.push_back(Effect::PrimaryIs(primary));
     }

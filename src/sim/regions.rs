@@ -54,7 +54,7 @@ pub(super) struct Head {
 /// Short, so that a run of some seconds sees them end.
 fn leases() -> Settings {
     let ms = std::time::Duration::from_millis;
-    Settings { lease: ms(1500), renew_every: ms(300), probe_every: ms(250), handover_patience: ms(2500), ..Settings::default() }
+    Settings { lease: ms(1500), renew_every: ms(300), handover_patience: ms(2500), ..Settings::default() }
 }
 
 pub(super) struct Region {
