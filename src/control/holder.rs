@@ -93,10 +93,6 @@ impl Holder {
         self.entry.epoch
     }
 
-    pub fn entry(&self) -> &EpochEntry {
-        &self.entry
-    }
-
     pub fn open_until(&self) -> Instant {
         if matches!(self.stage, Stage::Open) { self.valid_until } else { Instant::ZERO }
     }

@@ -594,16 +594,9 @@ impl Control {
             }
         }
         // What this region handed over and got back.
-        let stale: Vec<OpView> = (self.st().ledger.ops().iter())
-            .filter(|o| {
-                !o.state.is_final()
-                    && Some(o.order.id) != entry.op
-                    && o.order.kind.to().is_some()
-                    && o.from.as_ref() == Some(&self.who.name)
-            })
-            .cloned()
-            .collect();
-        for view in stale {
+        let handed = self.st().handed_to.as_ref().map(|(_, op)| *op);
+        let stale = handed.and_then(|op| self.op(op)).filter(|o| !o.state.is_final() && Some(o.order.id) != entry.op).cloned();
+        if let Some(view) = stale {
             let reason = format!(
                 "{} did not take over; {} writes again, in epoch {}, and nothing was lost",
                 view.order.kind.to().expect("BUG: just seen"),
