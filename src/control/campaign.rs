@@ -18,6 +18,8 @@ use std::time::Duration;
 const GRACE: Duration = Duration::from_millis(300);
 /// A region that has more is fetched from for so long.
 const CATCH_UP_PATIENCE: Duration = Duration::from_secs(10);
+/// A handover frame is on its way from the old primary for so long before it is fetched from whoever has it.
+const FRAME_PATIENCE: Duration = Duration::from_secs(1);
 /// The region that is better placed is given so long to begin.
 const DEFER: Duration = Duration::from_millis(700);
 
@@ -410,9 +412,13 @@ impl Control {
         if campaign.fetching.is_some() {
             return;
         }
+        let handed = matches!(campaign.why, Why::Handover(_));
         if let Some((from, up_to)) = outcome.more.clone()
             && !campaign.fetched.contains(&from)
         {
+            if handed && self.now < since + FRAME_PATIENCE {
+                return;
+            }
             return self.fetch(from, up_to);
         }
         let waits_for_more = self.now < since + self.who.settings.vote_patience && campaign.votes.len() < self.who.others().count() + 1;
@@ -493,8 +499,16 @@ impl Control {
             Why::Regain => (None, String::new(), false),
         };
         let auto = matches!(campaign.why, Why::Auto { .. });
-        let kind = if forced { ReignKind::Unproven } else { outcome.kind };
         let epoch = campaign.epoch;
+        // A failover that this region won and never opened goes on in the next epoch: what it loses was agreed to.
+        let carried = self.st().pending.clone().filter(|p| outcome.kind == ReignKind::Regained && p.new_epoch == outcome.prev);
+        let op = op.or(carried.as_ref().map(|p| p.op));
+        let kind = match (&carried, forced) {
+            (Some(carried), _) if carried.unproven => ReignKind::Unproven,
+            (Some(_), _) => ReignKind::Unplanned,
+            (None, true) => ReignKind::Unproven,
+            (None, false) => outcome.kind,
+        };
         let entry = EpochEntry {
             epoch,
             region: self.who.name.clone(),
@@ -505,21 +519,23 @@ impl Control {
             voters_version: self.st().voters.version,
             began_at: self.wall,
         };
-        let record = op.filter(|_| matches!(kind, ReignKind::Unplanned | ReignKind::Unproven)).map(|op| FailoverRecord {
-            op,
-            from: outcome.from.clone(),
-            to: self.who.name.clone(),
-            old_epoch: outcome.prev,
-            new_epoch: epoch,
-            began_at: self.wall,
-            actor,
-            consent,
-            unproven: forced,
-            complete: outcome.loss.is_none_for_sure(),
-            loss: outcome.loss.clone(),
-            tail: None,
-        });
-        self.st_mut().pending = record;
+        let record =
+            op.filter(|_| carried.is_none() && matches!(kind, ReignKind::Unplanned | ReignKind::Unproven)).map(|op| FailoverRecord {
+                op,
+                from: outcome.from.clone(),
+                to: self.who.name.clone(),
+                old_epoch: outcome.prev,
+                new_epoch: epoch,
+                began_at: self.wall,
+                actor,
+                consent,
+                unproven: forced,
+                complete: outcome.loss.is_none_for_sure(),
+                loss: outcome.loss.clone(),
+                tail: None,
+            });
+        let carried = carried.map(|p| FailoverRecord { new_epoch: epoch, ..p });
+        self.st_mut().pending = record.or(carried);
         self.keep();
         if auto {
             self.op_began_by_itself(op.expect("BUG: it has an id"), &outcome);
@@ -705,7 +721,15 @@ impl Control {
         if wrong || known || over {
             return;
         }
-        if !self.log_told || state.promised > next || (state.promised == next && state.voted_for.as_ref() != Some(&self.who.name)) {
+        if !self.log_told {
+            return;
+        }
+        if let Some(view) = state.ledger.op(id).filter(|v| v.state.is_final()).cloned() {
+            // It was given up here, for good: whoever handed over goes on.
+            self.send(from, ControlMessage::Op(Box::new(view)));
+            return;
+        }
+        if state.promised > next || (state.promised == next && state.voted_for.as_ref() != Some(&self.who.name)) {
             self.send(from, ControlMessage::Op(Box::new(self.cannot_take(handover.op, state.promised))));
             return;
         }

@@ -153,6 +153,12 @@ impl Control {
         self.failovers().iter().filter(|f| !f.complete && f.from == self.who.name)
     }
 
+    /// The highest reign known to be active, and its primary.
+    #[must_use]
+    pub fn reign(&self) -> Option<&(Epoch, RegionName)> {
+        self.reign.as_ref()
+    }
+
     #[must_use]
     pub fn state(&self) -> Option<&VoterState> {
         self.state.as_ref()

@@ -103,8 +103,9 @@ impl Control {
             }
             Some(to) => self.refuse_new(&order, format!("there is no region '{to}'; the regions are {}", list(&self.who.regions))),
             None => {
-                let what = "no primary is known here, so there is nothing to switch from. Use: parhelion failover --to REGION";
-                self.refuse_new(&order, what.into());
+                let reason = "no primary is known here. Wait until one is, or: parhelion failover --to REGION; if this was ordered before, ask there how it stands";
+                let view = self.view_of(&order, OpState::Unknown { reason: reason.into() });
+                self.outputs.push_back(Output::OpMoved(Box::new(view)));
             }
         }
     }
@@ -127,15 +128,20 @@ impl Control {
     fn carry_out(&mut self, order: Order) {
         let (epoch, primary) = self.reign.clone().unzip();
         let epoch = epoch.or(self.st().chain.top().map(|e| e.epoch));
-        if order.at_epoch.is_some() && order.at_epoch != epoch {
+        if let Some(was) = order.at_epoch.filter(|e| Some(*e) != epoch) {
             let now = epoch.map_or_else(|| "none".into(), |e| e.to_string());
-            let was = order.at_epoch.unwrap_or_default();
-            return self.refuse_new(
-                &order,
-                format!(
-                    "roles have changed since: it was about epoch {was}, and now it is {now}. Look at parhelion status, and order anew"
-                ),
-            );
+            let changed = format!("roles have changed since: it was about epoch {was}, and now it is {now}. Look at parhelion status");
+            return match self.took_effect(order.id, was) {
+                Some(Some(made)) => {
+                    let view = self.view_of(&order, OpState::Done);
+                    self.publish(OpView { epoch: Some(made), ..view });
+                }
+                Some(None) => self.refuse_new(&order, format!("{changed}, and order anew")),
+                None => {
+                    let view = self.view_of(&order, OpState::Unknown { reason: format!("{changed} for whether it was done") });
+                    self.publish(view);
+                }
+            };
         }
         if let Some(other) = self.orders.running.as_ref().map(|v| v.order.id).or(self.orders.handing.as_ref().map(|h| h.op)) {
             let region = primary.unwrap_or_else(|| self.who.name.clone());
@@ -148,6 +154,17 @@ impl Control {
             OrderKind::Failover { consent, primary_is_down, .. } => self.failover(order, consent, primary_is_down.as_ref()),
             OrderKind::SetVoters { voters } => self.set_voters(order, voters),
         }
+    }
+
+    /// Whether an operation about the reign of `epoch` made one (which), did not, or cannot be told from what is known here.
+    fn took_effect(&self, id: OpId, epoch: Epoch) -> Option<Option<Epoch>> {
+        let chain = &self.st().chain;
+        if let Some(made) = chain.entries().iter().find(|e| e.op == Some(id) && self.reign.as_ref().is_some_and(|(r, _)| e.epoch <= *r)) {
+            return Some(Some(made.epoch));
+        }
+        let (reign, _) = self.reign.as_ref()?;
+        let path = chain.path(*reign);
+        path.iter().any(|e| e.epoch <= epoch).then_some(None)
     }
 
     fn failover(&mut self, order: Order, consent: Consent, primary_is_down: Option<&RegionName>) {
@@ -459,7 +476,8 @@ impl Control {
 
     /// Keeps it, shows it, and tells whoever asked.
     fn publish(&mut self, view: OpView) {
-        if !view.order.dry_run && self.st_mut().ledger.put_op(view.clone()) {
+        let lasts = !view.order.dry_run && !matches!(view.state, OpState::Unknown { .. });
+        if lasts && self.st_mut().ledger.put_op(view.clone()) {
             self.keep();
             if view.state.is_final() {
                 self.ledger_is_news();
@@ -659,6 +677,7 @@ impl Control {
 
     /// Somebody reigns: whatever was handed over has found its end.
     pub(super) fn orders_reign(&mut self, epoch: Epoch, region: &RegionName) {
+        self.settle_left(epoch, region);
         let Some(handing) = self.orders.handing.as_ref().filter(|h| h.epoch < epoch) else { return };
         let (op, to) = (handing.op, handing.to.clone());
         self.orders.handing = None;
@@ -672,6 +691,29 @@ impl Control {
             }
         } else {
             self.op_superseded(op, epoch, region);
+        }
+    }
+
+    /// Operations that a restart of this member left open: the chain says by now whether they came about.
+    fn settle_left(&mut self, reign: Epoch, region: &RegionName) {
+        let busy = [self.orders.running.as_ref().map(|v| v.order.id), self.orders.handing.as_ref().map(|h| h.op)];
+        let left: Vec<OpView> = (self.st().ledger.ops().iter())
+            .filter(|o| !o.state.is_final() && o.order.kind.to().is_some() && !busy.contains(&Some(o.order.id)))
+            .filter(|o| o.by == self.who.name || o.from.as_ref() == Some(&self.who.name))
+            .cloned()
+            .collect();
+        for view in left {
+            let Some(about) = view.order.at_epoch.filter(|e| *e < reign) else { continue };
+            let state = match self.took_effect(view.order.id, about) {
+                Some(None) => OpState::Failed { reason: format!("it did not come about; {region} is the primary of epoch {reign}") },
+                Some(Some(made)) if made < reign && view.by == self.who.name => OpState::Failed {
+                    reason: format!(
+                        "it took effect in epoch {made} and was not seen through; {region} is the primary of epoch {reign} by now"
+                    ),
+                },
+                _ => continue,
+            };
+            self.publish(OpView { state, ..view });
         }
     }
 
@@ -693,9 +735,8 @@ impl Control {
         } else if self.is_running(id) {
             return;
         }
-        if view.order.dry_run {
-            self.orders.forwarded.remove(&id);
-            return self.outputs.push_back(Output::OpMoved(Box::new(view)));
+        if view.order.dry_run || matches!(view.state, OpState::Unknown { .. }) {
+            return self.op_known(view);
         }
         if self.st_mut().ledger.put_op(view.clone()) {
             self.keep();
@@ -732,6 +773,8 @@ impl Control {
             if changing || reigns {
                 self.orders.running = Some(view);
                 self.orders.phase_since = self.now;
+            } else if !handed && view.order.kind.to() == Some(&self.who.name) && matches!(view.order.kind, OrderKind::Switchover { .. }) {
+                // Handed to this region, which may still be asked to take over: who reigns next decides.
             } else if !handed {
                 let reason = format!("{} restarted before it came about; nothing was changed. Order it again", self.who.name);
                 self.publish(OpView { state: OpState::Refused { reason }, ..view });

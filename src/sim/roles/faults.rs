@@ -149,6 +149,9 @@ impl World {
         let at = usize::try_from(self.prng.below(self.regions as u64)).expect("BUG: small");
         let to = usize::try_from(self.prng.below(self.regions as u64)).expect("BUG: small");
         let to = self.members[to].name().clone();
+        if self.members[at].paused_until.is_some() {
+            return self.after_ms(500, 5000, Event::Order);
+        }
         let again = self.prng.chance(150_000);
         if let Some((_, order)) = self.orders_given.last().cloned().filter(|_| again) {
             self.input(at, Input::Order(order));
@@ -166,7 +169,9 @@ impl World {
             let id = OpId(u128::from(self.prng.next_u64()));
             let dry_run = self.prng.chance(50_000);
             let timeout_ms = self.prng.between(1000, 30_000);
-            let order = Order { id, kind, dry_run, timeout_ms, at_epoch: None, actor: "operator".into() };
+            // As the command line does: the epoch that its operator saw.
+            let at_epoch = self.members[at].control.as_ref().and_then(|c| c.reign().cloned()).map(|(e, _)| e);
+            let order = Order { id, kind, dry_run, timeout_ms, at_epoch, actor: "operator".into() };
             self.counts.orders += 1;
             self.orders_given.push((at, order.clone()));
             self.input(at, Input::Order(order));

@@ -354,14 +354,7 @@ impl World {
             }
             let member = &self.members[m];
             let Some(control) = &member.control else { continue };
-            let promised = control.state().map_or(Epoch(0), |s| s.promised);
             let next = control.next_timeout().map(|at| member.clock.real(at, now + 1000));
-            let tampers =
-                matches!(self.mutant, Some(RoleMutant::VoterLosesState | RoleMutant::ResumesSealed | RoleMutant::AnswersBeforeKept));
-            if !tampers {
-                let outcome = self.truth.promised(m, promised);
-                self.fails(outcome);
-            }
             if let Some(at) = next.filter(|at| self.members[m].timer.is_none_or(|known| *at < known || known <= now)) {
                 self.members[m].timer = Some(at);
                 let life = self.members[m].life;
@@ -506,6 +499,13 @@ impl World {
             .filter(|o| *o != m && self.members[*o].suspended_since.is_none() && self.members[*o].gate_open(self.now, self.mutant))
             .map(|o| (self.members[o].name().clone(), self.members[o].lead.as_ref().expect("BUG: it can write").epoch))
             .next();
+        if let Some((name, epoch)) = &writable {
+            let o = &self.members[self.index(name).expect("BUG: a member")];
+            let control = o.control.as_ref().expect("BUG: it can write");
+            self.say(|| {
+                format!("{name} can write in {epoch}: {} < {}, rate {}", o.clock.local(self.now), control.lease_until(), o.clock.rate_ppm)
+            });
+        }
         let outcome = self.truth.opened(&entry, &self.members[m].log, record.as_ref(), writable);
         self.fails(outcome.map(|_| ()));
         let wanted = self.sync_wanted && self.prng.chance(800_000);
@@ -833,6 +833,11 @@ impl World {
             Event::Kept { m, life } if self.lives(m, life) => {
                 let Some((token, bytes)) = self.members[m].writing.pop_front() else { return };
                 self.members[m].kept = Some(bytes);
+                let tampers = matches!(self.mutant, Some(RoleMutant::VoterLosesState | RoleMutant::ResumesSealed));
+                if let Some(state) = self.members[m].kept_state().filter(|_| !tampers) {
+                    let outcome = self.truth.promised(m, state.promised);
+                    self.fails(outcome);
+                }
                 self.input(m, Input::Persisted { token });
             }
             Event::Settled { m, life, void_no, seq } if self.lives(m, life) && self.members[m].log.void_no == void_no => {
