@@ -15,7 +15,9 @@ impl World {
         }
         let n = self.members.len() as u64;
         let m = usize::try_from(self.prng.below(n)).expect("BUG: small");
-        match self.prng.below(100) {
+        match self.prng.below(130) {
+            100..=119 => self.siege(),
+            120..=129 => self.crash_in_a_switchover(),
             0..=24 => self.crash_for(m, 100, 15_000),
             25..=34 => {
                 // The primary, where it hurts.
@@ -50,7 +52,62 @@ impl World {
         self.after_ms(100, 6000, Event::Fault);
     }
 
-    fn crash_for(&mut self, m: usize, from_ms: u64, to_ms: u64) {
+    /// What roles are made for: the primary cannot be reached, or stands still, and somebody takes over as early as it is allowed.
+    fn siege(&mut self) {
+        let Some(primary) = (0..self.regions).find(|r| self.members[*r].lead.is_some()) else { return };
+        let others = |n: usize| (0..n).filter(move |o| *o != primary);
+        match self.prng.below(4) {
+            0 | 1 => {
+                self.counts.cuts += 1;
+                for o in others(self.members.len()) {
+                    self.network.cut.insert((primary, o));
+                    self.network.cut.insert((o, primary));
+                }
+            }
+            2 => self.pause(primary, true),
+            _ => self.pause(primary, false),
+        }
+        if self.prng.chance(500_000) {
+            // Voters that forget what is not kept.
+            for o in others(self.members.len()) {
+                self.crash_for(o, 20, 300);
+            }
+        }
+        let n = others(self.regions).count() as u64;
+        for _ in 0..self.prng.between(1, 2) {
+            let to = others(self.regions).nth(self.prng.below(n) as usize).expect("BUG: below their number");
+            let consent = Consent { allow_data_loss: true, ..Consent::default() };
+            let kind = OrderKind::Failover { to: self.members[to].name().clone(), consent, primary_is_down: None };
+            self.after_ms(50, 1500, Event::OrderOf { at: to, kind });
+        }
+    }
+
+    fn crash_in_a_switchover(&mut self) {
+        let Some(primary) = (0..self.regions).find(|r| self.members[*r].gate_open(self.now, None)) else { return };
+        let to = (primary + 1 + self.prng.below(self.regions as u64 - 1) as usize) % self.regions;
+        let kind = OrderKind::Switchover { to: self.members[to].name().clone() };
+        let dies = if self.prng.chance(600_000) { primary } else { to };
+        let target = self.prng.chance(300_000);
+        self.after_ms(0, 5, Event::OrderOf { at: primary, kind });
+        self.after_ms(10, 400, Event::Crash { m: dies });
+        if target {
+            self.after_ms(10, 400, Event::Crash { m: to });
+        }
+    }
+
+    pub(super) fn order_of(&mut self, at: usize, kind: OrderKind) {
+        if self.healthy || self.members[at].paused_until.is_some() {
+            return;
+        }
+        let at_epoch = self.members[at].control.as_ref().and_then(|c| c.reign().cloned()).map(|(e, _)| e);
+        let id = OpId(u128::from(self.prng.next_u64()));
+        let order = Order { id, kind, dry_run: false, timeout_ms: 20_000, at_epoch, actor: "operator".into() };
+        self.counts.orders += 1;
+        self.orders_given.push((at, order.clone()));
+        self.input(at, Input::Order(order));
+    }
+
+    pub(super) fn crash_for(&mut self, m: usize, from_ms: u64, to_ms: u64) {
         if self.members[m].control.is_none() {
             return;
         }

@@ -10,6 +10,7 @@ mod faults;
 mod log;
 mod member;
 mod mutants;
+mod node;
 #[cfg(test)]
 mod tests;
 mod world;

@@ -3,13 +3,13 @@
 //! Decides the order of everything from one seed. What goes wrong, and when, is in [`super::faults`].
 
 use super::checks::{Acked, Truth};
-use super::log::{Kind, kind_of};
+use super::log::Kind;
 use super::member::{Clock, Lead, Member, Pending};
 use super::mutants::RoleMutant;
 use super::{RolesCounts, RolesOptions};
 use crate::base::{Epoch, Instant, LineageId, LogEnd, Prng, RegionName, Seq, UnixMicros};
 use crate::control::{
-    AutoFailover, Control, ControlMessage, Input, LogPosition, LostTail, OpId, OpState, Output, Promotion, ReignKind, Settings, VoterSet,
+    AutoFailover, Control, ControlMessage, Input, LogPosition, OpId, OpState, OrderKind, Output, Promotion, ReignKind, Settings, VoterSet,
     VoterState, Who,
 };
 use crate::log::{Frame, History};
@@ -53,6 +53,8 @@ pub(super) enum Event {
     Rule { m: usize, life: u64, sync: u8 },
     Resume { m: usize },
     Restart { m: usize },
+    Crash { m: usize },
+    OrderOf { at: usize, kind: OrderKind },
     Fault,
     Order,
     Heal,
@@ -90,23 +92,21 @@ pub(super) struct World {
     pub mutant: Option<RoleMutant>,
     pub healthy: bool,
     pub sync_wanted: bool,
-    next_commit: u64,
+    pub next_commit: u64,
     todo: VecDeque<(usize, Input)>,
     busy: bool,
     wrong: Option<String>,
     trace: Arc<Mutex<Trace>>,
     pub orders_given: Vec<(usize, crate::control::Order)>,
-    last_ack: u64,
+    pub last_ack: u64,
 }
 
 impl World {
     pub fn new(seed: u64, options: &RolesOptions, trace: Arc<Mutex<Trace>>) -> World {
         let mut prng = Prng::new(seed);
-        let regions = options.regions.unwrap_or_else(|| [2, 2, 3, 3, 3, 4, 5, 6][usize::try_from(prng.below(8)).expect("BUG: below 8")]);
-        let names: Vec<RegionName> = (0..regions).map(|i| RegionName::new(&format!("r{i}")).expect("BUG: a name")).collect();
-        let witness = (regions == 2 || regions == 4).then(|| RegionName::new("witness").expect("BUG: a name"));
+        let regions = options.regions.unwrap_or_else(|| [2, 2, 3, 3, 3, 4, 5, 6][prng.below(8) as usize]);
         let auto = [AutoFailover::Off, AutoFailover::Lossless, AutoFailover::MaxLoss(Duration::from_secs(20))];
-        let auto_failover = auto[usize::try_from(prng.below(3)).expect("BUG: below 3")];
+        let auto_failover = auto[prng.below(3) as usize];
         let guard = options.mutant != Some(RoleMutant::NoDriftGuard);
         let settings = Settings {
             rho_ppm: if guard { RHO_PPM } else { 0 },
@@ -114,12 +114,30 @@ impl World {
             auto_failover,
             ..Settings::default()
         };
+        let mut world = World::build(prng, regions, regions.is_multiple_of(2) && regions < 6, &settings, trace);
+        world.mutant = options.mutant;
+        world.sync_wanted = auto_failover == AutoFailover::Lossless || world.prng.chance(200_000);
+        let faults_for = world.prng.between(30, 150) * 1000 * MS;
+        world.at(8000 * MS, Event::Fault);
+        world.at(9000 * MS, Event::Order);
+        world.at(8000 * MS + faults_for, Event::Heal);
+        world
+    }
+
+    /// A world in which nothing goes wrong by itself.
+    #[cfg(test)]
+    pub fn quiet(regions: usize, witness: bool, settings: &Settings) -> World {
+        World::build(Prng::new(1), regions, witness, settings, Arc::new(Mutex::new(Trace::new(400))))
+    }
+
+    fn build(mut prng: Prng, regions: usize, has_witness: bool, settings: &Settings, trace: Arc<Mutex<Trace>>) -> World {
+        let names: Vec<RegionName> = (0..regions).map(|i| RegionName::new(&format!("r{i}")).expect("BUG: a name")).collect();
+        let witness = has_witness.then(|| RegionName::new("witness").expect("BUG: a name"));
         let mut members = Vec::new();
         for name in names.iter().chain(&witness) {
             let who = Who { name: name.clone(), regions: names.clone(), witness: witness.clone(), settings: settings.clone() };
             let rho = i64::from(RHO_PPM) * 99 / 100;
-            let rate =
-                [-rho, rho, 0, i64::try_from(prng.below(1000)).expect("BUG: small")][usize::try_from(prng.below(4)).expect("BUG: below 4")];
+            let rate = [-rho, rho, 0, 500][prng.below(4) as usize];
             members.push(Member::new(who, Clock::new(0, prng.below(1 << 40), rate)));
         }
         let founding = VoterSet::founding(&names[0], &names, witness.as_ref());
@@ -127,8 +145,6 @@ impl World {
         let mut truth = Truth::default();
         truth.founded(state.chain.top().expect("BUG: founded"));
         members[0].kept = Some(state.encode());
-        let network = Network { cut: BTreeSet::new(), loss_ppm: 0, double_ppm: 0, late_ppm: 0, delay_ms: (1, 40) };
-        let sync_wanted = auto_failover == AutoFailover::Lossless || prng.chance(200_000);
         let mut world = World {
             prng,
             now: 0,
@@ -136,12 +152,12 @@ impl World {
             event_no: 0,
             members,
             regions,
-            network,
+            network: Network { cut: BTreeSet::new(), loss_ppm: 0, double_ppm: 0, late_ppm: 0, delay_ms: (1, 40) },
             truth,
             counts: RolesCounts { runs: 1, ..RolesCounts::default() },
-            mutant: options.mutant,
+            mutant: None,
             healthy: false,
-            sync_wanted,
+            sync_wanted: false,
             next_commit: 1,
             todo: VecDeque::new(),
             busy: false,
@@ -153,11 +169,24 @@ impl World {
         for m in 0..world.members.len() {
             world.start(m);
         }
-        let faults_for = world.prng.between(30, 150) * 1000 * MS;
-        world.at(8000 * MS, Event::Fault);
-        world.at(9000 * MS, Event::Order);
-        world.at(8000 * MS + faults_for, Event::Heal);
         world
+    }
+
+    /// Lets so much time pass.
+    #[cfg(test)]
+    pub fn run_for(&mut self, ms: u64) -> Result<(), String> {
+        let until = self.now + ms * MS;
+        while let Some(entry) = self.queue.first_entry().filter(|e| e.key().0 <= until) {
+            let ((when, _), event) = entry.remove_entry();
+            self.now = when;
+            self.counts.events += 1;
+            self.happen(event);
+            if let Some(what) = self.wrong.take() {
+                return Err(format!("{what}\n{}", self.trace.lock().lines.iter().cloned().collect::<Vec<_>>().join("\n")));
+            }
+        }
+        self.now = until;
+        Ok(())
     }
 
     pub fn say(&self, line: impl FnOnce() -> String) {
@@ -182,7 +211,7 @@ impl World {
         self.at(self.now + wait, event);
     }
 
-    fn fails(&mut self, outcome: Result<(), String>) {
+    pub(super) fn fails(&mut self, outcome: Result<(), String>) {
         if let Err(what) = outcome {
             self.wrong.get_or_insert(what);
         }
@@ -325,13 +354,13 @@ impl World {
         self.note_frames(&settled);
     }
 
-    fn tell_log(&mut self, m: usize) {
+    pub(super) fn tell_log(&mut self, m: usize) {
         let member = &self.members[m];
         let position = LogPosition { end: member.log.end(), history: member.log.history().clone(), covers: member.covers };
         self.input(m, Input::Log(position));
     }
 
-    fn note_frames(&mut self, frames: &[Frame]) {
+    pub(super) fn note_frames(&mut self, frames: &[Frame]) {
         for frame in frames {
             let outcome = self.truth.frame(frame);
             self.fails(outcome);
@@ -364,7 +393,7 @@ impl World {
         self.busy = false;
     }
 
-    fn disk_ms(&mut self, m: usize) -> u64 {
+    pub(super) fn disk_ms(&mut self, m: usize) -> u64 {
         let wait = self.prng.between(MS / 2, 5 * MS);
         self.members[m].disk_stuck_until.max(self.now) + wait
     }
@@ -522,253 +551,6 @@ impl World {
         }
     }
 
-    // ---- the log --------------------------------------------------------------------------------------------------------
-
-    fn append(&mut self, m: usize, epoch: Epoch, generation: u64, kind: Kind) -> LogEnd {
-        let at = self.disk_ms(m);
-        let member = &mut self.members[m];
-        let end = member.log.append(epoch, generation, kind);
-        let (life, void_no) = (member.life, member.log.void_no);
-        self.at(at, Event::Settled { m, life, void_no, seq: end.seq });
-        end
-    }
-
-    fn settled(&mut self, m: usize, seq: Seq) {
-        let settled = self.members[m].log.settle(seq);
-        if settled.is_empty() {
-            return;
-        }
-        self.note_frames(&settled);
-        self.tell_log(m);
-        let Some(lead) = &mut self.members[m].lead else { return };
-        for pending in lead.pending.iter_mut().filter(|p| p.end.seq <= seq) {
-            pending.durable = true;
-        }
-        let sealed = lead.sealing.take_if(|(_, end)| end.seq <= seq);
-        self.input(m, Input::CommitPathMoved);
-        if let Some((op, at)) = sealed {
-            self.input(m, Input::Sealed { op, at });
-        }
-        self.acknowledge(m);
-    }
-
-    /// Acknowledges what is durable here and in as many secondaries as the rule wants, at its commit point.
-    fn acknowledge(&mut self, m: usize) {
-        loop {
-            let gate = self.members[m].gate_open(self.now, self.mutant);
-            let Some(lead) = &mut self.members[m].lead else { return };
-            let (epoch, enforced) = (lead.epoch, usize::from(lead.enforced.max(lead.strengthens.unwrap_or(0))));
-            let Some(first) = lead.pending.front().copied() else { break };
-            if !first.durable || lead.copies_of(&first.end) < enforced {
-                break;
-            }
-            lead.pending.pop_front();
-            if !gate {
-                continue;
-            }
-            lead.acked_end = first.end;
-            let commit = Acked { id: first.id, epoch, end: first.end };
-            if self.mutant == Some(RoleMutant::CheckThenAck) {
-                let life = self.members[m].life;
-                self.after_ms(0, 4000, Event::AckLater { m, life, commit });
-                continue;
-            }
-            self.acknowledged(commit);
-        }
-        self.check_drained(m);
-        let Some(lead) = &mut self.members[m].lead else { return };
-        if let Some(sync) = lead.strengthens
-            && lead.copies_of(&lead.acked_end.clone()) >= usize::from(sync)
-        {
-            lead.strengthens = None;
-            lead.enforced = sync;
-            self.input(m, Input::CommitRule { sync });
-        }
-    }
-
-    fn acknowledged(&mut self, commit: Acked) {
-        self.counts.acknowledged += 1;
-        self.last_ack = self.now;
-        let outcome = self.truth.acknowledged(commit);
-        self.fails(outcome);
-    }
-
-    fn check_drained(&mut self, m: usize) {
-        let Some(lead) = &self.members[m].lead else { return };
-        if let Some(op) = lead.draining.filter(|_| lead.pending.is_empty() && lead.sealing.is_none()) {
-            self.input(m, Input::Drained { op });
-        }
-    }
-
-    /// A tail was cut here, and is kept.
-    fn tail_cut(&mut self, m: usize, tail: Vec<Frame>) {
-        self.members[m].archive.extend(tail);
-    }
-
-    /// This region stands on the line of a later reign: what failovers took from it lies in its archive, and is told.
-    fn tell_tails(&mut self, m: usize, epoch: Epoch) {
-        let Some(control) = &self.members[m].control else { return };
-        let due: Vec<LostTail> = control
-            .tails_wanted()
-            .filter(|f| f.new_epoch <= epoch)
-            .map(|f| {
-                let from = f.loss.base;
-                let lost: Vec<&Frame> =
-                    (self.members[m].archive.iter()).filter(|t| t.seq() > from.seq && t.header().epoch <= f.old_epoch).collect();
-                LostTail {
-                    new_epoch: f.new_epoch,
-                    from,
-                    to: lost.iter().map(|t| t.log_end()).max().unwrap_or(from),
-                    commits: lost.iter().filter(|t| matches!(kind_of(t), Kind::Commit(_))).count() as u64,
-                    from_time: None,
-                    to_time: None,
-                }
-            })
-            .collect();
-        for tail in due {
-            self.input(m, Input::TailRead(tail));
-        }
-    }
-
-    fn taken(&mut self, m: usize, no: u64) {
-        if self.members[m].promotion_no != no {
-            return;
-        }
-        let Some((epoch, how)) = self.members[m].promoting.take() else { return };
-        if self.prng.chance(30_000) {
-            return self.input(m, Input::PromotionFailed { epoch, reason: "drawn".into() });
-        }
-        let kept = usize::try_from(self.prng.below(self.members[m].log.volatile_len() as u64 + 1)).expect("BUG: small");
-        let member = &mut self.members[m];
-        member.generation += 1;
-        let generation = member.generation * 8 + m as u64;
-        let kind = match &how {
-            Promotion::Begin { entry } => {
-                if !member.log.holds(&entry.base) {
-                    let what = format!("S3: {} is to begin behind {}, which its log does not hold", member.name(), entry.base);
-                    return self.fails(Err(what));
-                }
-                let tail = member.log.cut(entry.base.seq);
-                self.tail_cut(m, tail);
-                Kind::EpochStart
-            }
-            Promotion::Resume => {
-                let settled = member.log.abandon(kept);
-                self.note_frames(&settled);
-                Kind::GenerationStart
-            }
-        };
-        let member = &mut self.members[m];
-        member.log.append(epoch, generation, kind);
-        let end = member.log.appended();
-        let settled = member.log.settle(end.seq);
-        member.lead = Some(Lead::new(epoch, generation));
-        self.note_frames(&settled);
-        self.tell_log(m);
-        self.input(m, Input::Promoted { epoch, start: end });
-    }
-
-    // ---- shipping -------------------------------------------------------------------------------------------------------
-
-    fn shipped(&mut self, to: usize, from: usize, ship: Ship) {
-        let name = self.members[from].name().clone();
-        match ship {
-            Ship::Pull { epoch, end, history } => {
-                let now = UnixMicros(self.now / 1000);
-                let member = &mut self.members[to];
-                let Some(lead) = member.lead.as_mut().filter(|l| l.open && l.epoch == epoch) else { return };
-                let own_end = member.log.end();
-                let common = member.log.history().common_seq(own_end.seq, &history, end.seq);
-                let frames = member.log.frames_behind(common, own_end.seq, 64);
-                let all = frames.last().is_none_or(|f| f.seq() == own_end.seq);
-                let on_line = common == end.seq;
-                if on_line {
-                    lead.secondaries.insert(name.clone(), end);
-                }
-                self.ship(to, from, Ship::Frames { epoch, asked: end, common, frames, as_of: all.then_some(now) });
-                if on_line {
-                    self.input(to, Input::Secondary { region: name, durable: end });
-                    self.acknowledge(to);
-                }
-            }
-            Ship::Frames { epoch, asked, common, frames, as_of } => {
-                let receives = self.mutant == Some(RoleMutant::ReceivesOldEpoch);
-                let member = &mut self.members[to];
-                let follows = member.following.as_ref().is_some_and(|(_, p)| *p == name);
-                let may = member.control.as_ref().is_some_and(|c| receives || c.may_receive(epoch));
-                if !(follows && may && member.log.is_settled() && member.promoting.is_none() && asked == member.log.end()) {
-                    return;
-                }
-                let end = member.log.end();
-                if common < end.seq {
-                    self.counts.rewinds += 1;
-                    let tail = self.members[to].log.cut(common);
-                    let at = self.members[to].log.end();
-                    self.say(|| format!("{} rewinds to {at}", self.members[to].name()));
-                    self.members[to].covers = None;
-                    self.tell_log(to);
-                    self.tail_cut(to, tail);
-                } else if common > end.seq {
-                    return;
-                }
-                self.tell_tails(to, epoch);
-                let member = &mut self.members[to];
-                member.log.receive(frames);
-                let last = member.log.appended();
-                if let Some(as_of) = as_of {
-                    member.covers = Some(as_of);
-                }
-                let (life, void_no) = (member.life, member.log.void_no);
-                let at = self.disk_ms(to);
-                self.at(at, Event::Settled { m: to, life, void_no, seq: last.seq });
-            }
-            Ship::Fetch { end, history, up_to } => {
-                let member = &self.members[to];
-                let common = member.log.history().common_seq(member.log.end().seq, &history, end.seq);
-                if member.log.holds(&up_to) {
-                    let frames = member.log.frames_behind(common, up_to.seq, usize::MAX);
-                    self.ship(to, from, Ship::Fetched { common, frames });
-                }
-            }
-            Ship::Fetched { common, frames } => {
-                let member = &mut self.members[to];
-                let wanted = member.fetching.as_ref().is_some_and(|(r, _)| *r == name);
-                if !wanted
-                    || member.lead.is_some()
-                    || member.promoting.is_some()
-                    || !member.log.is_settled()
-                    || common > member.log.end().seq
-                {
-                    return;
-                }
-                member.fetching = None;
-                let tail = member.log.cut(common);
-                member.log.receive(frames);
-                let last = member.log.appended();
-                let settled = member.log.settle(last.seq);
-                self.note_frames(&settled);
-                self.tell_log(to);
-                self.tail_cut(to, tail);
-                self.input(to, Input::CaughtUp { from: name });
-            }
-        }
-    }
-
-    fn pull(&mut self, m: usize) {
-        let member = &self.members[m];
-        let receives = self.mutant == Some(RoleMutant::ReceivesOldEpoch);
-        if let Some((epoch, primary)) = member.following.clone()
-            && member.log.is_settled()
-            && (receives || member.control.as_ref().is_some_and(|c| c.may_receive(epoch)))
-            && let Some(to) = self.index(&primary)
-        {
-            let (end, history) = (member.log.end(), member.log.history().clone());
-            self.ship(m, to, Ship::Pull { epoch, end, history });
-        }
-        let life = self.members[m].life;
-        self.after_ms(20, 120, Event::Pull { m, life });
-    }
-
     // ---- the network ----------------------------------------------------------------------------------------------------
 
     pub fn index(&self, name: &RegionName) -> Option<usize> {
@@ -795,7 +577,7 @@ impl World {
         self.at(at, Event::Message { to, from, bytes });
     }
 
-    fn ship(&mut self, from: usize, to: usize, ship: Ship) {
+    pub(super) fn ship(&mut self, from: usize, to: usize, ship: Ship) {
         if self.network.cut.contains(&(from, to)) || self.prng.chance(self.network.loss_ppm) {
             return;
         }
@@ -863,21 +645,25 @@ impl World {
             Event::Verified { m, life, op } if self.lives(m, life) => self.input(m, Input::Verified { op, outcome: Ok(()) }),
             Event::AckLater { m, life, commit } if self.lives(m, life) => self.acknowledged(commit),
             Event::FetchEnds { m, life, from } if self.lives(m, life) => self.input(m, Input::CaughtUp { from }),
-            Event::Rule { m, life, sync } if self.lives(m, life) => {
-                if let Some(lead) = self.members[m].lead.as_mut().filter(|l| l.open) {
-                    if sync > lead.enforced {
-                        lead.strengthens = Some(sync);
-                        self.acknowledge(m);
-                    } else if sync < lead.enforced {
-                        self.input(m, Input::CommitRule { sync });
-                    }
-                }
-            }
+            Event::Rule { m, life, sync } if self.lives(m, life) => self.set_rule(m, sync),
             Event::Resume { m } => self.resume(m),
             Event::Restart { m } if self.members[m].control.is_none() => self.start(m),
+            Event::Crash { m } if !self.healthy => self.crash_for(m, 20, 4000),
+            Event::OrderOf { at, kind } => self.order_of(at, kind),
             Event::Fault => self.fault(),
             Event::Order => self.order(),
             _ => {}
+        }
+    }
+
+    /// An operator wants another rule of commits.
+    pub fn set_rule(&mut self, m: usize, sync: u8) {
+        let Some(lead) = self.members[m].lead.as_mut().filter(|l| l.open) else { return };
+        if sync > lead.enforced {
+            lead.strengthens = Some(sync);
+            self.acknowledge(m);
+        } else if sync < lead.enforced {
+            self.input(m, Input::CommitRule { sync });
         }
     }
 
