@@ -20,6 +20,7 @@ use super::witness::{self, config::WitnessConfig};
 use crate::base::{ClusterName, CopyId, RegionName};
 use crate::io::clock;
 use crate::io::copies::slow::DELAY_MAX;
+use crate::sim::roles::{self, RolesOptions};
 use crate::sim::{self, RecoveryOptions, SimOptions};
 use clap::{Args, Parser, Subcommand};
 use std::io::{IsTerminal as _, Write as _};
@@ -309,6 +310,27 @@ pub enum SimVerb {
         #[arg(long, default_value_t = 2)]
         threads: usize,
     },
+    /// Change roles under faults: the control cores of two to six regions and a witness
+    Roles {
+        /// So many seeds, from --seed upwards
+        #[arg(long, default_value_t = 1)]
+        seeds: u64,
+        /// The first (or only) seed: a number, decimal or 0x...; `random` draws one and prints it
+        #[arg(long, default_value = "random")]
+        seed: String,
+        /// Regions (2 to 6) instead of what the seed draws
+        #[arg(long, value_parser = clap::value_parser!(u8).range(2..=6))]
+        regions: Option<u8>,
+        /// Switch off each rule once instead, for at most so many seeds, and show what notices it
+        #[arg(long)]
+        mutants: bool,
+        /// Threads; each runs whole seeds
+        #[arg(long, default_value_t = 2)]
+        threads: usize,
+        /// Show so many of the last steps before a failure
+        #[arg(long, default_value_t = 60)]
+        trace: usize,
+    },
     /// Switch off each rule once, and show what notices it
     Mutants {
         /// Simulated clusters that are tried for each rule before it counts as not noticed
@@ -378,6 +400,22 @@ fn run_sim(args: &SimArgs) -> Result<(), Failure> {
             let summary = sim::enumerate_recoveries(&options, &|line| println!("{line}"));
             say(&format!("{summary}\n"))?;
             return summary.failure.map_or(Ok(()), |_| Err(Failure::new(FAILED, "a recovery did not end as it must")));
+        }
+        Some(SimVerb::Roles { seeds, ref seed, regions, mutants, threads, trace }) => {
+            let first = seed_of(seed)?;
+            std::panic::set_hook(Box::new(|_| {}));
+            say(&format!("seeds {first} to {}\n", first.saturating_add(seeds.saturating_sub(1))))?;
+            if mutants {
+                let reports = roles::catch_role_mutants(first, seeds, threads, &|line| println!("{line}"));
+                let unseen: Vec<String> = reports.iter().filter(|r| r.noticed.is_none()).map(|r| format!("{:?}", r.mutant)).collect();
+                let sentence = format!("nothing notices {}", unseen.join(", "));
+                return if unseen.is_empty() { Ok(()) } else { Err(Failure::new(FAILED, sentence)) };
+            }
+            let trace_lines = if seeds == 1 { trace } else { 0 };
+            let options = RolesOptions { regions: regions.map(usize::from), mutant: None, trace_lines };
+            let summary = roles::run_roles(first, seeds, threads, &options, &|line| println!("{line}"));
+            let failed = summary.failures.len();
+            return if failed == 0 { Ok(()) } else { Err(Failure::new(FAILED, format!("{failed} of {seeds} seeds failed"))) };
         }
         Some(SimVerb::Mutants { seeds, threads }) => {
             std::panic::set_hook(Box::new(|_| {}));
