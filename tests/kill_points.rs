@@ -182,7 +182,7 @@ fn a_region_whose_calls_fail_goes_on_by_itself_and_loses_nothing() {
     let mut process = site.injected(&strace, "/^pwrite", "error=EINTR:when=1+4");
     site.commit_through_errors(&mut process, 10, "interrupted writes");
     for (calls, what) in
-        [("/^f(data)?sync$", "error=EINTR:when=1+3"), ("fallocate", "error=EINTR:when=1+2"), ("/^pread", "error=EINTR:when=1+3")]
+        [("/^f(data)?sync$", "error=EINTR:when=1+3"), ("fallocate", "error=EINTR:when=1+2"), ("/^pread", "error=EINTR:when=12+3")]
     {
         let mut process = site.injected(&strace, calls, what);
         site.commit_through_errors(&mut process, 10, &format!("{calls} {what}"));
