@@ -29,10 +29,11 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
-/// Longest control message.
-pub const CONTROL_MESSAGE_BYTES_MAX: usize = 64 << 10;
-/// Messages to one peer that the transport has not taken yet.
+/// Longest control message. It fits the window of its stream.
+pub const CONTROL_MESSAGE_BYTES_MAX: usize = 1 << 20;
+/// Messages to one peer that the transport has not taken yet, and their bytes.
 const QUEUE_MAX: usize = 64;
+const QUEUE_BYTES_MAX: usize = 4 << 20;
 /// Messages of one connection that are being read.
 const READS_MAX: usize = 32;
 /// A message that is not whole by then is given up.
@@ -180,7 +181,7 @@ impl ControlLinks {
             return;
         };
         let mut queue = conn.queue.lock();
-        if queue.len() >= QUEUE_MAX {
+        while queue.len() >= QUEUE_MAX || queue.iter().map(Bytes::len).sum::<usize>() + message.len() > QUEUE_BYTES_MAX {
             queue.pop_front();
             peer.dropped.fetch_add(1, Ordering::Relaxed);
         }

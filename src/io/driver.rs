@@ -175,6 +175,7 @@ pub struct Driver {
     dialler: Box<dyn Dialler>,
     members: Box<dyn Members>,
     reported_at: Instant,
+    watch: clock::Watch,
 }
 
 /// The queue of a driver that is not made yet: copies and links need it before.
@@ -224,7 +225,18 @@ impl Driver {
     ) -> Driver {
         // Nothing is answered before the control core holds a lease.
         engine.set_lease(Instant::ZERO);
-        Driver { node, inbox: queue.inbox, rx: queue.rx, copies, engine, shared, dialler, members, reported_at: Instant::ZERO }
+        Driver {
+            node,
+            inbox: queue.inbox,
+            rx: queue.rx,
+            copies,
+            engine,
+            shared,
+            dialler,
+            members,
+            reported_at: Instant::ZERO,
+            watch: clock::Watch::new(),
+        }
     }
 
     /// Until [`Inbox::stop`].
@@ -237,6 +249,11 @@ impl Driver {
                 Err(RecvTimeoutError::Timeout) => Some(Wake::Event(Event::Timeout)),
                 Err(RecvTimeoutError::Disconnected) => break,
             };
+            // Before anything is decided by a clock that cannot be trusted.
+            if let Some(reason) = self.watch.broke() {
+                self.node.handle(clock::now(), clock::unix_now(), Event::ClockBroke { reason });
+                self.flush();
+            }
             let mut burst = 0;
             while let Some(wake) = woken {
                 if !self.take(wake) {

@@ -9,4 +9,5 @@ pub mod disk;
 pub mod driver;
 pub mod link;
 pub mod quic;
+pub mod slots;
 pub mod tls;

@@ -350,6 +350,12 @@ impl Quic {
         self.endpoint.local_addr()
     }
 
+    /// With what this endpoint shows who it is.
+    #[must_use]
+    pub fn material(&self) -> &Arc<Material> {
+        &self.material
+    }
+
     #[must_use]
     pub fn region(&self) -> &RegionName {
         self.material.region()

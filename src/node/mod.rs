@@ -9,6 +9,7 @@
 //! call again at `next_timeout`.
 
 mod committing;
+mod control_report;
 mod follow;
 mod lead;
 pub mod report;
@@ -360,6 +361,9 @@ impl Node {
                 }
                 AppenderEffect::Restarted { vdl } => self.restarted(now, vdl),
                 AppenderEffect::Durable { vdl, frames } => self.durable(now, vdl, frames),
+                AppenderEffect::Rewound { .. } | AppenderEffect::RewindImpossible { .. } => {
+                    unreachable!("BUG: nobody ordered the volume to go back")
+                }
                 AppenderEffect::ControlDurable => self.control_durable(now),
                 AppenderEffect::Places { places } => self.effects.push_back(Effect::Places { places }),
                 AppenderEffect::Retired { slot, place, by } => {
@@ -815,6 +819,9 @@ impl Node {
             volume: report::VolumeReport::of(self.who.layout),
             readers: 1,
             secondaries: if matches!(self.stage, Stage::Leading) { self.leader.report(now, &self.limits, vdl) } else { Vec::new() },
+            control: self
+                .control_view(now)
+                .map(|view| Box::new(report::ControlReport::of(&self.who.region, &view, self.ledger(), Some(self.rules())))),
         }
     }
 

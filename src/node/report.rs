@@ -2,6 +2,9 @@
 //!
 //! What is not known is `None` and never 0. Times are on the reporting region's wall clock unless a name says otherwise.
 
+pub use super::control_report::{
+    CheckReport, ControlReport, FailoverReport, LossReport, OperationReport, PeerReport, PhaseReport, RulesReport,
+};
 pub use crate::ship::{CatchUpKind, CatchUpReport, LagReport};
 
 use crate::base::{Epoch, Layout, LineageId, Lsn, RegionName, UnixMicros};
@@ -185,6 +188,8 @@ pub struct RegionReport {
     pub readers: u32,
     /// The primary's view of its secondaries; empty elsewhere.
     pub secondaries: Vec<SecondaryReport>,
+    /// Leases, votes, operations; null while it recovers.
+    pub control: Option<Box<ControlReport>>,
 }
 
 /// A lineage as 32 hexadecimal digits.

@@ -16,6 +16,7 @@ use super::netem::{self, CONTROL_SOCKET};
 use super::region::{self, RunOptions};
 use super::status::{self, ClusterStatus};
 use super::text;
+use super::witness::{self, config::WitnessConfig};
 use crate::base::{ClusterName, CopyId, RegionName};
 use crate::io::clock;
 use crate::io::copies::slow::DELAY_MAX;
@@ -40,6 +41,8 @@ pub enum Verb {
     Demo(DemoArgs),
     /// Run one region
     Region(RegionArgs),
+    /// Run a witness: a member that votes between two regions and holds no data
+    Witness(WitnessArgs),
     /// Make the CA, the regions' certificates and the SQL password, where they are missing
     Certs(CertsArgs),
     /// Show the global cluster: roles, states, positions, lags, copies
@@ -90,6 +93,16 @@ pub struct AskArgs {
 #[derive(Debug, Args)]
 pub struct RegionArgs {
     /// The region's file
+    #[arg(long, value_name = "FILE", env = "PARHELION_CONFIG")]
+    pub config: PathBuf,
+    /// End when stdin ends: the process that started this one is gone
+    #[arg(long, hide = true)]
+    pub exit_with_parent: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct WitnessArgs {
+    /// The witness's file, as in regions/witness.toml
     #[arg(long, value_name = "FILE", env = "PARHELION_CONFIG")]
     pub config: PathBuf,
     /// End when stdin ends: the process that started this one is gone
@@ -269,6 +282,9 @@ pub struct SimArgs {
     /// Threads; each runs whole seeds
     #[arg(long, default_value_t = 2)]
     pub threads: usize,
+    /// An operator moves the primary again and again
+    #[arg(long)]
+    pub moves: bool,
     /// Show so many of the last steps before a failure
     #[arg(long, default_value_t = 40)]
     pub trace: usize,
@@ -312,6 +328,7 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
     match cli.verb {
         Verb::Demo(args) => runtime(true)?.block_on(demo::run(args)),
         Verb::Region(args) => run_region(&args),
+        Verb::Witness(args) => run_witness(&args),
         Verb::Certs(args) => make_certs(args),
         Verb::Status(args) => runtime(false)?.block_on(show_status(&args)),
         Verb::Lag(args) => {
@@ -374,7 +391,7 @@ fn run_sim(args: &SimArgs) -> Result<(), Failure> {
     let first = seed_of(&args.seed)?;
     // Panics are caught and reported with their seed; the default message would come a hundred times.
     std::panic::set_hook(Box::new(|_| {}));
-    let options = SimOptions { trace_lines: if args.seeds == 1 { args.trace } else { 0 }, ..SimOptions::default() };
+    let options = SimOptions { trace_lines: if args.seeds == 1 { args.trace } else { 0 }, moves: args.moves, ..SimOptions::default() };
     say(&format!("seeds {first} to {}\n", first.saturating_add(args.seeds.saturating_sub(1))))?;
     let summary = sim::run_many(first, args.seeds, args.threads.max(1), &options, &|line| println!("{line}"));
     if summary.failures.is_empty() {
@@ -402,6 +419,12 @@ fn run_region(args: &RegionArgs) -> Result<(), Failure> {
     let config = Config::load(&args.config)?;
     start_logging(&config.log)?;
     until_signalled(args.exit_with_parent, async |options, shutdown| region::run(config, options, shutdown).await)
+}
+
+fn run_witness(args: &WitnessArgs) -> Result<(), Failure> {
+    let config = WitnessConfig::load(&args.config)?;
+    start_logging(&config.log)?;
+    until_signalled(args.exit_with_parent, async |options, shutdown| witness::run(config, options, shutdown).await)
 }
 
 fn run_copies(args: &CopyArgs) -> Result<(), Failure> {
@@ -468,6 +491,9 @@ fn make_certs(args: CertsArgs) -> Result<(), Failure> {
         (_, Some(dir), Some(cluster)) => (dir, cluster, args.region, Vec::new(), args.witness),
         (Some(file), ..) => {
             let config = Config::load(&file)?;
+            for warning in config.warnings() {
+                eprintln!("note: {warning}");
+            }
             let regions = config.regions();
             let copies_of = if config.copies.is_empty() { Vec::new() } else { vec![config.region] };
             (config.tls_dir, config.cluster, regions, copies_of, config.witness.map(|w| w.name))
@@ -672,6 +698,7 @@ mod tests {
             "demo --regions 3 --profile world --dir d --base-port 7400 --ready-file f --load 200 --for 30s --json",
             "demo",
             "region --config regions/us-east.toml",
+            "witness --config regions/witness.toml",
             "certs --config regions/us-east.toml --renew",
             "certs --dir certs --cluster demo --region us-east --region eu-west",
             "status --watch --json",

@@ -7,9 +7,11 @@
 
 mod control;
 
-pub use control::{AutoFailover, ControlSettings, RawAutoFailover, RawControl, RawWitness, Witness, founding_voters};
+pub(super) use control::complete_control;
+pub use control::{ControlSettings, RawAutoFailover, RawControl, RawWitness, Witness, parse_auto_failover, show_auto_failover};
 
 use crate::base::{ClusterName, CopyId, GROUPS_MAX, Layout, Limits, RegionName, SEGMENT_PAGE_BYTES};
+use crate::control::{VoterSet, Who};
 use crate::io::control_link::Peer;
 use crate::io::quic::{Congestion, QuicSettings};
 use crate::io::tls::Subject;
@@ -170,6 +172,7 @@ pub struct RawLimits {
     pub idle_in_transaction_ms: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub commit_wait_ms: Option<u64>,
+    pub writer_wait_ms: Option<u64>,
 }
 
 /// How log lines are written.
@@ -259,6 +262,8 @@ pub struct Serving {
     pub idle_in_transaction: Duration,
     /// A commit that is not durable after so long is answered with an error (its outcome is then unknown).
     pub commit_wait: Duration,
+    /// A statement at the writer port waits so long for a writer, while the role changes or none can be reached.
+    pub writer_wait: Duration,
 }
 
 /// Why a configuration is refused. Each names the file and says what to do.
@@ -312,13 +317,6 @@ impl Config {
             }
         }
         let tls_dir = base.join(raw.tls.dir);
-        let log = raw.log.unwrap_or_default();
-        let format = match env("PARHELION_LOG_FORMAT").as_deref() {
-            None => log.format.unwrap_or_default(),
-            Some("text") => LogFormat::Text,
-            Some("json") => LogFormat::Json,
-            Some(other) => return Err(invalid(format!("PARHELION_LOG_FORMAT is '{other}' in the environment: text or json"))),
-        };
         Ok(Config {
             file: file.to_path_buf(),
             cluster: raw.cluster,
@@ -328,7 +326,7 @@ impl Config {
             listen,
             members,
             witness,
-            control: control::control(&raw.control.unwrap_or_default()).map_err(invalid)?,
+            control: complete_control(raw.control).map_err(invalid)?,
             copies: copies(&raw.copies).map_err(invalid)?,
             sql: Sql {
                 user: raw.sql.user,
@@ -337,7 +335,7 @@ impl Config {
             },
             tls_dir,
             netem_control: raw.netem.map(|n| base.join(n.control)),
-            log: LogSettings { level: env("PARHELION_LOG").or(log.level).unwrap_or_else(|| "info".to_owned()), format },
+            log: complete_log(raw.log, env).map_err(invalid)?,
             quic: quic(&raw.quic.unwrap_or_default()).map_err(invalid)?,
             limits,
             layout: layout(&given_volume).map_err(invalid)?,
@@ -366,29 +364,40 @@ impl Config {
         regions.map(region).chain(self.witness.as_ref().map(witness)).collect()
     }
 
+    /// This member, for the control core.
+    #[must_use]
+    pub fn who(&self) -> Who {
+        let witness = self.witness.as_ref().map(|w| w.name.clone());
+        Who { name: self.region.clone(), regions: self.regions(), witness, settings: self.control.settings() }
+    }
+
     /// Who votes if this cluster is founded now.
     #[must_use]
-    pub fn founding_voters(&self) -> Vec<RegionName> {
-        founding_voters(&self.regions(), &self.founder, self.witness.as_ref().map(|w| &w.name))
+    pub fn founding_voters(&self) -> VoterSet {
+        VoterSet::founding(&self.founder, &self.regions(), self.witness.as_ref().map(|w| &w.name))
     }
 
     /// What is not a mistake and yet not good; sentences, for the log at start.
     #[must_use]
     pub fn warnings(&self) -> Vec<String> {
-        let Some(witness) = &self.witness else { return Vec::new() };
-        let name = &witness.name;
-        let mut warnings = Vec::new();
-        if let Some(zone) = &witness.zone {
-            let beside = self.members.iter().filter(|m| m.zone.as_ref() == Some(zone));
-            warnings.extend(beside.map(|m| {
-                format!("the witness {name} is in the zone of {} ({zone}): what takes that zone takes two votes; move the witness to a third one", m.region)
-            }));
-        }
-        if self.members.len() % 2 == 1 {
+        let Some(Witness { name, .. }) = &self.witness else { return Vec::new() };
+        let mut warnings: Vec<String> = self.members.iter().filter_map(|m| self.witness_beside(&m.region)).collect();
+        if !self.founding_voters().contains(name) {
             warnings
-                .push(format!("{} regions are an odd number and vote by themselves: the witness {name} has no vote", self.members.len()));
+                .push(format!("{} regions have an odd number of votes by themselves: the witness {name} gets none", self.members.len()));
         }
         warnings
+    }
+
+    /// A sentence when the witness is in the zone of `region`: what takes that zone takes two votes.
+    #[must_use]
+    pub fn witness_beside(&self, region: &RegionName) -> Option<String> {
+        let witness = self.witness.as_ref()?;
+        let zone = witness.zone.as_ref().filter(|zone| self.member(region).is_some_and(|m| m.zone.as_ref() == Some(*zone)))?;
+        Some(format!(
+            "the witness {} is in the zone of {region} ({zone}): what takes that zone takes two votes; move the witness to a third one",
+            witness.name
+        ))
     }
 
     /// `host:port` at which a command reaches this region's process.
@@ -458,6 +467,18 @@ fn sentence(message: &str) -> String {
     message.replace('`', "'")
 }
 
+/// `[log]`, and what the environment says of it.
+pub(super) fn complete_log(raw: Option<RawLog>, env: &dyn Fn(&str) -> Option<String>) -> Result<LogSettings, String> {
+    let log = raw.unwrap_or_default();
+    let format = match env("PARHELION_LOG_FORMAT").as_deref() {
+        None => log.format.unwrap_or_default(),
+        Some("text") => LogFormat::Text,
+        Some("json") => LogFormat::Json,
+        Some(other) => return Err(format!("PARHELION_LOG_FORMAT is '{other}' in the environment: text or json")),
+    };
+    Ok(LogSettings { level: env("PARHELION_LOG").or(log.level).unwrap_or_else(|| "info".to_owned()), format })
+}
+
 fn layout(raw: &RawVolume) -> Result<Layout, String> {
     let mut layout = Layout::default();
     if let Some(text) = &raw.segment {
@@ -516,7 +537,7 @@ fn listen(raw: &RawListen) -> Result<Listen, String> {
 }
 
 /// `host:port` that can be reached.
-fn reachable(addr: &str) -> Result<(), &'static str> {
+pub(super) fn reachable(addr: &str) -> Result<(), &'static str> {
     let good = addr.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|p| p > 0));
     if !good {
         return Err("is no address: write host:port, as in 127.0.0.1:7400");
@@ -612,6 +633,7 @@ fn serving(raw: &RawLimits) -> Result<Serving, String> {
             3_600_000,
         )?),
         commit_wait: Duration::from_millis(within("commit_wait_ms", raw.commit_wait_ms.unwrap_or(10_000), 10, 3_600_000)?),
+        writer_wait: Duration::from_millis(within("writer_wait_ms", raw.writer_wait_ms.unwrap_or(10_000), 10, 3_600_000)?),
     })
 }
 

@@ -16,6 +16,8 @@ pub mod netem;
 pub mod proof;
 pub mod region;
 pub mod status;
+pub mod status_roles;
 pub mod verify;
+pub mod witness;
 
 pub use crate::endpoint::text;

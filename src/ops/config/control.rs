@@ -4,6 +4,7 @@
 
 use super::{RawMember, reachable};
 use crate::base::RegionName;
+use crate::control::{AutoFailover, Settings};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
@@ -51,6 +52,8 @@ pub enum RawAutoFailover {
 pub(super) const NO_AUTO_FAILOVER: &str = "data did not match any variant of untagged enum RawAutoFailover";
 pub(super) const AUTO_FAILOVER: &str = "auto_failover is \"off\", \"lossless\", or a bound as in { max_loss = \"5s\" }";
 
+const MAX_LOSS_MAX: Duration = Duration::from_secs(86_400);
+
 /// The witness of the global cluster, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Witness {
@@ -61,43 +64,29 @@ pub struct Witness {
     pub zone: Option<String>,
 }
 
-/// Whether the cluster may fail over by itself.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum AutoFailover {
-    /// An operator decides.
-    #[default]
-    Off,
-    /// Only where nothing is lost.
-    Lossless,
-    /// Also where commits of no more than this time are lost.
-    MaxLoss(Duration),
-}
-
-impl AutoFailover {
-    /// `off`, `lossless`, `max_loss=5s` or `5s`: as it is typed in `parhelion set`.
-    ///
-    /// # Errors
-    /// A sentence.
-    pub fn parse(given: &str) -> Result<AutoFailover, String> {
-        match given {
-            "off" => Ok(AutoFailover::Off),
-            "lossless" => Ok(AutoFailover::Lossless),
-            other => {
-                let bound = other.strip_prefix("max_loss=").unwrap_or(other);
-                let parsed = time("auto_failover", bound, Duration::ZERO, Duration::from_secs(86_400));
-                parsed.map(AutoFailover::MaxLoss).map_err(|_| format!("auto_failover = \"{given}\": write off, lossless, or max_loss=5s"))
-            }
+/// `off`, `lossless`, `max_loss=5s` or `5s`: as it is typed in `parhelion set`.
+///
+/// # Errors
+/// A sentence.
+pub fn parse_auto_failover(given: &str) -> Result<AutoFailover, String> {
+    match given {
+        "off" => Ok(AutoFailover::Off),
+        "lossless" => Ok(AutoFailover::Lossless),
+        other => {
+            let bound = other.strip_prefix("max_loss=").unwrap_or(other);
+            let parsed = time("auto_failover", bound, Duration::ZERO, MAX_LOSS_MAX);
+            parsed.map(AutoFailover::MaxLoss).map_err(|_| format!("auto_failover = \"{given}\": write off, lossless, or max_loss=5s"))
         }
     }
 }
 
-impl std::fmt::Display for AutoFailover {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            AutoFailover::Off => f.write_str("off"),
-            AutoFailover::Lossless => f.write_str("lossless"),
-            AutoFailover::MaxLoss(bound) => write!(f, "max_loss={}", humantime::format_duration(*bound)),
-        }
+/// The reverse of [`parse_auto_failover`].
+#[must_use]
+pub fn show_auto_failover(auto: AutoFailover) -> String {
+    match auto {
+        AutoFailover::Off => "off".to_owned(),
+        AutoFailover::Lossless => "lossless".to_owned(),
+        AutoFailover::MaxLoss(bound) => format!("max_loss={}", humantime::format_duration(bound)),
     }
 }
 
@@ -121,6 +110,14 @@ impl Default for ControlSettings {
     }
 }
 
+impl ControlSettings {
+    /// For the control core; what cannot be set has its default.
+    #[must_use]
+    pub fn settings(&self) -> Settings {
+        Settings { lease: self.lease, renew_every: self.renew, auto_failover: self.auto_failover, ..Settings::default() }
+    }
+}
+
 /// A time as people write it, `1.5s`, `250ms`, `1m 30s`, within bounds.
 fn time(key: &str, given: &str, min: Duration, max: Duration) -> Result<Duration, String> {
     let wrong = |why: &str| Err(format!("{key} = \"{given}\": {why}"));
@@ -131,7 +128,9 @@ fn time(key: &str, given: &str, min: Duration, max: Duration) -> Result<Duration
     Ok(parsed)
 }
 
-pub(super) fn control(raw: &RawControl) -> Result<ControlSettings, String> {
+/// `[control]`, checked.
+pub(in crate::ops) fn complete_control(raw: Option<RawControl>) -> Result<ControlSettings, String> {
+    let raw = raw.unwrap_or_default();
     let d = ControlSettings::default();
     let ms = Duration::from_millis;
     let given = |key: &str, value: Option<&String>, default: Duration, min: Duration, max: Duration| match value {
@@ -156,9 +155,7 @@ pub(super) fn control(raw: &RawControl) -> Result<ControlSettings, String> {
         Some(RawAutoFailover::Word(word)) if word == "lossless" => AutoFailover::Lossless,
         Some(RawAutoFailover::Word(word)) => return Err(format!("control.auto_failover = \"{word}\": {AUTO_FAILOVER}")),
         Some(RawAutoFailover::Loss(table)) => match (table.len(), table.get("max_loss")) {
-            (1, Some(bound)) => {
-                AutoFailover::MaxLoss(time("control.auto_failover.max_loss", bound, Duration::ZERO, Duration::from_secs(86_400))?)
-            }
+            (1, Some(bound)) => AutoFailover::MaxLoss(time("control.auto_failover.max_loss", bound, Duration::ZERO, MAX_LOSS_MAX)?),
             _ => return Err(format!("control.auto_failover has keys that mean nothing: {AUTO_FAILOVER}")),
         },
     };
@@ -172,21 +169,4 @@ pub(super) fn witness(raw: RawWitness, members: &[RawMember]) -> Result<Witness,
     }
     reachable(&quic).map_err(|why| format!("quic = \"{quic}\" of the witness {why}"))?;
     Ok(Witness { name, quic, zone })
-}
-
-/// Who votes when the cluster is founded: an odd number, so that there is always a majority. Afterwards the voters are state.
-#[must_use]
-pub fn founding_voters(regions: &[RegionName], founder: &RegionName, witness: Option<&RegionName>) -> Vec<RegionName> {
-    let mut voters = regions.to_vec();
-    match (regions.len(), witness) {
-        (n, Some(witness)) if n % 2 == 0 => voters.push(witness.clone()),
-        // Two of which one is gone have no majority: the primary alone votes, and an operator must vouch for its death.
-        (2, None) => voters = vec![founder.clone()],
-        (n, None) if n % 2 == 0 => {
-            let last = voters.iter().rposition(|r| r != founder).expect("BUG: only one of them is the founder");
-            voters.remove(last);
-        }
-        _ => {}
-    }
-    voters
 }
