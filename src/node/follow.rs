@@ -453,6 +453,7 @@ impl Node {
                     self.follower.known_primary = Some(primary.clone());
                     self.settled();
                     self.keep_rules(rules);
+                    self.count_archives(now);
                     if self.roles.reign.as_ref().is_none_or(|(known, _)| *known < epoch) {
                         self.roles.reign = Some((epoch, primary.clone()));
                     }
