@@ -2,7 +2,7 @@
 //! set where its log and the volume's part. The choice itself is a pure function in [`super::super::recovery`].
 
 use super::*;
-use crate::volume::membership::Record;
+use crate::volume::membership::{Record, Standing};
 
 impl Appender {
     pub(super) fn raise(&mut self, now: Instant, copy: MemberId) {
@@ -147,6 +147,10 @@ impl Appender {
         self.reads.clear();
         self.gathers.clear();
         self.generation = self.generation_above(self.generation);
+        // What the copies say when they are raised is what goes on. A record that was put while they are being heard would be another one
+        // under the number that the one found will be put under (seed 7000172).
+        self.control.clear();
+        self.take_kept(0, Record::default());
         self.effects.push_back(AppenderEffect::RecoveryBeginsAnew);
         for id in self.members() {
             let peer = &mut self.peers[id.index()];
@@ -176,9 +180,16 @@ impl Appender {
         for scrub in &mut self.scrubs {
             scrub.serve(now);
         }
+        let replaced = |a: &Appender, c: MemberId| a.standing(c) == Standing::Replaced;
         for copy in self.members() {
-            if matches!(self.peers[copy.index()].contact, Contact::Raised(_)) && !self.turn_away(now, copy) {
+            if matches!(self.peers[copy.index()].contact, Contact::Raised(_)) && !replaced(self, copy) {
                 self.join(now, copy);
+            }
+        }
+        // Behind the others: the log that was chosen is theirs, and is not lost with these.
+        for copy in self.members() {
+            if matches!(self.peers[copy.index()].contact, Contact::Raised(_)) {
+                self.turn_away(now, copy);
             }
         }
         self.judge_quorum();
