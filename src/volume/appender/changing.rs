@@ -138,9 +138,7 @@ impl Appender {
     /// Recovery waits, perhaps because copies were looked for where they once were. By the newest record that was heard (it may be an old one,
     /// so nobody is moved who did not answer, or who is a member by it) the slots are told in which nothing else than strangers is open.
     pub(super) fn look_elsewhere(&mut self, record: &Membership) {
-        let stranger = |c: MemberId| {
-            matches!(&self.peers[c.index()].contact, Contact::Raised(s) if !Appender::has_vote(Some(record), c, s.incarnation))
-        };
+        let stranger = |c: MemberId| matches!(&self.peers[c.index()].contact, Contact::Raised(s) if !Appender::has_vote(Some(record), c, s.incarnation));
         let strangers = CopyId::all().map(|copy| self.layout.all_groups().all(|group| stranger(MemberId { group, copy })));
         self.say_where(record, |slot| strangers[slot.index()]);
     }
