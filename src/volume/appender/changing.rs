@@ -66,7 +66,8 @@ impl Appender {
 
     pub(super) fn judge_control(&mut self) {
         let stored = self.reached_in(GroupId(0), |p| p.control_stored);
-        if !self.in_force && self.control_version > 0 && stored >= self.control_version {
+        // No step is taken before recovery knows the record that the copies have.
+        if self.phase != VolumePhase::Recovering && !self.in_force && self.control_version > 0 && stored >= self.control_version {
             self.in_force = true;
             self.record_in_force();
         }
@@ -85,7 +86,8 @@ impl Appender {
 
     /// What recovery found, taken apart.
     pub(super) fn take_kept(&mut self, version: u64, kept: Record) {
-        self.control_version = version;
+        // No two records share a number, also when an older one is found than this process put last (seed 7000172).
+        self.control_version = version.max(self.control_version);
         self.node_put = None;
         self.in_force = false;
         self.membership = kept.membership;

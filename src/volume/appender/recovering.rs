@@ -147,10 +147,6 @@ impl Appender {
         self.reads.clear();
         self.gathers.clear();
         self.generation = self.generation_above(self.generation);
-        // What the copies say when they are raised is what goes on. A record that was put while they are being heard would be another one
-        // under the number that the one found will be put under (seed 7000172).
-        self.control.clear();
-        self.take_kept(0, Record::default());
         self.effects.push_back(AppenderEffect::RecoveryBeginsAnew);
         for id in self.members() {
             let peer = &mut self.peers[id.index()];
