@@ -101,7 +101,9 @@ impl Appender {
         }
     }
 
-    pub(super) fn is_changing(&self) -> bool {
+    /// A slot changes hands, until the end of that is in force.
+    #[must_use]
+    pub fn is_changing(&self) -> bool {
         self.membership.as_ref().is_some_and(|m| !matches!(m.step(), Step::Settled))
     }
 
