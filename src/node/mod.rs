@@ -867,6 +867,12 @@ impl Node {
         }
     }
 
+    /// A copy is being replaced, or the end of that is still being recorded: four of the other five are needed.
+    #[must_use]
+    pub fn is_replacing(&self) -> bool {
+        self.appender.is_changing()
+    }
+
     /// Whether this region's readers have something to read.
     #[must_use]
     pub fn is_readable(&self) -> bool {

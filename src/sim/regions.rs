@@ -8,6 +8,7 @@ use crate::base::{ClusterName, CopyId, Instant, Layout, LogEnd, Lsn, MemberId, P
 use crate::control::{OpId, Settings};
 use crate::log::{Frame, Pen};
 use crate::node::{Effect, Event, Identity, Node};
+use crate::volume::membership::Membership;
 use std::collections::VecDeque;
 
 const NAMES: [&str; 4] = ["us-east", "eu-west", "ap-northeast", "sa-east"];
@@ -76,6 +77,8 @@ pub(super) struct Region {
     pub vdl: LogEnd,
     /// A copy's content was replaced at this time, the last one.
     pub rebuilt_at: u64,
+    /// Whose directories have a vote, as was put on the copies last.
+    pub membership: Option<Membership>,
     /// The operator began to replace this copy.
     pub replacing: Option<CopyId>,
 }
@@ -107,6 +110,7 @@ impl Region {
             head: Head::default(),
             vdl: LogEnd::EMPTY,
             rebuilt_at: 0,
+            membership: None,
             replacing: None,
         }
     }
