@@ -319,7 +319,7 @@ impl Driver {
                     }
                 }
                 Effect::HeadReset { at } => {
-                    self.copies.pages().forget_left();
+                    self.copies.pages().forget_left(self.node.generation());
                     self.engine.reset(at);
                     self.shared.who.send_modify(|who| who.here = false);
                     self.node.handle(clock::now(), clock::unix_now(), Event::HeadSees { end: at, written_at: None });

@@ -242,6 +242,12 @@ pub struct Node {
 }
 
 impl Node {
+    /// Under which this region's copies are written: pages are read from copies that have heard of it.
+    #[must_use]
+    pub fn generation(&self) -> Generation {
+        self.appender.generation()
+    }
+
     #[must_use]
     pub fn new(who: Identity, limits: Limits, mut prng: Prng, wall: UnixMicros) -> Node {
         let reseedable = who.region != who.founder;

@@ -15,6 +15,7 @@ pub mod lag;
 pub mod netem;
 pub mod proof;
 pub mod region;
+pub mod salvage;
 pub mod status;
 pub mod status_roles;
 pub mod verify;

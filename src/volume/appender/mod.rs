@@ -559,6 +559,12 @@ impl Appender {
         &self.history
     }
 
+    /// Under which the copies are written now. Whoever reads pages asks only copies that promised it (`PageStore::serves`).
+    #[must_use]
+    pub fn generation(&self) -> Generation {
+        self.generation
+    }
+
     #[must_use]
     pub fn has_quorum(&self) -> bool {
         self.quorum_ok
