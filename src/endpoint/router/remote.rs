@@ -32,7 +32,7 @@ pub enum Reply {
     Outcome(Outcome),
     Described(Description),
     Yes(bool),
-    Pong,
+    Pong { serves: bool },
 }
 
 /// Why there is no answer.
@@ -67,6 +67,8 @@ pub struct Remote {
     region: RegionName,
     send: Sending,
     hears: Box<dyn Fn() -> bool + Send + Sync>,
+    /// It has answered as the writer the last time.
+    proven: bool,
     inner: Arc<Inner>,
     next_id: u32,
     fed: VecDeque<oneshot::Receiver<Result<Reply, SqlError>>>,
@@ -92,12 +94,37 @@ impl Remote {
         let inner = Arc::new(Inner { state, running: AtomicU32::new(0) });
         let send: Sending = Arc::new(tokio::sync::Mutex::new(send));
         let reading = tokio::spawn(read(Frames::new(recv), inner.clone(), send.clone())).abort_handle();
-        Ok(Remote { region, send, hears, inner, next_id: 1, fed: VecDeque::new(), reading })
+        Ok(Remote { region, send, hears, proven: false, inner, next_id: 1, fed: VecDeque::new(), reading })
     }
 
     /// Whether the other side was heard from a moment ago.
     pub fn hears(&self) -> bool {
         (self.hears)()
+    }
+
+    /// Whether a statement may be sent without asking first: it would be lost, with an unknown outcome, where a link is dead, or
+    /// about to be given up because nobody writes at its other end yet.
+    pub fn is_proven(&self) -> bool {
+        self.proven && self.hears()
+    }
+
+    /// Whether somebody is there and serves the writer port.
+    ///
+    /// # Errors
+    /// A sentence: nobody is, or not yet.
+    pub async fn prove(&mut self, who: &watch::Receiver<WhoWrites>) -> Result<(), String> {
+        let silence = SqlError::new(crate::head::sql::state::CANNOT_CONNECT_NOW, "silence");
+        self.proven = false;
+        match self.ask(&What::Ping, None, silence, who).await {
+            Ok(Ok(Reply::Pong { serves: true })) => {
+                self.proven = true;
+                Ok(())
+            }
+            Ok(Ok(Reply::Pong { serves: false })) => Err(format!("{} does not write now", self.region)),
+            Ok(Ok(other)) => Err(format!("{} answered {other:?} to a ping", self.region)),
+            Ok(Err(error)) => Err(error.message),
+            Err(Failure::NotSent(reason) | Failure::Lost(reason)) => Err(reason),
+        }
     }
 
     pub fn region(&self) -> &RegionName {
@@ -172,7 +199,11 @@ impl Remote {
         let region = self.region.clone();
         tokio::select! {
             biased;
-            told = told => told.map_err(|_| Failure::Lost(self.why_closed())),
+            told = told => {
+                let told = told.map_err(|_| Failure::Lost(self.why_closed()))?;
+                self.proven &= !told.as_ref().is_err_and(|error| error.elsewhere);
+                Ok(told)
+            }
             () = another_writes(who.clone(), &region) => {
                 self.inner.close("another region is the writer now");
                 Err(Failure::Lost("another region is the writer now, and this one does not answer".to_owned()))
@@ -347,7 +378,7 @@ async fn take(Answer { id, said }: Answer, inner: &Inner, send: &Sending, stream
         Said::Done { standing, changed } => (Some(standing), Reply::Outcome(Outcome::Done { changed })),
         Said::Described { standing, description } => (Some(standing), Reply::Described(description)),
         Said::Said { standing, yes } => (Some(standing), Reply::Yes(yes)),
-        Said::Pong => (None, Reply::Pong),
+        Said::Pong { serves } => (None, Reply::Pong { serves }),
     };
     let standing = standing.unwrap_or_else(|| inner.state.lock().standing);
     if let Some(waiter) = inner.end(id, standing) {

@@ -146,7 +146,8 @@ impl<W: AsyncWrite + Unpin + Send> Answering<'_, W> {
                 }));
             }
             What::Ping => {
-                self.put(id, Said::Pong);
+                let serves = self.engine.serves_writer_port().is_ok();
+                self.put(id, Said::Pong { serves });
                 return Ok(Ok(()));
             }
             What::Commit => self.session.commit().await,
