@@ -335,7 +335,17 @@ impl Link {
         let closed_because = OnceLock::new();
         let runtime = tokio::runtime::Handle::current();
         let heard_ns = AtomicU64::new(clock::now().ns);
-        let inner = Inner { peer, connection, dialled, control: control_box, batches: batch_box, closed_because, runtime, heard_ns, sessions: Arc::default() };
+        let inner = Inner {
+            peer,
+            connection,
+            dialled,
+            control: control_box,
+            batches: batch_box,
+            closed_because,
+            runtime,
+            heard_ns,
+            sessions: Arc::default(),
+        };
         let link = Link { inner: Arc::new(inner) };
         tokio::spawn(run(link.clone(), control, control_rx, batch_rx, events));
         (link, receiver)

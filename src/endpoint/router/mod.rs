@@ -25,7 +25,7 @@ pub use remote::{BoxRead, BoxWrite};
 pub use serve::serve;
 
 use super::pg::split::words;
-use super::{Port, SqlService, SqlSession};
+use super::{Fed, Port, SqlService, SqlSession};
 use crate::base::{Instant, RegionName, WhoWrites};
 use crate::head::embedded::{Canceller, Engine, Session};
 use crate::head::sql::{Description, Outcome, SqlError, TxMode, TxState, Value, state};
@@ -398,8 +398,9 @@ impl RoutedSession {
         let asked = match &mut self.remote {
             None => Err(Failure::NotSent("the stream to it is gone".to_owned())),
             Some(remote) => match remote.fed().await {
-                Ok(Ok(())) => remote.ask(what, None, gone("its rows were not given as a whole"), &self.inner.who).await,
-                other => other.map(|fed| fed.map(|()| Reply::Yes(true))),
+                Ok(Fed { failed: None, .. }) => remote.ask(what, None, gone("its rows were not given as a whole"), &self.inner.who).await,
+                Ok(Fed { failed: Some(error), .. }) => Ok(Err(error)),
+                Err(failure) => Err(failure),
             },
         };
         if let (Some(remote), Ok(_)) = (&self.remote, &asked) {
@@ -520,17 +521,21 @@ impl SqlSession for RoutedSession {
         }
     }
 
-    async fn fed(&mut self) -> Result<(), SqlError> {
+    fn feeds(&self) -> bool {
+        matches!(self.tx, Tx::There(_)) && self.tx() == TxState::InTransaction
+    }
+
+    async fn fed(&mut self) -> Fed {
         let fed = match (&self.tx, &mut self.remote) {
             (Tx::There(_), Some(remote)) => remote.fed().await,
-            _ => return Ok(()),
+            _ => return Fed::default(),
         };
         match fed {
-            Ok(fed) => fed.map_err(softened),
+            Ok(Fed { changed, failed }) => Fed { changed, failed: failed.map(softened) },
             Err(Failure::NotSent(reason) | Failure::Lost(reason)) => {
                 self.disconnect();
                 self.tx = Tx::Lost;
-                Err(gone(&reason))
+                Fed { changed: Vec::new(), failed: Some(gone(&reason)) }
             }
         }
     }
@@ -556,7 +561,7 @@ impl SqlSession for RoutedSession {
             Tx::Lost => Ok(false),
             Tx::There(mode) => {
                 let Some(remote) = &mut self.remote else { return Err(gone("the stream to it is gone")) };
-                let mut fed = remote.fed().await;
+                let mut fed = remote.fed().await.map(|fed| fed.failed.map_or(Ok(()), Err));
                 if matches!(fed, Ok(Ok(()))) && !remote.hears() {
                     // A commit that is sent to nobody would have an unknown outcome for nothing.
                     fed = remote.ask(&What::Ping, None, gone("silence"), &self.inner.who).await.map(|said| said.map(drop));

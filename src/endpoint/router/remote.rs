@@ -6,6 +6,7 @@
 use super::Way;
 use super::wire::{Answer, Frames, HELLO, Said, Standing, What, decode_answer};
 use crate::base::{RegionName, WhoWrites};
+use crate::endpoint::Fed;
 use crate::head::sql::{Description, Outcome, Row, RowStream, SqlError, TxMode, TxState};
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, VecDeque};
@@ -17,13 +18,15 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 /// Batches of rows read ahead of a slow client; what lies behind waits in the stream's window, and then at the writer.
 const BATCHES_AHEAD: usize = 4;
-/// Statements of a COPY that are under way at once.
-const FED_MAX: usize = 16;
+/// Statements of a COPY or a pipeline that are under way at once; the other side takes more.
+const FED_MAX: usize = 512;
+const FED_BYTES_MAX: usize = 4 << 20;
 /// When another region is said to be the writer, the old one has so long to answer what it was asked before.
 const GRACE: Duration = Duration::from_secs(1);
 
 pub type BoxRead = Box<dyn AsyncRead + Send + Unpin>;
 pub type BoxWrite = Box<dyn AsyncWrite + Send + Unpin>;
+type Told = oneshot::Receiver<Result<Reply, SqlError>>;
 type Sending = Arc<tokio::sync::Mutex<BoxWrite>>;
 
 /// What a request came to.
@@ -71,7 +74,10 @@ pub struct Remote {
     proven: bool,
     inner: Arc<Inner>,
     next_id: u32,
-    fed: VecDeque<oneshot::Receiver<Result<Reply, SqlError>>>,
+    fed: VecDeque<(Told, usize)>,
+    fed_bytes: usize,
+    fed_changed: Vec<u64>,
+    fed_failed: Option<SqlError>,
     reading: tokio::task::AbortHandle,
 }
 
@@ -94,7 +100,19 @@ impl Remote {
         let inner = Arc::new(Inner { state, running: AtomicU32::new(0) });
         let send: Sending = Arc::new(tokio::sync::Mutex::new(send));
         let reading = tokio::spawn(read(Frames::new(recv), inner.clone(), send.clone())).abort_handle();
-        Ok(Remote { region, send, hears, proven: false, inner, next_id: 1, fed: VecDeque::new(), reading })
+        Ok(Remote {
+            region,
+            send,
+            hears,
+            proven: false,
+            inner,
+            next_id: 1,
+            fed: VecDeque::new(),
+            fed_bytes: 0,
+            fed_changed: Vec::new(),
+            fed_failed: None,
+            reading,
+        })
     }
 
     /// Whether the other side was heard from a moment ago.
@@ -151,12 +169,7 @@ impl Remote {
         }
     }
 
-    async fn send(
-        &mut self,
-        what: &What,
-        begin: Option<TxMode>,
-        broken: SqlError,
-    ) -> Result<oneshot::Receiver<Result<Reply, SqlError>>, Result<Failure, SqlError>> {
+    async fn send(&mut self, what: &What, begin: Option<TxMode>, broken: SqlError) -> Result<(Told, usize), Result<Failure, SqlError>> {
         let id = self.next_id;
         self.next_id = self.next_id.checked_add(1).unwrap_or(1);
         let frame = what.encode(id, begin).map_err(Err)?;
@@ -177,7 +190,7 @@ impl Remote {
             self.inner.close(&e.to_string());
             return Err(Ok(Failure::NotSent(e.to_string())));
         }
-        Ok(told)
+        Ok((told, frame.len()))
     }
 
     /// One request and its answer. `broken`: with what the rows end if the stream does while they come.
@@ -192,7 +205,7 @@ impl Remote {
         who: &watch::Receiver<WhoWrites>,
     ) -> Result<Result<Reply, SqlError>, Failure> {
         let told = match self.send(what, begin, broken).await {
-            Ok(told) => told,
+            Ok((told, _)) => told,
             Err(Ok(failure)) => return Err(failure),
             Err(Err(error)) => return Ok(Err(error)),
         };
@@ -217,19 +230,21 @@ impl Remote {
         let _ = self.send(what, None, broken).await;
     }
 
-    /// Sends a statement ahead, without waiting for its answer unless many are under way.
+    /// Sends a statement ahead, without waiting for its answer unless much is under way.
     ///
     /// # Errors
-    /// Of an earlier one.
+    /// Of an earlier one; [`Remote::fed`] tells it again.
     pub async fn feed(&mut self, what: &What, broken: SqlError) -> Result<Result<(), SqlError>, Failure> {
-        if self.fed.len() >= FED_MAX
-            && let Err(error) = self.fed_one().await?
-        {
-            return Ok(Err(error));
+        while self.fed_failed.is_none() && (self.fed.len() >= FED_MAX || self.fed_bytes >= FED_BYTES_MAX) {
+            self.fed_one().await?;
+        }
+        if let Some(error) = &self.fed_failed {
+            return Ok(Err(error.clone()));
         }
         match self.send(what, None, broken).await {
-            Ok(told) => {
-                self.fed.push_back(told);
+            Ok((told, bytes)) => {
+                self.fed.push_back((told, bytes));
+                self.fed_bytes += bytes;
                 Ok(Ok(()))
             }
             Err(Ok(failure)) => Err(failure),
@@ -237,27 +252,29 @@ impl Remote {
         }
     }
 
-    async fn fed_one(&mut self) -> Result<Result<(), SqlError>, Failure> {
-        match self.fed.pop_front() {
-            None => Ok(Ok(())),
-            Some(told) => match told.await {
-                Ok(said) => Ok(said.map(|_| ())),
-                Err(_) => Err(Failure::Lost(self.why_closed())),
-            },
+    async fn fed_one(&mut self) -> Result<(), Failure> {
+        let Some((told, bytes)) = self.fed.pop_front() else { return Ok(()) };
+        self.fed_bytes -= bytes;
+        let said = told.await.map_err(|_| Failure::Lost(self.why_closed()))?;
+        if self.fed_failed.is_none() {
+            match said {
+                Ok(Reply::Outcome(Outcome::Done { changed })) => self.fed_changed.push(changed),
+                Ok(_) => self.fed_changed.push(0),
+                Err(error) => self.fed_failed = Some(error),
+            }
         }
+        Ok(())
     }
 
-    /// Waits for the answers to all that was fed; the first error counts.
+    /// Waits for the answers to all that was fed.
     ///
     /// # Errors
-    /// As [`Remote::feed`].
-    pub async fn fed(&mut self) -> Result<Result<(), SqlError>, Failure> {
-        let mut first = Ok(());
+    /// The stream broke.
+    pub async fn fed(&mut self) -> Result<Fed, Failure> {
         while !self.fed.is_empty() {
-            let said = self.fed_one().await?;
-            first = first.and(said);
+            self.fed_one().await?;
         }
-        Ok(first)
+        Ok(Fed { changed: std::mem::take(&mut self.fed_changed), failed: self.fed_failed.take() })
     }
 
     fn why_closed(&self) -> String {
