@@ -315,7 +315,7 @@ impl Driver {
                 Effect::Send { conn, message } => self.send(conn, &message),
                 Effect::Unlink { conn, reason } => {
                     if let Some(link) = self.shared.remove_link(conn) {
-                        link.close(&reason);
+                        link.close_after_sessions(reason);
                     }
                 }
                 Effect::HeadReset { at } => {
