@@ -361,6 +361,9 @@ impl Node {
                 }
                 AppenderEffect::Restarted { vdl } => self.restarted(now, vdl),
                 AppenderEffect::Durable { vdl, frames } => self.durable(now, vdl, frames),
+                AppenderEffect::Rewound { .. } | AppenderEffect::RewindImpossible { .. } => {
+                    unreachable!("BUG: nobody ordered the volume to go back")
+                }
                 AppenderEffect::ControlDurable => self.control_durable(now),
                 AppenderEffect::Places { places } => self.effects.push_back(Effect::Places { places }),
                 AppenderEffect::Retired { slot, place, by } => {

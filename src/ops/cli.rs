@@ -291,6 +291,9 @@ pub struct SimArgs {
     /// Threads; each runs whole seeds
     #[arg(long, default_value_t = 2)]
     pub threads: usize,
+    /// An operator moves the primary again and again
+    #[arg(long)]
+    pub moves: bool,
     /// Show so many of the last steps before a failure
     #[arg(long, default_value_t = 40)]
     pub trace: usize,
@@ -401,7 +404,7 @@ fn run_sim(args: &SimArgs) -> Result<(), Failure> {
     let first = seed_of(&args.seed)?;
     // Panics are caught and reported with their seed; the default message would come a hundred times.
     std::panic::set_hook(Box::new(|_| {}));
-    let options = SimOptions { trace_lines: if args.seeds == 1 { args.trace } else { 0 }, ..SimOptions::default() };
+    let options = SimOptions { trace_lines: if args.seeds == 1 { args.trace } else { 0 }, moves: args.moves, ..SimOptions::default() };
     say(&format!("seeds {first} to {}\n", first.saturating_add(args.seeds.saturating_sub(1))))?;
     let summary = sim::run_many(first, args.seeds, args.threads.max(1), &options, &|line| println!("{line}"));
     if summary.failures.is_empty() {

@@ -172,6 +172,7 @@ pub struct RawLimits {
     pub idle_in_transaction_ms: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub commit_wait_ms: Option<u64>,
+    pub writer_wait_ms: Option<u64>,
 }
 
 /// How log lines are written.
@@ -261,6 +262,8 @@ pub struct Serving {
     pub idle_in_transaction: Duration,
     /// A commit that is not durable after so long is answered with an error (its outcome is then unknown).
     pub commit_wait: Duration,
+    /// A statement at the writer port waits so long for a writer, while the role changes or none can be reached.
+    pub writer_wait: Duration,
 }
 
 /// Why a configuration is refused. Each names the file and says what to do.
@@ -630,6 +633,7 @@ fn serving(raw: &RawLimits) -> Result<Serving, String> {
             3_600_000,
         )?),
         commit_wait: Duration::from_millis(within("commit_wait_ms", raw.commit_wait_ms.unwrap_or(10_000), 10, 3_600_000)?),
+        writer_wait: Duration::from_millis(within("writer_wait_ms", raw.writer_wait_ms.unwrap_or(10_000), 10, 3_600_000)?),
     })
 }
 

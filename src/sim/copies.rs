@@ -336,7 +336,7 @@ impl World {
         let copy = slot.copy.as_mut().expect("BUG: the copy lives");
         copy.handle(request, &mut replies);
         if let Some((generation, end)) = forged {
-            replies.push(CopyReply::Appended { generation, end, ingested: copy.state().ingested, low: false });
+            replies.push(CopyReply::Appended { generation, end, ingested: copy.state().ingested.end_lsn, low: false });
         }
         let flush = !slot.flush_queued;
         slot.flush_queued = true;

@@ -30,9 +30,11 @@ const ALL: [(Mutant, &str, &[&str]); 16] = [
     (Mutant::FoldedUnderReaders, "what a reader pins stays", &["folded what a reader has pinned"]),
     (Mutant::RecoverFromTwo, "recovery hears three copies", &["durability"]),
     (Mutant::EmptyCopiesVote, "an empty copy has no vote", &["durability"]),
-    (Mutant::PromiseForgotten, "a promise is persisted", &["durability"]),
+    (Mutant::PromiseForgotten, "a promise is persisted", &["durability", REFUSED]),
     (Mutant::OldTailCounts, "an old tail counts with its generation start", &["durability"]),
 ];
+/// What the older process made durable is pages in a copy, which never lets the newer one cut it.
+const REFUSED: &str = "no end: something spins";
 const CRASHED: &str = "cannot be opened after nothing worse than a crash";
 const HEALTHY: &str = "on a healthy disk";
 

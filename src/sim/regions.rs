@@ -5,7 +5,7 @@ use super::copies::CopySlot;
 use super::world::{MS, What, World};
 use super::{Mutant, workload};
 use crate::base::{ClusterName, CopyId, Instant, Layout, LogEnd, Lsn, MemberId, Prng, RegionName, UnixMicros, WriteGate};
-use crate::control::OpId;
+use crate::control::{OpId, Settings};
 use crate::log::{Frame, Pen};
 use crate::node::{Effect, Event, Identity, Node};
 use std::collections::VecDeque;
@@ -51,6 +51,12 @@ pub(super) struct Head {
     pub submit_at: u64,
 }
 
+/// Short, so that a run of some seconds sees them end.
+fn leases() -> Settings {
+    let ms = std::time::Duration::from_millis;
+    Settings { lease: ms(1500), renew_every: ms(300), probe_every: ms(250), handover_patience: ms(2500), ..Settings::default() }
+}
+
 pub(super) struct Region {
     pub name: RegionName,
     pub who: Identity,
@@ -83,7 +89,7 @@ impl Region {
             founder: members[0].clone(),
             members: members.clone(),
             witness: None,
-            control: crate::control::Settings::default(),
+            control: leases(),
             version: "sim".into(),
             layout,
         };

@@ -100,6 +100,7 @@ pub(super) enum What {
     Status,
     Fault,
     Replace,
+    Operate,
     Release {
         region: usize,
         copy: MemberId,
@@ -256,7 +257,7 @@ impl World {
             let after = world.delays.below(200 * MS);
             world.after(after, What::Start { region: i });
         }
-        for (what, first_ms) in [(What::Fault, 50), (What::Read, 100), (What::Pin, 120), (What::Status, 70), (What::Replace, 200)] {
+        for (what, first_ms) in [(What::Fault, 50), (What::Read, 100), (What::Pin, 120), (What::Status, 70), (What::Replace, 200), (What::Operate, 700)] {
             world.after(first_ms * MS, what);
         }
         world
@@ -373,6 +374,7 @@ impl World {
             What::Status => self.check_status(),
             What::Fault => self.fault(),
             What::Replace => self.replace(),
+            What::Operate => self.operate(),
             What::Release { region, copy } => {
                 if self.stormy {
                     self.release(region, copy);
@@ -425,5 +427,6 @@ fn kind(what: &What) -> u64 {
         What::Replace => 26,
         What::MemberHears { .. } => 27,
         What::Drain { .. } => 28,
+        What::Operate => 29,
     }
 }

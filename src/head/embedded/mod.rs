@@ -29,7 +29,7 @@ mod snapshot;
 #[expect(unsafe_code, reason = "SQLite's interface for virtual tables is C")]
 mod tables;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 #[expect(unsafe_code, reason = "SQLite's interface for file systems is C")]
 mod vfs;
 mod writer;

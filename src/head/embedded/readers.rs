@@ -172,7 +172,10 @@ impl Thread {
             busy.fetch_add(1, Ordering::Relaxed);
             match job {
                 ReadJob::Describe { reading, sql, reply } => {
-                    let result = self.prepare(&reading).and_then(|_pin| self.db().describe(&sql));
+                    let result = self.prepare(&reading).and_then(|_pin| {
+                        self.db().look_at_schema()?;
+                        self.db().describe(&sql)
+                    });
                     self.context.leave();
                     self.file.set_snapshot(None);
                     let _ = reply.send(result);

@@ -3,9 +3,10 @@
 //! One set of links for everything: shipping, forwarded sessions, questions between regions. The node decides with whom it ships;
 //! a link that is only used for questions costs it nothing.
 
-use super::ports;
 use super::view::View;
 use crate::base::{ConnId, RegionName};
+use crate::endpoint::router;
+use crate::head::embedded::Engine;
 use crate::io::control_link::ControlLinks;
 use crate::io::driver::{Dialler, Inbox, Shared};
 use crate::io::link::{self, Arrival, Link, LinkEvent};
@@ -29,6 +30,8 @@ pub struct Links {
     shared: Arc<Shared>,
     view: OnceLock<Weak<View>>,
     control: OnceLock<ControlLinks>,
+    /// Whose writer serves the sessions that other regions forward.
+    engine: OnceLock<Weak<Engine>>,
     next_conn: AtomicU64,
     /// One dial for questions at a time: many of them want the same region at once.
     asking: tokio::sync::Mutex<()>,
@@ -44,6 +47,7 @@ impl Links {
             shared,
             view: OnceLock::new(),
             control: OnceLock::new(),
+            engine: OnceLock::new(),
             next_conn: AtomicU64::new(1),
             asking: tokio::sync::Mutex::new(()),
             runtime: tokio::runtime::Handle::current(),
@@ -57,6 +61,10 @@ impl Links {
     /// From now on members that dial get control links.
     pub fn control_with(&self, control: &ControlLinks) {
         let _ = self.control.set(control.clone());
+    }
+
+    pub fn forward_to(&self, engine: &Arc<Engine>) {
+        let _ = self.engine.set(Arc::downgrade(engine));
     }
 
     pub fn control(&self) -> Option<&ControlLinks> {
@@ -128,7 +136,10 @@ impl Links {
                 LinkEvent::Batch(bytes) => (Lane::Batch, bytes),
                 LinkEvent::Datagram(bytes) => (Lane::Datagram, bytes),
                 LinkEvent::Forward(send, recv) => {
-                    tokio::spawn(ports::serve_forwarded(self.config.listen.writer, send, recv));
+                    match self.engine.get().and_then(Weak::upgrade) {
+                        Some(engine) => drop(tokio::spawn(router::serve(engine, recv, send))),
+                        None => tracing::debug!("a forwarded session came before the engine, or after it"),
+                    }
                     continue;
                 }
                 LinkEvent::Admin(request, reply) => {

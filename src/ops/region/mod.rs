@@ -12,7 +12,8 @@ use super::config::Config;
 use crate::base::{Prng, RegionName};
 use crate::control::ControlMessage;
 use crate::endpoint::pg::auth::ScramVerifier;
-use crate::endpoint::{EmbeddedService, Port, http, pg};
+use crate::endpoint::router::RoutedService;
+use crate::endpoint::{EmbeddedService, Port, SqlService, http, pg};
 use crate::head::embedded::{Engine, EngineSettings};
 use crate::io::clock;
 use crate::io::control_link::{CONTROL_MESSAGE_BYTES_MAX, ControlLinks};
@@ -96,6 +97,7 @@ pub async fn run(config: Config, options: RunOptions, shutdown: watch::Receiver<
     links.answer_with(&view);
     let engine = Engine::start(engine_settings(&config), copies.pages(), view.clone()).context("the SQL engine cannot start")?;
     view.attach(&engine);
+    links.forward_to(&engine);
     let control = ControlLinks::start(&quic, config.control_peers(), hear(inbox.clone()));
     links.control_with(&control);
     let dialler = Box::new(Arc::clone(&links));
@@ -111,14 +113,19 @@ pub async fn run(config: Config, options: RunOptions, shutdown: watch::Receiver<
         require_tls: true,
         tls: Some(material.postgres()),
     });
-    let service: Arc<dyn crate::endpoint::SqlService> = Arc::new(EmbeddedService::new(Arc::clone(&engine)));
+    let service: Arc<dyn SqlService> = Arc::new(EmbeddedService::new(Arc::clone(&engine)));
+    let ways = Arc::new(ports::Forwarding { shared: Arc::clone(&shared) });
+    let (own, who) = (config.region.clone(), shared.who.subscribe());
+    let routed: Arc<dyn SqlService> = Arc::new(RoutedService::new(Arc::clone(&engine), own, who, ways, config.serving.writer_wait));
     let mut servers = tokio::task::JoinSet::new();
     let (writer_tx, writer_rx) = mpsc::channel(INCOMING_MAX);
     let (reader_tx, reader_rx) = mpsc::channel(INCOMING_MAX);
-    servers.spawn(pg::serve(writer_rx, Port::Writer, Arc::clone(&settings), Arc::clone(&service), stopping.clone()));
+    let (instance_tx, instance_rx) = mpsc::channel(INCOMING_MAX);
+    servers.spawn(pg::serve(writer_rx, Port::Writer, Arc::clone(&settings), routed, stopping.clone()));
+    servers.spawn(pg::serve(instance_rx, Port::Writer, Arc::clone(&settings), Arc::clone(&service), stopping.clone()));
     servers.spawn(pg::serve(reader_rx, Port::Reader, settings, service, stopping.clone()));
-    servers.spawn(ports::route_writer(writer, writer_tx.clone(), Arc::clone(&shared), config.region.clone(), stopping.clone()));
-    servers.spawn(ports::route_instance(instance, writer_tx, reader_tx.clone(), Arc::clone(&shared), stopping.clone()));
+    servers.spawn(ports::accept(writer, writer_tx, stopping.clone()));
+    servers.spawn(ports::route_instance(instance, instance_tx, reader_tx.clone(), Arc::clone(&shared), stopping.clone()));
     servers.spawn(ports::accept(reader, reader_tx, stopping.clone()));
     servers.spawn(http::serve_http(http, view.clone(), stopping.clone()));
     let accepting = tokio::spawn(link::serve(quic.clone(), move |arrival| links.arrived(arrival)));

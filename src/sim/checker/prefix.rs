@@ -179,7 +179,7 @@ impl World {
             return Err(format!("{name}: copy {c} says its last consistency point is {}, its end {}", state.consistent, state.end));
         }
         let pages = self.truth.committed().end_lsn;
-        if state.ingested > pages {
+        if state.ingested.end_lsn > pages {
             return Err(format!("{name}: copy {c} has pages up to LSN {}, the primary has committed {pages}", state.ingested));
         }
         Ok(())

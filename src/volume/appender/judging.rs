@@ -10,7 +10,7 @@ impl Appender {
         copy.group == GroupId(0)
             && !self.control.is_empty()
             && peer.control_stored < self.control_version
-            && matches!(peer.contact, Contact::Raised(_) | Contact::Joined | Contact::Repairing(_))
+            && matches!(peer.contact, Contact::Raised(_) | Contact::Joined | Contact::Repairing(_) | Contact::GoingBack(_))
     }
 
     pub(super) fn owes_answer(&self, copy: MemberId) -> bool {
@@ -20,7 +20,7 @@ impl Appender {
         }
         match &peer.contact {
             Contact::Down { .. } => false,
-            Contact::Raising | Contact::Repairing(_) => true,
+            Contact::Raising | Contact::Repairing(_) | Contact::GoingBack(_) => true,
             Contact::Raised(_) => false,
             Contact::Joined if self.seeding.is_some() => true,
             Contact::Joined => peer.acked.seq < peer.sent || (peer.sent < self.end.seq && peer.reading.is_none()) || peer.splice.is_some(),
@@ -41,6 +41,7 @@ impl Appender {
         self.send_control(copy);
         match &self.peers[copy.index()].contact {
             Contact::Raising => self.raise(now, copy),
+            Contact::GoingBack(_) => self.say_back_again(copy),
             Contact::Repairing(repair) => match repair.ask_again() {
                 crate::volume::repair::Next::Read => {
                     // Its time comes, or it is being read.

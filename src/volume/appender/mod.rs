@@ -16,6 +16,7 @@ mod judging;
 mod reads;
 mod recovering;
 mod retention;
+mod rewinding;
 mod room;
 mod scrubbing;
 mod seeding;
@@ -29,7 +30,7 @@ use crate::base::{
 use crate::log::{ControlFrame, FRAME_HEADER_BYTES, Frame, History, LogOutcome, PagesOutcome, Pen, Reign, SeedBase};
 use crate::volume::agreement::{self, Choice};
 use crate::volume::membership::{Incarnation, Membership};
-use crate::volume::message::{CopyReply, CopyRequest, CopyState, Damage};
+use crate::volume::message::{ArchiveView, CopyReply, CopyRequest, CopyState, Damage};
 use crate::volume::quorum::{self, COPIES, WRITE_QUORUM};
 use crate::volume::recovery::Heard;
 use crate::volume::repair::{Repair, RepairView};
@@ -81,6 +82,14 @@ pub enum AppenderEffect {
     /// The volume was seeded (or recovered): everything before is void, it stands at `vdl`.
     Restarted {
         vdl: LogEnd,
+    },
+    /// Four copies of every group went back to `at` ([`Appender::rewind`]); the volume follows on from there. `Restarted` comes when that is durable.
+    Rewound {
+        at: LogEnd,
+    },
+    /// Too many copies cannot go back so far: the volume must be seeded. A sentence that says why.
+    RewindImpossible {
+        reason: String,
     },
     ControlDurable,
     /// Where those slots live by the membership; `None`: where the configuration says.
@@ -214,6 +223,8 @@ enum Contact {
     Joined,
     /// Gets pages from a peer.
     Repairing(Box<Repair>),
+    /// Was told to cut a tail that the volume's history does not have, or to take up a reign.
+    GoingBack(Box<rewinding::Told>),
 }
 
 #[derive(Debug)]
@@ -231,6 +242,14 @@ pub(super) struct Peer {
     low: bool,
     /// What the copy was last told.
     told_vdl: Seq,
+    /// What had become pages there when it joined.
+    joined_with: Seq,
+    /// The newest reign that it took up.
+    reign: Epoch,
+    /// It has gone back with the volume.
+    went_back: bool,
+    /// Lost tails that it keeps.
+    archives: Vec<ArchiveView>,
     last_heard: Instant,
     last_asked: Instant,
     /// A rebuilding of it goes at this pace; the next read waits until then.
@@ -295,6 +314,13 @@ enum ReadPurpose {
     /// The search for the consistency point that a branch begins behind.
     Point {
         child: TimelineId,
+    },
+    Archive {
+        tag: u64,
+        group: GroupId,
+        archive: TimelineId,
+        from: Seq,
+        bytes_max: usize,
     },
 }
 
@@ -371,6 +397,13 @@ pub struct Appender {
     pages_need: Option<Lsn>,
     secondaries_need: Option<Seq>,
     branches: BTreeMap<TimelineId, branching::BranchOrder>,
+    way_back: Option<rewinding::WayBack>,
+    /// Orders to go back that were given to copies so far.
+    rewinds: u64,
+    /// Copies took up this reign behind `reign_at`, and the log may not have reached it yet. See [`rewinding`].
+    reign: Epoch,
+    reign_at: LogEnd,
+    archives: BTreeMap<TimelineId, ArchiveView>,
     /// One for each group: its copies are compared with one another.
     scrubs: Vec<Scrub>,
     /// As `peers`, for longer than a copy is open.
@@ -404,6 +437,10 @@ impl Peer {
             ingested: Lsn(0),
             low: false,
             told_vdl: Seq(0),
+            joined_with: Seq(0),
+            reign: Epoch(0),
+            went_back: false,
+            archives: Vec::new(),
             last_heard: Instant::ZERO,
             last_asked: Instant::ZERO,
             pace: Pace::new(u64::MAX, REPAIR_REST),
@@ -484,6 +521,11 @@ impl Appender {
             pages_need: None,
             secondaries_need: None,
             branches: BTreeMap::new(),
+            way_back: None,
+            rewinds: 0,
+            reign: Epoch(0),
+            reign_at: LogEnd::EMPTY,
+            archives: BTreeMap::new(),
             effects: VecDeque::new(),
         }
     }
@@ -612,7 +654,7 @@ impl Appender {
             if self.generation <= promised {
                 self.generation = self.generation_above(promised);
                 for id in self.members() {
-                    if matches!(self.peers[id.index()].contact, Contact::Raising | Contact::Raised(_)) {
+                    if matches!(self.peers[id.index()].contact, Contact::Raising | Contact::Raised(_) | Contact::GoingBack(_)) {
                         self.raise(now, id);
                     }
                 }
@@ -655,8 +697,14 @@ impl Appender {
             }
             CopyReply::Misplaced { generation, end, history } => {
                 if generation == self.generation && self.peers[copy.index()].is_joined() {
-                    self.place(now, copy, end, &history);
-                    self.pump(now, copy);
+                    let common = self.history.common_seq(self.end.seq, &history, end.seq);
+                    if common < end.seq && common < self.peers[copy.index()].joined_with {
+                        // What became pages there is not on the volume's history: it says anew where it is, and goes back.
+                        self.raise(now, copy);
+                    } else {
+                        self.place(now, copy, end, &history);
+                        self.pump(now, copy);
+                    }
                 }
             }
             CopyReply::ControlStored { generation, version } => {
@@ -701,6 +749,17 @@ impl Appender {
                     self.branch_said(copy, child, false, Err(reason));
                 }
             }
+            CopyReply::Rewound { generation, number, state } => {
+                if generation == self.generation {
+                    self.rewound(now, copy, number, state);
+                }
+            }
+            CopyReply::RewindRefused { generation, number, reason } => {
+                if generation == self.generation {
+                    self.rewind_refused(now, copy, number, reason);
+                }
+            }
+            CopyReply::ArchiveDropped { .. } => {}
             CopyReply::Failed { reason } => self.copy_lost(now, copy, reason),
         }
         // A copy may have come back, so that another one can be spared.
@@ -834,6 +893,7 @@ impl Appender {
     /// When a frame does not follow the log's end: the caller (the pen's holder, the receiver) has checked it.
     pub fn append(&mut self, now: Instant, frames: Vec<Frame>) {
         assert_eq!(self.phase, VolumePhase::Serving, "BUG: append to a volume that does not serve");
+        assert!(!self.is_rewinding(), "BUG: append to a volume that goes back");
         for frame in frames {
             assert!(frame.follows(&self.end), "BUG: {frame:?} does not follow {}", self.end);
             self.push(frame);
@@ -882,6 +942,8 @@ impl Appender {
     /// Begins to replace the whole volume by the primary's pages at `base`.
     pub fn seed_begin(&mut self, now: Instant, base: SeedBase) {
         self.phase = VolumePhase::AwaitingSeed;
+        self.way_back = None;
+        (self.reign, self.reign_at) = (Epoch(0), LogEnd::EMPTY);
         self.scrubs.iter_mut().for_each(Scrub::stop);
         self.ring.clear();
         self.ring_bytes = 0;
@@ -897,7 +959,7 @@ impl Appender {
             Some(Seeding { base, first, requests: VecDeque::from([(0, request)]), last_step: 0, stored: 0, ending: false, stalled: false });
         for copy in self.members() {
             let peer = &mut self.peers[copy.index()];
-            if matches!(peer.contact, Contact::Raised(_) | Contact::Joined | Contact::Repairing(_)) {
+            if matches!(peer.contact, Contact::Raised(_) | Contact::Joined | Contact::Repairing(_) | Contact::GoingBack(_)) {
                 peer.contact = Contact::Joined;
                 peer.acked = LogEnd::EMPTY;
                 peer.reading = None;

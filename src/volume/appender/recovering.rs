@@ -8,6 +8,7 @@ impl Appender {
     pub(super) fn raise(&mut self, now: Instant, copy: MemberId) {
         let peer = &mut self.peers[copy.index()];
         peer.contact = Contact::Raising;
+        peer.went_back = false;
         peer.last_asked = now;
         self.effects.push_back(AppenderEffect::ToCopy { copy, request: CopyRequest::Raise { generation: self.generation } });
     }
@@ -38,11 +39,14 @@ impl Appender {
             return;
         }
         self.peers[copy.index()].incarnation = state.incarnation;
+        self.peers[copy.index()].reign = state.reign;
+        self.note_archives(copy, &state);
         self.peers[copy.index()].contact = Contact::Raised(Box::new(state));
-        if self.phase != VolumePhase::Recovering && self.turn_away(now, copy) {
+        if (self.phase != VolumePhase::Recovering || self.is_cutting()) && self.turn_away(now, copy) {
             return;
         }
         match self.phase {
+            VolumePhase::Recovering if self.is_cutting() => self.cut_raised(now, copy),
             VolumePhase::Recovering => self.try_choose(now),
             VolumePhase::Serving => self.join(now, copy),
             VolumePhase::AwaitingSeed if self.seeding.is_some() => {
@@ -56,6 +60,10 @@ impl Appender {
     }
 
     pub(super) fn try_choose(&mut self, now: Instant) {
+        if self.is_cutting() {
+            self.recovery_since = None;
+            return; // the log is chosen
+        }
         let raised = self.peers.iter().filter(|p| matches!(p.contact, Contact::Raised(_))).count();
         let grace_over = self.recovery_since.is_some_and(|since| now >= since + RECOVERY_GRACE);
         if raised < self.peers.len() && !grace_over {
@@ -120,6 +128,7 @@ impl Appender {
                 self.lineage = Some(chosen.lineage);
                 self.history = chosen.history;
                 self.end = chosen.end;
+                (self.reign, self.reign_at) = (chosen.reign, chosen.consistent);
                 self.take_kept(control_version, kept);
                 self.say_where_members_live();
                 self.milestones = VecDeque::from([(chosen.first, Lsn(0)), (chosen.end.seq, chosen.end.end_lsn)]);
@@ -140,6 +149,13 @@ impl Appender {
     /// From the beginning, as a new generation: what the one that was begun has not made durable may be lost. Also the way from following to
     /// leading in one process: `Recovered` comes again, and the node answers anew.
     pub fn recover_again(&mut self, now: Instant) {
+        self.way_back = None;
+        self.begin_generation(now);
+        self.effects.push_back(AppenderEffect::RecoveryBeginsAnew);
+    }
+
+    /// A new generation raises all copies that are there.
+    pub(super) fn begin_generation(&mut self, now: Instant) {
         self.phase = VolumePhase::Recovering;
         self.recovery_since = Some(now);
         self.recovery_said.clear();
@@ -150,7 +166,6 @@ impl Appender {
         self.reads.clear();
         self.gathers.clear();
         self.generation = self.generation_above(self.generation);
-        self.effects.push_back(AppenderEffect::RecoveryBeginsAnew);
         for id in self.members() {
             let peer = &mut self.peers[id.index()];
             if let Contact::Down { reason } = &peer.contact {
@@ -193,12 +208,18 @@ impl Appender {
         let Contact::Raised(state) = std::mem::replace(&mut self.peers[copy.index()].contact, Contact::Joined) else {
             unreachable!("BUG: only a raised copy joins")
         };
-        self.peers[copy.index()].ingested = state.ingested;
+        self.peers[copy.index()].ingested = state.ingested.end_lsn;
+        self.peers[copy.index()].joined_with = state.ingested.seq;
         self.set_health(copy, CopyHealth::CatchingUp);
         let foreign = state.lineage.is_some() && state.lineage != self.lineage;
         let pages_exist = self.vdl != LogEnd::EMPTY || self.known_durable[copy.group.index()] != LogEnd::EMPTY;
         if foreign || (state.lineage.is_none() && self.first_in_ring() != Some(Seq(1)) && pages_exist) {
             self.repair(now, copy);
+        } else if let Some((at, archive)) = self.must_go_back(&state) {
+            self.send_back(now, copy, at, Some(archive), *state);
+        } else if state.rank().epoch < self.reign && self.has_point(&state) {
+            let at = self.reign_at;
+            self.send_back(now, copy, at, None, *state);
         } else {
             self.place(now, copy, state.end, &state.history);
             self.introduce(now, copy);
@@ -212,7 +233,7 @@ impl Appender {
     /// that it is up.
     pub(super) fn introduce(&mut self, now: Instant, copy: MemberId) {
         self.peers[copy.index()].told_vdl = Seq(0);
-        if self.vdl != LogEnd::EMPTY {
+        if self.vdl_for(copy) != LogEnd::EMPTY {
             self.vdl_moved.get_or_insert(now);
         }
     }

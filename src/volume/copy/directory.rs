@@ -177,6 +177,17 @@ impl Directory {
         Arc::new(TimelineDisk { directory: Arc::clone(self), timeline, prefix: prefix(timeline) })
     }
 
+    /// The files of one timeline in a directory that is only looked at.
+    pub(super) fn look(disk: &Arc<dyn Disk>, timeline: TimelineId) -> Arc<dyn Disk> {
+        let directory = Directory { disk: Arc::clone(disk), state: Mutex::default(), making: Mutex::new(()), dropped: RwLock::default() };
+        Arc::new(directory).view(timeline)
+    }
+
+    /// A layer in such a directory.
+    pub(super) fn look_at_layer(disk: &Arc<dyn Disk>, lineage: LineageId, meta: &LayerMeta) -> Result<Layer, LayerError> {
+        Layer::new(Arc::new(LayerFile::open(None, Arc::clone(disk), lineage, meta)?), meta)
+    }
+
     /// See [`Directory::making`]; not to be held while anything is taken in or waited for.
     pub(super) fn making(&self) -> MutexGuard<'_, ()> {
         self.making.lock()

@@ -22,6 +22,7 @@ mod manifest;
 mod merge;
 mod pages;
 mod record;
+mod rewind;
 mod room;
 mod seed;
 #[cfg(test)]
@@ -33,6 +34,7 @@ pub use directory::{Directory, TimelineView};
 pub use jobs::{FlushDone, FlushJob, Slice};
 pub use manifest::Origin;
 pub use pages::{PageStore, ReadError};
+pub use rewind::ArchivedTail;
 pub use verify::{FileDamage, FilesVerdict, verify_files};
 
 use crate::base::{Generation, GroupId, Limits, LineageId, LogEnd, Lsn, Seq, TimelineId};
@@ -123,6 +125,8 @@ pub struct Copy {
     /// cut. Only what agrees and is at or below the VDL becomes pages.
     agreed: Seq,
     agreed_with: Generation,
+    /// What became pages here is on the history of the generation that is promised.
+    proven: bool,
     ingested: LogEnd,
     /// Whether `ingested` is a consistency point: only there a memtable may end.
     ingested_consistent: bool,
@@ -152,6 +156,8 @@ pub struct Copy {
     /// See `room`.
     low: bool,
     layer_wants: u64,
+    /// See `jobs`: up to where layers were looked at for what is to come back.
+    reclaim_looked: (Seq, usize),
     failed: Option<String>,
 }
 
@@ -235,6 +241,7 @@ impl Copy {
             vdl: flushed,
             agreed: flushed.seq,
             agreed_with: Generation::ZERO,
+            proven: false,
             ingested: flushed,
             ingested_consistent: true,
             horizon: Lsn::ZERO,
@@ -260,6 +267,7 @@ impl Copy {
             check_cursor: None,
             low: false,
             layer_wants: 0,
+            reclaim_looked: (Seq::ZERO, 0),
             failed: None,
             wal,
             manifest,
@@ -291,10 +299,12 @@ impl Copy {
             end: *self.wal.end(),
             consistent: self.consistent,
             history: self.wal.history().clone(),
-            ingested: self.ingested.end_lsn,
+            ingested: self.ingested,
             flushed: self.manifest.flushed,
             control_version: self.control.version,
             control: self.control.bytes.clone(),
+            reign: self.manifest.rewinds.reign,
+            archives: self.archives(),
         }
     }
 
@@ -342,6 +352,14 @@ impl Copy {
             CopyRequest::SeedEnd { generation, steps } => self.seed_end(generation, steps, replies),
             CopyRequest::Branch { generation, child, at } => self.branch(generation, child, at, replies),
             CopyRequest::DropBranch { generation, child } => self.drop_branch(generation, child, replies),
+            CopyRequest::Rewind { generation, number, archive, at, reign } => {
+                self.rewind(rewind::Order { generation, number, archive, at, reign }, replies)
+            }
+            CopyRequest::ReadArchive { id, archive, from, bytes_max } => {
+                self.read_archive(id, archive, from, bytes_max, replies);
+                Ok(())
+            }
+            CopyRequest::DropArchive { generation, archive } => self.drop_archive(generation, archive, replies),
         };
         self.fail_on(done, replies);
         self.tell_what_readers_met(replies);
@@ -384,8 +402,17 @@ impl Copy {
             self.flush_pending(replies)?;
             manifest::store_promise(&*self.disk, generation)?;
             self.promised = generation;
+            // Its history may be another one than the last writer's.
+            self.proven = false;
+            self.pages.prove(Lsn::ZERO);
         }
         Ok(true)
+    }
+
+    /// The log here up to `upto` is that of the generation that is promised.
+    fn proven_upto(&mut self, upto: Lsn, all: bool) {
+        self.proven = all;
+        self.pages.prove(if all { Lsn(u64::MAX) } else { upto });
     }
 
     fn raise(&mut self, generation: Generation, replies: &mut Vec<CopyReply>) -> Result<(), DiskError> {

@@ -212,6 +212,9 @@ struct State {
     /// Oldest first.
     layers: Arc<Vec<Arc<Layer>>>,
     ingested: LogEnd,
+    /// What lies here up to this is on the volume's history, as whoever appends has shown. What is above may be a tail that the volume has
+    /// not: this copy was away when it was rewound.
+    proven: Lsn,
     folded: Lsn,
     /// Why nothing here is to be read.
     distrusted: Option<String>,
@@ -222,8 +225,9 @@ impl State {
         if let Some(reason) = &self.distrusted {
             return Err(ReadError::Distrusted { reason: reason.clone() });
         }
-        if at > self.ingested.end_lsn {
-            return Err(ReadError::NotYet { at, ingested: self.ingested.end_lsn });
+        let upto = self.ingested.end_lsn.min(self.proven);
+        if at > upto {
+            return Err(ReadError::NotYet { at, ingested: upto });
         }
         if at < self.folded {
             return Err(ReadError::TooOld { at, first: self.folded });
@@ -240,6 +244,7 @@ impl PageStore {
                 frozen: None,
                 layers: Arc::new(layers),
                 ingested: flushed,
+                proven: Lsn::ZERO,
                 folded,
                 distrusted: None,
             }),
@@ -394,7 +399,18 @@ impl PageStore {
     /// Page versions up to here can be read.
     #[must_use]
     pub fn ingested(&self) -> Lsn {
-        self.state.read().ingested.end_lsn
+        let state = self.state.read();
+        state.ingested.end_lsn.min(state.proven)
+    }
+
+    /// Everything here is what it is: nobody appends, and whoever looks wants to see it.
+    pub fn trust(&self) {
+        self.prove(Lsn(u64::MAX));
+    }
+
+    /// What lies here up to `upto`, and what is taken in behind it, is on the volume's history.
+    pub(super) fn prove(&self, upto: Lsn) {
+        self.state.write().proven = upto;
     }
 
     /// The oldest LSN at which pages can still be read.
@@ -473,11 +489,21 @@ impl PageStore {
         state.open = Memtable::new(base);
         state.frozen = None;
         state.ingested = base;
+        state.proven = Lsn(u64::MAX);
         state.folded = base.end_lsn;
         state.distrusted = None;
         drop(state);
         self.met.lock().damage = None;
         old
+    }
+
+    /// Only what `layers` hold, up to `flushed`, is here any more.
+    pub(super) fn go_back(&self, layers: Vec<Arc<Layer>>, flushed: LogEnd) {
+        let mut state = self.state.write();
+        state.layers = Arc::new(layers);
+        state.open = Memtable::new(flushed);
+        state.frozen = None;
+        state.ingested = flushed;
     }
 
     pub(super) fn metas(layers: &[Arc<Layer>]) -> Vec<LayerMeta> {
@@ -493,6 +519,7 @@ mod tests {
     #[test]
     fn a_page_that_changes_with_every_commit_costs_no_more_to_read() {
         let store = PageStore::new(Vec::new(), LogEnd::EMPTY, Lsn::ZERO);
+        store.trust();
         let (hot, cold) = (PageNo(3), PageNo(9));
         let mut page = vec![0u8; 200];
         let mut states = vec![page.clone()];

@@ -11,11 +11,12 @@
 
 use super::OpenError;
 use super::codec::CodecError;
-use super::manifest::{Manifest, TEMPORARY};
+use super::manifest::{Archive, Cut, Manifest, TEMPORARY};
 use super::record::{FileHeader, MARK_BYTES, Record, RecordReader, encode_mark, search_marks};
 use crate::base::{LineageId, LogEnd, Seq};
 use crate::log::{FRAME_HEADER_BYTES, Frame, History};
 use crate::volume::{Disk, DiskError};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// One entry of the sparse index per so many bytes of log.
@@ -43,6 +44,8 @@ pub(super) struct Wal {
     base: LogEnd,
     end: LogEnd,
     history: History,
+    /// Files of archives: they stay when the log does without them.
+    held: BTreeSet<u64>,
 }
 
 struct LogFile {
@@ -132,10 +135,11 @@ impl Wal {
             files: Vec::new(),
             write_at: None,
             merge_last: false,
-            next_number: (newest_number + 1).max(manifest.log_first_number),
+            next_number: (newest_number + 1).max(manifest.log_first_number).max(manifest.rewinds.cut.as_ref().map_or(0, |c| c.below)),
             base: manifest.base,
             end: manifest.base,
             history: manifest.base_history.clone(),
+            held: held_by(&manifest.rewinds.archives),
             disk,
         };
         let chain = wal.chain(&numbers, manifest)?;
@@ -153,24 +157,73 @@ impl Wal {
                 wal.check_whole(i, &pair[1].0.before, &flushed, &mut consistent)?;
             }
         }
-        wal.find_end(newest, &flushed, &mut consistent)?;
+        match manifest.rewinds.cut.as_ref().filter(|cut| newest.number < cut.below) {
+            Some(cut) => {
+                if cut.at.seq > flushed.seq {
+                    wal.check_whole(chain.len() - 1, &cut.at, &flushed, &mut consistent)?;
+                }
+                wal.end = cut.at;
+                wal.history = cut.history.clone();
+            }
+            None => wal.find_end(newest, &flushed, &mut consistent)?,
+        }
         Ok((wal, consistent))
+    }
+
+    /// The log of an archive, to be read only.
+    pub(super) fn of_archive(disk: Arc<dyn Disk>, archive: &Archive) -> Result<Wal, OpenError> {
+        let mut files: Vec<LogFile> = Vec::new();
+        let mut lineage = None;
+        for &number in &archive.files {
+            let name = name_of(number);
+            let (header, content_at) = match FileHeader::read(&*disk, &name)? {
+                Ok(found) => found,
+                Err(CodecError::Unsupported(version)) => return Err(OpenError::Unsupported { file: name, version }),
+                Err(e) => return Err(damaged(&name, format!("its header is not readable: {e}"))),
+            };
+            let joined = files.last().map_or(header.before.seq <= archive.from.seq, |f| f.before.seq < header.before.seq);
+            if header.number != number || !joined || lineage.is_some_and(|l| l != header.lineage) {
+                return Err(damaged(&name, "its header belongs to another log"));
+            }
+            lineage = Some(header.lineage);
+            files.push(LogFile::new(&header, content_at));
+        }
+        if files.is_empty() {
+            return Err(damaged("log", "the archive names no file"));
+        }
+        Ok(Wal {
+            lineage,
+            file_bytes: 0,
+            files,
+            write_at: None,
+            merge_last: false,
+            next_number: u64::MAX,
+            base: archive.from,
+            end: archive.end,
+            history: History::default(),
+            held: BTreeSet::new(),
+            disk,
+        })
     }
 
     /// Reads headers from the newest file down, drops files that are void, and gives the chain, oldest first.
     fn chain(&self, numbers: &[u64], manifest: &Manifest) -> Result<Vec<(FileHeader, u64)>, OpenError> {
         let mut chain: Vec<(FileHeader, u64)> = Vec::new();
+        let cut_off = |number: u64| manifest.rewinds.cut.as_ref().is_some_and(|cut| number < cut.below && number > cut.last);
         for &number in numbers.iter().rev() {
             let name = name_of(number);
             let newer = chain.last().map(|(h, _)| h);
-            if number < manifest.log_first_number || newer.is_some_and(|n| number > n.previous) {
-                // A seed or a cut replaced it and the crash came before it was removed.
-                self.disk.remove(&name)?;
+            if number < manifest.log_first_number || newer.map_or_else(|| cut_off(number), |n| number > n.previous) {
+                // A seed or a cut replaced it and the crash came before it was removed, or an archive has it.
+                self.discard(number)?;
                 continue;
             }
             if let Some(newer) = newer
                 && number < newer.previous
             {
+                if self.held.contains(&number) {
+                    continue; // the log was trimmed, an archive has it still
+                }
                 return Err(damaged(&name_of(newer.previous), "the file is missing in the middle of the log"));
             }
             let (header, content_at) = match FileHeader::read(&*self.disk, &name)? {
@@ -426,7 +479,57 @@ impl Wal {
         self.write_at = Some(len);
         self.merge_last = false;
         for file in void {
-            self.disk.remove(&file.name)?;
+            self.discard(file.number)?;
+        }
+        Ok(())
+    }
+
+    /// The log does without a file.
+    fn discard(&self, number: u64) -> Result<(), DiskError> {
+        if self.held.contains(&number) { Ok(()) } else { self.disk.remove(&name_of(number)) }
+    }
+
+    /// The files that hold everything behind `from`, oldest first.
+    pub(super) fn files_behind(&self, from: Seq) -> Vec<u64> {
+        let first = self.files.partition_point(|f| f.before.seq <= from).saturating_sub(1);
+        self.files[first..].iter().map(|f| f.number).collect()
+    }
+
+    /// What a manifest must say for the log to end at `at`, which lies in it behind its beginning.
+    pub(super) fn cut_at(&self, at: LogEnd) -> Cut {
+        let kept = self.files.partition_point(|f| f.before.seq < at.seq);
+        let last = self.files[kept.checked_sub(1).expect("BUG: the log begins before the cut")].number;
+        let mut history = self.history.clone();
+        history.cut_from(at.seq.next());
+        Cut { below: self.next_number, last, at, history }
+    }
+
+    /// Ends where the manifest that is in place says. The next frame begins a new file.
+    pub(super) fn cut(&mut self, cut: &Cut) -> Result<(), DiskError> {
+        let void = self.files.split_off(self.files.partition_point(|f| f.before.seq < cut.at.seq));
+        if let Some(last) = self.files.last_mut() {
+            let kept = last.index.partition_point(|(seq, _)| *seq <= cut.at.seq).max(1);
+            last.index.truncate(kept);
+        }
+        self.end = cut.at;
+        self.history = cut.history.clone();
+        self.write_at = None;
+        self.merge_last = false;
+        for file in void {
+            self.discard(file.number)?;
+        }
+        Ok(())
+    }
+
+    /// Files of `archives` stay from now on; those of others that the log does without may go.
+    pub(super) fn hold(&mut self, archives: &[Archive]) {
+        self.held = held_by(archives);
+    }
+
+    /// Removes files that an archive let go and the log does without.
+    pub(super) fn discard_all(&self, numbers: &[u64]) -> Result<(), DiskError> {
+        for &number in numbers.iter().filter(|n| self.files.iter().all(|f| f.number != **n)) {
+            self.discard(number)?;
         }
         Ok(())
     }
@@ -500,7 +603,7 @@ impl Wal {
     /// Removes files whose frames all lie below `below`; never the newest.
     pub(super) fn trim(&mut self, below: Seq) -> Result<(), DiskError> {
         while self.files.len() > 1 && self.files[1].before.seq < below {
-            self.disk.remove(&self.files[0].name)?;
+            self.discard(self.files[0].number)?;
             self.files.remove(0);
         }
         Ok(())
@@ -515,10 +618,14 @@ impl Wal {
         self.write_at = None;
         self.merge_last = false;
         for file in std::mem::take(&mut self.files) {
-            self.disk.remove(&file.name)?;
+            self.discard(file.number)?;
         }
         Ok(())
     }
+}
+
+pub(super) fn held_by(archives: &[Archive]) -> BTreeSet<u64> {
+    archives.iter().flat_map(|a| a.files.iter().copied()).collect()
 }
 
 fn check_flushed(name: &str, end: &LogEnd, flushed: &LogEnd) -> Result<(), OpenError> {

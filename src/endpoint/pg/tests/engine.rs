@@ -31,8 +31,9 @@ struct LiteSession {
     tx: TxState,
 }
 
+#[async_trait]
 impl SqlService for Engine {
-    fn open(&self, port: Port) -> Result<Box<dyn SqlSession>, SqlError> {
+    async fn open(&self, port: Port) -> Result<Box<dyn SqlSession>, SqlError> {
         let connection = Connection::open(&self.path).expect("opens");
         connection.busy_timeout(std::time::Duration::from_secs(10)).expect("sets");
         connection.pragma_update(None, "query_only", port == Port::Reader).expect("sets");
