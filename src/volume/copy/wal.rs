@@ -194,6 +194,8 @@ impl Wal {
         Ok(Wal {
             lineage,
             file_bytes: 0,
+            small_file_bytes: 0,
+            capacity: 0,
             files,
             write_at: None,
             merge_last: false,
