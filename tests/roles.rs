@@ -223,7 +223,9 @@ fn a_failover_says_what_it_costs_and_the_way_back_makes_its_record_exact() {
     assert!(looked["dry_run"] == true && looked["state"] == "done", "{looked}");
     let done = must(&eu.config, &["failover", "--to", "eu-west", "--allow-data-loss", "--json"]);
     assert_eq!((done["from"].as_str(), done["to"].as_str()), (Some("us-east"), Some("eu-west")), "{done}");
-    for key in ["id", "old_epoch", "new_epoch", "complete", "lost_commits", "lost_from_lsn", "lost_to_lsn", "lost_from_time", "lost_to_time"] {
+    for key in
+        ["id", "old_epoch", "new_epoch", "complete", "lost_commits", "lost_from_lsn", "lost_to_lsn", "lost_from_time", "lost_to_time"]
+    {
         assert!(done.get(key).is_some(), "{key} in {done}");
     }
     let id = done["id"].as_str().unwrap();

@@ -120,7 +120,8 @@ pub async fn failover(args: FailoverArgs) -> Result<(), Failure> {
     let consent = Consent { allow_data_loss: args.allow_data_loss, max_loss_ms: args.max_loss.map(ms), max_loss_bytes: None };
     let kind = OrderKind::Failover { to, consent, primary_is_down: args.primary_is_down };
     let done = command(&args.ask, kind, args.dry_run, args.timeout).await?;
-    let record = if done.state == "done" && !done.dry_run { record_of(&args.ask, &done.id).await } else { None };
+    // Whatever it says in the end: an epoch that began has its record.
+    let record = if done.epoch.is_some() && !done.dry_run { record_of(&args.ask, &done.id).await } else { None };
     if args.ask.json {
         say(&line(&failover_json(&done, record.as_ref())))?;
     } else {
