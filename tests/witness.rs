@@ -126,12 +126,12 @@ impl Scene {
         }
     }
 
-    async fn reports(&self) -> ControlReport {
+    async fn until(&self, holds: impl Fn(&ControlReport) -> bool) -> ControlReport {
         let began = clock::now();
         loop {
             match self.report().await {
-                Ok(report) => return report,
-                Err(e) => assert!(clock::now().since(began) < PATIENCE, "{e}\n{}", self.log()),
+                Ok(report) if holds(&report) => return report,
+                other => assert!(clock::now().since(began) < PATIENCE, "{other:?}\n{}", self.log()),
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -203,8 +203,7 @@ async fn a_witness_that_was_killed_waits_for_what_it_forgot_and_keeps_what_it_pr
     us.ask(&renew(1), |said| matches!(said, ControlMessage::Granted { epoch: Epoch(1), .. }).then_some(())).await;
     let waits = eu.ask(&vote(2), |said| if let ControlMessage::NotVoted { wait_ms, .. } = said { Some(wait_ms) } else { None }).await;
     assert!(waits > 0 && waits <= 2000, "{waits}");
-    let granted = scene.reports().await;
-    assert!(granted.promised == Epoch(1) && granted.votes && granted.role == "witness", "{granted:?}");
+    scene.until(|r| r.promised == Epoch(1) && r.votes && r.role == "witness").await;
 
     // Killed: who holds a grant is forgotten, and that there is one is not.
     us.ask(&renew(2), |said| matches!(said, ControlMessage::Granted { .. }).then_some(())).await;
@@ -232,7 +231,7 @@ async fn a_witness_that_was_killed_waits_for_what_it_forgot_and_keeps_what_it_pr
     witness.0.wait().unwrap();
     let _witness = scene.start();
     us.ask(&renew(3), |said| if let ControlMessage::Refused { promised, .. } = said { Some(promised) } else { None }).await;
-    assert_eq!(scene.reports().await.promised, Epoch(2));
+    scene.until(|r| r.promised == Epoch(2)).await;
     assert!(!scene.log().contains("panicked"), "{}", scene.log());
 }
 
@@ -240,7 +239,7 @@ async fn a_witness_that_was_killed_waits_for_what_it_forgot_and_keeps_what_it_pr
 async fn a_witness_says_what_it_is_and_ends_when_it_is_asked() {
     let scene = scene();
     let mut witness = scene.start();
-    let report = scene.reports().await;
+    let report = scene.until(|_| true).await;
     assert_eq!((report.role.as_str(), report.votes, report.promised), ("witness", false, Epoch(0)));
     assert_eq!(report.peers.iter().map(|p| p.name.as_str()).collect::<Vec<_>>(), ["eu", "us"]);
     // One process for one directory.

@@ -70,6 +70,12 @@ impl Page {
         text
     }
 
+    fn float(&mut self, name: &str, help: &str, value: f64) {
+        let gauge = Float::default();
+        gauge.set(value);
+        self.registry.register(name, help, gauge);
+    }
+
     /// What is `None` gets no line.
     fn floats(&mut self, name: &str, help: &str, values: Vec<(Labels, Option<f64>)>) {
         let family = Family::<Labels, Float>::default();
@@ -94,13 +100,8 @@ fn control(page: &mut Page, control: &ControlReport) {
     );
     page.int("promised_epoch", "This member grants nothing to an older epoch", control.promised.0);
     page.int("votes", "1 when this member is a voter", u64::from(control.votes));
-    let one = |value: f64| vec![(Labels::new(), Some(value))];
-    page.floats(
-        "lease_remaining_seconds",
-        "What is left of the lease of this primary; 0: it has none",
-        one(seconds(control.lease_left_ms)),
-    );
-    page.floats("grant_remaining_seconds", "Another primary gets nothing from this voter before", one(seconds(control.grant_left_ms)));
+    page.float("lease_remaining_seconds", "What is left of the lease of this primary; 0: it has none", seconds(control.lease_left_ms));
+    page.float("grant_remaining_seconds", "Another primary gets nothing from this voter before", seconds(control.grant_left_ms));
     if is_primary {
         let heard = |v| (vec![("voter", format!("{v}"))], u64::from(control.voters_heard.contains(v)));
         page.ints("voter_heard", "1 when the voter granted within a lease", control.voters.iter().map(heard).collect());
@@ -119,8 +120,9 @@ fn control(page: &mut Page, control: &ControlReport) {
         let Some(op) = control.operation.as_ref().filter(|o| o.kind == kind && !o.dry_run) else { continue };
         let phases = op.phases.iter().map(|p| (vec![("phase", p.name.clone())], Some(seconds(p.ms)))).collect();
         page.floats(&format!("{kind}_phase_seconds"), "What each phase of the last one took", phases);
-        let gap = vec![(Labels::new(), op.write_gap_ms.map(seconds))];
-        page.floats(&format!("{kind}_write_gap_seconds"), "How long writes stood still in the last one", gap);
+        if let Some(gap) = op.write_gap_ms {
+            page.float(&format!("{kind}_write_gap_seconds"), "How long writes stood still in the last one", seconds(gap));
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use super::clock;
 use super::copies::{Copies, Drill};
 use super::link::Link;
 use crate::base::{ConnId, CopyId, Instant, RegionName, WhoWrites};
-use crate::control::{ControlMessage, ControlView, Ledger};
+use crate::control::{ControlMessage, ControlView, Ledger, OpView};
 use crate::head::embedded::Engine;
 use crate::head::{LogSink, WriteGate};
 use crate::log::Frame;
@@ -123,7 +123,12 @@ pub struct Shared {
     /// The control core, and what it knows of operations and failovers; `None` before recovery is over.
     pub control: RwLock<Option<Arc<ControlView>>>,
     pub ledger: RwLock<Arc<Ledger>>,
+    /// Operations that moved lately, the newest last; also those that nobody keeps, dry runs and refusals.
+    moved: Mutex<VecDeque<OpView>>,
 }
+
+/// Operations that moved and are remembered by the driver.
+const MOVED_KEPT: usize = 64;
 
 impl Shared {
     /// The engine writes: statements at the writer port are served here.
@@ -146,6 +151,31 @@ impl Shared {
         let link = self.links.write().remove(&conn);
         self.who.send_modify(|who| who.links += 1);
         link
+    }
+
+    fn op_moved(&self, op: OpView) {
+        let mut moved = self.moved.lock();
+        moved.retain(|o| o.order.id != op.order.id);
+        if moved.len() >= MOVED_KEPT {
+            moved.pop_front();
+        }
+        moved.push_back(op);
+    }
+
+    /// Operations that this region knows of, the newest first: those that moved lately, then what the ledger has.
+    #[must_use]
+    pub fn ops(&self) -> Vec<OpView> {
+        let mut ops: Vec<OpView> = self.moved.lock().iter().rev().cloned().collect();
+        for kept in self.ledger.read().ops() {
+            match ops.iter_mut().find(|o| o.order.id == kept.order.id) {
+                // What is final stays, whichever was heard last.
+                Some(known) if !known.state.is_final() && kept.state.is_final() => known.clone_from(kept),
+                Some(_) => {}
+                None => ops.push(kept.clone()),
+            }
+        }
+        ops.sort_by_key(|o| std::cmp::Reverse(o.began_at));
+        ops
     }
 
     /// A live link to `region`, the newest one.
@@ -208,6 +238,7 @@ impl Shared {
             who: watch::Sender::new(WhoWrites::default()),
             control: RwLock::new(None),
             ledger: RwLock::new(Arc::new(Ledger::default())),
+            moved: Mutex::default(),
         })
     }
 }
@@ -353,7 +384,10 @@ impl Driver {
                 }
                 Effect::HeadUndrain => self.engine.undrain(),
                 Effect::CommitsPause(paused) => self.engine.commits_pause(paused),
-                Effect::OpMoved(op) => tracing::info!(op = %op.order.id, by = %op.by, "an operation moved on: {:?}", op.state),
+                Effect::OpMoved(op) => {
+                    tracing::info!(op = %op.order.id, by = %op.by, "an operation moved on: {:?}", op.state);
+                    self.shared.op_moved(*op);
+                }
                 Effect::Failover(record) => tracing::info!(op = %record.op, complete = record.complete, "a failover is recorded"),
                 Effect::Gate(gate) => {
                     match &gate {

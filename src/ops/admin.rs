@@ -12,7 +12,7 @@
 use super::events::{self, EventCursor};
 use super::status::{self, ClusterStatus};
 use crate::base::{CopyId, RegionName};
-use crate::control::{Ledger, OpView, Order};
+use crate::control::{FailoverRecord, OpView, Order};
 use crate::endpoint::http::RegionView;
 use crate::node::report::{ControlReport, FailoverReport, OperationReport, OperatorEvent, RegionReport, Role};
 use std::collections::BTreeMap;
@@ -209,11 +209,14 @@ pub trait AdminPort: Send + Sync + 'static {
     /// A sentence when the witness is in the failure domain of `primary`, as far as the configuration says.
     fn witness_beside(&self, primary: &RegionName) -> Option<String>;
 
-    /// Gives an order to this region's control core, and says how it stands a moment later.
-    async fn order(&self, order: Order) -> Result<OpView, String>;
+    /// Gives an order to this region's control core, and says how it stands a moment later; `None`: not known yet.
+    async fn order(&self, order: Order) -> Result<Option<OpView>, String>;
 
-    /// What this region knows of operations and failovers.
-    fn ledger(&self) -> Arc<Ledger>;
+    /// The operations that this region knows of, newest first.
+    fn ops(&self) -> Vec<OpView>;
+
+    /// The failovers that it knows of, newest first.
+    fn failovers(&self) -> Vec<FailoverRecord>;
 
     /// Changes a rule in this region, which is the primary. Both ways a sentence.
     async fn set(&self, key: String, value: String) -> Result<String, String>;
@@ -284,11 +287,12 @@ async fn answer_within(
             None => AdminAnswer::Refused("the region process is recovering and knows nothing of roles yet".into()),
         },
         AdminRequest::Order(order) => match port.order(*order).await {
-            Ok(op) => AdminAnswer::Op(Box::new(OperationReport::of(&op))),
+            Ok(Some(op)) => AdminAnswer::Op(Box::new(OperationReport::of(&op))),
+            Ok(None) => AdminAnswer::Done("the order was taken; who carries it out has not answered yet".into()),
             Err(why) => AdminAnswer::Refused(why),
         },
-        AdminRequest::Ops => AdminAnswer::Ops(port.ledger().ops().iter().map(OperationReport::of).collect()),
-        AdminRequest::Failovers => AdminAnswer::Failovers(port.ledger().failovers().iter().map(FailoverReport::of).collect()),
+        AdminRequest::Ops => AdminAnswer::Ops(port.ops().iter().map(OperationReport::of).collect()),
+        AdminRequest::Failovers => AdminAnswer::Failovers(port.failovers().iter().map(FailoverReport::of).collect()),
         AdminRequest::Set { key, value } => set(timeout, key, value, &*view, &port).await,
     }
 }

@@ -13,6 +13,7 @@ use super::events::{self, Follower};
 use super::failure::{EXIT_CODES, FAILED, Failure, REFUSED, USAGE};
 use super::lag::{self, LagView};
 use super::netem::{self, CONTROL_SOCKET};
+use super::orders::{self, FailoverArgs, OpArgs, SetArgs, SwitchoverArgs};
 use super::region::{self, RunOptions};
 use super::salvage;
 use super::status::{self, ClusterStatus};
@@ -54,6 +55,14 @@ pub enum Verb {
     Lag(WatchArgs),
     /// Show what happened in all regions
     Events(EventsArgs),
+    /// Move the primary to another region, as planned: nothing is lost
+    Switchover(SwitchoverArgs),
+    /// Make a surviving region the primary, and say what that costs
+    Failover(FailoverArgs),
+    /// Show operations: how far they are, how they ended
+    Op(OpArgs),
+    /// Change a rule of the running global cluster: parhelion set max_rpo=2s
+    Set(SetArgs),
     /// Look at or change the demo's emulated network
     Netem {
         #[command(subcommand)]
@@ -380,6 +389,10 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
             runtime(false)?.block_on(watch(&args, |status| if args.ask.json { json(&LagView::of(status)) } else { lag::render(status) }))
         }
         Verb::Events(args) => runtime(false)?.block_on(show_events(&args)),
+        Verb::Switchover(args) => runtime(false)?.block_on(orders::switchover(args)),
+        Verb::Failover(args) => runtime(false)?.block_on(orders::failover(args)),
+        Verb::Op(args) => runtime(false)?.block_on(orders::op(args)),
+        Verb::Set(args) => runtime(false)?.block_on(orders::set(args)),
         Verb::Netem { what } => run_netem(what),
         Verb::Copy(CopyArgs { what: Some(what), .. }) => runtime(false)?.block_on(run_copy(what)),
         Verb::Copy(args) => run_copies(&args),
@@ -780,6 +793,13 @@ mod tests {
             "status --check --config f",
             "lag --json",
             "events --follow",
+            "switchover --to eu-west --dry-run --timeout 30s --json",
+            "failover --to eu-west --allow-data-loss --max-loss 2s --json",
+            "failover --to eu-west --allow-data-loss --primary-is-down us-east --config f",
+            "failover report 3f --json",
+            "op 3f --json",
+            "op",
+            "set max_rpo=2s sync=1",
             "netem set us-east eu-west delay=38ms loss=0.5% --dir d",
             "netem set * eu-west blackhole=on --both",
             "netem show --config f",
@@ -821,6 +841,11 @@ mod tests {
             ("certs --dir d --cluster demo", "--region"),
             ("netem set a b", "KEY=VALUE"),
             ("status --watch --check", "cannot be used with"),
+            ("switchover", "--to"),
+            ("failover", "--to"),
+            ("failover --to eu-west --max-loss 2s", "--allow-data-loss"),
+            ("switchover --to EU", "cannot be a name"),
+            ("set", "KEY=VALUE"),
             ("lag --watch --every 1", "time unit needed"),
         ] {
             let error = parse(line).expect_err(line).to_string();

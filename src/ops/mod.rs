@@ -13,6 +13,8 @@ pub mod events;
 pub mod failure;
 pub mod lag;
 pub mod netem;
+pub mod orders;
+mod orders_text;
 pub mod proof;
 pub mod region;
 pub mod salvage;

@@ -257,7 +257,9 @@ impl World {
             let after = world.delays.below(200 * MS);
             world.after(after, What::Start { region: i });
         }
-        for (what, first_ms) in [(What::Fault, 50), (What::Read, 100), (What::Pin, 120), (What::Status, 70), (What::Replace, 200), (What::Operate, 700)] {
+        for (what, first_ms) in
+            [(What::Fault, 50), (What::Read, 100), (What::Pin, 120), (What::Status, 70), (What::Replace, 200), (What::Operate, 700)]
+        {
             world.after(first_ms * MS, what);
         }
         world

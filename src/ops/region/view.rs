@@ -3,7 +3,7 @@
 use super::links::Links;
 use super::space;
 use crate::base::{CopyId, MemberId, RegionName};
-use crate::control::{Ledger, OpId, OpView, Order};
+use crate::control::{FailoverRecord, OpView, Order};
 use crate::endpoint::http::RegionView;
 use crate::head::embedded::Engine;
 use crate::head::{GlobalStatusRow, InstanceStatusRow, StatusSource};
@@ -201,7 +201,7 @@ impl AdminPort for View {
         self.config.witness_beside(primary)
     }
 
-    async fn order(&self, order: Order) -> Result<OpView, String> {
+    async fn order(&self, order: Order) -> Result<Option<OpView>, String> {
         let id = order.id;
         if self.shared.control.read().is_none() {
             return Err("this region is still recovering and takes no orders yet; try again in a moment".into());
@@ -209,21 +209,21 @@ impl AdminPort for View {
         self.links.inbox().send(Event::Order(order));
         let known = async {
             loop {
-                if let Some(op) = self.operation(id) {
+                if let Some(op) = self.shared.ops().into_iter().find(|o| o.order.id == id) {
                     return op;
                 }
                 tokio::time::sleep(ORDER_LOOKED_FOR_EVERY).await;
             }
         };
-        tokio::time::timeout(ORDER_KNOWN_WITHIN, known).await.map_err(|_| {
-            format!(
-                "the order was taken and nothing is known of it yet; `parhelion op {id}` tells, and the same command again goes on with it"
-            )
-        })
+        Ok(tokio::time::timeout(ORDER_KNOWN_WITHIN, known).await.ok())
     }
 
-    fn ledger(&self) -> Arc<Ledger> {
-        Arc::clone(&self.shared.ledger.read())
+    fn ops(&self) -> Vec<OpView> {
+        self.shared.ops()
+    }
+
+    fn failovers(&self) -> Vec<FailoverRecord> {
+        self.shared.ledger.read().failovers().to_vec()
     }
 
     async fn set(&self, key: String, value: String) -> Result<String, String> {
@@ -246,14 +246,6 @@ impl AdminPort for View {
                 humantime::Duration::from(delay)
             ),
         })
-    }
-}
-
-impl View {
-    /// The operation, if this region knows of it.
-    fn operation(&self, id: OpId) -> Option<OpView> {
-        let running = self.shared.control.read().as_ref().and_then(|c| c.op.clone()).filter(|op| op.order.id == id);
-        self.shared.ledger.read().op(id).cloned().or(running)
     }
 }
 

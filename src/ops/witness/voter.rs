@@ -4,7 +4,7 @@
 //! disk fails, the thread ends and the process with it: a witness that cannot keep a promise must not make one.
 
 use super::View;
-use crate::base::{Instant, Prng, RegionName};
+use crate::base::{Prng, RegionName};
 use crate::control::{Control, ControlMessage, Input, Output, VoterState};
 use crate::io::clock;
 use crate::io::control_link::{CONTROL_MESSAGE_BYTES_MAX, ControlLinks};
@@ -17,7 +17,7 @@ use std::time::Duration;
 
 /// Messages that wait for the thread; more are dropped, as on the way.
 const QUEUE_MAX: usize = 1024;
-/// The report is no older, and the clocks are looked at so often.
+/// The clocks are looked at so often, at least.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 enum Wake {
@@ -76,12 +76,11 @@ pub(super) struct Voter {
     links: ControlLinks,
     view: Arc<View>,
     watch: clock::Watch,
-    reported_at: Instant,
 }
 
 impl Voter {
     pub(super) fn new(core: Control, slots: Slots, links: ControlLinks, view: Arc<View>) -> Voter {
-        Voter { core, slots, links, view, watch: clock::Watch::new(), reported_at: Instant::ZERO }
+        Voter { core, slots, links, view, watch: clock::Watch::new() }
     }
 
     /// Until it is told to stop.
@@ -145,12 +144,7 @@ impl Voter {
         Ok(())
     }
 
-    fn publish(&mut self) {
-        let now = clock::now();
-        if now.since(self.reported_at) < LOOK_EVERY / 2 {
-            return;
-        }
-        self.reported_at = now;
+    fn publish(&self) {
         let name = self.view.report.read().member.clone();
         *self.view.report.write() = report(&name, &self.core);
     }

@@ -179,7 +179,13 @@ impl Directory {
 
     /// The files of one timeline in a directory that is only looked at.
     pub(super) fn look(disk: &Arc<dyn Disk>, timeline: TimelineId) -> Arc<dyn Disk> {
-        let directory = Directory { disk: Arc::clone(disk), reserve: Reserve::default(), state: Mutex::default(), making: Mutex::new(()), dropped: RwLock::default() };
+        let directory = Directory {
+            disk: Arc::clone(disk),
+            reserve: Reserve::default(),
+            state: Mutex::default(),
+            making: Mutex::new(()),
+            dropped: RwLock::default(),
+        };
         Arc::new(directory).view(timeline)
     }
 
