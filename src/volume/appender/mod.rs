@@ -872,12 +872,6 @@ impl Appender {
         Pen::new(epoch, self.generation, self.end, self.limits.frame_payload_bytes_max)
     }
 
-    /// Which incarnation of this region's process appends.
-    #[must_use]
-    pub fn generation(&self) -> Generation {
-        self.generation
-    }
-
     /// Goes on as a secondary behind the log that was chosen.
     ///
     /// # Panics
