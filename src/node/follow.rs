@@ -142,6 +142,11 @@ impl Follower {
         if let Contact::Following(f) = &self.contact { Some(f.conn) } else { None }
     }
 
+    /// The link on which this region follows, or has said how far it is and waits for the answer.
+    pub(super) fn link(&self) -> Option<ConnId> {
+        if let Contact::Greeting { conn, .. } = &self.contact { Some(*conn) } else { self.conn() }
+    }
+
     pub(super) fn visible(&self) -> Lsn {
         self.visible.end_lsn
     }

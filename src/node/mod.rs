@@ -435,7 +435,8 @@ impl Node {
                 AppenderEffect::Scrubbed { group } => self.scrubbed(group),
                 AppenderEffect::SeedStalled => {
                     self.follower.give_up_seed();
-                    if let Some(conn) = self.follower.conn() {
+                    // Also one whose hello offered to go on with it: the answer would be that (seed 9000374).
+                    if let Some(conn) = self.follower.link() {
                         self.unlink(now, conn, "the seed was lost here; it begins anew".into());
                     }
                 }
