@@ -64,6 +64,9 @@ impl Node {
     pub(super) fn nothing_was_lost(&mut self) {
         let end = *self.appender.vdl();
         let Some(new_epoch) = self.epoch_after(&end) else { return };
+        if self.ledger().is_none_or(|l| l.failover_into(new_epoch).is_none()) {
+            return; // it was handed over
+        }
         let none = LostTail { new_epoch, from: end, to: end, commits: 0, from_time: None, to_time: None };
         self.untold.push(none);
     }

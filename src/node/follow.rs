@@ -107,11 +107,17 @@ impl Follower {
 
     /// A later reign's primary: it is dialled at once.
     pub(super) fn look_for(&mut self, now: Instant, primary: RegionName) {
-        self.known_primary = Some(primary);
         self.retry = RETRY_MIN;
-        if let Contact::Waiting { until } = &mut self.contact {
-            *until = now;
+        // Somebody else is being asked who does not reign.
+        let elsewhere = match &self.contact {
+            Contact::Waiting { .. } => true,
+            Contact::Dialling { region, .. } | Contact::Greeting { region, .. } => *region != primary,
+            Contact::Following(_) => false,
+        };
+        if elsewhere {
+            self.contact = Contact::Waiting { until: now };
         }
+        self.known_primary = Some(primary);
     }
 
     /// Everything up to this time of the primary's clock is durable here.

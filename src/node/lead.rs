@@ -255,8 +255,13 @@ impl Node {
         let vdl = *self.appender.vdl();
         let wall = self.wall;
         let Some(sender) = self.leader.senders.get_mut(&conn) else { return };
-        if let Message::Control(Control::Progress { durable, .. }) = &message {
-            let (region, durable) = (sender.region().clone(), *durable);
+        let position = match &message {
+            Message::Control(Control::Progress { durable, .. }) => Some(*durable),
+            Message::HeartbeatReply(reply) => Some(reply.durable),
+            _ => None,
+        };
+        if let Some(durable) = position {
+            let region = sender.region().clone();
             self.tell(now, Input::Secondary { region, durable });
         }
         let Some(sender) = self.leader.senders.get_mut(&conn) else { return };
