@@ -602,12 +602,12 @@ impl Control {
 
 impl From<&Stands> for Heard {
     fn from(s: &Stands) -> Heard {
-        Heard { chain: s.chain.clone(), log: s.log.clone(), seen: s.seen, sync: s.sync }
+        Heard { chain: s.chain.clone(), pending: Vec::new(), log: s.log.clone(), seen: s.seen, sync: s.sync }
     }
 }
 
 impl From<&Voted> for Heard {
     fn from(v: &Voted) -> Heard {
-        Heard { chain: v.chain.clone(), log: v.log.clone(), seen: v.seen, sync: v.sync }
+        Heard { chain: v.chain.clone(), pending: v.pending.clone(), log: v.log.clone(), seen: v.seen, sync: v.sync }
     }
 }

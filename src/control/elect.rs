@@ -3,9 +3,9 @@
 //! Decides, as a pure function of what was answered: the last epoch that may have been active, the base in the candidate's own log, the
 //! loss and how sure it is, and who has more. Never decides whether that is acceptable.
 
-use super::chain::{Chain, ReignKind, TwoReigns, last_active};
+use super::chain::{Chain, EpochEntry, ReignKind, TwoReigns, last_active};
 use super::message::Seen;
-use super::types::{Consent, Loss, Standing, Sureness, SyncRule, VoterSet};
+use super::types::{Consent, FailoverRecord, Loss, Standing, Sureness, SyncRule, VoterSet};
 use super::{AutoFailover, LogPosition};
 use crate::base::{Epoch, LogEnd, RegionName, UnixMicros};
 use std::collections::BTreeMap;
@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 #[derive(Clone, Debug)]
 pub(super) struct Heard {
     pub chain: Chain,
+    pub pending: Vec<FailoverRecord>,
     pub log: Option<Standing>,
     pub seen: Seen,
     pub sync: SyncRule,
@@ -40,6 +41,10 @@ pub(super) struct Outcome {
     pub base: LogEnd,
     pub kind: ReignKind,
     pub loss: Loss,
+    /// The reigns up to the last one, newest first.
+    pub path: Vec<EpochEntry>,
+    /// Failovers on it that nobody may have told of yet.
+    pub inherited: Vec<FailoverRecord>,
     /// A region that was heard has more of the path than this one: who, and up to where.
     pub more: Option<(RegionName, LogEnd)>,
 }
@@ -86,7 +91,14 @@ impl Evidence<'_> {
         };
         let whole = !own.cut;
         let loss = self.loss(&union, prev, base, whole, &others, proven);
-        Ok(Outcome { prev, from: last.region, base, kind, loss, more })
+        let path: Vec<EpochEntry> = union.path(prev).into_iter().cloned().collect();
+        let mut inherited: Vec<FailoverRecord> = Vec::new();
+        for record in self.heard.values().flat_map(|h| &h.pending) {
+            if path.iter().any(|e| e.epoch == record.new_epoch) && !inherited.iter().any(|r| r.new_epoch == record.new_epoch) {
+                inherited.push(record.clone());
+            }
+        }
+        Ok(Outcome { path, inherited, prev, from: last.region, base, kind, loss, more })
     }
 
     /// Every commit acknowledged in `epoch` is in k secondaries; among those heard there is one of any k when only k - 1 are missing.

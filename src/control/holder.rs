@@ -350,14 +350,7 @@ impl Control {
         self.outputs.push_back(Output::Open { epoch });
         self.outputs.push_back(Output::Lease { until });
         self.note("primary", format!("{name} is the primary of epoch {epoch}"));
-        let pending = self.st_mut().pending.take();
-        if let Some(record) = pending {
-            self.keep();
-            if record.new_epoch == epoch && self.st_mut().ledger.put_failover(record.clone()) {
-                self.ledger_is_news();
-                self.outputs.push_back(Output::Failover(Box::new(record)));
-            }
-        }
+        self.pending_settled(epoch);
         self.op_activated(&entry);
         // The others hear at once that it is active.
         self.renew();

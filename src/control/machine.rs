@@ -401,6 +401,9 @@ impl Control {
             return;
         }
         self.reign = Some((epoch, region.clone()));
+        if self.state.as_ref().is_some_and(|s| s.chain.get(epoch).is_some()) {
+            self.pending_settled(epoch);
+        }
         if *region != self.who.name {
             self.backoff = self.who.settings.backoff_min;
             if self.holder.as_ref().is_some_and(|h| h.epoch() < epoch) {
@@ -496,6 +499,28 @@ impl Control {
         }
         for failover in failovers {
             self.outputs.push_back(Output::Failover(Box::new(failover)));
+        }
+    }
+
+    /// A reign is active: failovers that were won on its path are ones from here on, the others never were.
+    pub(super) fn pending_settled(&mut self, reign: Epoch) {
+        let state = self.state.as_mut().expect("BUG: a reign without a state");
+        let path: Vec<Epoch> = state.chain.path(reign).iter().map(|e| e.epoch).collect();
+        let pending = std::mem::take(&mut state.pending);
+        // Where the path is not known far enough back, it stays open.
+        let judged = |p: &FailoverRecord| p.new_epoch <= reign && path.iter().any(|e| *e <= p.new_epoch);
+        let (settled, open): (Vec<_>, Vec<_>) = pending.into_iter().partition(judged);
+        if settled.is_empty() {
+            state.pending = open;
+            return;
+        }
+        state.pending = open;
+        let real: Vec<FailoverRecord> = settled.into_iter().filter(|p| path.contains(&p.new_epoch)).collect();
+        let news: Vec<FailoverRecord> = real.into_iter().filter(|p| state.ledger.put_failover(p.clone())).collect();
+        self.keep();
+        for record in news {
+            self.ledger_is_news();
+            self.outputs.push_back(Output::Failover(Box::new(record)));
         }
     }
 

@@ -8,7 +8,7 @@
 
 use super::chain::{Chain, EpochEntry};
 use super::state::Ledger;
-use super::types::{OpId, OpView, Order, Standing, SyncRule, VoterSet};
+use super::types::{FailoverRecord, OpId, OpView, Order, Standing, SyncRule, VoterSet};
 use crate::base::{Epoch, LineageId, LogEnd, RegionName, UnixMicros};
 
 /// No encoded message is longer.
@@ -131,6 +131,8 @@ pub struct Voted {
     pub voters: VoterSet,
     pub voters_next: Option<VoterSet>,
     pub chain: Chain,
+    /// Failovers of reigns that this member won and that may never have been active.
+    pub pending: Vec<FailoverRecord>,
     pub log: Option<Standing>,
     pub seen: Seen,
     pub sync: SyncRule,

@@ -65,7 +65,8 @@ impl Control {
             self.orders.watchers.remove(&view.order.id);
         }
         self.orders.forwarded.remove(&view.order.id);
-        self.outputs.push_back(Output::OpMoved(Box::new(view)));
+        // What it ended as is not said before it is kept: after a restart it would be told otherwise.
+        self.output_when_kept(Output::OpMoved(Box::new(view)));
     }
 
     pub(super) fn set_phase(&mut self, phase: Phase) {
@@ -179,7 +180,7 @@ impl Control {
             if Some(op) == entry.op {
                 self.set_phase(Phase::Verify);
                 self.outputs.push_back(Output::Verify { op, epoch: entry.epoch });
-            } else if !self.is_changing_voters() {
+            } else if !self.is_changing_voters() && Some(op) != self.st().handed_to.as_ref().map(|(_, op)| *op) {
                 self.op_failed(
                     op,
                     format!("it did not come about; {} writes again, in epoch {}, and nothing was lost", self.who.name, entry.epoch),
@@ -188,8 +189,11 @@ impl Control {
         }
         // What this region handed over and got back.
         let handed = self.st().handed_to.as_ref().map(|(_, op)| *op);
-        let stale = handed.and_then(|op| self.op(op)).filter(|o| !o.state.is_final() && Some(o.order.id) != entry.op).cloned();
+        let open = handed.and_then(|op| self.op(op)).filter(|o| !o.state.is_final() && Some(o.order.id) != entry.op);
+        let came_about = |o: &OpView| o.order.at_epoch.is_some_and(|e| matches!(self.took_effect(o.order.id, e), Some(Some(_))));
+        let stale = open.filter(|o| !came_about(o)).cloned();
         if let Some(view) = stale {
+            self.orders.running.take_if(|r| r.order.id == view.order.id);
             let reason = format!(
                 "{} did not take over; {} writes again, in epoch {}, and nothing was lost",
                 view.order.kind.to().expect("BUG: just seen"),

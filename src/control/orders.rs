@@ -157,11 +157,11 @@ impl Control {
     /// Whether an operation about the reign of `epoch` made one (which), did not, or cannot be told from what is known here.
     pub(super) fn took_effect(&self, id: OpId, epoch: Epoch) -> Option<Option<Epoch>> {
         let chain = &self.st().chain;
-        if let Some(made) = chain.entries().iter().find(|e| e.op == Some(id) && self.reign.as_ref().is_some_and(|(r, _)| e.epoch <= *r)) {
-            return Some(Some(made.epoch));
-        }
         let (reign, _) = self.reign.as_ref()?;
         let path = chain.path(*reign);
+        if let Some(made) = path.iter().find(|e| e.op == Some(id)) {
+            return Some(Some(made.epoch));
+        }
         path.iter().any(|e| e.epoch <= epoch).then_some(None)
     }
 

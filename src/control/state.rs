@@ -38,8 +38,8 @@ pub struct VoterState {
     /// The longest lease ever granted: after a restart nobody else is voted for before it is over.
     pub grant_ms_max: u64,
     pub sync: SyncRule,
-    /// The failover that this region's promotion is, until its reign is active and it is one.
-    pub pending: Option<FailoverRecord>,
+    /// Failovers by which this region would reign or that lie on the path of its promotion: they are ones when a reign above is active.
+    pub pending: Vec<FailoverRecord>,
     pub ledger: Ledger,
 }
 
@@ -65,7 +65,7 @@ impl VoterState {
             chain: Chain::default(),
             grant_ms_max: 0,
             sync: SyncRule::default(),
-            pending: None,
+            pending: Vec::new(),
             ledger: Ledger::default(),
         }
     }

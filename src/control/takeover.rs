@@ -25,15 +25,7 @@ impl Control {
         };
         let auto = matches!(campaign.why, Why::Auto { .. });
         let epoch = campaign.epoch;
-        // A failover that this region won and never opened goes on in the next epoch: what it loses was agreed to.
-        let carried = self.st().pending.clone().filter(|p| outcome.kind == ReignKind::Regained && p.new_epoch == outcome.prev);
-        let op = op.or(carried.as_ref().map(|p| p.op));
-        let kind = match (&carried, forced) {
-            (Some(carried), _) if carried.unproven => ReignKind::Unproven,
-            (Some(_), _) => ReignKind::Unplanned,
-            (None, true) => ReignKind::Unproven,
-            (None, false) => outcome.kind,
-        };
+        let kind = if forced { ReignKind::Unproven } else { outcome.kind };
         let entry = EpochEntry {
             epoch,
             region: self.who.name.clone(),
@@ -44,23 +36,30 @@ impl Control {
             voters_version: self.st().voters.version,
             began_at: self.wall,
         };
-        let record =
-            op.filter(|_| carried.is_none() && matches!(kind, ReignKind::Unplanned | ReignKind::Unproven)).map(|op| FailoverRecord {
-                op,
-                from: outcome.from.clone(),
-                to: self.who.name.clone(),
-                old_epoch: outcome.prev,
-                new_epoch: epoch,
-                began_at: self.wall,
-                actor,
-                consent,
-                unproven: forced,
-                complete: outcome.loss.is_none_for_sure(),
-                loss: outcome.loss.clone(),
-                tail: None,
-            });
-        let carried = carried.map(|p| FailoverRecord { new_epoch: epoch, ..p });
-        self.st_mut().pending = record.or(carried);
+        let record = op.filter(|_| matches!(kind, ReignKind::Unplanned | ReignKind::Unproven)).map(|op| FailoverRecord {
+            op,
+            from: outcome.from.clone(),
+            to: self.who.name.clone(),
+            old_epoch: outcome.prev,
+            new_epoch: epoch,
+            began_at: self.wall,
+            actor,
+            consent,
+            unproven: forced,
+            complete: outcome.loss.is_none_for_sure(),
+            loss: outcome.loss.clone(),
+            tail: None,
+        });
+        let state = self.st_mut();
+        // A failover that was won and never opened goes on in this reign: what it loses was agreed to then.
+        state.pending = outcome.inherited.iter().cloned().chain(record).collect();
+        for earlier in &outcome.path {
+            // They come from a majority: it was asked whether any two of them disagree.
+            if let Err(two) = state.chain.insert(earlier.clone()) {
+                self.two_writers(two.to_string());
+                return self.campaign_refused(two.to_string());
+            }
+        }
         self.keep();
         if auto {
             self.op_began_by_itself(op.expect("BUG: it has an id"), &outcome);

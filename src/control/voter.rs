@@ -82,6 +82,10 @@ impl Control {
         self.send(from.clone(), ControlMessage::Granted { epoch, round, ledger_digest });
         if renew.active {
             self.learn_reign(epoch, &from);
+            if from != self.who.name {
+                self.pending_settled(epoch);
+                self.settle_left(epoch, &from);
+            }
         }
         self.follow();
     }
@@ -214,6 +218,7 @@ impl Control {
             voters: state.voters.clone(),
             voters_next: state.voters_next.clone(),
             chain: state.chain.clone(),
+            pending: state.pending.clone(),
             log: (self.log_told && self.who.has_data()).then(|| self.log.standing()),
             seen: self.seen(),
             sync: state.sync,

@@ -83,7 +83,8 @@ impl Truth {
         &mut self,
         entry: &EpochEntry,
         log: &RegionLog,
-        record: Option<&FailoverRecord>,
+        records: &[FailoverRecord],
+        path: &[Epoch],
         writable: Option<(RegionName, Epoch)>,
     ) -> Result<u64, String> {
         if let Some((other, epoch)) = writable {
@@ -114,16 +115,17 @@ impl Truth {
         let mut newly = 0;
         let gone: Vec<Acked> = self.acked.values().filter(|a| !has.contains(&a.id) && !self.lost.contains_key(&a.id)).copied().collect();
         for commit in gone {
-            let named = record.filter(|f| {
-                f.new_epoch == entry.epoch && commit.epoch <= f.old_epoch && commit.end.seq > f.loss.base.seq && f.consent.allow_data_loss
+            let named = records.iter().find(|f| {
+                let holds = commit.epoch <= f.old_epoch && commit.end.seq > f.loss.base.seq && f.consent.allow_data_loss;
+                holds && f.new_epoch <= entry.epoch && path.contains(&f.new_epoch)
             });
-            if named.is_none() {
+            let Some(named) = named else {
                 return Err(format!(
-                    "S5: commit {} of epoch {} at {} is not in epoch {} ({:?}, base {}) and no failover with consent names it: {record:?}",
+                    "S5: commit {} of epoch {} at {} is not in epoch {} ({:?}, base {}) and no failover with consent names it: {records:?}",
                     commit.id, commit.epoch, commit.end, entry.epoch, entry.kind, entry.base
                 ));
-            }
-            self.lost.insert(commit.id, entry.epoch);
+            };
+            self.lost.insert(commit.id, named.new_epoch);
             newly += 1;
         }
         Ok(newly)

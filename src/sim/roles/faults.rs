@@ -309,6 +309,7 @@ impl World {
                     voters: state.voters.clone(),
                     voters_next: state.voters_next.clone(),
                     chain: state.chain.clone(),
+                    pending: Vec::new(),
                     log: None,
                     seen: Default::default(),
                     sync: state.sync,

@@ -108,7 +108,7 @@ impl World {
                 LostTail {
                     new_epoch: f.new_epoch,
                     from,
-                    to: lost.iter().map(|t| t.log_end()).max().unwrap_or(from),
+                    to: lost.iter().map(|t| t.log_end()).max_by_key(|e| e.seq).unwrap_or(from),
                     commits: lost.iter().filter(|t| matches!(kind_of(t), Kind::Commit(_))).count() as u64,
                     from_time: None,
                     to_time: None,

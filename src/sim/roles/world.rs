@@ -522,7 +522,8 @@ impl World {
         let Some(control) = &self.members[m].control else { return };
         let state = control.state().expect("BUG: it reigns");
         let entry = state.chain.get(epoch).expect("BUG: it reigns").clone();
-        let record = state.ledger.failover_into(epoch).or(state.pending.as_ref()).cloned();
+        let records = state.ledger.failovers().to_vec();
+        let path: Vec<Epoch> = state.chain.path(epoch).iter().map(|e| e.epoch).collect();
         // A suspended machine's clock stands still; what it does when it goes on is judged then.
         let writable = (0..self.regions)
             .filter(|o| *o != m && self.members[*o].suspended_since.is_none() && self.members[*o].gate_open(self.now, self.mutant))
@@ -535,7 +536,7 @@ impl World {
                 format!("{name} can write in {epoch}: {} < {}, rate {}", o.clock.local(self.now), control.lease_until(), o.clock.rate_ppm)
             });
         }
-        let outcome = self.truth.opened(&entry, &self.members[m].log, record.as_ref(), writable);
+        let outcome = self.truth.opened(&entry, &self.members[m].log, &records, &path, writable);
         self.fails(outcome.map(|_| ()));
         let wanted = self.sync_wanted && self.prng.chance(800_000);
         if let Some(lead) = self.members[m].lead.as_mut().filter(|l| l.epoch == epoch) {
