@@ -8,6 +8,7 @@ mod embedded;
 pub mod http;
 pub mod metrics;
 pub mod pg;
+pub mod router;
 pub mod text;
 
 pub use crate::head::embedded::Port;
@@ -29,6 +30,17 @@ pub trait SqlSession: Send {
     /// rows have come to their end.
     async fn execute(&mut self, sql: &str, params: Vec<Value>) -> Result<Outcome, SqlError>;
 
+    /// Runs a statement whose outcome is not looked at, one of many in a transaction. It may still be under way when this
+    /// returns; then its error comes with a later call, at the latest with [`SqlSession::fed`].
+    async fn feed(&mut self, sql: &str, params: Vec<Value>) -> Result<(), SqlError> {
+        self.execute(sql, params).await.map(drop)
+    }
+
+    /// Waits for all that was fed.
+    async fn fed(&mut self) -> Result<(), SqlError> {
+        Ok(())
+    }
+
     async fn begin(&mut self, mode: TxMode) -> Result<(), SqlError>;
 
     /// True: committed and durable. False: the transaction had failed and was rolled back instead.
@@ -44,15 +56,22 @@ pub trait SqlSession: Send {
     /// Also ends [`TxState::Failed`]; the savepoint stays.
     async fn rollback_to(&mut self, name: &str) -> Result<(), SqlError>;
 
+    /// Asked right before what the session has answered leaves the process: whether it still may. An error ends the connection,
+    /// and the answers go nowhere.
+    fn may_answer(&mut self) -> Result<(), SqlError> {
+        Ok(())
+    }
+
     /// Interrupts the statement that runs now, from any thread (it then fails with 57014); does nothing when none runs.
     fn canceller(&self) -> Box<dyn Fn() + Send + Sync>;
 }
 
 /// Where an endpoint gets its sessions.
+#[async_trait]
 pub trait SqlService: Send + Sync {
     /// # Errors
     /// When no session can be given now (57P03, 53300 ...): the client is told and disconnected.
-    fn open(&self, port: Port) -> Result<Box<dyn SqlSession>, SqlError>;
+    async fn open(&self, port: Port) -> Result<Box<dyn SqlSession>, SqlError>;
 
     /// What a client is told about the instance behind the port when it logs in: `in_hot_standby` and
     /// `default_transaction_read_only`, each `on` or `off`.

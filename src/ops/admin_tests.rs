@@ -58,6 +58,21 @@ impl AdminPort for Port {
     async fn slow_copy(&self, copy: CopyId, delay: Duration) -> Result<String, String> {
         Ok(format!("{copy} is {} ms slow", delay.as_millis()))
     }
+    fn witness(&self) -> Option<RegionName> {
+        None
+    }
+    fn witness_beside(&self, _primary: &RegionName) -> Option<String> {
+        None
+    }
+    async fn order(&self, order: Order) -> Result<OpView, String> {
+        Err(format!("{} is not carried out here", order.id))
+    }
+    fn ledger(&self) -> Arc<Ledger> {
+        Arc::default()
+    }
+    async fn set(&self, key: String, value: String) -> Result<String, String> {
+        Ok(format!("{key} is {value}"))
+    }
 }
 
 async fn asked(request: AdminRequest) -> AdminAnswer {

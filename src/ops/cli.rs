@@ -17,6 +17,7 @@ use super::region::{self, RunOptions};
 use super::salvage;
 use super::status::{self, ClusterStatus};
 use super::text;
+use super::witness::{self, config::WitnessConfig};
 use crate::base::{ClusterName, CopyId, RegionName, TimelineId};
 use crate::io::clock;
 use crate::io::copies::slow::DELAY_MAX;
@@ -42,6 +43,8 @@ pub enum Verb {
     Demo(DemoArgs),
     /// Run one region
     Region(RegionArgs),
+    /// Run a witness: a member that votes between two regions and holds no data
+    Witness(WitnessArgs),
     /// Make the CA, the regions' certificates and the SQL password, where they are missing
     Certs(CertsArgs),
     /// Show the global cluster: roles, states, positions, lags, copies
@@ -102,6 +105,16 @@ pub struct RegionArgs {
 }
 
 #[derive(Debug, Args)]
+pub struct WitnessArgs {
+    /// The witness's file, as in regions/witness.toml
+    #[arg(long, value_name = "FILE", env = "PARHELION_CONFIG")]
+    pub config: PathBuf,
+    /// End when stdin ends: the process that started this one is gone
+    #[arg(long, hide = true)]
+    pub exit_with_parent: bool,
+}
+
+#[derive(Debug, Args)]
 pub struct CertsArgs {
     /// The file of any region: it names the cluster, the members and the directory
     #[arg(long, value_name = "FILE", env = "PARHELION_CONFIG", required_unless_present = "dir")]
@@ -115,6 +128,9 @@ pub struct CertsArgs {
     /// With --dir: a region (repeat it for each)
     #[arg(long, value_name = "NAME")]
     pub region: Vec<RegionName>,
+    /// With --dir: the witness
+    #[arg(long, value_name = "NAME", requires = "dir")]
+    pub witness: Option<RegionName>,
     /// Make the regions' certificates anew, even where they are fit
     #[arg(long)]
     pub renew: bool,
@@ -289,6 +305,9 @@ pub struct SimArgs {
     /// Threads; each runs whole seeds
     #[arg(long, default_value_t = 2)]
     pub threads: usize,
+    /// An operator moves the primary again and again
+    #[arg(long)]
+    pub moves: bool,
     /// Show so many of the last steps before a failure
     #[arg(long, default_value_t = 40)]
     pub trace: usize,
@@ -332,6 +351,7 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
     match cli.verb {
         Verb::Demo(args) => runtime(true)?.block_on(demo::run(args)),
         Verb::Region(args) => run_region(&args),
+        Verb::Witness(args) => run_witness(&args),
         Verb::Certs(args) => make_certs(args),
         Verb::Status(args) => runtime(false)?.block_on(show_status(&args)),
         Verb::Lag(args) => {
@@ -378,7 +398,7 @@ pub(super) fn seed_of(typed: &str) -> Result<u64, Failure> {
 fn run_sim(args: &SimArgs) -> Result<(), Failure> {
     match args.what {
         Some(SimVerb::Recovery { crashes, every, sets, threads }) => {
-            let options = RecoveryOptions { crashes: crashes.into(), every, sets_each: sets, threads, mutant: None };
+            let options = RecoveryOptions { crashes: crashes.into(), every, sets_each: sets, threads, mutant: None, layout: None };
             let summary = sim::enumerate_recoveries(&options, &|line| println!("{line}"));
             say(&format!("{summary}\n"))?;
             return summary.failure.map_or(Ok(()), |_| Err(Failure::new(FAILED, "a recovery did not end as it must")));
@@ -395,7 +415,7 @@ fn run_sim(args: &SimArgs) -> Result<(), Failure> {
     let first = seed_of(&args.seed)?;
     // Panics are caught and reported with their seed; the default message would come a hundred times.
     std::panic::set_hook(Box::new(|_| {}));
-    let options = SimOptions { trace_lines: if args.seeds == 1 { args.trace } else { 0 }, ..SimOptions::default() };
+    let options = SimOptions { trace_lines: if args.seeds == 1 { args.trace } else { 0 }, moves: args.moves, ..SimOptions::default() };
     say(&format!("seeds {first} to {}\n", first.saturating_add(args.seeds.saturating_sub(1))))?;
     let summary = sim::run_many(first, args.seeds, args.threads.max(1), &options, &|line| println!("{line}"));
     if summary.failures.is_empty() {
@@ -436,6 +456,12 @@ fn run_salvage(args: SalvageArgs) -> Result<(), Failure> {
     }
     let what = args.diff.map_or(salvage::What::Summary, |table| salvage::What::Diff { table });
     salvage::run(&config, args.id, &what, args.json, say)
+}
+
+fn run_witness(args: &WitnessArgs) -> Result<(), Failure> {
+    let config = WitnessConfig::load(&args.config)?;
+    start_logging(&config.log)?;
+    until_signalled(args.exit_with_parent, async |options, shutdown| witness::run(config, options, shutdown).await)
 }
 
 fn run_copies(args: &CopyArgs) -> Result<(), Failure> {
@@ -498,17 +524,20 @@ fn start_logging(settings: &LogSettings) -> Result<(), Failure> {
 
 fn make_certs(args: CertsArgs) -> Result<(), Failure> {
     // What was typed goes before what the environment says.
-    let (dir, cluster, regions, copies_of) = match (args.config, args.dir, args.cluster) {
-        (_, Some(dir), Some(cluster)) => (dir, cluster, args.region, Vec::new()),
+    let (dir, cluster, regions, copies_of, witness) = match (args.config, args.dir, args.cluster) {
+        (_, Some(dir), Some(cluster)) => (dir, cluster, args.region, Vec::new(), args.witness),
         (Some(file), ..) => {
             let config = Config::load(&file)?;
+            for warning in config.warnings() {
+                eprintln!("note: {warning}");
+            }
             let regions = config.regions();
             let copies_of = if config.copies.is_empty() { Vec::new() } else { vec![config.region] };
-            (config.tls_dir, config.cluster, regions, copies_of)
+            (config.tls_dir, config.cluster, regions, copies_of, config.witness.map(|w| w.name))
         }
         _ => return Err(Failure::new(USAGE, "name --config FILE, or --dir DIR --cluster NAME --region NAME")),
     };
-    let options = CertOptions { days: args.days, renew: args.renew, now: clock::unix_now(), copies_of };
+    let options = CertOptions { days: args.days, renew: args.renew, now: clock::unix_now(), copies_of, witness };
     let report = certs::create(&dir, &cluster, &regions, &options)?;
     say(&if args.json { json(&report) } else { report.to_string() })
 }
@@ -706,6 +735,7 @@ mod tests {
             "demo --regions 3 --profile world --dir d --base-port 7400 --ready-file f --load 200 --for 30s --json",
             "demo",
             "region --config regions/us-east.toml",
+            "witness --config regions/witness.toml",
             "certs --config regions/us-east.toml --renew",
             "certs --dir certs --cluster demo --region us-east --region eu-west",
             "status --watch --json",

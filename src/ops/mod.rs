@@ -17,6 +17,8 @@ pub mod proof;
 pub mod region;
 pub mod salvage;
 pub mod status;
+pub mod status_roles;
 pub mod verify;
+pub mod witness;
 
 pub use crate::endpoint::text;

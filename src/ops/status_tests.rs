@@ -54,11 +54,13 @@ pub(crate) fn sample(region: &str, role: Role) -> RegionReport {
                 damage: None,
                 repair: None,
                 scrub: ScrubReport::default(),
+                low_on_room: false,
             })
             .collect(),
         volume: VolumeReport { segments: Some(1), used_bytes: Some(8192), ..VolumeReport::of(Layout::default()) },
         readers: 1,
         secondaries: if leads { ["eu-west", "ap-south"].map(seen).into() } else { Vec::new() },
+        control: None,
     }
 }
 
@@ -88,7 +90,7 @@ fn healthy() -> BTreeMap<RegionName, Result<RegionReport, String>> {
 }
 
 fn merged(answers: &BTreeMap<RegionName, Result<RegionReport, String>>) -> ClusterStatus {
-    merge(&name("eu-west"), NOW, &members(), answers)
+    merge(&name("eu-west"), NOW, &members(), answers, &None)
 }
 
 #[test]

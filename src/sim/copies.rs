@@ -158,8 +158,11 @@ impl World {
                 self.open_copy_after(r, c, after);
                 Ok(())
             }
-            // It is opened where its slot lives when the record on the others says where.
-            Err(crate::volume::OpenError::Replaced { .. }) => Ok(()),
+            // Where its slot lives the mark says, or the record on the others.
+            Err(crate::volume::OpenError::Replaced { place, .. }) => {
+                self.follow_mark(r, c, place);
+                Ok(())
+            }
             Err(e @ crate::volume::OpenError::Disk(_)) => {
                 self.say(|| format!("{name} {c} cannot be opened: {e}"));
                 let after = self.delays.between(50 * MS, 600 * MS);
@@ -333,7 +336,7 @@ impl World {
         let copy = slot.copy.as_mut().expect("BUG: the copy lives");
         copy.handle(request, &mut replies);
         if let Some((generation, end)) = forged {
-            replies.push(CopyReply::Appended { generation, end, ingested: copy.state().ingested.end_lsn });
+            replies.push(CopyReply::Appended { generation, end, ingested: copy.state().ingested.end_lsn, low: false });
         }
         let flush = !slot.flush_queued;
         slot.flush_queued = true;

@@ -463,6 +463,11 @@ impl Disk for SimDisk {
         })
     }
 
+    fn room(&self) -> u64 {
+        let state = self.state.lock();
+        state.quota.map_or(u64::MAX, |quota| quota.saturating_sub(state.used()))
+    }
+
     fn sync(&self, name: &str) -> Result<(), DiskError> {
         let mut state = self.state.lock();
         let go = match state.enter(name) {

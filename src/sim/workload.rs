@@ -31,7 +31,7 @@ impl World {
         let after = self.work.between(self.plan.write_every_us / 4, self.plan.write_every_us * 7 / 4) * 1000;
         self.after(after, What::Write { region: r, incarnation });
         let head = &self.regions[r].head;
-        if !self.writing || !head.gate_open || head.waiting.len() >= WAITING_MAX {
+        if !self.writing || !head.gate_open || head.draining.is_some() || head.waiting.len() >= WAITING_MAX {
             return Ok(());
         }
         // Now and then many at once.

@@ -87,6 +87,8 @@ pub enum CopyReply {
         end: LogEnd,
         /** Page versions up to here can be read. */
         ingested: Lsn,
+        /// Little room is left on its disk: no new writes should come.
+        low: bool,
     },
     /// The frames did not fit: a gap, or another history without a newer generation. `end` is what is fsynced here.
     Misplaced {

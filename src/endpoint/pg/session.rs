@@ -171,6 +171,10 @@ impl Session {
         self.watch.target.idle();
         let status = self.status();
         self.wire.put(&Out::ReadyForQuery(ReadyForQuery::new(status)))?;
+        if let Err(e) = self.sql.may_answer() {
+            self.wire.discard();
+            return Err(Stop::Fatal(SqlError { code: state::ADMIN_SHUTDOWN, ..e }));
+        }
         self.wire.flush().await
     }
 

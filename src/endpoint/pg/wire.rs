@@ -193,6 +193,11 @@ impl Wire {
         self.put(&PgWireBackendMessage::NoticeResponse(NoticeResponse::new(fields("WARNING", e))))
     }
 
+    /// Forgets what has gathered and was not sent.
+    pub fn discard(&mut self) {
+        self.output.clear();
+    }
+
     pub async fn flush(&mut self) -> Result<(), Stop> {
         if !self.output.is_empty() {
             self.stream.write_all(&self.output).await?;

@@ -115,7 +115,7 @@ enum ReplyHead {
     Lost { reason: String },
     Raised { generation: Generation, state: CopyState },
     Refused { promised: Generation },
-    Appended { generation: Generation, end: LogEnd, ingested: Lsn },
+    Appended { generation: Generation, end: LogEnd, ingested: Lsn, low: bool },
     Misplaced { generation: Generation, end: LogEnd, history: History },
     ControlStored { generation: Generation, version: u64 },
     Log { id: u64 },
@@ -323,7 +323,9 @@ pub fn encode_says(says: &Says) -> Vec<Bytes> {
     let head = match reply {
         R::Raised { generation, state } => ReplyHead::Raised { generation: *generation, state: state.clone() },
         R::Refused { promised } => ReplyHead::Refused { promised: *promised },
-        R::Appended { generation, end, ingested } => ReplyHead::Appended { generation: *generation, end: *end, ingested: *ingested },
+        R::Appended { generation, end, ingested, low } => {
+            ReplyHead::Appended { generation: *generation, end: *end, ingested: *ingested, low: *low }
+        }
         R::Misplaced { generation, end, history } => ReplyHead::Misplaced { generation: *generation, end: *end, history: history.clone() },
         R::ControlStored { generation, version } => ReplyHead::ControlStored { generation: *generation, version: *version },
         R::Log { id, .. } => ReplyHead::Log { id: *id },
@@ -367,7 +369,7 @@ pub fn decode_says(bytes: &Bytes) -> Result<Says, CopyWireError> {
         ReplyHead::Lost { reason } => return nothing(&tail).map(|()| Says::Lost { reason }),
         ReplyHead::Raised { generation, state } => CopyReply::Raised { generation, state },
         ReplyHead::Refused { promised } => CopyReply::Refused { promised },
-        ReplyHead::Appended { generation, end, ingested } => CopyReply::Appended { generation, end, ingested },
+        ReplyHead::Appended { generation, end, ingested, low } => CopyReply::Appended { generation, end, ingested, low },
         ReplyHead::Misplaced { generation, end, history } => CopyReply::Misplaced { generation, end, history },
         ReplyHead::ControlStored { generation, version } => CopyReply::ControlStored { generation, version },
         ReplyHead::LogTrimmed { id, first } => CopyReply::LogTrimmed { id, first },

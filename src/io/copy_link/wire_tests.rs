@@ -77,7 +77,7 @@ fn sayings() -> Vec<Says> {
         CopyReply::RewindRefused { generation, number: 4, reason: reason() },
         CopyReply::ArchiveDropped { generation, archive: TimelineId(9) },
         CopyReply::Refused { promised: generation },
-        CopyReply::Appended { generation, end, ingested: Lsn(7) },
+        CopyReply::Appended { generation, end, ingested: Lsn(7), low: true },
         CopyReply::Misplaced { generation, end, history },
         CopyReply::ControlStored { generation, version: 3 },
         CopyReply::Log { id: 1, frames },

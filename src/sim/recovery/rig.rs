@@ -57,6 +57,9 @@ impl Disk for LookedAtDisk {
         self.look();
         self.inner.allocate(name, len)
     }
+    fn room(&self) -> u64 {
+        self.inner.room()
+    }
     fn sync(&self, name: &str) -> Result<(), DiskError> {
         self.look();
         self.inner.sync(name)
@@ -114,7 +117,7 @@ pub(super) struct Rig {
     /// Timers in a row, and nothing came of them.
     timeouts: usize,
     /// Where the newest generation goes on: the end of what older ones left.
-    old_tail: Option<(Seq, u32)>,
+    old_tail: Option<LogEnd>,
     /// The last copy whose disk was written to.
     acted: CopyId,
 }
@@ -137,6 +140,8 @@ fn identity() -> Identity {
         region: region.clone(),
         founder: region.clone(),
         members: vec![region],
+        witness: None,
+        control: crate::control::Settings::default(),
         version: "sim".into(),
         layout: Layout::default(),
     }
@@ -351,11 +356,10 @@ impl Rig {
         }
         self.look_at(c);
         if self.mutant == Some(Mutant::OldTailCounts)
-            && let Some((seq, checksum)) = self.old_tail
-            && self.claims.iter().filter(|e| (e.seq, e.checksum) == (seq, checksum)).count() >= 4
+            && let Some(tail) = self.old_tail
+            && self.holders(&tail) >= 4
         {
             // The mutant tells whoever waits for it.
-            let tail = *self.claims.iter().find(|e| (e.seq, e.checksum) == (seq, checksum)).expect("BUG: four have it");
             Arc::make_mut(&mut self.truth).commit(&tail)?;
         }
         for mut reply in replies {
@@ -413,7 +417,8 @@ impl Rig {
                     for frame in frames {
                         Arc::make_mut(&mut self.truth).observe(frame)?;
                         if frame.is_control() && frame.seq() > Seq(1) {
-                            self.old_tail = Some((Seq(frame.seq().0 - 1), frame.header().prev_checksum));
+                            let before = (Seq(frame.seq().0 - 1), frame.header().prev_checksum);
+                            self.old_tail = self.truth.end_of(before);
                         }
                     }
                 }

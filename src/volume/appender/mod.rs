@@ -17,6 +17,7 @@ mod reads;
 mod recovering;
 mod retention;
 mod rewinding;
+mod room;
 mod scrubbing;
 mod seeding;
 
@@ -91,9 +92,9 @@ pub enum AppenderEffect {
         reason: String,
     },
     ControlDurable,
-    /// Where the copies live by the record in force; `None`: where the configuration says.
+    /// Where those slots live by the membership; `None`: where the configuration says.
     Places {
-        places: [Option<String>; 6],
+        places: BTreeMap<CopyId, Option<String>>,
     },
     /// The directories of `slot` in `place` have left the volume for good; those of `by` (one for each group) have the slot.
     Retired {
@@ -101,9 +102,11 @@ pub enum AppenderEffect {
         place: Option<String>,
         by: Vec<Incarnation>,
     },
-    /// Fewer than four copies can take writes: nothing new becomes durable.
+    /// No new writes should come: fewer than four copies can take them, and nothing new becomes durable; or fewer than four have room for them,
+    /// and what is under way still does. A sentence, and when that ends.
     QuorumLost {
         reason: String,
+        until: &'static str,
     },
     QuorumRegained,
     CopyChanged {
@@ -179,6 +182,8 @@ pub struct CopyView {
     pub repair: Option<RepairView>,
     pub scrub: ScrubView,
     pub kept: Kept,
+    /// Little room is left on its disk.
+    pub low: bool,
 }
 
 /// Counted for each copy since the process began.
@@ -233,6 +238,8 @@ pub(super) struct Peer {
     sent: Seq,
     sent_lsn: Lsn,
     ingested: Lsn,
+    /// Little room is left on its disk, as it said last.
+    low: bool,
     /// What the copy was last told.
     told_vdl: Seq,
     /// What had become pages there when it joined.
@@ -332,8 +339,10 @@ pub struct Appender {
     prng: Prng,
     pub(super) generation: Generation,
     phase: VolumePhase,
-    /// Another region is the primary: see `recovery::choose`.
+    /// Another region founds, so that this one may be seeded anew as long as it never wrote: see `recovery::choose`.
     reseedable: bool,
+    /// This region wrote and was not followed up since: kept beside the control state.
+    holds_commits: Option<bool>,
     /// The wall clock's second in which this incarnation began: see `generation_above`.
     began_s: u64,
     /// Copies that promised a newer generation to somebody else.
@@ -356,6 +365,8 @@ pub struct Appender {
     recovery_since: Option<Instant>,
     recovery_said: String,
     quorum_ok: bool,
+    /// It is lost for want of room on the disks only.
+    short_of_room: bool,
     /// The node was told, one way or the other, since the volume serves.
     quorum_said: bool,
     vdl_moved: Option<Instant>,
@@ -424,6 +435,7 @@ impl Peer {
             sent: Seq(0),
             sent_lsn: Lsn(0),
             ingested: Lsn(0),
+            low: false,
             told_vdl: Seq(0),
             joined_with: Seq(0),
             reign: Epoch(0),
@@ -471,6 +483,7 @@ impl Appender {
             generation: Generation(0),
             phase: VolumePhase::Recovering,
             reseedable,
+            holds_commits: None,
             // Bounded, so that a clock from the far future leaves room above.
             began_s: (wall.0 / 1_000_000).min(1 << 34),
             refused_by: vec![false; members],
@@ -486,6 +499,7 @@ impl Appender {
             recovery_since: None,
             recovery_said: String::new(),
             quorum_ok: false,
+            short_of_room: false,
             quorum_said: false,
             vdl_moved: None,
             vdl_at: Instant::ZERO,
@@ -590,6 +604,7 @@ impl Appender {
                 repair: if let Contact::Repairing(repair) = &p.contact { repair.view() } else { None },
                 scrub: self.scrubs[copy.group.0 as usize].view(copy.copy),
                 kept: self.kept[copy.index()],
+                low: p.low,
             })
             .collect()
     }
@@ -622,6 +637,9 @@ impl Appender {
         }
         if let Some(asked) = self.branch_timeout() {
             at(asked);
+        }
+        if let Some(due) = self.room_timeout() {
+            at(due);
         }
         if let Some(due) = self.scrub_timeout() {
             at(due);
@@ -677,8 +695,9 @@ impl Appender {
         match reply {
             CopyReply::Raised { generation, state } => self.raised(now, copy, generation, state),
             CopyReply::Refused { promised } => self.refused(now, copy, promised),
-            CopyReply::Appended { generation, end, ingested } => {
+            CopyReply::Appended { generation, end, ingested, low } => {
                 if generation == self.generation {
+                    self.peers[copy.index()].low = low;
                     self.appended(now, copy, end, ingested);
                 }
             }
@@ -771,6 +790,7 @@ impl Appender {
                 self.ask_again(now, copy);
             }
         }
+        self.ask_for_room(now);
         self.read_paced(now);
         let late: Vec<u64> = self.reads.iter().filter(|(_, r)| now >= r.asked + self.limits.copy_silent_after).map(|(id, _)| *id).collect();
         for id in late {
@@ -833,6 +853,25 @@ impl Appender {
         Pen::new(epoch, self.generation, self.end, self.limits.frame_payload_bytes_max)
     }
 
+    /// Begins a reign behind the end of a log that this process holds already: as a secondary, all of it durable. Its generation is the
+    /// one that the copies promised, so nobody else can append. Returns the pen; nothing it writes is durable before the first frame is.
+    ///
+    /// # Panics
+    /// When the log's end is not durable, or is not the reign's base.
+    pub fn begin_reign(&mut self, now: Instant, wall: UnixMicros, epoch: Epoch, reign: Reign) -> Pen {
+        assert!(self.phase == VolumePhase::Serving && self.vdl == self.end, "BUG: a reign behind what is not durable");
+        assert!(reign.base == self.end && epoch > self.end.epoch, "BUG: epoch {epoch} behind {}", self.end);
+        let start = ControlFrame::Reign(reign).encode(&self.end, epoch, self.generation, wall);
+        self.append(now, vec![start]);
+        self.pen(epoch)
+    }
+
+    /// A pen that goes on at the log's end. There is no other one, or it was given back.
+    #[must_use]
+    pub fn pen(&self, epoch: Epoch) -> Pen {
+        Pen::new(epoch, self.generation, self.end, self.limits.frame_payload_bytes_max)
+    }
+
     /// Goes on as a secondary behind the log that was chosen.
     ///
     /// # Panics
@@ -864,9 +903,10 @@ impl Appender {
         }
     }
 
-    /// Keeps `control` on the six copies of group 0; `ControlDurable` when four have it.
-    pub fn put_control(&mut self, control: Vec<u8>) {
+    /// Keeps `control` on the six copies of group 0; `ControlDurable` when four have it. `holds_commits`: what lies here may lie nowhere else.
+    pub fn put_control(&mut self, control: Vec<u8>, holds_commits: bool) {
         self.node_control = control;
+        self.holds_commits = Some(holds_commits);
         if self.membership.is_none() {
             self.membership = self.membership_of_all();
         }
@@ -927,6 +967,8 @@ impl Appender {
                 peer.seed_step = None;
                 peer.seed_said = None;
                 self.set_health(copy, CopyHealth::Seeding);
+            } else {
+                peer.acked = LogEnd::EMPTY;
             }
             self.feed_seed(now, copy);
         }

@@ -113,8 +113,9 @@ impl Appender {
             ReadPurpose::PagesPart { gather, group, .. } => self.part_read(gather, group, gathering::Part::Pages(pages, next)),
             ReadPurpose::Repair { copy } => {
                 let generation = self.generation;
-                if let Contact::Repairing(repair) = &mut self.peers[copy.index()].contact {
-                    let request = repair.pages_arrived(now, generation, pages, next);
+                if let Contact::Repairing(repair) = &mut self.peers[copy.index()].contact
+                    && let Some(request) = repair.pages_arrived(now, generation, pages, next)
+                {
                     self.peers[copy.index()].last_asked = now;
                     self.effects.push_back(AppenderEffect::ToCopy { copy, request });
                 }

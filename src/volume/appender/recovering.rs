@@ -76,7 +76,9 @@ impl Appender {
             })
             .collect();
         let (control_version, bytes) = agreement::control(&heard);
-        let kept = Record::decode(&bytes).unwrap_or(Record { membership: None, control: bytes });
+        let kept = Record::decode(&bytes).unwrap_or(Record { control: bytes, ..Record::default() });
+        // Who wrote may hold what nobody else has; who only followed is seeded anew.
+        let reseedable = kept.holds_commits.map_or(self.reseedable, |holds| !holds);
         // A directory that the membership does not know, or that was replaced, has no vote: what it holds may be old.
         let strangers: Vec<Option<CopyState>> = (self.members().zip(&heard))
             .map(|(c, h)| match h {
@@ -89,9 +91,9 @@ impl Appender {
         let voters: Vec<Heard<'_>> =
             heard.iter().zip(&strangers).map(|(h, stranger)| stranger.as_ref().map_or_else(|| h.clone(), Heard::Raised)).collect();
         let control = kept.control.clone();
-        let choice = match agreement::choose(&voters, self.reseedable) {
+        let choice = match agreement::choose(&voters, reseedable) {
             // There is data, only it is not that of the members.
-            Choice::Empty if !self.reseedable && strangers.iter().any(Option::is_some) => Choice::Wait {
+            Choice::Empty if !reseedable && strangers.iter().any(Option::is_some) => Choice::Wait {
                 reason: "the directories with data are not those of the region's members; put the members' directories back".into(),
             },
             choice => choice,
@@ -100,6 +102,9 @@ impl Appender {
             Choice::Wait { reason } => {
                 // Asked again with every copy that answers; said once for each change.
                 self.recovery_since = None;
+                if let Some(record) = &kept.membership {
+                    self.look_elsewhere(record);
+                }
                 if reason != self.recovery_said {
                     self.recovery_said.clone_from(&reason);
                     self.effects.push_back(AppenderEffect::RecoveryWaits { reason, control });
@@ -108,7 +113,7 @@ impl Appender {
             Choice::Empty => {
                 self.phase = VolumePhase::AwaitingSeed;
                 // Whose the empty directories are is recorded with the next control state.
-                self.take_kept(control_version, Record { membership: None, control: control.clone() });
+                self.take_kept(control_version, Record { membership: None, ..kept });
                 self.effects.push_back(AppenderEffect::Recovered { found: Found::Empty { control } });
             }
             Choice::Log(chosen) => {
@@ -125,6 +130,7 @@ impl Appender {
                 self.end = chosen.end;
                 (self.reign, self.reign_at) = (chosen.reign, chosen.consistent);
                 self.take_kept(control_version, kept);
+                self.say_where_members_live();
                 self.milestones = VecDeque::from([(chosen.first, Lsn(0)), (chosen.end.seq, chosen.end.end_lsn)]);
                 let found = Found::Log { lineage: chosen.lineage, end: chosen.end, consistent: chosen.consistent, control };
                 self.effects.push_back(AppenderEffect::Recovered { found });
@@ -162,7 +168,11 @@ impl Appender {
         self.generation = self.generation_above(self.generation);
         for id in self.members() {
             let peer = &mut self.peers[id.index()];
-            if !matches!(peer.contact, Contact::Down { .. }) {
+            if let Contact::Down { reason } = &peer.contact {
+                // What it acknowledged may be the tail that is about to be cut, and counts for nothing any more (seed 1785704162).
+                let contact = Contact::Down { reason: reason.clone() };
+                *peer = Peer { contact, health: peer.health.clone(), incarnation: peer.incarnation, ..Peer::new() };
+            } else {
                 *peer = Peer { health: CopyHealth::Starting, last_heard: now, ..Peer::new() };
                 self.raise(now, id);
             }

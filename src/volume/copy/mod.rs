@@ -23,6 +23,7 @@ mod merge;
 mod pages;
 mod record;
 mod rewind;
+mod room;
 mod seed;
 #[cfg(test)]
 mod tests;
@@ -152,6 +153,11 @@ pub struct Copy {
     /// The layer that a check is in, and where in the log it is.
     checking: Option<Layer>,
     check_cursor: Option<Cursor>,
+    /// See `room`.
+    low: bool,
+    layer_wants: u64,
+    /// See `jobs`: up to where layers were looked at for what is to come back.
+    reclaim_looked: (Seq, usize),
     failed: Option<String>,
 }
 
@@ -209,7 +215,9 @@ impl Copy {
                 .ok_or_else(|| OpenError::Damaged { what: manifest::MANIFEST.into(), reason: "it names layers and no lineage".into() })?;
             layers.push(Arc::new(directory.layer(lineage, meta)?));
         }
-        let (wal, consistent) = Wal::open(Arc::clone(&disk), &manifest, limits.log_file_bytes)?;
+        let reserve_bytes = limits.reserve_bytes.min(limits.log_file_bytes / 2);
+        directory.reserve().keep(reserve_bytes);
+        let (wal, consistent) = Wal::open(Arc::clone(&disk), &manifest, limits.log_file_bytes, reserve_bytes / room::PIECES)?;
         if wal.end().seq > Seq::ZERO && promised.is_none() {
             return Err(OpenError::Damaged { what: manifest::PROMISE.into(), reason: "it is missing beside a log".into() });
         }
@@ -258,6 +266,9 @@ impl Copy {
             met_in_log: None,
             checking: None,
             check_cursor: None,
+            low: false,
+            layer_wants: 0,
+            reclaim_looked: (Seq::ZERO, 0),
             failed: None,
             wal,
             manifest,
@@ -357,8 +368,13 @@ impl Copy {
 
     /// Writes all frames that were accepted since the last call, in one write and one fsync, and acknowledges them.
     pub fn flush(&mut self, replies: &mut Vec<CopyReply>) {
-        let done = self.flush_pending(replies);
+        let done = self.judge_room_before_flush().and_then(|()| self.flush_pending(replies));
         self.fail_on(done, replies);
+    }
+
+    /// Only frames fill the log; and a copy that is low is asked now and then whether it still is.
+    fn judge_room_before_flush(&mut self) -> Result<(), DiskError> {
+        if self.failed.is_none() && (self.low || self.pending_for.is_some()) { self.judge_room() } else { Ok(()) }
     }
 
     fn fail_on(&mut self, done: Result<(), DiskError>, replies: &mut Vec<CopyReply>) {
@@ -434,7 +450,7 @@ impl Copy {
     }
 
     fn appended(&self, generation: Generation) -> CopyReply {
-        CopyReply::Appended { generation, end: *self.wal.end(), ingested: self.ingested.end_lsn }
+        CopyReply::Appended { generation, end: *self.wal.end(), ingested: self.ingested.end_lsn, low: self.low }
     }
 
     /// Frames that are fsynced now.
@@ -558,7 +574,8 @@ impl Copy {
             return true;
         }
         if self.pages.frozen().is_some() {
-            return false;
+            // On a full disk no memtable becomes a layer, no new writes come, and readers want to see those that did.
+            return self.low && self.pages.open_bytes() < self.limits.memtable_bytes_max.saturating_mul(4);
         }
         self.pages.freeze();
         true

@@ -102,6 +102,11 @@ impl Memtable {
         Memtable { versions: BTreeMap::new(), chains: BTreeMap::new(), bytes: 0, above: above.end_lsn, upto: above }
     }
 
+    /// What it takes.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// `true`: the page has as many changes behind its last image as there may be.
     fn insert(&mut self, key: Key, change: Change) -> bool {
         self.bytes += entry_bytes(&change);

@@ -28,6 +28,10 @@ pub(super) struct Wal {
     disk: Arc<dyn Disk>,
     lineage: Option<LineageId>,
     file_bytes: u64,
+    /// Of a file that is begun on a full disk; 0: none is.
+    small_file_bytes: u64,
+    /// The last file is written on up to here.
+    capacity: u64,
     /// Oldest first.
     files: Vec<LogFile>,
     /// Where the last file is written on; `None`: the next batch begins a new file.
@@ -113,7 +117,12 @@ impl LogFile {
 impl Wal {
     /// Finds the log's end and makes it certain. Reads only files that hold frames above the manifest's `flushed`; of the
     /// others only the header. Also gives the last consistency point.
-    pub(super) fn open(disk: Arc<dyn Disk>, manifest: &Manifest, file_bytes: u64) -> Result<(Wal, LogEnd), OpenError> {
+    pub(super) fn open(
+        disk: Arc<dyn Disk>,
+        manifest: &Manifest,
+        file_bytes: u64,
+        small_file_bytes: u64,
+    ) -> Result<(Wal, LogEnd), OpenError> {
         let flushed = manifest.flushed;
         let mut numbers: Vec<u64> = disk.list()?.iter().filter_map(|n| number_of(n)).collect();
         numbers.sort_unstable();
@@ -121,6 +130,8 @@ impl Wal {
         let mut wal = Wal {
             lineage: manifest.lineage,
             file_bytes,
+            small_file_bytes,
+            capacity: file_bytes,
             files: Vec::new(),
             write_at: None,
             merge_last: false,
@@ -183,6 +194,8 @@ impl Wal {
         Ok(Wal {
             lineage,
             file_bytes: 0,
+            small_file_bytes: 0,
+            capacity: 0,
             files,
             write_at: None,
             merge_last: false,
@@ -373,7 +386,7 @@ impl Wal {
         let Some(last) = frames.last() else { return Ok(()) };
         let bytes: u64 = frames.iter().map(|f| f.bytes().len() as u64).sum();
         match self.write_at {
-            Some(at) if at + MARK_BYTES as u64 + bytes <= self.file_bytes => {
+            Some(at) if at + MARK_BYTES as u64 + bytes <= self.capacity => {
                 let lineage = self.lineage.expect("BUG: a log with files has a lineage");
                 let file = self.files.last_mut().expect("BUG: there is a file to write on");
                 let mut parts = Vec::with_capacity(frames.len() + 1);
@@ -443,15 +456,22 @@ impl Wal {
         };
         self.next_number += 1;
         let temporary = format!("log{TEMPORARY}");
-        match self.disk.allocate(&temporary, self.file_bytes) {
-            // When a copy is opened it must not need room for more than what it has to write again.
-            Err(DiskError::Full { .. }) if !reserve => {}
-            other => other?,
-        }
         let mut parts = vec![header.encode()];
         let content_at = parts[0].len() as u64;
         parts.extend(frames.iter().map(|f| f.bytes().clone()));
         let len: u64 = parts.iter().map(|p| p.len() as u64).sum();
+        self.capacity = self.file_bytes;
+        match self.disk.allocate(&temporary, self.file_bytes) {
+            Err(DiskError::Full { .. }) if self.small_file_bytes > 0 => {
+                // What was allocated of it is in the way of what comes now, out of the copy's reserve.
+                self.disk.remove(&temporary)?;
+                self.capacity = len.max(self.small_file_bytes);
+                self.disk.allocate(&temporary, self.capacity)?;
+            }
+            // When a copy is opened it must not need room for more than what it has to write again.
+            Err(DiskError::Full { .. }) if !reserve => {}
+            other => other?,
+        }
         self.disk.write(&temporary, 0, &parts)?;
         self.disk.sync(&temporary)?;
         let file = LogFile::new(&header, content_at);

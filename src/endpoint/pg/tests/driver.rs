@@ -2,8 +2,8 @@
 
 use super::engine::Engine;
 use super::{Options, PASSWORD, Server, code, connect};
-use crate::endpoint::Port;
-use crate::endpoint::pg::{PgSettings, ScramVerifier, Shared, refuse};
+use crate::endpoint::pg::{PgSettings, ScramVerifier, Shared};
+use crate::endpoint::{Port, SqlService, SqlSession};
 use crate::head::sql::SqlError;
 use bytes::Bytes;
 use futures::{SinkExt, StreamExt, TryStreamExt};
@@ -416,17 +416,24 @@ async fn garbage_does_no_harm() {
     good.batch_execute("select 1").await.unwrap();
 }
 
+/// Gives no sessions.
+struct Nobody;
+
+#[async_trait::async_trait]
+impl SqlService for Nobody {
+    async fn open(&self, _port: Port) -> Result<Box<dyn SqlSession>, SqlError> {
+        Err(SqlError::new("57P03", "the primary us-east cannot be reached").hint("parhelion status"))
+    }
+
+    fn parameters(&self, _port: Port) -> Vec<(String, String)> {
+        Vec::new()
+    }
+}
+
 #[tokio::test]
-async fn a_port_without_a_server_can_say_why() {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
-    tokio::spawn(async move {
-        let (stream, _) = listener.accept().await.unwrap();
-        refuse(stream, &SqlError::new("57P03", "the primary us-east cannot be reached").hint("parhelion status")).await;
-    });
-    let mut config = tokio_postgres::Config::new();
-    config.host("127.0.0.1").port(port).user("app").password(PASSWORD).ssl_mode(tokio_postgres::config::SslMode::Prefer);
-    let e = connect(&config).await.err().unwrap();
+async fn a_service_without_sessions_can_say_why() {
+    let server = Server::with(Options::default(), Arc::new(Nobody)).await;
+    let e = connect(&server.config()).await.err().unwrap();
     assert_eq!(code(&e), "57P03");
     assert_eq!(e.as_db_error().unwrap().hint(), Some("parhelion status"));
 }

@@ -1,0 +1,741 @@
+//! The candidate: how a region comes to reign.
+//!
+//! Decides whether to ask for votes at all (a look around that changes nothing comes first), for which epoch, and whether what a
+//! majority answered allows it to take over (protocol.md rules 8 to 12). Backs off with jitter, so that two candidates do not chase each
+//! other through the epochs (L5).
+
+use super::api::{Output, Promotion};
+use super::chain::{EpochEntry, ReignKind};
+use super::elect::{Evidence, Heard, NoOutcome, Outcome, covered_by, covered_by_rule, describe};
+use super::machine::Control;
+use super::message::{ControlMessage, Handover, Round, Stands, Vote, Voted};
+use super::types::{AutoFailover, Consent, FailoverRecord, OpId, Phase};
+use crate::base::{Epoch, Instant, LogEnd, RegionName};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+/// All that answer a question are waited for so long when a majority has.
+const GRACE: Duration = Duration::from_millis(300);
+/// A region that has more is fetched from for so long.
+const CATCH_UP_PATIENCE: Duration = Duration::from_secs(10);
+/// The region that is better placed is given so long to begin.
+const DEFER: Duration = Duration::from_millis(700);
+
+#[derive(Clone, Debug)]
+pub(super) enum Why {
+    /// An operator's order. `forced`: by the operator's word, without the only voter.
+    Failover { op: OpId, consent: Consent, actor: String, forced: bool },
+    /// The primary handed over.
+    Handover(Box<Handover>),
+    /// It was the last primary and has everything.
+    Regain,
+    /// The cluster does it by itself.
+    Auto { op: OpId },
+}
+
+#[derive(Debug)]
+pub(super) struct Campaign {
+    pub why: Why,
+    stage: Stage,
+    round: Round,
+    asked: Instant,
+    stands: BTreeMap<RegionName, Stands>,
+    votes: BTreeMap<RegionName, Heard>,
+    refused: BTreeSet<RegionName>,
+    epoch: Epoch,
+    next: Instant,
+    /// Until the point of no return.
+    deadline: Option<Instant>,
+    deferred: bool,
+    /// Regions that were fetched from, whatever it brought.
+    fetched: BTreeSet<RegionName>,
+    fetching: Option<(RegionName, Instant)>,
+}
+
+#[derive(Debug)]
+enum Stage {
+    Rests,
+    /// Looks around.
+    Asking,
+    /// Until the voters' grants are over.
+    Waiting,
+    Voting {
+        since: Instant,
+    },
+    Taking {
+        entry: Box<EpochEntry>,
+    },
+}
+
+impl Control {
+    // ---- beginning ------------------------------------------------------------------------------------------------------
+
+    pub(super) fn campaign_for(&mut self, why: Why, deadline: Option<Instant>, at: Instant) {
+        self.campaign = Some(Campaign {
+            why,
+            stage: Stage::Rests,
+            round: Round::default(),
+            asked: self.now,
+            stands: BTreeMap::new(),
+            votes: BTreeMap::new(),
+            refused: BTreeSet::new(),
+            epoch: Epoch(0),
+            next: at,
+            deadline,
+            deferred: false,
+            fetched: BTreeSet::new(),
+            fetching: None,
+        });
+    }
+
+    /// The last primary asks for an epoch of its own: it has everything, so nobody's consent is needed.
+    pub(super) fn regain_wanted(&mut self) {
+        if self.campaign.is_none() && self.log_told && !self.is_handing_alone() {
+            let at = self.back_off();
+            self.campaign_for(Why::Regain, None, at);
+        }
+    }
+
+    /// What a member begins by itself, when nobody reigns.
+    pub(super) fn consider(&mut self) {
+        let Some(at) = self.consider_at() else { return };
+        if self.now < at {
+            return;
+        }
+        if self.was_last_primary() {
+            self.regain_wanted();
+        } else {
+            let op = OpId((u128::from(self.prng.next_u64()) << 64) | u128::from(self.prng.next_u64()));
+            let at = self.now + self.jitter(self.who.settings.backoff_min);
+            self.campaign_for(Why::Auto { op }, None, at);
+        }
+    }
+
+    pub(super) fn consider_timeout(&self) -> Option<Instant> {
+        self.consider_at()
+    }
+
+    fn was_last_primary(&self) -> bool {
+        let top = self.state.as_ref().and_then(|s| s.chain.top());
+        top.is_some_and(|top| top.region == self.who.name && self.reign.as_ref().is_none_or(|(e, _)| *e <= top.epoch))
+    }
+
+    fn consider_at(&self) -> Option<Instant> {
+        let busy = self.holder.is_some() || self.campaign.is_some() || self.is_handing();
+        if busy || !self.log_told || !self.who.has_data() || self.conflict.is_some() || self.amnesiac {
+            return None;
+        }
+        self.state.as_ref()?.chain.top()?;
+        if self.was_last_primary() {
+            return Some(self.not_before);
+        }
+        if self.who.settings.auto_failover == AutoFailover::Off || self.is_unproven() {
+            return None;
+        }
+        // Looked around for before the voters' grants end, so that no time is lost when they do.
+        Some(self.not_before.max(self.seen.at + self.who.settings.lease * 2 / 3))
+    }
+
+    // ---- looking around -------------------------------------------------------------------------------------------------
+
+    fn look(&mut self) {
+        let round = self.next_round();
+        let (now, every) = (self.now, self.who.settings.probe_every);
+        let Some(campaign) = &mut self.campaign else { return };
+        (campaign.round, campaign.asked, campaign.next, campaign.stage) = (round, now, now + every, Stage::Asking);
+        campaign.stands.clear();
+        self.send_others(&ControlMessage::Probe { round });
+        self.judge_look();
+    }
+
+    pub(super) fn campaign_stands(&mut self, from: &RegionName, stands: Stands) {
+        let Some(state) = &self.state else { return };
+        if stands.lineage != state.lineage {
+            if stands.lineage.0 != 0 {
+                self.two_writers(format!(
+                    "{from} is of lineage {}, this is {}: two histories are never merged",
+                    stands.lineage,
+                    self.st().lineage
+                ));
+            }
+            return;
+        }
+        if let Some((epoch, region)) = &stands.reign
+            && stands.round.incarnation == self.incarnation
+        {
+            self.learn_reign(*epoch, region);
+        }
+        let Some(campaign) = &mut self.campaign else { return };
+        if campaign.round == stands.round && matches!(campaign.stage, Stage::Asking) {
+            campaign.stands.insert(from.clone(), stands);
+            self.judge_look();
+        }
+    }
+
+    fn judge_look(&mut self) {
+        let own = self.stands(Round::default());
+        let Some(campaign) = &self.campaign else { return };
+        let others = self.who.others().count();
+        let all = campaign.stands.len() >= others;
+        let mut stands = campaign.stands.clone();
+        stands.insert(self.who.name.clone(), own);
+        let forced = matches!(campaign.why, Why::Failover { forced: true, .. });
+        let waited = self.now >= campaign.asked + GRACE;
+        if !(all || waited) || !(forced || self.is_majority(|v| stands.contains_key(v))) {
+            return;
+        }
+        let leader = stands.iter().find(|(r, s)| s.leads && **r != self.who.name).map(|(r, _)| r.clone());
+        if let Some(leader) = leader {
+            return self.leader_alive(&leader);
+        }
+        if forced && campaign.stands.keys().any(|r| self.st().voters.contains(r)) {
+            let alive = campaign.stands.keys().find(|r| self.st().voters.contains(r)).expect("BUG: just seen").clone();
+            let reason = format!("{alive} answers: it is not down. Use: parhelion switchover --to {}", self.who.name);
+            return self.campaign_refused(reason);
+        }
+        if self.st().voters.version < stands.values().map(|s| s.voters.version).max().unwrap_or(0) {
+            return self.rest("another member knows newer voters; waiting to hear of them from the primary");
+        }
+        // How long until a majority may vote.
+        let free_in = |name: &RegionName, s: &Stands| {
+            let granted = if s.grant_to.as_ref() == Some(&self.who.name) || s.grant_to.is_none() { 0 } else { s.grant_left_ms };
+            let _ = name;
+            let restarted = if self.was_last_primary() { 0 } else { s.restart_left_ms };
+            granted.max(restarted)
+        };
+        let waits: BTreeMap<&RegionName, u64> = stands.iter().map(|(r, s)| (r, free_in(r, s))).collect();
+        let mut steps: Vec<u64> = waits.values().copied().collect();
+        steps.sort_unstable();
+        let wait = steps.into_iter().find(|w| self.is_majority(|v| waits.get(v).is_some_and(|x| x <= w)));
+        let wait = Duration::from_millis(if forced { 0 } else { wait.unwrap_or(0) });
+        let heard: BTreeMap<RegionName, Heard> = stands.iter().map(|(r, s)| (r.clone(), Heard::from(s))).collect();
+        let highest = stands.values().flat_map(|s| [Some(s.promised), s.chain.top().map(|e| e.epoch)]).flatten().max();
+        let outcome = self.weigh(&heard);
+        self.look_done(wait, outcome, highest.unwrap_or(Epoch(0)));
+    }
+
+    fn look_done(&mut self, wait: Duration, outcome: Result<Outcome, NoOutcome>, highest: Epoch) {
+        let outcome = match outcome {
+            Ok(outcome) => outcome,
+            Err(NoOutcome::TwoReigns(two)) => {
+                self.two_writers(two.to_string());
+                return self.campaign_refused(two.to_string());
+            }
+            Err(why) => return self.campaign_refused(why.to_string()),
+        };
+        let campaign = self.campaign.as_ref().expect("BUG: looked around for nothing");
+        match campaign.why.clone() {
+            Why::Regain if outcome.kind != ReignKind::Regained => {
+                let what = format!("{} may have reigned in epoch {}, which this region does not have whole", outcome.from, outcome.prev);
+                return self.rest(&what);
+            }
+            Why::Auto { .. } => {
+                if !self.auto_may(&outcome) {
+                    return self.rest(&format!("no failover by itself: {}", describe(&outcome.loss)));
+                }
+                let better = outcome.more.is_some() || self.is_behind_equals(&outcome);
+                if better && !campaign.deferred {
+                    let next = self.now + wait + DEFER;
+                    let campaign = self.campaign.as_mut().expect("BUG: just seen");
+                    (campaign.deferred, campaign.stage, campaign.next) = (true, Stage::Waiting, next);
+                    return;
+                }
+            }
+            Why::Failover { op, consent, forced, .. } => {
+                let view_done = self.op_looked(op, &outcome, wait);
+                if view_done {
+                    self.campaign = None;
+                    return;
+                }
+                if forced && !consent.allow_data_loss {
+                    let reason = "without a third voter it cannot be proven that the old primary is down and what it acknowledged; to go on, add --allow-data-loss";
+                    return self.campaign_refused(reason.into());
+                }
+                // What another region has more will be fetched before anything is decided.
+                if outcome.more.is_none()
+                    && let Err(reason) = covered_by(&consent, &outcome.loss)
+                {
+                    return self.campaign_refused(reason);
+                }
+            }
+            Why::Regain | Why::Handover(_) => {}
+        }
+        if wait > Duration::ZERO {
+            self.op_phase(Phase::Wait);
+            let next = self.now + wait + Duration::from_millis(5);
+            let campaign = self.campaign.as_mut().expect("BUG: just seen");
+            (campaign.stage, campaign.next) = (Stage::Waiting, next);
+            return;
+        }
+        self.vote_for_own(highest.next());
+    }
+
+    /// Of several regions with the same log one goes first.
+    fn is_behind_equals(&self, outcome: &Outcome) -> bool {
+        let campaign = self.campaign.as_ref().expect("BUG: asked without a campaign");
+        campaign.stands.iter().any(|(region, s)| {
+            *region < self.who.name && *region != outcome.from && s.log.as_ref().is_some_and(|l| l.end.seq >= self.log.end.seq)
+        })
+    }
+
+    fn auto_may(&self, outcome: &Outcome) -> bool {
+        // What is missing here and lies elsewhere is fetched first; then it is judged again.
+        outcome.more.is_some() || covered_by_rule(self.who.settings.auto_failover, &outcome.loss)
+    }
+
+    fn leader_alive(&mut self, leader: &RegionName) {
+        let campaign = self.campaign.as_ref().expect("BUG: asked without a campaign");
+        match &campaign.why {
+            Why::Failover { .. } => {
+                let reason = format!(
+                    "{leader} is the primary and holds its lease; nothing is lost by a planned change. Use: parhelion switchover --to {}",
+                    self.who.name
+                );
+                self.campaign_refused(reason);
+            }
+            _ => {
+                self.not_before = self.now + self.who.settings.lease / 2;
+                self.campaign = None;
+            }
+        }
+    }
+
+    // ---- votes ----------------------------------------------------------------------------------------------------------
+
+    fn vote_for_own(&mut self, epoch: Epoch) {
+        let (now, retry) = (self.now, self.who.settings.retry_every);
+        let round = self.next_round();
+        self.op_phase(Phase::Vote);
+        let campaign = self.campaign.as_mut().expect("BUG: votes for nobody");
+        if let Why::Failover { forced: true, .. } = campaign.why {
+            // The operator's word stands for the majority: this region is the only voter from here on.
+            let name = self.who.name.clone();
+            let state = self.state.as_mut().expect("BUG: votes without a state");
+            if !state.voters.contains(&name) {
+                state.voters.version += 1;
+                state.voters.voters = vec![name.clone()];
+                state.voters.heard = vec![name];
+                self.keep();
+            }
+        }
+        let campaign = self.campaign.as_mut().expect("BUG: votes for nobody");
+        campaign.epoch = epoch;
+        campaign.round = round;
+        campaign.stage = Stage::Voting { since: now };
+        campaign.next = now + retry;
+        campaign.votes.clear();
+        campaign.refused.clear();
+        campaign.fetched.clear();
+        campaign.fetching = None;
+        if let Why::Handover(handover) = &campaign.why {
+            // The primary's own vote came with its handover.
+            let from = handover.op.from.clone();
+            let vote = Heard::from(&handover.vote);
+            if let Some(from) = from {
+                campaign.votes.insert(from, vote);
+            }
+        }
+        self.ask_votes();
+    }
+
+    fn ask_votes(&mut self) {
+        let state = self.st();
+        let campaign = self.campaign.as_ref().expect("BUG: votes for nobody");
+        let (released, op) = match &campaign.why {
+            Why::Handover(h) => (Some(h.epoch), Some(h.op.order.id)),
+            Why::Failover { op, .. } | Why::Auto { op } => (None, Some(*op)),
+            Why::Regain => (None, None),
+        };
+        let vote = Vote {
+            lineage: state.lineage,
+            voters_version: state.voters.version,
+            epoch: campaign.epoch,
+            round: campaign.round,
+            released,
+            op,
+        };
+        let missing: Vec<RegionName> =
+            self.who.others().chain([&self.who.name]).filter(|m| !campaign.votes.contains_key(*m)).cloned().collect();
+        for to in missing {
+            self.send(to, ControlMessage::Vote(vote.clone()));
+        }
+    }
+
+    pub(super) fn on_voted(&mut self, from: RegionName, voted: Voted) {
+        let Some(campaign) = &mut self.campaign else { return };
+        let counts = campaign.round == voted.round && campaign.epoch == voted.epoch && matches!(campaign.stage, Stage::Voting { .. });
+        if !counts {
+            return;
+        }
+        campaign.votes.insert(from, Heard::from(&voted));
+        let state = self.state.as_mut().expect("BUG: a campaign without a state");
+        if voted.voters_next.is_some() && state.voters_next.is_none() && voted.voters.version == state.voters.version {
+            // A change of voters is under way: both majorities must agree from here on.
+            state.voters_next = voted.voters_next;
+            self.keep();
+        }
+        self.judge_votes();
+    }
+
+    pub(super) fn on_not_voted(&mut self, from: RegionName, epoch: Epoch, round: Round, promised: Epoch, wait_ms: u64, reason: String) {
+        let Some(campaign) = &mut self.campaign else { return };
+        if campaign.round != round || campaign.epoch != epoch || !matches!(campaign.stage, Stage::Voting { .. }) {
+            return;
+        }
+        if wait_ms == 0 || promised >= epoch {
+            campaign.refused.insert(from.clone());
+        }
+        let refused = campaign.refused.clone();
+        if !self.is_majority(|v| !refused.contains(v)) {
+            self.rest(&format!("{from} does not vote for epoch {epoch}: {reason}"));
+        }
+    }
+
+    fn judge_votes(&mut self) {
+        let Some(campaign) = &self.campaign else { return };
+        let Stage::Voting { since } = campaign.stage else { return };
+        // Its own vote is always among them: it stands for what is kept here.
+        if !campaign.votes.contains_key(&self.who.name) || !self.is_majority(|v| campaign.votes.contains_key(v)) {
+            return;
+        }
+        let outcome = match self.weigh(&campaign.votes) {
+            Ok(outcome) => outcome,
+            Err(NoOutcome::TwoReigns(two)) => {
+                self.two_writers(two.to_string());
+                return self.campaign_refused(two.to_string());
+            }
+            Err(why) => return self.campaign_refused(why.to_string()),
+        };
+        let campaign = self.campaign.as_ref().expect("BUG: just seen");
+        if campaign.fetching.is_some() {
+            return;
+        }
+        if let Some((from, up_to)) = outcome.more.clone()
+            && !campaign.fetched.contains(&from)
+        {
+            return self.fetch(from, up_to);
+        }
+        let waits_for_more = self.now < since + self.who.settings.vote_patience && campaign.votes.len() < self.who.others().count() + 1;
+        let verdict = match &campaign.why {
+            // The handover frame is on its way.
+            Why::Handover(h) if outcome.kind != ReignKind::Planned => {
+                if outcome.prev == h.epoch && self.log.end.seq < h.at.seq {
+                    return;
+                }
+                Err(format!("the log does not end with the handover frame at {}", h.at))
+            }
+            Why::Handover(_) => Ok(Consent::default()),
+            Why::Regain if outcome.kind == ReignKind::Regained => Ok(Consent::default()),
+            Why::Regain => Err(format!("{} reigned in epoch {}", outcome.from, outcome.prev)),
+            Why::Failover { consent, .. } => covered_by(consent, &outcome.loss).map(|()| *consent),
+            Why::Auto { .. } if covered_by_rule(self.who.settings.auto_failover, &outcome.loss) => Ok(self.rules_consent()),
+            Why::Auto { .. } => Err(describe(&outcome.loss)),
+        };
+        match verdict {
+            Ok(consent) => self.take_over(outcome, consent),
+            // More answers may prove that nothing is lost.
+            Err(_) if waits_for_more => {}
+            Err(reason) => self.campaign_refused(reason),
+        }
+    }
+
+    fn rules_consent(&self) -> Consent {
+        let ms = match self.who.settings.auto_failover {
+            AutoFailover::MaxLoss(max) => Some(super::machine::millis(max)),
+            AutoFailover::Off | AutoFailover::Lossless => None,
+        };
+        Consent { allow_data_loss: ms.is_some(), max_loss_ms: ms, max_loss_bytes: None }
+    }
+
+    fn fetch(&mut self, from: RegionName, up_to: LogEnd) {
+        self.op_phase(Phase::CatchUp);
+        self.note("catch_up", format!("{from} has more of the log, up to {up_to}: fetching it before taking over"));
+        let until = self.now + CATCH_UP_PATIENCE;
+        let campaign = self.campaign.as_mut().expect("BUG: fetched for nobody");
+        campaign.fetching = Some((from.clone(), until));
+        campaign.next = until;
+        self.outputs.push_back(Output::CatchUp { from, up_to });
+    }
+
+    pub(super) fn caught_up(&mut self, from: &RegionName) {
+        let (now, retry) = (self.now, self.who.settings.retry_every);
+        let Some(campaign) = &mut self.campaign else { return };
+        if campaign.fetching.as_ref().is_some_and(|(r, _)| r == from) {
+            campaign.fetching = None;
+            campaign.fetched.insert(from.clone());
+            campaign.next = now + retry;
+            if matches!(campaign.stage, Stage::Voting { .. }) {
+                campaign.stage = Stage::Voting { since: now };
+            }
+            self.judge_votes();
+        }
+    }
+
+    pub(super) fn campaign_log_moved(&mut self) {
+        let standing = self.log.standing();
+        let Some(campaign) = &mut self.campaign else { return };
+        // Its own vote says where its log is now: what it fetched counts.
+        if let Some(own) = campaign.votes.get_mut(&self.who.name) {
+            own.log = Some(standing);
+        }
+        self.follow();
+        self.judge_votes();
+    }
+
+    // ---- taking over ----------------------------------------------------------------------------------------------------
+
+    fn take_over(&mut self, outcome: Outcome, consent: Consent) {
+        let campaign = self.campaign.as_ref().expect("BUG: takes over for nobody");
+        let (op, actor, forced) = match &campaign.why {
+            Why::Handover(h) => (Some(h.op.order.id), h.op.order.actor.clone(), false),
+            Why::Failover { op, actor, forced, .. } => (Some(*op), actor.clone(), *forced),
+            Why::Auto { op } => (Some(*op), "auto_failover".to_owned(), false),
+            Why::Regain => (None, String::new(), false),
+        };
+        let auto = matches!(campaign.why, Why::Auto { .. });
+        let kind = if forced { ReignKind::Unproven } else { outcome.kind };
+        let epoch = campaign.epoch;
+        let entry = EpochEntry {
+            epoch,
+            region: self.who.name.clone(),
+            prev: outcome.prev,
+            base: outcome.base,
+            kind,
+            op,
+            voters_version: self.st().voters.version,
+            began_at: self.wall,
+        };
+        let record = op.filter(|_| matches!(kind, ReignKind::Unplanned | ReignKind::Unproven)).map(|op| FailoverRecord {
+            op,
+            from: outcome.from.clone(),
+            to: self.who.name.clone(),
+            old_epoch: outcome.prev,
+            new_epoch: epoch,
+            began_at: self.wall,
+            actor,
+            consent,
+            unproven: forced,
+            complete: outcome.loss.is_none_for_sure(),
+            loss: outcome.loss.clone(),
+            tail: None,
+        });
+        self.st_mut().pending = record;
+        self.keep();
+        if auto {
+            self.op_began_by_itself(op.expect("BUG: it has an id"), &outcome);
+        }
+        self.op_taking(&entry, &outcome);
+        self.note("elected", format!("{} takes epoch {epoch} behind {} ({})", self.who.name, entry.base, describe(&outcome.loss)));
+        let campaign = self.campaign.as_mut().expect("BUG: just seen");
+        campaign.stage = Stage::Taking { entry: Box::new(entry.clone()) };
+        self.output_when_kept(Output::Promote { epoch, how: Promotion::Begin { entry } });
+    }
+
+    pub(super) fn promoted(&mut self, epoch: Epoch) {
+        if self.resumed(epoch) {
+            return;
+        }
+        let taking = self.campaign.as_ref().is_some_and(|c| c.epoch == epoch && matches!(c.stage, Stage::Taking { .. }));
+        if !taking {
+            return;
+        }
+        let Some(Campaign { stage: Stage::Taking { entry }, .. }) = self.campaign.take() else { unreachable!("BUG: just seen") };
+        self.op_phase_of(entry.op, Phase::Activate);
+        self.activate(*entry);
+    }
+
+    pub(super) fn promotion_failed(&mut self, epoch: Epoch, reason: &str) {
+        if self.not_resumed(epoch) {
+            self.reason = Some(format!("the volume could not be taken: {reason}"));
+            return;
+        }
+        if self.campaign.as_ref().is_some_and(|c| c.epoch == epoch && matches!(c.stage, Stage::Taking { .. })) {
+            self.campaign_failed(format!("the volume could not be taken: {reason}"));
+        }
+    }
+
+    fn weigh(&self, heard: &BTreeMap<RegionName, Heard>) -> Result<Outcome, NoOutcome> {
+        let handed = self.campaign.as_ref().and_then(|c| match &c.why {
+            Why::Handover(h) => Some((h.epoch, h.at)),
+            _ => None,
+        });
+        let (own, regions, voters, log) = (&self.who.name, &self.who.regions, &self.st().voters, &self.log);
+        Evidence { own, regions, voters, log, heard, handed }.weigh()
+    }
+
+    // ---- ending ---------------------------------------------------------------------------------------------------------
+
+    /// Not now: again after a while, as long as there is time.
+    fn rest(&mut self, why: &str) {
+        self.reason = Some(why.to_owned());
+        let next = self.back_off();
+        let Some(campaign) = &mut self.campaign else { return };
+        match campaign.why {
+            Why::Handover(_) => self.campaign_failed(why.to_owned()),
+            Why::Auto { .. } => {
+                self.campaign = None;
+                self.not_before = next;
+            }
+            _ => (campaign.stage, campaign.next) = (Stage::Rests, next),
+        }
+    }
+
+    /// Nothing was changed, and nothing will be.
+    fn campaign_refused(&mut self, reason: String) {
+        let Some(campaign) = self.campaign.take() else { return };
+        self.reason = Some(reason.clone());
+        self.not_before = self.back_off();
+        match campaign.why {
+            Why::Failover { op, .. } => self.op_refused(op, reason),
+            Why::Handover(h) => self.op_failed(h.op.order.id, reason),
+            Why::Regain | Why::Auto { .. } => {}
+        }
+    }
+
+    fn campaign_failed(&mut self, reason: String) {
+        let Some(campaign) = self.campaign.take() else { return };
+        self.not_before = self.back_off();
+        match campaign.why {
+            Why::Failover { op, .. } | Why::Auto { op } => self.op_failed(op, reason),
+            Why::Handover(h) => self.op_failed(h.op.order.id, reason),
+            Why::Regain => {}
+        }
+    }
+
+    /// Another region reigns by now.
+    pub(super) fn campaign_superseded(&mut self, epoch: Epoch, region: &RegionName) {
+        let Some(campaign) = self.campaign.take() else { return };
+        match campaign.why {
+            Why::Failover { op, .. } | Why::Auto { op } => self.op_superseded(op, epoch, region),
+            Why::Handover(h) => self.op_superseded(h.op.order.id, epoch, region),
+            Why::Regain => {}
+        }
+    }
+
+    /// It promised another candidate more than it asks for itself.
+    pub(super) fn campaign_overtaken(&mut self, epoch: Epoch, by: &RegionName) {
+        let overtaken =
+            self.campaign.as_ref().is_some_and(|c| c.epoch < epoch && matches!(c.stage, Stage::Voting { .. } | Stage::Taking { .. }));
+        if !overtaken {
+            return;
+        }
+        let taking = self.campaign.as_ref().is_some_and(|c| matches!(c.stage, Stage::Taking { .. }));
+        let what = format!("{by} was promised epoch {epoch} in between");
+        if taking { self.campaign_failed(what) } else { self.rest(&what) }
+    }
+
+    pub(super) fn campaign_timeout(&self) -> Option<Instant> {
+        let campaign = self.campaign.as_ref()?;
+        let grace = campaign.asked + GRACE;
+        match campaign.stage {
+            Stage::Asking if self.now < grace => Some(campaign.next.min(grace)),
+            Stage::Taking { .. } => None,
+            _ => Some(campaign.next),
+        }
+    }
+
+    pub(super) fn campaign_timers(&mut self) {
+        let now = self.now;
+        let Some(campaign) = &self.campaign else { return };
+        let returns = !matches!(campaign.stage, Stage::Taking { .. }) && campaign.fetching.is_none();
+        if returns && campaign.deadline.is_some_and(|d| now >= d) {
+            let why = self.reason.clone().unwrap_or_else(|| "a majority of the voters did not answer".into());
+            return self.campaign_refused(format!("its time is up: {why}"));
+        }
+        match campaign.stage {
+            Stage::Rests | Stage::Waiting if now >= campaign.next => self.look(),
+            Stage::Asking => {
+                if now >= campaign.next {
+                    if matches!(campaign.why, Why::Auto { .. }) {
+                        return self.rest("a majority of the voters does not answer");
+                    }
+                    self.op_unanswered();
+                    self.look();
+                } else if now >= campaign.asked + GRACE {
+                    self.judge_look();
+                }
+            }
+            Stage::Voting { since } if now >= campaign.next => {
+                if let Some((from, _)) = campaign.fetching.clone() {
+                    return self.caught_up(&from);
+                }
+                if now >= since + self.vote_patience() {
+                    let missing = "a majority did not vote for it in time";
+                    return self.rest(missing);
+                }
+                let retry = self.who.settings.retry_every;
+                self.campaign.as_mut().expect("BUG: just seen").next = now + retry;
+                self.ask_votes();
+                self.judge_votes();
+            }
+            _ => {}
+        }
+    }
+
+    fn vote_patience(&self) -> Duration {
+        // A target waits for the handover frame as long as its primary waits for it.
+        let handed = self.campaign.as_ref().is_some_and(|c| matches!(c.why, Why::Handover(_)));
+        if handed { self.who.settings.handover_patience * 2 } else { self.who.settings.vote_patience }
+    }
+
+    /// The old primary handed over, and its last frame is not here yet.
+    pub(super) fn awaits_frame(&self) -> bool {
+        self.campaign.as_ref().is_some_and(|c| match (&c.why, &c.stage) {
+            (Why::Handover(h), Stage::Voting { .. }) => self.log.end.seq < h.at.seq,
+            _ => false,
+        })
+    }
+
+    /// The primary was heard: what was begun because it was not is over.
+    pub(super) fn campaign_needless(&mut self) {
+        let early = |c: &Campaign| matches!(c.why, Why::Auto { .. }) && matches!(c.stage, Stage::Rests | Stage::Asking | Stage::Waiting);
+        if self.campaign.as_ref().is_some_and(early) {
+            self.campaign = None;
+        }
+    }
+
+    /// The handover of its primary: its vote is in it, and its epoch is over.
+    pub(super) fn on_handover(&mut self, from: RegionName, handover: Handover) {
+        let Some(state) = &self.state else { return };
+        let id = handover.op.order.id;
+        let next = handover.epoch.next();
+        let wrong = handover.lineage != state.lineage || handover.op.order.kind.to() != Some(&self.who.name);
+        let known = self.campaign.as_ref().is_some_and(|c| matches!(&c.why, Why::Handover(h) if h.op.order.id == id));
+        let over = self.reign.as_ref().is_some_and(|(e, _)| *e >= next) || state.chain.get(next).is_some();
+        if wrong || known || over {
+            return;
+        }
+        if !self.log_told || state.promised > next || (state.promised == next && state.voted_for.as_ref() != Some(&self.who.name)) {
+            self.send(from, ControlMessage::Op(Box::new(self.cannot_take(handover.op, state.promised))));
+            return;
+        }
+        if handover.voters.version > state.voters.version {
+            self.st_mut().voters = handover.voters.clone();
+            self.keep();
+        }
+        self.st_mut().ledger.merge(&handover.ledger);
+        if self.holder.is_some() {
+            return;
+        }
+        if let Some(campaign) = self.campaign.take()
+            && let Why::Failover { op, .. } = campaign.why
+        {
+            self.op_refused(op, format!("{from} is handing over to this region"));
+        }
+        self.op_handed(&from, handover.op.clone());
+        self.campaign_for(Why::Handover(Box::new(handover)), None, self.now);
+        self.vote_for_own(next);
+    }
+}
+
+impl From<&Stands> for Heard {
+    fn from(s: &Stands) -> Heard {
+        Heard { chain: s.chain.clone(), log: s.log.clone(), seen: s.seen, sync: s.sync }
+    }
+}
+
+impl From<&Voted> for Heard {
+    fn from(v: &Voted) -> Heard {
+        Heard { chain: v.chain.clone(), log: v.log.clone(), seen: v.seen, sync: v.sync }
+    }
+}

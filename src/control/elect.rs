@@ -1,0 +1,164 @@
+//! What a promotion takes over and what it loses: rule 11 of protocol.md, over the answers of a majority.
+//!
+//! Decides, as a pure function of what was answered: the last epoch that may have been active, the base in the candidate's own log, the
+//! loss and how sure it is, and who has more. Never decides whether that is acceptable.
+
+use super::chain::{Chain, ReignKind, TwoReigns, last_active};
+use super::message::Seen;
+use super::types::{Consent, Loss, Standing, Sureness, SyncRule, VoterSet};
+use super::{AutoFailover, LogPosition};
+use crate::base::{Epoch, LogEnd, RegionName, UnixMicros};
+use std::collections::BTreeMap;
+
+/// One member's answer: with its vote it is a promise, with a question it is a hint.
+#[derive(Clone, Debug)]
+pub(super) struct Heard {
+    pub chain: Chain,
+    pub log: Option<Standing>,
+    pub seen: Seen,
+    pub sync: SyncRule,
+}
+
+/// Everything that the decision is made of.
+pub(super) struct Evidence<'a> {
+    pub own: &'a RegionName,
+    pub regions: &'a [RegionName],
+    pub voters: &'a VoterSet,
+    pub log: &'a LogPosition,
+    /// The candidate itself is among them.
+    pub heard: &'a BTreeMap<RegionName, Heard>,
+    /// (epoch, where its handover frame ends): it was sealed, and that is its last word.
+    pub handed: Option<(Epoch, LogEnd)>,
+}
+
+/// What a promotion by this evidence would be.
+#[derive(Clone, Debug)]
+pub(super) struct Outcome {
+    /// The last epoch that may have been active, and its primary.
+    pub prev: Epoch,
+    pub from: RegionName,
+    pub base: LogEnd,
+    pub kind: ReignKind,
+    pub loss: Loss,
+    /// A region that was heard has more of the path than this one: who, and up to where.
+    pub more: Option<(RegionName, LogEnd)>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum NoOutcome {
+    #[error("{0}")]
+    TwoReigns(#[from] TwoReigns),
+    #[error("no reign is known to anybody; found the global cluster first")]
+    NoReign,
+    #[error("this region's log is too old to be compared with the epochs that are still known; it must be seeded")]
+    TooOld,
+}
+
+impl Evidence<'_> {
+    pub fn weigh(&self) -> Result<Outcome, NoOutcome> {
+        let mut union = Chain::default();
+        for heard in self.heard.values() {
+            union.merge(&heard.chain)?;
+        }
+        let voting: Vec<&Chain> = self.heard.iter().filter(|(r, _)| self.voters.contains(r)).map(|(_, h)| &h.chain).collect();
+        let prev = last_active(&voting, self.voters.voters.len()).ok_or(NoOutcome::NoReign)?;
+        let last = union.get(prev).expect("BUG: the last epoch comes from these chains").clone();
+        let own = union.prefix(prev, self.log.history.terms(), &self.log.end);
+        if !own.judged {
+            return Err(NoOutcome::TooOld);
+        }
+        let base = own.end;
+        // Others' logs as far as they are history.
+        let on_path = |log: &Standing| Some(union.prefix(prev, &log.terms, &log.end)).filter(|p| p.judged).map(|p| p.end);
+        let others: Vec<(&RegionName, LogEnd)> = (self.heard.iter())
+            .filter(|(region, _)| *region != self.own)
+            .filter_map(|(region, heard)| Some((region, on_path(heard.log.as_ref()?)?)))
+            .collect();
+        let more = others.iter().filter(|(_, end)| end.seq > base.seq).max_by_key(|(_, end)| end.seq).map(|(r, e)| ((*r).clone(), *e));
+        let kind = match self.handed {
+            Some((epoch, at)) if epoch == prev && base == at => ReignKind::Planned,
+            _ if last.region == *self.own && base.epoch == prev => ReignKind::Regained,
+            _ => ReignKind::Unplanned,
+        };
+        let proven = match kind {
+            ReignKind::Unplanned => more.is_none() && base.epoch == prev && self.sync_proves(prev, &last.region),
+            _ => true,
+        };
+        let whole = !own.cut;
+        let loss = self.loss(&union, prev, base, whole, &others, proven);
+        Ok(Outcome { prev, from: last.region, base, kind, loss, more })
+    }
+
+    /// Every commit acknowledged in `epoch` is in k secondaries; among those heard there is one of any k when only k - 1 are missing.
+    fn sync_proves(&self, epoch: Epoch, primary: &RegionName) -> bool {
+        let secondaries = || self.regions.iter().filter(|r| *r != primary);
+        let voted = self.heard.iter().filter(|(r, _)| self.voters.contains(r));
+        let k = voted.map(|(_, h)| if h.sync.epoch == epoch { usize::from(h.sync.secondaries) } else { 0 }).min().unwrap_or(0);
+        let heard = secondaries().filter(|r| self.heard.get(*r).is_some_and(|h| h.log.is_some())).count();
+        k > 0 && heard + k > secondaries().count()
+    }
+
+    fn loss(&self, union: &Chain, prev: Epoch, base: LogEnd, whole: bool, others: &[(&RegionName, LogEnd)], proven: bool) -> Loss {
+        if proven {
+            return Loss { base, known_end: base, bytes: 0, commits_at_most: 0, ms: Some(0), sure: Sureness::Proven };
+        }
+        let path = union.path(prev);
+        let said = self.heard.values().map(|h| h.seen.durable).filter(|d| path.iter().any(|e| e.epoch == d.epoch));
+        let known_end = said.chain(others.iter().map(|(_, end)| *end)).chain([base]).max_by_key(|e| e.seq).expect("BUG: the base is one");
+        let last_sign = self.heard.values().map(|h| h.seen.sent_at).max().filter(|t| *t > UnixMicros(0));
+        let covers = self.log.covers.filter(|_| whole);
+        let ms = last_sign.zip(covers).map(|(sign, covers)| u64::try_from(sign.micros_since(covers).max(0)).unwrap_or(0).div_ceil(1000));
+        Loss {
+            base,
+            known_end,
+            bytes: known_end.end_lsn.bytes_since(base.end_lsn),
+            commits_at_most: known_end.seq.0 - base.seq.0,
+            ms,
+            sure: Sureness::AtLeast { unheard_ms: self.heard.values().map(|h| h.seen.ago_ms).min().unwrap_or(0) },
+        }
+    }
+}
+
+/// Whether an operator's consent covers a loss. The sentence says what is missing.
+pub(super) fn covered_by(consent: &Consent, loss: &Loss) -> Result<(), String> {
+    if loss.is_none_for_sure() {
+        return Ok(());
+    }
+    let said = describe(loss);
+    if !consent.allow_data_loss {
+        return Err(format!("{said}. Nothing was changed; to accept it, add --allow-data-loss"));
+    }
+    match (consent.max_loss_ms, loss.ms) {
+        (Some(max), Some(ms)) if ms > max => return Err(format!("{said}; --max-loss allows {max} ms")),
+        (Some(_), None) => return Err(format!("{said}; --max-loss is given and how much time that is is not known")),
+        _ => {}
+    }
+    match consent.max_loss_bytes {
+        Some(max) if loss.bytes > max => Err(format!("{said}; at most {max} bytes are allowed")),
+        _ => Ok(()),
+    }
+}
+
+/// Whether the cluster may do it by itself.
+pub(super) fn covered_by_rule(rule: AutoFailover, loss: &Loss) -> bool {
+    loss.is_none_for_sure()
+        || match rule {
+            AutoFailover::Off | AutoFailover::Lossless => false,
+            AutoFailover::MaxLoss(max) => loss.ms.is_some_and(|ms| u128::from(ms) <= max.as_millis()),
+        }
+}
+
+pub(super) fn describe(loss: &Loss) -> String {
+    let time = loss.ms.map_or_else(|| "an unknown time".to_owned(), |ms| format!("{ms} ms"));
+    let known = format!(
+        "{} bytes in at most {} commits are known, {time} up to the last sign of the old primary",
+        loss.bytes, loss.commits_at_most
+    );
+    match loss.sure {
+        Sureness::Proven => "nothing is lost, and that is proven".to_owned(),
+        Sureness::AtLeast { unheard_ms } => {
+            format!("commits may be lost: {known}, which was {unheard_ms} ms ago; what it acknowledged after that is not known")
+        }
+        Sureness::Exact => format!("commits were lost: {known}"),
+    }
+}

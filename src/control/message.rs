@@ -1,0 +1,247 @@
+//! What the members' control cores say to one another, and its bytes.
+//!
+//! ```text
+//!  version u8 = 1 | bincode of ControlMessage          at most MESSAGE_BYTES_MAX
+//! ```
+//! Any of them may be lost, doubled, late or out of order; none is believed beyond what it says. The enums are append-only: a
+//! variant never changes its place.
+
+use super::chain::{Chain, EpochEntry};
+use super::state::Ledger;
+use super::types::{OpId, OpView, Order, Standing, SyncRule, VoterSet};
+use crate::base::{Epoch, LineageId, LogEnd, RegionName, UnixMicros};
+
+/// No encoded message is longer.
+pub const MESSAGE_BYTES_MAX: usize = 1 << 20;
+const MESSAGE_VERSION: u8 = 1;
+
+/// One round of one incarnation of a member: an answer to another one is an answer to nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, bincode::Encode, bincode::Decode)]
+pub struct Round {
+    pub incarnation: u64,
+    pub no: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+pub enum ControlMessage {
+    Renew(Renew),
+    Granted {
+        epoch: Epoch,
+        round: Round,
+        ledger_digest: u32,
+    },
+    Refused {
+        epoch: Epoch,
+        round: Round,
+        promised: Epoch,
+        reign: Option<(Epoch, RegionName)>,
+        reason: String,
+    },
+    /// How do you stand? Grants nothing, promises nothing.
+    Probe {
+        round: Round,
+    },
+    Stands(Box<Stands>),
+    Vote(Vote),
+    Voted(Box<Voted>),
+    NotVoted {
+        epoch: Epoch,
+        round: Round,
+        promised: Epoch,
+        wait_ms: u64,
+        reason: String,
+    },
+    Handover(Box<Handover>),
+    Order(Order),
+    /// How an operation stands: to whoever ordered it there, and to its target.
+    Op(Box<OpView>),
+    Ask {
+        id: OpId,
+    },
+    Ledger(Box<Ledger>),
+}
+
+/// The primary's renewal of its lease, and the first word of a new one.
+#[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+pub struct Renew {
+    pub lineage: LineageId,
+    pub voters: VoterSet,
+    pub voters_next: Option<VoterSet>,
+    pub round: Round,
+    pub lease_ms: u64,
+    pub entry: EpochEntry,
+    /// A majority has granted this reign before: it is to be followed.
+    pub active: bool,
+    pub durable: LogEnd,
+    /// The primary's clock.
+    pub sent_at: UnixMicros,
+    pub sync: SyncRule,
+    pub ledger_digest: u32,
+}
+
+/// How a member stands, without any promise.
+#[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+pub struct Stands {
+    pub round: Round,
+    pub lineage: LineageId,
+    pub voters: VoterSet,
+    pub promised: Epoch,
+    pub released: Epoch,
+    pub chain: Chain,
+    /// Who holds its grant, and for how long.
+    pub grant_to: Option<RegionName>,
+    pub grant_left_ms: u64,
+    /// After a restart nobody is voted for before.
+    pub restart_left_ms: u64,
+    /// The highest reign that it knows to be active.
+    pub reign: Option<(Epoch, RegionName)>,
+    /// This member is the primary of that reign and holds its lease.
+    pub leads: bool,
+    pub log: Option<Standing>,
+    pub seen: Seen,
+    pub sync: SyncRule,
+}
+
+/// The last that was heard of a primary.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+pub struct Seen {
+    pub durable: LogEnd,
+    /// On the primary's clock.
+    pub sent_at: UnixMicros,
+    pub ago_ms: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+pub struct Vote {
+    pub lineage: LineageId,
+    pub voters_version: u64,
+    pub epoch: Epoch,
+    pub round: Round,
+    /// The candidate holds the handover of this epoch's primary: it is sealed and released.
+    pub released: Option<Epoch>,
+    pub op: Option<OpId>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+pub struct Voted {
+    pub epoch: Epoch,
+    pub round: Round,
+    pub voters: VoterSet,
+    pub voters_next: Option<VoterSet>,
+    pub chain: Chain,
+    pub log: Option<Standing>,
+    pub seen: Seen,
+    pub sync: SyncRule,
+}
+
+/// The primary's last word in its epoch, to its successor: where it ended, and its own vote.
+#[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+pub struct Handover {
+    pub lineage: LineageId,
+    pub epoch: Epoch,
+    /// The handover frame's end in the log.
+    pub at: LogEnd,
+    pub op: OpView,
+    /// Its vote for `epoch + 1`. Where it was the only voter, `voters` makes the successor the only one.
+    pub vote: Voted,
+    pub voters: VoterSet,
+    pub ledger: Ledger,
+}
+
+/// Why bytes from a member are no message. The link that brought them is closed with this sentence.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MessageError {
+    #[error("the member speaks control version {0} and this parhelion speaks {MESSAGE_VERSION}; run the same release everywhere")]
+    Version(u8),
+    #[error("a control message of {bytes} bytes is beyond the limit of {MESSAGE_BYTES_MAX}")]
+    TooLong { bytes: usize },
+    #[error("a control message cannot be read: {0}")]
+    Malformed(String),
+}
+
+impl ControlMessage {
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = vec![MESSAGE_VERSION];
+        let body = bincode::encode_to_vec(self, bincode::config::standard()).expect("BUG: a message of names and numbers encodes");
+        bytes.extend_from_slice(&body);
+        bytes
+    }
+
+    /// # Errors
+    /// When the bytes are not exactly one message of this version.
+    pub fn decode(bytes: &[u8]) -> Result<ControlMessage, MessageError> {
+        if bytes.len() > MESSAGE_BYTES_MAX {
+            return Err(MessageError::TooLong { bytes: bytes.len() });
+        }
+        let (version, body) = bytes.split_first().ok_or_else(|| MessageError::Malformed("it is empty".into()))?;
+        if *version != MESSAGE_VERSION {
+            return Err(MessageError::Version(*version));
+        }
+        let config = bincode::config::standard().with_limit::<MESSAGE_BYTES_MAX>();
+        let (message, read) = bincode::decode_from_slice(body, config).map_err(|e| MessageError::Malformed(e.to_string()))?;
+        if read != body.len() {
+            return Err(MessageError::Malformed(format!("{} bytes are left over", body.len() - read)));
+        }
+        Ok(message)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::VoterState;
+    use proptest::prelude::*;
+
+    fn samples() -> Vec<ControlMessage> {
+        let east = RegionName::new("us-east").unwrap();
+        let voters = VoterSet::founding(&east, &[east.clone(), RegionName::new("eu-west").unwrap()], None);
+        let state = VoterState::founding(LineageId(7), &east, voters.clone(), UnixMicros(5));
+        let round = Round { incarnation: 8, no: 9 };
+        vec![
+            ControlMessage::Renew(Renew {
+                lineage: LineageId(7),
+                voters: voters.clone(),
+                voters_next: None,
+                round,
+                lease_ms: 6000,
+                entry: state.chain.entries()[0].clone(),
+                active: true,
+                durable: LogEnd::EMPTY,
+                sent_at: UnixMicros(4),
+                sync: crate::control::types::SyncRule::default(),
+                ledger_digest: 1,
+            }),
+            ControlMessage::Refused { epoch: Epoch(1), round, promised: Epoch(2), reign: Some((Epoch(2), east)), reason: "no".into() },
+            ControlMessage::Probe { round },
+            ControlMessage::Ask { id: OpId(4) },
+        ]
+    }
+
+    #[test]
+    fn messages_survive_the_round_trip_and_others_are_refused() {
+        for message in samples() {
+            let mut bytes = message.encode();
+            assert_eq!(ControlMessage::decode(&bytes), Ok(message));
+            bytes.push(0);
+            assert!(matches!(ControlMessage::decode(&bytes), Err(MessageError::Malformed(_))));
+            bytes[0] = 9;
+            assert_eq!(ControlMessage::decode(&bytes), Err(MessageError::Version(9)));
+        }
+        assert!(matches!(ControlMessage::decode(&vec![1; MESSAGE_BYTES_MAX + 1]), Err(MessageError::TooLong { .. })));
+        assert!(ControlMessage::decode(&[]).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn no_input_makes_the_decoder_panic(which in 0usize..4, cut in 0usize..80, flip in 0usize..80, garbage in proptest::collection::vec(any::<u8>(), 0..64)) {
+            let _ = ControlMessage::decode(&garbage);
+            let _ = VoterState::decode(&garbage);
+            let mut bytes = samples()[which].encode();
+            let at = 1 + flip % (bytes.len() - 1);
+            bytes[at] ^= 0x55;
+            bytes.truncate(bytes.len().saturating_sub(cut));
+            let _ = ControlMessage::decode(&bytes);
+        }
+    }
+}

@@ -1,0 +1,815 @@
+//! Operations: orders of people and of rules, carried through and told of.
+//!
+//! Decides which order is carried out, refused or too late, and keeps each one's phases; an order that comes again is told how it stands
+//! (S16, O1 to O3). Carries out the primary's half of a switchover: checks, drain, seal, handover (protocol.md rules 15 to 20). One
+//! operation at a time in a member; that of another one is not touched.
+
+use super::api::Output;
+use super::campaign::Why;
+use super::chain::EpochEntry;
+use super::elect::Outcome;
+use super::machine::{Control, millis};
+use super::message::{ControlMessage, Handover, Round, Stands};
+use super::types::{Check, Consent, OpId, OpState, OpView, Order, OrderKind, Phase, VoterSet};
+use crate::base::{Epoch, Instant, LogEnd, RegionName};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+/// An order that was forwarded is sent again.
+const FORWARD_EVERY: Duration = Duration::from_millis(500);
+/// Answers to a switchover's checks are waited for so long.
+const CHECK_PATIENCE: Duration = Duration::from_secs(1);
+/// Running transactions get no longer than this, whatever the order's time is.
+const DRAIN_MAX: Duration = Duration::from_secs(10);
+/// Beyond its deadline a drain is given so long, because aborting takes a moment.
+const DRAIN_GRACE: Duration = Duration::from_secs(2);
+
+#[derive(Debug, Default)]
+pub(super) struct Orders {
+    forwarded: BTreeMap<OpId, Forwarded>,
+    watchers: BTreeMap<OpId, BTreeSet<RegionName>>,
+    /// What this member carries out, and since when it is in its phase.
+    running: Option<OpView>,
+    phase_since: Instant,
+    switching: Option<Switching>,
+    handing: Option<Handing>,
+}
+
+#[derive(Debug)]
+struct Forwarded {
+    order: Order,
+    to: RegionName,
+    next: Instant,
+    until: Instant,
+}
+
+/// A switchover before its seal, in the primary.
+#[derive(Debug)]
+struct Switching {
+    op: OpId,
+    to: RegionName,
+    stage: SwitchStage,
+    until: Instant,
+}
+
+#[derive(Debug)]
+enum SwitchStage {
+    Checking { round: Round, asked: Instant, answers: BTreeMap<RegionName, (Instant, bool)> },
+    Draining { deadline: Instant },
+}
+
+/// After the seal, until somebody reigns.
+#[derive(Debug)]
+struct Handing {
+    op: OpId,
+    to: RegionName,
+    epoch: Epoch,
+    at: Option<LogEnd>,
+    next: Instant,
+    until: Instant,
+}
+
+impl Control {
+    // ---- orders come ----------------------------------------------------------------------------------------------------
+
+    /// From an operator of this region.
+    pub(super) fn ordered(&mut self, mut order: Order) {
+        let reign = self.reign.clone();
+        if self.state.is_none() {
+            let view = self.view_of(&order, OpState::Refused { reason: "this member has not joined a global cluster yet".into() });
+            return self.outputs.push_back(Output::OpMoved(Box::new(view)));
+        }
+        if let Some(view) = self.op(order.id).cloned() {
+            self.outputs.push_back(Output::OpMoved(Box::new(view.clone())));
+            if !view.state.is_final() && view.by != self.who.name {
+                self.send(view.by, ControlMessage::Ask { id: order.id });
+            }
+            return;
+        }
+        if order.at_epoch.is_none() {
+            order.at_epoch = reign.as_ref().map(|(e, _)| *e);
+        }
+        let executor = match &order.kind {
+            OrderKind::Failover { to, .. } => Some(to.clone()),
+            OrderKind::Switchover { .. } | OrderKind::SetVoters { .. } => reign.map(|(_, r)| r),
+        };
+        match executor {
+            Some(to) if to == self.who.name => self.carry_out(order),
+            Some(to) if self.who.regions.contains(&to) => {
+                let until = self.now + Duration::from_millis(order.timeout_ms);
+                self.send(to.clone(), ControlMessage::Order(order.clone()));
+                let next = self.now + FORWARD_EVERY;
+                self.orders.forwarded.insert(order.id, Forwarded { order, to, next, until });
+            }
+            Some(to) => self.refuse_new(&order, format!("there is no region '{to}'; the regions are {}", list(&self.who.regions))),
+            None => {
+                let what = "no primary is known here, so there is nothing to switch from. Use: parhelion failover --to REGION";
+                self.refuse_new(&order, what.into());
+            }
+        }
+    }
+
+    pub(super) fn order_from(&mut self, from: RegionName, order: Order) {
+        if self.state.is_none() {
+            return;
+        }
+        if from != self.who.name {
+            self.orders.watchers.entry(order.id).or_default().insert(from.clone());
+        }
+        let running = self.orders.running.as_ref().filter(|v| v.order.id == order.id);
+        if let Some(view) = running.or_else(|| self.op(order.id)).cloned() {
+            self.send(from, ControlMessage::Op(Box::new(view)));
+            return;
+        }
+        self.carry_out(order);
+    }
+
+    fn carry_out(&mut self, order: Order) {
+        let (epoch, primary) = self.reign.clone().unzip();
+        let epoch = epoch.or(self.st().chain.top().map(|e| e.epoch));
+        if order.at_epoch.is_some() && order.at_epoch != epoch {
+            let now = epoch.map_or_else(|| "none".into(), |e| e.to_string());
+            let was = order.at_epoch.unwrap_or_default();
+            return self.refuse_new(
+                &order,
+                format!(
+                    "roles have changed since: it was about epoch {was}, and now it is {now}. Look at parhelion status, and order anew"
+                ),
+            );
+        }
+        if let Some(other) = self.orders.running.as_ref().map(|v| v.order.id).or(self.orders.handing.as_ref().map(|h| h.op)) {
+            let region = primary.unwrap_or_else(|| self.who.name.clone());
+            let state = OpState::Superseded { by: Some(other), epoch: epoch.unwrap_or_default(), region };
+            let view = self.view_of(&order, state);
+            return self.publish(view);
+        }
+        match order.kind.clone() {
+            OrderKind::Switchover { to } => self.switchover(order, to),
+            OrderKind::Failover { consent, primary_is_down, .. } => self.failover(order, consent, primary_is_down.as_ref()),
+            OrderKind::SetVoters { voters } => self.set_voters(order, voters),
+        }
+    }
+
+    fn failover(&mut self, order: Order, consent: Consent, primary_is_down: Option<&RegionName>) {
+        if !self.who.has_data() || order.kind.to() != Some(&self.who.name) {
+            return self.refuse_new(&order, format!("{} cannot be promoted; the regions are {}", self.who.name, list(&self.who.regions)));
+        }
+        if !self.log_told {
+            return self.refuse_new(&order, "this region's volume is still being recovered; wait for it, then order again".into());
+        }
+        if let Some(holder) = self.holder.as_ref().filter(|h| h.is_open()) {
+            return self.refuse_new(&order, format!("{} is the primary already, of epoch {}", self.who.name, holder.epoch()));
+        }
+        let alone = self.is_unproven() && !self.st().voters.contains(&self.who.name);
+        let voter = self.st().voters.voters.first().cloned();
+        if alone && (primary_is_down != voter.as_ref() || !consent.allow_data_loss) {
+            let voter = voter.map_or_else(|| "the primary".to_owned(), |v| v.to_string());
+            let reason = format!(
+                "{voter} alone votes (two regions, no witness): whether it is down cannot be proven, and if it still writes, what it acknowledges is lost. \
+                 Make sure that it is stopped, then: parhelion failover --to {} --allow-data-loss --primary-is-down {voter}",
+                self.who.name
+            );
+            return self.refuse_new(&order, reason);
+        }
+        if let Some(superseding) = self.campaign.as_ref().and_then(|c| match &c.why {
+            Why::Handover(h) => Some(h.op.order.id),
+            _ => None,
+        }) {
+            let (epoch, region) = self.reign.clone().unwrap_or((Epoch(0), self.who.name.clone()));
+            let view = self.view_of(&order, OpState::Superseded { by: Some(superseding), epoch, region });
+            return self.publish(view);
+        }
+        let deadline = self.now + Duration::from_millis(order.timeout_ms);
+        let (op, actor) = (order.id, order.actor.clone());
+        self.start(order);
+        self.campaign_for(Why::Failover { op, consent, actor, forced: alone }, Some(deadline), self.now);
+    }
+
+    // ---- the primary's half of a switchover -----------------------------------------------------------------------------
+
+    fn switchover(&mut self, order: Order, to: RegionName) {
+        let Some(holder) = self.holder.as_ref().filter(|h| h.is_open()) else {
+            let who = self.reign.as_ref().map_or_else(|| "unknown".into(), |(_, r)| r.to_string());
+            return self.refuse_new(
+                &order,
+                format!(
+                    "{} does not hold the lease of a primary; the primary is {who}. If that is down: parhelion failover --to {to}",
+                    self.who.name
+                ),
+            );
+        };
+        if to == self.who.name {
+            let epoch = holder.epoch();
+            return self.refuse_new(&order, format!("{to} is the primary already, of epoch {epoch}"));
+        }
+        if !self.who.regions.contains(&to) {
+            let witness = if self.who.witness.as_ref() == Some(&to) { " (a witness has no data)" } else { "" };
+            return self.refuse_new(&order, format!("'{to}' cannot be a primary{witness}; the regions are {}", list(&self.who.regions)));
+        }
+        let round = self.next_round();
+        let until = self.now + Duration::from_millis(order.timeout_ms);
+        let stage = SwitchStage::Checking { round, asked: self.now, answers: BTreeMap::new() };
+        self.orders.switching = Some(Switching { op: order.id, to, stage, until });
+        self.start(order);
+        self.send_others(&ControlMessage::Probe { round });
+        self.judge_checks();
+    }
+
+    pub(super) fn order_stands(&mut self, from: &RegionName, stands: &Stands) {
+        let now = self.now;
+        let known = self.state.as_ref().map_or(Epoch(0), |s| s.promised);
+        if let Some(Switching { stage: SwitchStage::Checking { round, answers, .. }, .. }) = &mut self.orders.switching
+            && *round == stands.round
+        {
+            answers.insert(from.clone(), (now, stands.promised <= known));
+            self.judge_checks();
+        }
+    }
+
+    fn judge_checks(&mut self) {
+        let Some(Switching { op, to, stage: SwitchStage::Checking { asked, answers, .. }, .. }) = &self.orders.switching else { return };
+        let (op, to, asked) = (*op, to.clone(), *asked);
+        let target = answers.get(&to).copied();
+        let voters = self.is_majority(|v| *v == self.who.name || answers.get(v).is_some_and(|(_, agrees)| *agrees));
+        if !(target.is_some() && voters) && self.now < asked + CHECK_PATIENCE {
+            return;
+        }
+        let holder = self.holder.as_ref().expect("BUG: a switchover without a reign");
+        let at = holder.secondaries.get(&to);
+        let behind = at.map(|at| self.log.end.end_lsn.bytes_since(at.end_lsn));
+        let lag_max = self.who.settings.switchover_lag_bytes_max;
+        let answering = self.st().voters.voters.iter().filter(|v| **v == self.who.name || answers.contains_key(*v)).count();
+        let checks = vec![
+            check("lease", holder.is_open(), format!("{} holds its lease for {} ms more", self.who.name, self.lease_left_ms())),
+            check(
+                "target",
+                target.is_some(),
+                if target.is_some() { format!("{to} answers") } else { format!("{to} does not answer; look at it first") },
+            ),
+            match behind {
+                Some(bytes) => check(
+                    "lag",
+                    bytes <= lag_max,
+                    format!("{to} is {bytes} bytes behind; at most {lag_max} are allowed. Wait until it has caught up"),
+                ),
+                None => check("lag", false, format!("{to} does not follow; see parhelion status for why")),
+            },
+            check(
+                "voters",
+                voters,
+                format!("{answering} of {} voters answer and agree; a majority is needed", self.st().voters.voters.len()),
+            ),
+        ];
+        let round_trip = target.map(|(at, _)| at.since(asked));
+        // Half a way for the handover, a whole one for the grant, and the new primary's disks.
+        let gap = round_trip.map(|rtt| millis(rtt * 3 / 2) + 50);
+        let wrong = checks.iter().find(|c| !c.ok).map(|c| c.says.clone());
+        let Some(view) = &mut self.orders.running else { return };
+        (view.checks, view.predicted_gap_ms) = (checks, gap);
+        let dry = view.order.dry_run;
+        if let Some(reason) = wrong {
+            self.orders.switching = None;
+            return self.op_refused(op, reason);
+        }
+        if dry {
+            self.orders.switching = None;
+            return self.finish(OpState::Done);
+        }
+        self.set_phase(Phase::Drain);
+        let switching = self.orders.switching.as_mut().expect("BUG: just seen");
+        let deadline = switching.until.min(self.now + DRAIN_MAX);
+        switching.stage = SwitchStage::Draining { deadline };
+        self.output_when_kept(Output::Drain { op, deadline });
+    }
+
+    pub(super) fn drained(&mut self, op: OpId) {
+        let draining = self.orders.switching.as_ref().is_some_and(|s| s.op == op && matches!(s.stage, SwitchStage::Draining { .. }));
+        let Some(holder) = self.holder.as_ref().filter(|h| draining && h.is_open()) else { return };
+        let epoch = holder.epoch();
+        let switching = self.orders.switching.take().expect("BUG: just seen");
+        let to = switching.to;
+        self.set_phase(Phase::Seal);
+        // Never a commit point in this epoch again, whatever happens from here on (rule 20); and its own vote for the successor.
+        let unproven = self.is_unproven();
+        let state = self.state.as_mut().expect("BUG: a primary without a state");
+        (state.sealed, state.released) = (epoch, epoch);
+        (state.promised, state.voted_for) = (epoch.next(), Some(to.clone()));
+        state.handed_to = Some((to.clone(), op));
+        if unproven {
+            // The only vote goes with it: from here on the target alone decides.
+            state.voters = VoterSet { version: state.voters.version + 1, voters: vec![to.clone()], heard: Vec::new() };
+        }
+        self.keep();
+        self.holder = None;
+        let patience = self.who.settings.handover_patience;
+        self.orders.handing = Some(Handing { op, to: to.clone(), epoch, at: None, next: self.now, until: self.now + patience });
+        self.lease_lost(&format!("epoch {epoch} is sealed: {to} takes over"), Some(to.clone()));
+        self.outputs.push_back(Output::Seal { op, epoch, to });
+    }
+
+    pub(super) fn not_drained(&mut self, op: OpId, reason: &str) {
+        if self.orders.switching.as_ref().is_some_and(|s| s.op == op) {
+            self.give_up_switching(reason);
+        } else if let Some(handing) = self.orders.handing.as_mut().filter(|h| h.op == op && h.at.is_none()) {
+            // The handover frame cannot be written: this region's copies are at fault. It asks for an epoch of its own when they are well.
+            handing.until = self.now;
+        }
+    }
+
+    pub(super) fn sealed(&mut self, op: OpId, at: LogEnd) {
+        let now = self.now;
+        let Some(handing) = self.orders.handing.as_mut().filter(|h| h.op == op && h.at.is_none()) else { return };
+        (handing.at, handing.next) = (Some(at), now);
+        self.set_phase(Phase::HandOver);
+        self.hand_over();
+    }
+
+    fn hand_over(&mut self) {
+        let next = self.now + self.who.settings.retry_every;
+        let Some(handing) = &mut self.orders.handing else { return };
+        let Some(at) = handing.at else { return };
+        handing.next = next;
+        let (op, to, epoch) = (handing.op, handing.to.clone(), handing.epoch);
+        let Some(view) = self.orders.running.clone().filter(|v| v.order.id == op).or_else(|| self.op(op).cloned()) else { return };
+        let vote = self.voted(epoch.next(), Round::default());
+        let state = self.st();
+        let handover =
+            Handover { lineage: state.lineage, epoch, at, op: view, vote, voters: state.voters.clone(), ledger: state.ledger.clone() };
+        self.send(to, ControlMessage::Handover(Box::new(handover)));
+    }
+
+    pub(super) fn is_handing(&self) -> bool {
+        self.orders.handing.is_some()
+    }
+
+    /// It gave its only vote away: nobody but the target can go on.
+    pub(super) fn is_handing_alone(&self) -> bool {
+        self.state.as_ref().is_some_and(|s| {
+            s.handed_to.as_ref().is_some_and(|(to, _)| s.voters.voters == [to.clone()])
+                && s.chain.top().is_some_and(|top| top.epoch == s.sealed)
+        })
+    }
+
+    fn give_up_switching(&mut self, reason: &str) {
+        let Some(switching) = self.orders.switching.take() else { return };
+        if matches!(switching.stage, SwitchStage::Draining { .. }) {
+            self.outputs.push_back(Output::Undrain { op: switching.op, reason: reason.to_owned() });
+        }
+        self.op_refused(switching.op, reason.to_owned());
+    }
+
+    // ---- the target's half ----------------------------------------------------------------------------------------------
+
+    pub(super) fn op_handed(&mut self, from: &RegionName, view: OpView) {
+        let watchers = self.orders.watchers.entry(view.order.id).or_default();
+        watchers.insert(from.clone());
+        let by = self.who.name.clone();
+        self.orders.running = Some(OpView { by, state: OpState::Running(Phase::HandOver), ..view });
+        self.orders.phase_since = self.now;
+        self.publish_running();
+    }
+
+    pub(super) fn cannot_take(&self, view: OpView, promised: Epoch) -> OpView {
+        let reason = format!("{} cannot take over: it promised epoch {promised}, or its volume is not there", self.who.name);
+        OpView { by: self.who.name.clone(), state: OpState::Failed { reason }, ..view }
+    }
+
+    // ---- voters ---------------------------------------------------------------------------------------------------------
+
+    fn set_voters(&mut self, order: Order, mut voters: Vec<RegionName>) {
+        voters.sort();
+        voters.dedup();
+        let current = self.st().voters.clone();
+        let members = || self.who.regions.iter().chain(&self.who.witness);
+        let strange = voters.iter().find(|v| !members().any(|m| m == *v)).cloned();
+        let in_common = voters.iter().filter(|v| current.contains(v)).count();
+        let changes = (voters.len() - in_common).max(current.voters.len() - in_common);
+        let refusal = if self.holder.as_ref().is_none_or(|h| !h.is_open()) {
+            Some("only a primary with its lease changes the voters".to_owned())
+        } else if let Some(strange) = strange {
+            Some(format!("'{strange}' is no member"))
+        } else if voters.len().is_multiple_of(2) && voters.len() > current.voters.len() + 1 {
+            Some("add or take away one voter at a time".to_owned())
+        } else if voters.is_empty() || changes != 1 {
+            Some(format!("the voters are {}; change one at a time", list(&current.voters)))
+        } else if self.st().voters_next.is_some() {
+            Some("another change of the voters is under way".to_owned())
+        } else {
+            None
+        };
+        if let Some(reason) = refusal {
+            return self.refuse_new(&order, reason);
+        }
+        if order.dry_run {
+            self.start(order);
+            return self.finish(OpState::Done);
+        }
+        let heard = current.heard.iter().filter(|h| voters.contains(h)).cloned().collect();
+        self.st_mut().voters_next = Some(VoterSet { version: current.version + 1, voters, heard });
+        self.start(order);
+        self.keep();
+        self.renew_voters();
+    }
+
+    /// A majority of the old voters and one of the new ones hold the change: it is made.
+    pub(super) fn voters_agreed(&mut self) {
+        let Some(next) = self.st_mut().voters_next.take() else { return };
+        self.note("voters_changed", format!("the voters are {} from here on", list(&next.voters)));
+        self.st_mut().voters = next;
+        self.keep();
+        if self.orders.running.as_ref().is_some_and(|v| matches!(v.order.kind, OrderKind::SetVoters { .. })) {
+            self.finish(OpState::Done);
+        }
+        self.renew_voters();
+    }
+
+    // ---- how an operation stands ----------------------------------------------------------------------------------------
+
+    fn view_of(&self, order: &Order, state: OpState) -> OpView {
+        OpView {
+            order: order.clone(),
+            from: self.reign.as_ref().map(|(_, r)| r.clone()).or_else(|| Some(self.state.as_ref()?.chain.top()?.region.clone())),
+            by: self.who.name.clone(),
+            state,
+            phases: Vec::new(),
+            began_at: self.wall,
+            epoch: None,
+            checks: Vec::new(),
+            loss: None,
+            predicted_gap_ms: None,
+        }
+    }
+
+    fn start(&mut self, order: Order) {
+        self.orders.running = Some(self.view_of(&order, OpState::Running(Phase::Check)));
+        self.orders.phase_since = self.now;
+        self.publish_running();
+    }
+
+    fn refuse_new(&mut self, order: &Order, reason: String) {
+        let view = self.view_of(order, OpState::Refused { reason });
+        self.publish(view);
+    }
+
+    fn publish_running(&mut self) {
+        if let Some(view) = self.orders.running.clone() {
+            self.publish(view);
+        }
+    }
+
+    /// Keeps it, shows it, and tells whoever asked.
+    fn publish(&mut self, view: OpView) {
+        if !view.order.dry_run && self.st_mut().ledger.put_op(view.clone()) {
+            self.keep();
+            if view.state.is_final() {
+                self.ledger_is_news();
+            }
+        }
+        for to in self.orders.watchers.get(&view.order.id).cloned().unwrap_or_default() {
+            self.send(to, ControlMessage::Op(Box::new(view.clone())));
+        }
+        if view.state.is_final() {
+            self.orders.watchers.remove(&view.order.id);
+        }
+        self.orders.forwarded.remove(&view.order.id);
+        self.outputs.push_back(Output::OpMoved(Box::new(view)));
+    }
+
+    fn set_phase(&mut self, phase: Phase) {
+        let now = self.now;
+        let Some(view) = &mut self.orders.running else { return };
+        if view.state == OpState::Running(phase) {
+            return;
+        }
+        if let OpState::Running(before) = view.state {
+            view.phases.push((before, millis(now.since(self.orders.phase_since))));
+        }
+        view.state = OpState::Running(phase);
+        self.orders.phase_since = now;
+        self.publish_running();
+    }
+
+    fn finish(&mut self, state: OpState) {
+        let now = self.now;
+        let Some(mut view) = self.orders.running.take() else { return };
+        if let OpState::Running(before) = view.state {
+            view.phases.push((before, millis(now.since(self.orders.phase_since))));
+        }
+        view.state = state;
+        self.publish(view);
+    }
+
+    fn is_running(&self, op: OpId) -> bool {
+        self.orders.running.as_ref().is_some_and(|v| v.order.id == op)
+    }
+
+    /// The operation of the present campaign, if it is one's.
+    pub(super) fn op_phase(&mut self, phase: Phase) {
+        let op = self.campaign.as_ref().and_then(|c| match &c.why {
+            Why::Failover { op, .. } | Why::Auto { op } => Some(*op),
+            Why::Handover(h) => Some(h.op.order.id),
+            Why::Regain => None,
+        });
+        self.op_phase_of(op, phase);
+    }
+
+    pub(super) fn op_phase_of(&mut self, op: Option<OpId>, phase: Phase) {
+        if op.is_some_and(|op| self.is_running(op)) {
+            self.set_phase(phase);
+        }
+    }
+
+    /// What a failover's look around found; whether that was all that was wanted.
+    pub(super) fn op_looked(&mut self, op: OpId, outcome: &Outcome, wait: Duration) -> bool {
+        if !self.is_running(op) {
+            return true;
+        }
+        let more = match &outcome.more {
+            Some((region, end)) => {
+                let bytes = end.end_lsn.bytes_since(outcome.base.end_lsn);
+                check("log", true, format!("{region} has {bytes} bytes more: they are fetched from it first"))
+            }
+            None => check("log", true, "no region that answers has more".into()),
+        };
+        let says = if wait.is_zero() { "over".into() } else { format!("over in {} ms", millis(wait)) };
+        let loss = super::elect::describe(&outcome.loss);
+        let view = self.orders.running.as_mut().expect("BUG: just seen");
+        view.checks = vec![
+            check("voters", true, "a majority answers".into()),
+            check("grants", wait.is_zero(), format!("the old primary's lease is {says}")),
+            more,
+            check("loss", outcome.loss.is_none_for_sure(), loss),
+        ];
+        view.from = Some(outcome.from.clone());
+        view.loss = Some(outcome.loss.clone());
+        view.predicted_gap_ms = Some(millis(wait) + 300);
+        if view.order.dry_run {
+            self.finish(OpState::Done);
+            return true;
+        }
+        self.publish_running();
+        false
+    }
+
+    pub(super) fn op_unanswered(&mut self) {
+        self.reason = Some("a majority of the voters does not answer; without it nobody can be promoted".into());
+    }
+
+    pub(super) fn op_began_by_itself(&mut self, op: OpId, outcome: &Outcome) {
+        let kind = OrderKind::Failover { to: self.who.name.clone(), consent: Consent::default(), primary_is_down: None };
+        let order = Order { id: op, kind, dry_run: false, timeout_ms: 0, at_epoch: Some(outcome.prev), actor: "auto_failover".into() };
+        if self.orders.running.is_none() {
+            self.start(order);
+        }
+    }
+
+    pub(super) fn op_taking(&mut self, entry: &EpochEntry, outcome: &Outcome) {
+        if let Some(view) = self.orders.running.as_mut().filter(|v| Some(v.order.id) == entry.op) {
+            view.loss = Some(outcome.loss.clone());
+            view.from = Some(outcome.from.clone());
+            view.epoch = Some(entry.epoch);
+        }
+        self.op_phase_of(entry.op, Phase::Promote);
+    }
+
+    /// A reign of this region is active.
+    pub(super) fn op_activated(&mut self, entry: &EpochEntry) {
+        self.orders.handing = None;
+        if self.orders.running.is_none()
+            && let Some(view) = entry.op.and_then(|op| self.op(op)).filter(|v| !v.state.is_final()).cloned()
+        {
+            self.orders.running = Some(OpView { epoch: Some(entry.epoch), ..view });
+            self.orders.phase_since = self.now;
+        }
+        let running = self.orders.running.as_ref().map(|v| v.order.id);
+        if let Some(op) = running {
+            if Some(op) == entry.op {
+                self.set_phase(Phase::Verify);
+                self.outputs.push_back(Output::Verify { op, epoch: entry.epoch });
+            } else if !self.is_changing_voters() {
+                self.op_failed(
+                    op,
+                    format!("it did not come about; {} writes again, in epoch {}, and nothing was lost", self.who.name, entry.epoch),
+                );
+            }
+        }
+        // What this region handed over and got back.
+        let stale: Vec<OpView> = (self.st().ledger.ops().iter())
+            .filter(|o| {
+                !o.state.is_final()
+                    && Some(o.order.id) != entry.op
+                    && o.order.kind.to().is_some()
+                    && o.from.as_ref() == Some(&self.who.name)
+            })
+            .cloned()
+            .collect();
+        for view in stale {
+            let reason = format!(
+                "{} did not take over; {} writes again, in epoch {}, and nothing was lost",
+                view.order.kind.to().expect("BUG: just seen"),
+                self.who.name,
+                entry.epoch
+            );
+            self.publish(OpView { state: OpState::Failed { reason }, ..view });
+        }
+    }
+
+    fn is_changing_voters(&self) -> bool {
+        self.orders.running.as_ref().is_some_and(|v| matches!(v.order.kind, OrderKind::SetVoters { .. }))
+    }
+
+    pub(super) fn verified(&mut self, op: OpId, outcome: Result<(), String>) {
+        if !self.is_running(op) {
+            return;
+        }
+        let name = self.who.name.clone();
+        self.finish(match outcome {
+            Ok(()) => OpState::Done,
+            Err(why) => OpState::Failed {
+                reason: format!(
+                    "{name} is the primary, but a write through it was not seen in a secondary: {why}. Look at parhelion status"
+                ),
+            },
+        });
+    }
+
+    pub(super) fn op_refused(&mut self, op: OpId, reason: String) {
+        if self.is_running(op) {
+            self.finish(OpState::Refused { reason });
+        }
+    }
+
+    pub(super) fn op_failed(&mut self, op: OpId, reason: String) {
+        if self.is_running(op) {
+            self.finish(OpState::Failed { reason });
+        }
+    }
+
+    pub(super) fn op_superseded(&mut self, op: OpId, epoch: Epoch, region: &RegionName) {
+        if self.is_running(op) {
+            let by = self.st().chain.get(epoch).and_then(|e| e.op);
+            self.finish(OpState::Superseded { by, epoch, region: region.clone() });
+        }
+    }
+
+    pub(super) fn op_reign_lost(&mut self, reason: &str) {
+        self.give_up_switching(reason);
+        if let Some(view) = self.orders.running.as_ref() {
+            let op = view.order.id;
+            self.op_failed(op, format!("the reign was lost before it was done: {reason}. See parhelion status for who writes"));
+        }
+    }
+
+    pub(super) fn op_lease_lost(&mut self, reason: &str) {
+        self.give_up_switching(reason);
+    }
+
+    /// Somebody reigns: whatever was handed over has found its end.
+    pub(super) fn orders_reign(&mut self, epoch: Epoch, region: &RegionName) {
+        let Some(handing) = self.orders.handing.as_ref().filter(|h| h.epoch < epoch) else { return };
+        let (op, to) = (handing.op, handing.to.clone());
+        self.orders.handing = None;
+        if *region == self.who.name {
+            return;
+        }
+        if to == *region {
+            // The target tells the rest.
+            if let Some(view) = self.orders.running.take_if(|v| v.order.id == op) {
+                self.publish(OpView { by: to, ..view });
+            }
+        } else {
+            self.op_superseded(op, epoch, region);
+        }
+    }
+
+    /// How an operation stands, from whoever carries it out.
+    pub(super) fn op_from(&mut self, from: &RegionName, view: OpView) {
+        let (id, failed) =
+            (view.order.id, matches!(view.state, OpState::Failed { .. } | OpState::Refused { .. } | OpState::Superseded { .. }));
+        if self.state.is_none() || view.by != *from {
+            return;
+        }
+        let patience = self.now + self.who.settings.handover_patience;
+        if let Some(handing) = self.orders.handing.as_mut().filter(|h| h.op == id && h.to == *from) {
+            // It lives, and is at it; or it cannot.
+            handing.until = if failed { self.now } else { patience };
+            if failed {
+                return;
+            }
+            self.orders.running.take_if(|v| v.order.id == id);
+        } else if self.is_running(id) {
+            return;
+        }
+        if view.order.dry_run {
+            self.orders.forwarded.remove(&id);
+            return self.outputs.push_back(Output::OpMoved(Box::new(view)));
+        }
+        if self.st_mut().ledger.put_op(view.clone()) {
+            self.keep();
+            self.op_known(view);
+        } else {
+            self.orders.forwarded.remove(&id);
+        }
+    }
+
+    /// News of an operation that another member carries out.
+    pub(super) fn op_known(&mut self, view: OpView) {
+        self.orders.forwarded.remove(&view.order.id);
+        let mut watchers = self.orders.watchers.get(&view.order.id).cloned().unwrap_or_default();
+        watchers.remove(&view.by);
+        for to in watchers {
+            self.send(to, ControlMessage::Op(Box::new(view.clone())));
+        }
+        self.outputs.push_back(Output::OpMoved(Box::new(view)));
+    }
+
+    // ---- restarts and time ----------------------------------------------------------------------------------------------
+
+    /// What was carried out here when the process ended: by its own chain it came about or it did not.
+    pub(super) fn orders_after_restart(&mut self) {
+        let Some(state) = &self.state else { return };
+        let unfinished: Vec<OpView> = state.ledger.ops().iter().filter(|o| !o.state.is_final() && o.by == self.who.name).cloned().collect();
+        for view in unfinished {
+            let id = view.order.id;
+            let state = self.st();
+            let reigns = state.chain.top().is_some_and(|top| top.op == Some(id) && top.region == self.who.name);
+            let handed =
+                state.handed_to.as_ref().is_some_and(|(_, op)| *op == id) && state.chain.top().is_some_and(|t| t.epoch == state.sealed);
+            let changing = matches!(view.order.kind, OrderKind::SetVoters { .. }) && state.voters_next.is_some();
+            if changing || reigns {
+                self.orders.running = Some(view);
+                self.orders.phase_since = self.now;
+            } else if !handed {
+                let reason = format!("{} restarted before it came about; nothing was changed. Order it again", self.who.name);
+                self.publish(OpView { state: OpState::Refused { reason }, ..view });
+            }
+        }
+    }
+
+    pub(super) fn orders_timeout(&self) -> Option<Instant> {
+        let switching = self.orders.switching.as_ref().map(|s| match &s.stage {
+            SwitchStage::Checking { asked, .. } => *asked + CHECK_PATIENCE,
+            SwitchStage::Draining { deadline } => *deadline + DRAIN_GRACE,
+        });
+        let handing = self.orders.handing.as_ref().map(|h| if h.at.is_some() { h.next.min(h.until) } else { h.until });
+        let alone = (self.orders.handing.is_none() && self.log_told && self.is_handing_alone()).then_some(self.now);
+        let forwarded = self.orders.forwarded.values().map(|f| f.next.min(f.until)).min();
+        [switching, handing, alone, forwarded].into_iter().flatten().min()
+    }
+
+    pub(super) fn orders_timers(&mut self) {
+        let now = self.now;
+        match self.orders.switching.as_ref().map(|s| &s.stage) {
+            Some(SwitchStage::Checking { asked, .. }) if now >= *asked + CHECK_PATIENCE => self.judge_checks(),
+            Some(SwitchStage::Draining { deadline }) if now >= *deadline + DRAIN_GRACE => {
+                self.give_up_switching(
+                    "transactions did not end in time; nothing was changed and writes go on. Order it again with a longer --timeout",
+                );
+            }
+            _ => {}
+        }
+        if self.orders.handing.is_none() && self.log_told && self.is_handing_alone() {
+            // A restart after the only vote was given away: the target still has to hear of it. Nothing follows behind the seal.
+            let (epoch, handed, end) = (self.st().sealed, self.st().handed_to.clone(), self.log.end);
+            if let Some((to, op)) = handed {
+                self.orders.handing = Some(Handing { op, to, epoch, at: Some(end), next: now, until: now });
+            }
+        }
+        let alone = self.is_handing_alone();
+        if let Some(handing) = &self.orders.handing {
+            if now >= handing.until && !alone {
+                // Never un-sealed: an epoch of its own, with everything that it handed over (rule 20).
+                self.orders.handing = None;
+                self.not_before = now;
+                self.follow();
+            } else if handing.at.is_some() && now >= handing.next {
+                self.hand_over();
+                if let Some(handing) = self.orders.handing.as_mut().filter(|_| alone) {
+                    handing.until = now + self.who.settings.handover_patience;
+                }
+            }
+        }
+        let due: Vec<OpId> = self.orders.forwarded.iter().filter(|(_, f)| now >= f.next.min(f.until)).map(|(id, _)| *id).collect();
+        for id in due {
+            let forwarded = self.orders.forwarded.get_mut(&id).expect("BUG: just seen");
+            forwarded.next = now + FORWARD_EVERY;
+            let (order, to) = (forwarded.order.clone(), forwarded.to.clone());
+            if now < forwarded.until {
+                self.send(to, ControlMessage::Order(order));
+                continue;
+            }
+            self.orders.forwarded.remove(&id);
+            let reason = format!("{to} does not answer; whether it was done is not known here. Ask again with the same id");
+            let view = OpView { by: to, ..self.view_of(&order, OpState::Unknown { reason }) };
+            self.outputs.push_back(Output::OpMoved(Box::new(view)));
+        }
+    }
+}
+
+fn check(name: &str, ok: bool, says: String) -> Check {
+    Check { name: name.into(), ok, says }
+}
+
+fn list(names: &[RegionName]) -> String {
+    names.iter().map(RegionName::as_str).collect::<Vec<_>>().join(", ")
+}

@@ -1,0 +1,190 @@
+//! What a voter must never forget, and what every member knows of operations.
+//!
+//! Decides its bytes, and what is kept when there is too much. Persisted before any answer that depends on it leaves: by a region
+//! on 4 of its 6 copies, by a witness in two checksummed slots (whoever stores it adds the checksum).
+//!
+//! ```text
+//!  version u8 = 1 | bincode of VoterState          at most STATE_BYTES_MAX
+//! ```
+
+use super::chain::Chain;
+use super::types::{FailoverRecord, OpId, OpView, SyncRule, VoterSet};
+use crate::base::{Epoch, LineageId, RegionName, UnixMicros};
+use std::time::Duration;
+
+/// No encoded state is longer.
+pub const STATE_BYTES_MAX: usize = 1 << 20;
+const STATE_VERSION: u8 = 1;
+/// Operations and failovers kept, newest first.
+const OPS_MAX: usize = 32;
+const FAILOVERS_MAX: usize = 64;
+
+#[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+pub struct VoterState {
+    pub lineage: LineageId,
+    pub voters: VoterSet,
+    /// The change of voters under way: the set that is to be. Until it is settled both must agree.
+    pub voters_next: Option<VoterSet>,
+    /// Nothing of an older epoch is granted, voted for or received any more.
+    pub promised: Epoch,
+    pub voted_for: Option<RegionName>,
+    /// The primary of this epoch gave its lease back for good: no grant of it needs to run out.
+    pub released: Epoch,
+    /// As the primary of this epoch, this region never commits in it again.
+    pub sealed: Epoch,
+    /// To whom the sealed epoch was handed, and for which operation.
+    pub handed_to: Option<(RegionName, OpId)>,
+    pub chain: Chain,
+    /// The longest lease ever granted: after a restart nobody else is voted for before it is over.
+    pub grant_ms_max: u64,
+    pub sync: SyncRule,
+    /// The failover that this region's promotion is, until its reign is active and it is one.
+    pub pending: Option<FailoverRecord>,
+    pub ledger: Ledger,
+}
+
+impl VoterState {
+    /// Of the region that founds the global cluster.
+    #[must_use]
+    pub fn founding(lineage: LineageId, founder: &RegionName, voters: VoterSet, began_at: UnixMicros) -> VoterState {
+        VoterState { promised: Epoch(1), chain: Chain::founding(founder.clone(), began_at), ..VoterState::joining(lineage, voters) }
+    }
+
+    /// Of a member that has heard of nobody's reign yet.
+    #[must_use]
+    pub fn joining(lineage: LineageId, voters: VoterSet) -> VoterState {
+        VoterState {
+            lineage,
+            voters,
+            voters_next: None,
+            promised: Epoch(0),
+            voted_for: None,
+            released: Epoch(0),
+            sealed: Epoch(0),
+            handed_to: None,
+            chain: Chain::default(),
+            grant_ms_max: 0,
+            sync: SyncRule::default(),
+            pending: None,
+            ledger: Ledger::default(),
+        }
+    }
+
+    #[must_use]
+    pub fn grant_max(&self) -> Duration {
+        Duration::from_millis(self.grant_ms_max)
+    }
+
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = vec![STATE_VERSION];
+        let body = bincode::encode_to_vec(self, bincode::config::standard()).expect("BUG: a voter's state of names and numbers encodes");
+        bytes.extend_from_slice(&body);
+        bytes
+    }
+
+    /// `None` when the bytes are not one, or of a version that this parhelion does not know.
+    #[must_use]
+    pub fn decode(bytes: &[u8]) -> Option<VoterState> {
+        let (&STATE_VERSION, body) = bytes.split_first()? else { return None };
+        let config = bincode::config::standard().with_limit::<STATE_BYTES_MAX>();
+        let (state, read): (VoterState, usize) = bincode::decode_from_slice(body, config).ok()?;
+        (read == body.len()).then_some(state)
+    }
+}
+
+/// Operations and failovers that this member knows of. Members tell one another; what is final stays as it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+pub struct Ledger {
+    ops: Vec<OpView>,
+    failovers: Vec<FailoverRecord>,
+}
+
+impl Ledger {
+    /// Newest first.
+    #[must_use]
+    pub fn ops(&self) -> &[OpView] {
+        &self.ops
+    }
+
+    #[must_use]
+    pub fn op(&self, id: OpId) -> Option<&OpView> {
+        self.ops.iter().find(|o| o.order.id == id)
+    }
+
+    /// Newest first.
+    #[must_use]
+    pub fn failovers(&self) -> &[FailoverRecord] {
+        &self.failovers
+    }
+
+    #[must_use]
+    pub fn failover(&self, op: OpId) -> Option<&FailoverRecord> {
+        self.failovers.iter().find(|f| f.op == op)
+    }
+
+    #[must_use]
+    pub fn failover_into(&self, epoch: Epoch) -> Option<&FailoverRecord> {
+        self.failovers.iter().find(|f| f.new_epoch == epoch)
+    }
+
+    /// Puts an operation's newer state in; whether anything changed. One that ended does not move any more.
+    pub fn put_op(&mut self, op: OpView) -> bool {
+        match self.ops.iter_mut().find(|o| o.order.id == op.order.id) {
+            Some(known) if known.state.is_final() || *known == op => false,
+            Some(known) => {
+                *known = op;
+                true
+            }
+            None => {
+                self.ops.insert(0, op);
+                self.ops.truncate(OPS_MAX);
+                true
+            }
+        }
+    }
+
+    /// Puts a failover in, or what became exact of it.
+    pub fn put_failover(&mut self, record: FailoverRecord) -> bool {
+        match self.failovers.iter_mut().find(|f| f.new_epoch == record.new_epoch) {
+            Some(known) if known.complete || *known == record => false,
+            Some(known) => {
+                *known = record;
+                true
+            }
+            None => {
+                let at = self.failovers.iter().position(|f| f.new_epoch < record.new_epoch).unwrap_or(self.failovers.len());
+                self.failovers.insert(at, record);
+                // Complete ones go first; what was never read stays as long as it can.
+                while self.failovers.len() > FAILOVERS_MAX {
+                    let gone = self.failovers.iter().rposition(|f| f.complete).unwrap_or(self.failovers.len() - 1);
+                    self.failovers.remove(gone);
+                }
+                true
+            }
+        }
+    }
+
+    /// Takes over what another member knows: ends of operations, and failovers. How one is running only its executor says.
+    pub fn merge(&mut self, other: &Ledger) -> bool {
+        let mut changed = false;
+        for op in other.ops.iter().rev().filter(|o| o.state.is_final()) {
+            changed |= self.put_op(op.clone());
+        }
+        for failover in other.failovers.iter().rev() {
+            if failover.complete || self.failover_into(failover.new_epoch).is_none() {
+                changed |= self.put_failover(failover.clone());
+            }
+        }
+        changed
+    }
+
+    /// What of it others should know, in four bytes.
+    #[must_use]
+    pub fn digest(&self) -> u32 {
+        let mut shared =
+            Ledger { ops: self.ops.iter().filter(|o| o.state.is_final()).cloned().collect(), failovers: self.failovers.clone() };
+        shared.ops.sort_by_key(|o| o.order.id);
+        crc32c::crc32c(&bincode::encode_to_vec(&shared, bincode::config::standard()).expect("BUG: a ledger of names and numbers encodes"))
+    }
+}

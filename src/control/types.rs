@@ -1,0 +1,411 @@
+//! The nouns of roles: who votes, what is ordered, what is known of it, what a promotion would lose.
+//!
+//! Decides nothing. Everything here is plain data with bounds; sentences in it are for operators.
+
+use crate::base::{Epoch, LogEnd, RegionName, UnixMicros};
+use crate::log::{History, Term};
+use std::fmt;
+use std::time::Duration;
+
+/// One member of a global cluster, seen from its own control core.
+#[derive(Clone, Debug)]
+pub struct Who {
+    pub name: RegionName,
+    /// All regions that hold data, this one too when it does.
+    pub regions: Vec<RegionName>,
+    /// The member without data that only votes.
+    pub witness: Option<RegionName>,
+    pub settings: Settings,
+}
+
+impl Who {
+    #[must_use]
+    pub fn has_data(&self) -> bool {
+        self.regions.contains(&self.name)
+    }
+
+    /// Everybody but this member.
+    pub fn others(&self) -> impl Iterator<Item = &RegionName> {
+        self.regions.iter().chain(&self.witness).filter(|m| **m != self.name)
+    }
+}
+
+/// What a cluster does by itself when its primary is gone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AutoFailover {
+    #[default]
+    Off,
+    /// Only when it is proven that nothing is lost: a `sync` rule was in force and the regions that hold it were heard.
+    Lossless,
+    /// When what is known to be lost spans no more than this.
+    MaxLoss(Duration),
+}
+
+/// Periods and bounds of the control core. All time is counted on CLOCK_MONOTONIC_RAW of one's own machine.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// A voter refuses every other candidate for so long after a grant.
+    pub lease: Duration,
+    pub renew_every: Duration,
+    /// How far the rates of two clocks may differ, in parts per million.
+    pub rho_ppm: u32,
+    /// Taken off the holder's share for scheduling between check and effect.
+    pub delta: Duration,
+    /// A vote, an activation or a handover that is not answered is sent again.
+    pub retry_every: Duration,
+    /// Rounds of questions, after a lease ran out and before a campaign.
+    pub probe_every: Duration,
+    /// A campaign without a majority for so long is given up.
+    pub vote_patience: Duration,
+    /// A sealed primary waits for its target so long before it asks for an epoch of its own.
+    pub handover_patience: Duration,
+    pub backoff_min: Duration,
+    pub backoff_max: Duration,
+    pub auto_failover: AutoFailover,
+    /// A switchover to a target that is behind by more is refused.
+    pub switchover_lag_bytes_max: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        Settings {
+            lease: Duration::from_secs(6),
+            renew_every: Duration::from_millis(1500),
+            rho_ppm: 1000,
+            delta: Duration::from_millis(50),
+            retry_every: Duration::from_millis(200),
+            probe_every: Duration::from_millis(500),
+            vote_patience: Duration::from_secs(2),
+            handover_patience: Duration::from_secs(5),
+            backoff_min: Duration::from_millis(300),
+            backoff_max: Duration::from_secs(8),
+            auto_failover: AutoFailover::Off,
+            switchover_lag_bytes_max: 16 << 20,
+        }
+    }
+}
+
+impl Settings {
+    /// The holder's share of a lease, counted from sending: `L (1 - rho) / (1 + rho) - delta`. Whatever the two clocks do within
+    /// rho, it is over before the voter's own share is (protocol.md section 4).
+    #[must_use]
+    pub fn holder_share(&self) -> Duration {
+        let ns = self.lease.as_nanos() * u128::from(1_000_000 - self.rho_ppm) / u128::from(1_000_000 + self.rho_ppm);
+        Duration::from_nanos(u64::try_from(ns).unwrap_or(u64::MAX)).saturating_sub(self.delta)
+    }
+}
+
+/// Who votes. Changed one voter at a time, never by a configuration file.
+#[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+pub struct VoterSet {
+    /// Grows with every change.
+    pub version: u64,
+    /// Sorted by name; their number is odd.
+    pub voters: Vec<RegionName>,
+    /// Those that ever granted. A voter that finds itself here and has no state has lost it: it must not vote.
+    pub heard: Vec<RegionName>,
+}
+
+impl VoterSet {
+    /// The voters of a new global cluster: an odd number of at most five. Two regions without a witness have one, the founder
+    /// ("unproven": a failover by hand cannot prove that the other side is down).
+    #[must_use]
+    pub fn founding(founder: &RegionName, regions: &[RegionName], witness: Option<&RegionName>) -> VoterSet {
+        let mut voters: Vec<RegionName> = regions.to_vec();
+        if let (2 | 4, Some(w)) = (voters.len(), witness) {
+            voters.push(w.clone());
+        } else if voters.len() == 2 {
+            voters = vec![founder.clone()];
+        } else if voters.len().is_multiple_of(2) {
+            // The last that is not the founder.
+            let out = voters.iter().rposition(|r| r != founder).expect("BUG: an even number of regions has another than the founder");
+            voters.remove(out);
+        }
+        voters.sort();
+        VoterSet { version: 1, voters, heard: Vec::new() }
+    }
+
+    #[must_use]
+    pub fn majority(&self) -> usize {
+        self.voters.len() / 2 + 1
+    }
+
+    #[must_use]
+    pub fn contains(&self, name: &RegionName) -> bool {
+        self.voters.contains(name)
+    }
+}
+
+/// What the primary of an epoch demands of secondaries before it acknowledges: every commit acknowledged in `epoch` is durable in so
+/// many of them. Strengthened first at the primary and then said; weakened first said to a majority and then at the primary: so
+/// whoever hears a majority and takes the least is right.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, bincode::Encode, bincode::Decode)]
+pub struct SyncRule {
+    pub epoch: Epoch,
+    /// Grows with every change in an epoch.
+    pub version: u64,
+    pub secondaries: u8,
+}
+
+/// Which operation. Chosen by whoever orders it, so that an order sent twice is one operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, bincode::Encode, bincode::Decode)]
+pub struct OpId(pub u128);
+
+impl fmt::Display for OpId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+impl std::str::FromStr for OpId {
+    type Err = String;
+    fn from_str(given: &str) -> Result<OpId, String> {
+        let parsed = (given.len() <= 32).then(|| u128::from_str_radix(given, 16).ok()).flatten();
+        parsed.map(OpId).ok_or_else(|| format!("'{given}' is no id of an operation: up to 32 characters of 0-9 and a-f"))
+    }
+}
+
+/// What the operator agreed to lose.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+pub struct Consent {
+    pub allow_data_loss: bool,
+    pub max_loss_ms: Option<u64>,
+    pub max_loss_bytes: Option<u64>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+pub enum OrderKind {
+    Switchover {
+        to: RegionName,
+    },
+    Failover {
+        to: RegionName,
+        consent: Consent,
+        /// The operator's word that this region is stopped. Asked for only where no majority can prove it.
+        primary_is_down: Option<RegionName>,
+    },
+    /// One voter more, less or another: through majorities of the old and of the new set.
+    SetVoters {
+        voters: Vec<RegionName>,
+    },
+}
+
+impl OrderKind {
+    #[must_use]
+    pub fn to(&self) -> Option<&RegionName> {
+        match self {
+            OrderKind::Switchover { to } | OrderKind::Failover { to, .. } => Some(to),
+            OrderKind::SetVoters { .. } => None,
+        }
+    }
+}
+
+/// What an operator wants. May be given to any region; it goes to the one that carries it out.
+#[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+pub struct Order {
+    pub id: OpId,
+    pub kind: OrderKind,
+    /// Every check, a prediction, and nothing changes.
+    pub dry_run: bool,
+    /// Until the point of no return is reached: after it, the order is dropped and nothing has changed.
+    pub timeout_ms: u64,
+    /// The epoch that the order is about: the region that took it fills in the one it knows. Where another one reigns by now, the
+    /// order is refused: it cannot take effect twice, however late it comes.
+    pub at_epoch: Option<Epoch>,
+    /// Who ordered it, for the audit.
+    pub actor: String,
+}
+
+/// How far an operation is. In this order; a planned one skips what it does not need.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, bincode::Encode, bincode::Decode)]
+pub enum Phase {
+    /// Checks; nothing was changed.
+    Check,
+    /// No new write transactions in the old primary.
+    Drain,
+    /// The handover frame becomes durable.
+    Seal,
+    /// The target waits for the handover frame in its log.
+    HandOver,
+    /// A failover waits until the voters' grants are over.
+    Wait,
+    /// Fetches what another region has more.
+    CatchUp,
+    Vote,
+    /// The new primary's copies are fenced and its epoch begins in the log.
+    Promote,
+    Activate,
+    /// A write through the new primary is looked for in a secondary.
+    Verify,
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Phase::Check => "check",
+            Phase::Drain => "drain",
+            Phase::Seal => "seal",
+            Phase::HandOver => "handover",
+            Phase::Wait => "wait",
+            Phase::CatchUp => "catch_up",
+            Phase::Vote => "vote",
+            Phase::Promote => "promote",
+            Phase::Activate => "activate",
+            Phase::Verify => "verify",
+        })
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+pub enum OpState {
+    Running(Phase),
+    Done,
+    /// Nothing was changed; the sentence says why and what would be right.
+    Refused {
+        reason: String,
+    },
+    /// It was tried and did not come about; the sentence says how things stand.
+    Failed {
+        reason: String,
+    },
+    /// Whoever carries it out does not answer: it may have been done or not. Asking again will tell.
+    Unknown {
+        reason: String,
+    },
+    /// Another operation was there first.
+    Superseded {
+        by: Option<OpId>,
+        epoch: Epoch,
+        region: RegionName,
+    },
+}
+
+impl OpState {
+    /// It does not move any more.
+    #[must_use]
+    pub fn is_final(&self) -> bool {
+        !matches!(self, OpState::Running(_) | OpState::Unknown { .. })
+    }
+}
+
+/// An operation as anybody may see it. Kept until newer ones push it out, in every member that heard of it.
+#[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+pub struct OpView {
+    pub order: Order,
+    /// The primary when it began.
+    pub from: Option<RegionName>,
+    /// The member that carries it out at the moment.
+    pub by: RegionName,
+    pub state: OpState,
+    /// Phases that are over, and how long each took on the clock of whoever did it.
+    pub phases: Vec<(Phase, u64)>,
+    pub began_at: UnixMicros,
+    /// Of the reign that it made.
+    pub epoch: Option<Epoch>,
+    pub checks: Vec<Check>,
+    pub loss: Option<Loss>,
+    /// A dry run's guess at how long writes would stand still.
+    pub predicted_gap_ms: Option<u64>,
+}
+
+/// One thing that was looked at before anything was done.
+#[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+pub struct Check {
+    pub name: String,
+    pub ok: bool,
+    pub says: String,
+}
+
+/// How sure it is what a promotion loses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+pub enum Sureness {
+    /// Nothing is lost: the candidate wrote the last epoch itself, has its handover, or a rule of synchronous commits was in force
+    /// and enough regions were heard.
+    Proven,
+    /// At least what is said; the old primary may have gone on for so long after it was last heard.
+    AtLeast { unheard_ms: u64 },
+    /// The old region's tail was read.
+    Exact,
+}
+
+/// What a promotion loses, as far as it is known.
+#[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+pub struct Loss {
+    /// What stays ends here.
+    pub base: LogEnd,
+    /// The farthest that anybody heard of in the old epoch.
+    pub known_end: LogEnd,
+    pub bytes: u64,
+    /// Each commit is at least one frame.
+    pub commits_at_most: u64,
+    /// From the time that the base covers to the last sign of the old primary, on its clock. `None`: unknown.
+    pub ms: Option<u64>,
+    pub sure: Sureness,
+}
+
+impl Loss {
+    #[must_use]
+    pub fn is_none_for_sure(&self) -> bool {
+        self.sure == Sureness::Proven
+    }
+}
+
+/// One unplanned change of the primary and what it cost. Never thrown away silently; complete when the old region's tail was read.
+#[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+pub struct FailoverRecord {
+    pub op: OpId,
+    pub from: RegionName,
+    pub to: RegionName,
+    pub old_epoch: Epoch,
+    pub new_epoch: Epoch,
+    pub began_at: UnixMicros,
+    /// Who agreed: an operator's name, or the rule.
+    pub actor: String,
+    pub consent: Consent,
+    /// No majority said so, only an operator.
+    pub unproven: bool,
+    pub loss: Loss,
+    pub complete: bool,
+    /// Exact once complete.
+    pub tail: Option<LostTail>,
+}
+
+/// What the old region's log held beyond the base, read after it came back.
+#[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+pub struct LostTail {
+    pub new_epoch: Epoch,
+    pub from: LogEnd,
+    pub to: LogEnd,
+    pub commits: u64,
+    pub from_time: Option<UnixMicros>,
+    pub to_time: Option<UnixMicros>,
+}
+
+/// This region's log, told whenever it changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LogPosition {
+    /// The last consistency point that is durable on 4 of 6.
+    pub end: LogEnd,
+    pub history: History,
+    /// Everything up to this time of the primary's clock is in it. In the primary: not used.
+    pub covers: Option<UnixMicros>,
+}
+
+/// How a position travels: its end, and its last terms.
+#[derive(Clone, Debug, Default, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+pub struct Standing {
+    pub end: LogEnd,
+    pub terms: Vec<Term>,
+    pub covers: Option<UnixMicros>,
+}
+
+/// Terms that travel with a position.
+const TERMS_SENT: usize = 64;
+
+impl LogPosition {
+    #[must_use]
+    pub fn standing(&self) -> Standing {
+        let terms = self.history.terms();
+        Standing { end: self.end, terms: terms[terms.len().saturating_sub(TERMS_SENT)..].to_vec(), covers: self.covers }
+    }
+}

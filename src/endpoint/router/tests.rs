@@ -1,0 +1,498 @@
+//! Two regions' engines, the role going to and fro between them, and clients (tokio-postgres) of the second region's writer port.
+
+use super::*;
+use crate::base::LogEnd;
+use crate::endpoint::pg::tests::{Options, Server, code};
+use crate::head::embedded::EngineSettings;
+use crate::head::embedded::tests::{Region, settings, until};
+use futures::{SinkExt as _, TryStreamExt as _};
+use std::sync::atomic::AtomicUsize;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
+use tokio::task::{AbortHandle, JoinHandle};
+use tokio_postgres::SimpleQueryMessage;
+
+const LONG: Duration = Duration::from_secs(60);
+
+fn name(region: &str) -> RegionName {
+    RegionName::new(region).unwrap()
+}
+
+/// The ways out of one region: to the engines of the others, over pipes that the test can cut or silence.
+struct Pipes {
+    engines: Mutex<Vec<(RegionName, Arc<Engine>)>>,
+    open: Mutex<Vec<AbortHandle>>,
+    requests: Arc<AtomicUsize>,
+    silent: Arc<AtomicBool>,
+}
+
+/// Counts what is written: the client's end writes each request at once.
+struct Counting<W> {
+    inner: W,
+    requests: Arc<AtomicUsize>,
+}
+
+impl<W: AsyncWrite + Unpin> AsyncWrite for Counting<W> {
+    fn poll_write(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+        bytes: &[u8],
+    ) -> std::task::Poll<std::io::Result<usize>> {
+        self.requests.fetch_add(1, Ordering::SeqCst);
+        std::pin::Pin::new(&mut self.inner).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: std::pin::Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> std::task::Poll<std::io::Result<()>> {
+        std::pin::Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: std::pin::Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> std::task::Poll<std::io::Result<()>> {
+        std::pin::Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}
+
+#[async_trait]
+impl Ways for Pipes {
+    async fn open(&self, region: &RegionName) -> Result<Way, String> {
+        let engine = self.engines.lock().iter().find(|(r, _)| r == region).map(|(_, e)| e.clone()).ok_or("there is no link")?;
+        let (near, far) = tokio::io::duplex(1 << 20);
+        let (recv, send) = tokio::io::split(far);
+        let silent = self.silent.clone();
+        let serving = if silent.load(Ordering::SeqCst) {
+            // A process that is gone, and nobody knows: what is sent is taken, and nothing comes back.
+            tokio::spawn(async move { hold(recv, send).await })
+        } else {
+            tokio::spawn(serve(engine, recv, send))
+        };
+        self.open.lock().push(serving.abort_handle());
+        let (recv, send) = tokio::io::split(near);
+        let send = Counting { inner: send, requests: self.requests.clone() };
+        Ok(Way { recv: Box::new(recv), send: Box::new(send), hears: Box::new(move || !silent.load(Ordering::SeqCst)) })
+    }
+
+    fn reaches(&self, region: &RegionName) -> bool {
+        self.engines.lock().iter().any(|(r, _)| r == region)
+    }
+}
+
+async fn hold(mut recv: impl AsyncRead + Unpin, send: impl AsyncWrite) {
+    let mut sink = tokio::io::sink();
+    let _ = tokio::io::copy(&mut recv, &mut sink).await;
+    std::future::pending::<()>().await;
+    drop(send);
+}
+
+/// us-east leads at first; clients are eu-west's.
+struct Pair {
+    east: Region,
+    west: Region,
+    epoch: u64,
+    pipes: Arc<Pipes>,
+    who: watch::Sender<WhoWrites>,
+    server: Server,
+}
+
+impl Pair {
+    async fn start(wait_max: Duration) -> Pair {
+        let region = |name: &str| Region::empty(EngineSettings { region: name.to_string(), idle_in_transaction_max: LONG, ..settings() });
+        let (east, west) = (region("us-east"), region("eu-west"));
+        west.engine.reset(LogEnd::EMPTY);
+        east.open_as(1, 1);
+        let pipes = Arc::new(Pipes {
+            engines: Mutex::new(vec![(name("us-east"), east.engine.clone())]),
+            open: Mutex::default(),
+            requests: Arc::default(),
+            silent: Arc::default(),
+        });
+        let who = watch::Sender::new(WhoWrites { here: false, primary: Some(name("us-east")), links: 0 });
+        let service = RoutedService::new(west.engine.clone(), name("eu-west"), who.subscribe(), pipes.clone(), wait_max);
+        let server = Server::with(Options::default(), Arc::new(service)).await;
+        Pair { east, west, epoch: 1, pipes, who, server }
+    }
+
+    async fn with_table() -> (Pair, tokio_postgres::Client) {
+        let pair = Pair::start(LONG).await;
+        let c = pair.server.connect().await;
+        c.batch_execute("create table t (id integer primary key, n integer)").await.unwrap();
+        (pair, c)
+    }
+
+    fn ship(&self) {
+        let (from, to) = if self.who.borrow().here { (&self.west, &self.east) } else { (&self.east, &self.west) };
+        let log = from.volume.log();
+        let have = to.volume.log().len();
+        to.volume.settle(&log[have..]);
+    }
+
+    /// Nobody writes, and the region says so.
+    fn close(&mut self) {
+        let here = self.who.borrow().here;
+        let lead = if here { &self.west } else { &self.east };
+        lead.engine.close_writer("handed over".to_string());
+        self.ship();
+        self.who.send_modify(|who| who.primary = here.then(|| name("eu-west")));
+        self.who.send_modify(|who| who.here = false);
+        self.epoch += 1;
+    }
+
+    fn open_west(&mut self) {
+        self.west.open_as(self.epoch, self.epoch);
+        self.who.send_modify(|who| (who.here, who.primary) = (true, Some(name("eu-west"))));
+    }
+
+    fn open_east(&mut self) {
+        self.east.open_as(self.epoch, self.epoch);
+        self.who.send_modify(|who| (who.here, who.primary) = (false, Some(name("us-east"))));
+    }
+
+    fn cut(&self) {
+        for serving in self.pipes.open.lock().drain(..) {
+            serving.abort();
+        }
+    }
+
+    /// Requests sent to the other region since the last call.
+    fn requests(&self) -> usize {
+        self.pipes.requests.swap(0, Ordering::SeqCst)
+    }
+}
+
+async fn one(c: &tokio_postgres::Client, sql: &str) -> Result<String, tokio_postgres::Error> {
+    let rows = c.simple_query(sql).await?;
+    Ok(rows
+        .iter()
+        .filter_map(|m| match m {
+            SimpleQueryMessage::Row(row) => Some(row.get(0).unwrap_or("NULL").to_owned()),
+            _ => None,
+        })
+        .collect::<Vec<_>>()
+        .join(","))
+}
+
+async fn fails(c: &tokio_postgres::Client, sql: &str) -> String {
+    code(&c.simple_query(sql).await.map(|_| ()).expect_err(sql))
+}
+
+async fn finish<T>(task: JoinHandle<T>) -> T {
+    task.await.unwrap()
+}
+
+#[tokio::test]
+async fn idle_sessions_keep_all_they_have_while_the_role_goes_there_and_back() {
+    let (mut pair, c) = Pair::with_table().await;
+    c.batch_execute("set application_name = 'kept'").await.unwrap();
+    let insert = c.prepare("insert into t (id, n) values ($1, $2)").await.unwrap();
+    let select = c.prepare("select n from t where id = $1").await.unwrap();
+    for turn in 0..6_i64 {
+        assert_eq!(c.execute(&insert, &[&turn, &(turn * 10)]).await.unwrap(), 1);
+        for id in 0..=turn {
+            assert_eq!(c.query_one(&select, &[&id]).await.unwrap().get::<_, i64>(0), id * 10, "turn {turn}");
+        }
+        pair.close();
+        if turn % 2 == 0 {
+            pair.open_west()
+        } else {
+            pair.open_east()
+        }
+        assert_eq!(one(&c, "show application_name").await.unwrap(), "kept");
+        assert_eq!(one(&c, "select count(*) from t").await.unwrap(), (turn + 1).to_string());
+        assert_eq!(fails(&c, "insert into t values (0, 0)").await, "23505");
+    }
+}
+
+#[tokio::test]
+async fn a_statement_costs_one_way_there_and_back() {
+    let (pair, c) = Pair::with_table().await;
+    pair.requests();
+    c.simple_query("insert into t values (1, 1)").await.unwrap();
+    assert_eq!(pair.requests(), 1, "a simple statement");
+    assert_eq!(one(&c, "select n from t").await.unwrap(), "1");
+    assert_eq!(pair.requests(), 1, "a simple question");
+    // The schema has come here: what a statement is is known without asking.
+    pair.ship();
+    let insert = c.prepare("insert into t (id, n) values ($1, $2) returning n, id").await.unwrap();
+    assert_eq!(pair.requests(), 0, "preparing");
+    assert_eq!(c.query(&insert, &[&2_i64, &2_i64]).await.unwrap().len(), 1);
+    assert_eq!(pair.requests(), 1, "running what was prepared");
+    c.batch_execute("begin").await.unwrap();
+    assert_eq!(pair.requests(), 0, "a transaction begins with its first statement");
+    c.execute(&insert, &[&3_i64, &3_i64]).await.unwrap();
+    c.query("select n + 1 from t where id = $1", &[&3_i64]).await.unwrap();
+    assert_eq!(pair.requests(), 2, "statements of a transaction");
+    c.batch_execute("commit").await.unwrap();
+    assert_eq!(pair.requests(), 1, "its commit");
+
+    // A change of the schema is seen at once by who made it and by others of this port, before it has come here.
+    c.batch_execute("alter table t add column later text").await.unwrap();
+    let other = pair.server.connect().await;
+    for c in [&c, &other] {
+        assert_eq!(c.prepare("select * from t").await.unwrap().columns().len(), 3);
+        c.execute("update t set later = $1", &[&"x"]).await.unwrap();
+    }
+    c.batch_execute("begin; create table u (a text)").await.unwrap();
+    c.execute("insert into u (a) values ($1)", &[&"in the same transaction"]).await.unwrap();
+    c.batch_execute("rollback").await.unwrap();
+    assert_eq!(fails(&c, "select * from u").await, "42P01");
+    pair.ship();
+    pair.requests();
+    assert_eq!(c.prepare("select later, t.* from t").await.unwrap().columns().len(), 4);
+    assert_eq!(pair.requests(), 0, "and when it has come, it is known here again");
+}
+
+#[tokio::test]
+async fn a_transaction_that_is_open_is_lost_loudly_and_the_session_goes_on() {
+    for here in [false, true] {
+        let (mut pair, c) = Pair::with_table().await;
+        if here {
+            pair.close();
+            pair.open_west();
+        }
+        c.batch_execute("begin; insert into t values (1, 1); savepoint a").await.unwrap();
+        let other = pair.server.connect().await;
+        other.batch_execute("begin").await.unwrap();
+        let reading = pair.server.connect().await;
+        reading.batch_execute("begin read only; select * from t").await.unwrap();
+        pair.close();
+        if here {
+            pair.open_east()
+        } else {
+            pair.open_west()
+        }
+        assert_eq!(fails(&c, "insert into t values (2, 2)").await, "40001");
+        assert_eq!(fails(&c, "select 1").await, "25P02");
+        assert!(matches!(fails(&c, "rollback to a").await.as_str(), "25P02" | "40001"));
+        assert_eq!(one(&c, "commit; select count(*) from t").await.unwrap(), "0");
+        assert_eq!(fails(&reading, "select * from t").await, "40001");
+        // Nothing of this one was anywhere yet.
+        other.batch_execute("insert into t values (3, 3); commit").await.unwrap();
+        assert_eq!(one(&c, "select id from t").await.unwrap(), "3");
+
+        // At the commit itself.
+        c.batch_execute("begin; insert into t values (4, 4)").await.unwrap();
+        pair.close();
+        if here {
+            pair.open_west()
+        } else {
+            pair.open_east()
+        }
+        assert_eq!(fails(&c, "commit").await, "40001");
+        assert_eq!(one(&c, "select id from t").await.unwrap(), "3");
+    }
+}
+
+#[tokio::test]
+async fn a_commit_under_way_has_an_unknown_outcome_and_is_never_run_twice() {
+    for way in ["the writer goes", "the link goes"] {
+        for sql in
+            ["insert into t (n) values (7)", "begin; insert into t (n) values (7); commit", "insert into t (n) values (7) returning id"]
+        {
+            let (mut pair, c) = Pair::with_table().await;
+            pair.east.volume.hold();
+            let task = tokio::spawn(async move {
+                let failed = fails(&c, sql).await;
+                (failed, c)
+            });
+            until(|| pair.east.engine.stats().commits_waiting == 1).await;
+            if way == "the link goes" {
+                pair.cut();
+            } else {
+                pair.east.engine.close_writer("fenced".to_string());
+            }
+            let (failed, c) = finish(task).await;
+            assert_eq!(failed, "08007", "{sql}, {way}");
+            pair.east.volume.go_on();
+            until(|| pair.east.volume.pending() == 0).await;
+            pair.close();
+            pair.open_west();
+            assert_eq!(one(&c, "rollback; select count(*) from t where n = 7").await.unwrap(), "1", "{sql}, {way}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_statement_waits_for_a_writer_up_to_its_bound() {
+    let (mut pair, c) = Pair::with_table().await;
+    pair.close();
+    let waiting = tokio::spawn(async move {
+        c.execute("insert into t (id, n) values (1, 1)", &[]).await.unwrap();
+        c
+    });
+    // It comes in, finds nobody, and stays.
+    until(|| pair.who.receiver_count() > 1).await;
+    pair.open_west();
+    let c = finish(waiting).await;
+    assert_eq!(one(&c, "select count(*) from t").await.unwrap(), "1");
+
+    // A drain that ends with the role: what waited in the old writer's queue is run by the new one.
+    let (tell, told) = tokio::sync::oneshot::channel();
+    pair.west.engine.drain(clock::now() + LONG, move |drained| {
+        let _ = tell.send(drained);
+    });
+    told.await.unwrap();
+    let waiting = tokio::spawn(async move {
+        let inserted = c.simple_query("insert into t values (2, 2)").await.map(|_| ());
+        (inserted, c)
+    });
+    until(|| pair.west.engine.stats().writer_queue == 1).await;
+    pair.close();
+    pair.open_east();
+    let (inserted, c) = finish(waiting).await;
+    inserted.unwrap();
+    assert_eq!(one(&c, "select id from t").await.unwrap(), "1,2");
+
+    // Cancelled while it waits.
+    pair.close();
+    let cancel = c.cancel_token();
+    let waiting = tokio::spawn(async move {
+        let failed = fails(&c, "insert into t values (3, 3)").await;
+        (failed, c)
+    });
+    until(|| pair.who.receiver_count() > 1).await;
+    cancel.cancel_query(tokio_postgres::NoTls).await.unwrap();
+    let (failed, c) = finish(waiting).await;
+    assert_eq!(failed, "57014");
+    c.batch_execute("set statement_timeout = 50").await.unwrap();
+    assert_eq!(fails(&c, "select 1").await, "57014");
+
+    // Nobody comes.
+    let pair = Pair::start(Duration::from_millis(60)).await;
+    let c = pair.server.connect().await;
+    pair.who.send_modify(|who| who.primary = None);
+    let error = c.simple_query("select 1").await.map(|_| ()).unwrap_err();
+    assert_eq!(code(&error), "57P03");
+    let message = error.as_db_error().unwrap().message();
+    assert!(message.contains("60ms") && message.contains("knows of no primary"), "{message}");
+    pair.who.send_modify(|who| who.primary = Some(name("ap-south")));
+    let error = c.simple_query("select 1").await.map(|_| ()).unwrap_err();
+    let message = error.as_db_error().unwrap().message();
+    assert!(message.contains("the primary ap-south cannot be reached from eu-west"), "{message}");
+    let error = crate::endpoint::pg::tests::connect(&pair.server.config()).await.err().unwrap();
+    assert_eq!(code(&error), "57P03", "at the login as well");
+}
+
+#[tokio::test]
+async fn what_only_reads_is_run_again_and_half_a_result_is_an_error() {
+    let (pair, c) = Pair::with_table().await;
+    c.simple_query("insert into t select value, value from generate_series(1, 200000)").await.unwrap();
+    // Between statements: the next one opens another stream.
+    pair.cut();
+    assert_eq!(one(&c, "select count(*) from t").await.unwrap(), "200000");
+    // In the middle of it.
+    let rows = c.query_raw("select id, n, 'something to fill a window with' from t", Vec::<i64>::new()).await.unwrap();
+    futures::pin_mut!(rows);
+    assert!(rows.try_next().await.unwrap().is_some());
+    pair.cut();
+    let mut got = 1;
+    let error = loop {
+        match rows.try_next().await {
+            Ok(Some(_)) => got += 1,
+            Ok(None) => panic!("{got} rows passed for the whole"),
+            Err(error) => break error,
+        }
+    };
+    assert!(got < 200_000 && code(&error) == "40001", "{got} rows, {error:?}");
+    assert_eq!(one(&c, "select max(n) from t").await.unwrap(), "200000");
+}
+
+#[tokio::test]
+async fn nothing_is_sent_to_a_region_that_is_silent() {
+    let (mut pair, c) = Pair::with_table().await;
+    pair.pipes.silent.store(true, Ordering::SeqCst);
+    pair.cut();
+    pair.requests();
+    let waiting = tokio::spawn(async move {
+        c.simple_query("insert into t (n) values (1)").await.unwrap();
+        c
+    });
+    // The greeting and the question whether anybody is there, and no statement.
+    until(|| pair.pipes.requests.load(Ordering::SeqCst) >= 2).await;
+    pair.close();
+    pair.open_west();
+    let c = finish(waiting).await;
+    assert_eq!(one(&c, "select count(*) from t").await.unwrap(), "1");
+    assert_eq!(pair.requests(), 2);
+}
+
+#[tokio::test]
+async fn copies_portals_and_cancels_go_through() {
+    let (pair, mut c) = Pair::with_table().await;
+    pair.requests();
+    let lines: String = (0..20_000).map(|i| format!("{i}\t{}\n", i * 2)).collect();
+    let sink = c.copy_in("copy t from stdin").await.unwrap();
+    futures::pin_mut!(sink);
+    sink.send(bytes::Bytes::from(lines)).await.unwrap();
+    assert_eq!(sink.finish().await.unwrap(), 20_000);
+    assert_eq!(one(&c, "select sum(n) from t").await.unwrap(), (19_999_i64 * 20_000).to_string());
+    let out = c.copy_out("copy (select id from t order by id) to stdout").await.unwrap();
+    let bytes: usize = out.try_fold(0, |sum, piece| async move { Ok(sum + piece.len()) }).await.unwrap();
+    assert_eq!(bytes, (0..20_000).map(|i: i32| i.to_string().len() + 1).sum::<usize>());
+    // A line that fails undoes the whole, also when it is found out later.
+    let sink = c.copy_in("copy t from stdin").await.unwrap();
+    futures::pin_mut!(sink);
+    let lines: String = (30_000..40_000).map(|i| format!("{}\t1\n", if i == 35_000 { 5 } else { i })).collect();
+    sink.send(bytes::Bytes::from(lines)).await.unwrap();
+    assert_eq!(code(&sink.finish().await.unwrap_err()), "23505");
+    assert_eq!(one(&c, "select count(*) from t").await.unwrap(), "20000");
+    // And within the client's own transaction.
+    let tx = c.transaction().await.unwrap();
+    tx.execute("delete from t where id >= $1", &[&10_000_i64]).await.unwrap();
+    {
+        let sink = tx.copy_in("copy t (id, n) from stdin").await.unwrap();
+        futures::pin_mut!(sink);
+        let lines: String = (50_000..52_000).map(|i| format!("{i}\t1\n")).collect();
+        sink.send(bytes::Bytes::from(lines)).await.unwrap();
+        assert_eq!(sink.finish().await.unwrap(), 2_000);
+    }
+    // A result in parts, given up in the middle.
+    let select = tx.prepare("select id from t order by id").await.unwrap();
+    let portal = tx.bind(&select, &[]).await.unwrap();
+    assert_eq!(tx.query_portal(&portal, 10).await.unwrap().len(), 10);
+    assert_eq!(tx.query_one("select count(*) from t", &[]).await.unwrap().get::<_, i64>(0), 12_000);
+    let more = tx.query_portal(&portal, 10).await.unwrap();
+    assert_eq!(more[0].get::<_, i64>(0), 10);
+    let nested = "update t set n = n + 1";
+    assert_eq!(tx.execute(nested, &[]).await.unwrap(), 12_000);
+    tx.rollback().await.unwrap();
+    assert_eq!(one(&c, "select count(*) from t").await.unwrap(), "20000");
+
+    let endless = "select count(*) from generate_series(1, 100000000000)";
+    for sql in [
+        endless,
+        "insert into t (n) select count(*) from generate_series(1, 100000000000)",
+        "select value from generate_series(1, 100000000000)",
+    ] {
+        let cancel = c.cancel_token();
+        let before = pair.east.engine.stats().statements;
+        let task = tokio::spawn(async move {
+            let failed = fails(&c, sql).await;
+            (failed, c)
+        });
+        until(|| pair.east.engine.stats().statements > before).await;
+        cancel.cancel_query(tokio_postgres::NoTls).await.unwrap();
+        let failed;
+        (failed, c) = finish(task).await;
+        assert_eq!(failed, "57014", "{sql}");
+        assert_eq!(one(&c, "select count(*) from t").await.unwrap(), "20000");
+    }
+    // A client that goes leaves nothing open at the writer.
+    c.batch_execute("begin; insert into t values (-1, 1)").await.unwrap();
+    drop(c);
+    let other = pair.server.connect().await;
+    other.batch_execute("insert into t values (-1, 2)").await.unwrap();
+    assert_eq!(one(&other, "select n from t where id = -1").await.unwrap(), "2");
+}
+
+#[tokio::test]
+async fn nonsense_ends_its_stream_and_nothing_else() {
+    let (pair, c) = Pair::with_table().await;
+    for bytes in [&b"PHS\x02"[..], b"GET / HTTP/1.1\r\n\r\n", b"PHS\x01\xff\xff\xff\xff", b"PHS\x01\x05\0\0\0\x63\0\0\0\0", b"PHS\x01\x01"]
+    {
+        let (near, far) = tokio::io::duplex(1024);
+        let (recv, send) = tokio::io::split(far);
+        let serving = tokio::spawn(serve(pair.east.engine.clone(), recv, send));
+        let (_recv, mut send) = tokio::io::split(near);
+        send.write_all(bytes).await.unwrap();
+        send.shutdown().await.unwrap();
+        finish(serving).await;
+    }
+    assert_eq!(one(&c, "select count(*) from t").await.unwrap(), "0");
+}
