@@ -115,6 +115,10 @@ impl World {
             if region.node.is_none() || region.head.visible.seq.0 == 0 {
                 continue;
             }
+            // A deposed primary's readers see its own tail until it hears of the reign that has left it.
+            if !self.truth.has(&region.head.visible) {
+                continue;
+            }
             let at = region.head.pin.map_or(region.head.visible.end_lsn, |(lsn, _)| lsn);
             let pinned_at = region.head.pin.map(|(_, since)| since);
             let copy = CopyId::all()[usize::try_from(self.work.below(6)).expect("BUG: six copies")];

@@ -114,7 +114,8 @@ impl World {
                 }
                 Ok(())
             }
-            CopyRequest::SeedBegin { base, .. } => self.check_foreign(r, &base.end),
+            // A deposed primary rebuilds its copies from one another like any region.
+            CopyRequest::SeedBegin { base, .. } if self.truth.writer_of(base.end.epoch) != Some(r) => self.check_foreign(r, &base.end),
             _ => Ok(()),
         }
     }
@@ -144,6 +145,10 @@ impl World {
             ));
         }
         if pen.epoch() > self.truth.epoch() {
+            let record = self.regions[r].node.as_ref().and_then(|n| n.ledger()?.failover_into(pen.epoch()).cloned());
+            if let Some(record) = record {
+                self.truth.failover(&record);
+            }
             let n = self.truth.open(pen.epoch(), pen.end())?;
             self.counts.reigns += 1;
             self.say(|| format!("epoch {} of {name} is open; {n} acknowledged frames are lost", pen.epoch()));

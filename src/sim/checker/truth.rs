@@ -52,6 +52,11 @@ impl Truth {
 
     /// S1: the first frame of an epoch goes to a copy of region `r`.
     pub(in crate::sim) fn note_reign(&mut self, frame: &Frame, r: usize) -> Checked {
+        // In the copies of another group its payload is missing; but whoever begins an epoch is the first to store a frame of it.
+        if !self.reigns.contains_key(&frame.header().epoch) {
+            self.reigns.insert(frame.header().epoch, r);
+            return Ok(());
+        }
         if !frame.is_control() {
             return Ok(());
         }
@@ -59,9 +64,6 @@ impl Truth {
             // Its last word in its epoch, which no pen wrote.
             let handover = matches!(ControlFrame::decode(frame), Ok(ControlFrame::Handover { .. }));
             return if handover && writer == r && frame.header().epoch == self.epoch { self.go_on_with(&frame.log_end()) } else { Ok(()) };
-        }
-        if matches!(ControlFrame::decode(frame), Ok(ControlFrame::EpochStart { .. } | ControlFrame::Reign(_))) {
-            self.reigns.insert(frame.header().epoch, r);
         }
         Ok(())
     }

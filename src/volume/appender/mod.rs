@@ -780,7 +780,7 @@ impl Appender {
             self.vdl_moved = None;
             for copy in self.members() {
                 let peer = &self.peers[copy.index()];
-                if peer.is_joined() && peer.told_vdl < self.vdl.seq {
+                if peer.is_joined() && peer.told_vdl < self.vdl_for(copy).seq {
                     self.send_append(now, copy, Vec::new());
                 }
             }
