@@ -452,9 +452,10 @@ impl SqlSession for RoutedSession {
             Tx::None => TxState::Idle,
             Tx::Fresh(_) => TxState::InTransaction,
             Tx::Here => self.local.tx(),
+            // One whose stream broke has failed as well; but nobody has been told yet, and the next statement tells it (40001).
             Tx::There(_) => match &self.remote {
-                Some(remote) if !remote.is_closed() && remote.standing().tx != TxState::Failed => TxState::InTransaction,
-                _ => TxState::Failed,
+                Some(remote) if remote.standing().tx == TxState::Failed => TxState::Failed,
+                _ => TxState::InTransaction,
             },
             Tx::Lost => TxState::Failed,
         }

@@ -319,6 +319,22 @@ async fn a_transaction_that_is_open_is_lost_loudly_and_the_session_goes_on() {
         other.batch_execute("insert into t values (3, 3); commit").await.unwrap();
         assert_eq!(one(&c, "select id from t").await.unwrap(), "3");
 
+        // The way to it breaks, and that is known before the next statement.
+        if !here {
+            pair.close();
+            pair.open_east();
+            for sql in ["insert into t values (5, 5)", "commit"] {
+                c.batch_execute("begin; insert into t values (4, 4)").await.unwrap();
+                let open = pair.pipes.open.lock().drain(..).collect::<Vec<_>>();
+                open.iter().for_each(AbortHandle::abort);
+                until(|| open.iter().all(AbortHandle::is_finished)).await;
+                assert_eq!(fails(&c, sql).await, "40001", "{sql}");
+                c.batch_execute("rollback").await.unwrap();
+            }
+            pair.close();
+            pair.open_west();
+        }
+
         // At the commit itself.
         c.batch_execute("begin; insert into t values (4, 4)").await.unwrap();
         pair.close();
