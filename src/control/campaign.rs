@@ -4,12 +4,12 @@
 //! majority answered allows it to take over (protocol.md rules 8 to 12). Backs off with jitter, so that two candidates do not chase each
 //! other through the epochs (L5).
 
-use super::api::{Output, Promotion};
+use super::api::Output;
 use super::chain::{EpochEntry, ReignKind};
-use super::elect::{Evidence, Heard, NoOutcome, Outcome, covered_by, covered_by_rule, describe};
+use super::elect::{Heard, NoOutcome, Outcome, covered_by, covered_by_rule, describe};
 use super::machine::Control;
 use super::message::{ControlMessage, Handover, Round, Stands, Vote, Voted};
-use super::types::{AutoFailover, Consent, FailoverRecord, OpId, Phase};
+use super::types::{AutoFailover, Consent, OpId, Phase};
 use crate::base::{Epoch, Instant, LogEnd, RegionName};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -18,6 +18,8 @@ use std::time::Duration;
 const GRACE: Duration = Duration::from_millis(300);
 /// A region that has more is fetched from for so long.
 const CATCH_UP_PATIENCE: Duration = Duration::from_secs(10);
+/// A handover frame is on its way from the old primary for so long before it is fetched from whoever has it.
+const FRAME_PATIENCE: Duration = Duration::from_secs(1);
 /// The region that is better placed is given so long to begin.
 const DEFER: Duration = Duration::from_millis(700);
 
@@ -36,14 +38,14 @@ pub(super) enum Why {
 #[derive(Debug)]
 pub(super) struct Campaign {
     pub why: Why,
-    stage: Stage,
+    pub stage: Stage,
     round: Round,
     asked: Instant,
     stands: BTreeMap<RegionName, Stands>,
     votes: BTreeMap<RegionName, Heard>,
     refused: BTreeSet<RegionName>,
-    epoch: Epoch,
-    next: Instant,
+    pub epoch: Epoch,
+    pub next: Instant,
     /// Until the point of no return.
     deadline: Option<Instant>,
     deferred: bool,
@@ -53,7 +55,7 @@ pub(super) struct Campaign {
 }
 
 #[derive(Debug)]
-enum Stage {
+pub(super) enum Stage {
     Rests,
     /// Looks around.
     Asking,
@@ -410,9 +412,13 @@ impl Control {
         if campaign.fetching.is_some() {
             return;
         }
+        let handed = matches!(campaign.why, Why::Handover(_));
         if let Some((from, up_to)) = outcome.more.clone()
             && !campaign.fetched.contains(&from)
         {
+            if handed && self.now < since + FRAME_PATIENCE {
+                return;
+            }
             return self.fetch(from, up_to);
         }
         let waits_for_more = self.now < since + self.who.settings.vote_patience && campaign.votes.len() < self.who.others().count() + 1;
@@ -480,148 +486,6 @@ impl Control {
         }
         self.follow();
         self.judge_votes();
-    }
-
-    // ---- taking over ----------------------------------------------------------------------------------------------------
-
-    fn take_over(&mut self, outcome: Outcome, consent: Consent) {
-        let campaign = self.campaign.as_ref().expect("BUG: takes over for nobody");
-        let (op, actor, forced) = match &campaign.why {
-            Why::Handover(h) => (Some(h.op.order.id), h.op.order.actor.clone(), false),
-            Why::Failover { op, actor, forced, .. } => (Some(*op), actor.clone(), *forced),
-            Why::Auto { op } => (Some(*op), "auto_failover".to_owned(), false),
-            Why::Regain => (None, String::new(), false),
-        };
-        let auto = matches!(campaign.why, Why::Auto { .. });
-        let kind = if forced { ReignKind::Unproven } else { outcome.kind };
-        let epoch = campaign.epoch;
-        let entry = EpochEntry {
-            epoch,
-            region: self.who.name.clone(),
-            prev: outcome.prev,
-            base: outcome.base,
-            kind,
-            op,
-            voters_version: self.st().voters.version,
-            began_at: self.wall,
-        };
-        let record = op.filter(|_| matches!(kind, ReignKind::Unplanned | ReignKind::Unproven)).map(|op| FailoverRecord {
-            op,
-            from: outcome.from.clone(),
-            to: self.who.name.clone(),
-            old_epoch: outcome.prev,
-            new_epoch: epoch,
-            began_at: self.wall,
-            actor,
-            consent,
-            unproven: forced,
-            complete: outcome.loss.is_none_for_sure(),
-            loss: outcome.loss.clone(),
-            tail: None,
-        });
-        self.st_mut().pending = record;
-        self.keep();
-        if auto {
-            self.op_began_by_itself(op.expect("BUG: it has an id"), &outcome);
-        }
-        self.op_taking(&entry, &outcome);
-        self.note("elected", format!("{} takes epoch {epoch} behind {} ({})", self.who.name, entry.base, describe(&outcome.loss)));
-        let campaign = self.campaign.as_mut().expect("BUG: just seen");
-        campaign.stage = Stage::Taking { entry: Box::new(entry.clone()) };
-        self.output_when_kept(Output::Promote { epoch, how: Promotion::Begin { entry } });
-    }
-
-    pub(super) fn promoted(&mut self, epoch: Epoch) {
-        if self.resumed(epoch) {
-            return;
-        }
-        let taking = self.campaign.as_ref().is_some_and(|c| c.epoch == epoch && matches!(c.stage, Stage::Taking { .. }));
-        if !taking {
-            return;
-        }
-        let Some(Campaign { stage: Stage::Taking { entry }, .. }) = self.campaign.take() else { unreachable!("BUG: just seen") };
-        self.op_phase_of(entry.op, Phase::Activate);
-        self.activate(*entry);
-    }
-
-    pub(super) fn promotion_failed(&mut self, epoch: Epoch, reason: &str) {
-        if self.not_resumed(epoch) {
-            self.reason = Some(format!("the volume could not be taken: {reason}"));
-            return;
-        }
-        if self.campaign.as_ref().is_some_and(|c| c.epoch == epoch && matches!(c.stage, Stage::Taking { .. })) {
-            self.campaign_failed(format!("the volume could not be taken: {reason}"));
-        }
-    }
-
-    fn weigh(&self, heard: &BTreeMap<RegionName, Heard>) -> Result<Outcome, NoOutcome> {
-        let handed = self.campaign.as_ref().and_then(|c| match &c.why {
-            Why::Handover(h) => Some((h.epoch, h.at)),
-            _ => None,
-        });
-        let (own, regions, voters, log) = (&self.who.name, &self.who.regions, &self.st().voters, &self.log);
-        Evidence { own, regions, voters, log, heard, handed }.weigh()
-    }
-
-    // ---- ending ---------------------------------------------------------------------------------------------------------
-
-    /// Not now: again after a while, as long as there is time.
-    fn rest(&mut self, why: &str) {
-        self.reason = Some(why.to_owned());
-        let next = self.back_off();
-        let Some(campaign) = &mut self.campaign else { return };
-        match campaign.why {
-            Why::Handover(_) => self.campaign_failed(why.to_owned()),
-            Why::Auto { .. } => {
-                self.campaign = None;
-                self.not_before = next;
-            }
-            _ => (campaign.stage, campaign.next) = (Stage::Rests, next),
-        }
-    }
-
-    /// Nothing was changed, and nothing will be.
-    fn campaign_refused(&mut self, reason: String) {
-        let Some(campaign) = self.campaign.take() else { return };
-        self.reason = Some(reason.clone());
-        self.not_before = self.back_off();
-        match campaign.why {
-            Why::Failover { op, .. } => self.op_refused(op, reason),
-            Why::Handover(h) => self.op_failed(h.op.order.id, reason),
-            Why::Regain | Why::Auto { .. } => {}
-        }
-    }
-
-    fn campaign_failed(&mut self, reason: String) {
-        let Some(campaign) = self.campaign.take() else { return };
-        self.not_before = self.back_off();
-        match campaign.why {
-            Why::Failover { op, .. } | Why::Auto { op } => self.op_failed(op, reason),
-            Why::Handover(h) => self.op_failed(h.op.order.id, reason),
-            Why::Regain => {}
-        }
-    }
-
-    /// Another region reigns by now.
-    pub(super) fn campaign_superseded(&mut self, epoch: Epoch, region: &RegionName) {
-        let Some(campaign) = self.campaign.take() else { return };
-        match campaign.why {
-            Why::Failover { op, .. } | Why::Auto { op } => self.op_superseded(op, epoch, region),
-            Why::Handover(h) => self.op_superseded(h.op.order.id, epoch, region),
-            Why::Regain => {}
-        }
-    }
-
-    /// It promised another candidate more than it asks for itself.
-    pub(super) fn campaign_overtaken(&mut self, epoch: Epoch, by: &RegionName) {
-        let overtaken =
-            self.campaign.as_ref().is_some_and(|c| c.epoch < epoch && matches!(c.stage, Stage::Voting { .. } | Stage::Taking { .. }));
-        if !overtaken {
-            return;
-        }
-        let taking = self.campaign.as_ref().is_some_and(|c| matches!(c.stage, Stage::Taking { .. }));
-        let what = format!("{by} was promised epoch {epoch} in between");
-        if taking { self.campaign_failed(what) } else { self.rest(&what) }
     }
 
     pub(super) fn campaign_timeout(&self) -> Option<Instant> {
@@ -705,7 +569,15 @@ impl Control {
         if wrong || known || over {
             return;
         }
-        if !self.log_told || state.promised > next || (state.promised == next && state.voted_for.as_ref() != Some(&self.who.name)) {
+        if !self.log_told {
+            return;
+        }
+        if let Some(view) = state.ledger.op(id).filter(|v| v.state.is_final()).cloned() {
+            // It was given up here, for good: whoever handed over goes on.
+            self.send(from, ControlMessage::Op(Box::new(view)));
+            return;
+        }
+        if state.promised > next || (state.promised == next && state.voted_for.as_ref() != Some(&self.who.name)) {
             self.send(from, ControlMessage::Op(Box::new(self.cannot_take(handover.op, state.promised))));
             return;
         }

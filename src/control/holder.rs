@@ -15,6 +15,8 @@ use std::time::Duration;
 
 /// Rounds that may still be answered.
 const ROUNDS_KEPT: usize = 16;
+/// Reigns that are told with a renewal, so that everybody knows how operations ended.
+const PATH_SENT: usize = 4;
 /// A primary that votes alone hears the other regions for so long before it goes on after a restart: one of them may have been
 /// promoted by an operator's word.
 const ALONE_PATIENCE: Duration = Duration::from_secs(2);
@@ -91,10 +93,6 @@ impl Holder {
 
     pub fn epoch(&self) -> Epoch {
         self.entry.epoch
-    }
-
-    pub fn entry(&self) -> &EpochEntry {
-        &self.entry
     }
 
     pub fn open_until(&self) -> Instant {
@@ -265,6 +263,7 @@ impl Control {
             round,
             lease_ms,
             entry: holder.entry.clone(),
+            path: state.chain.path(holder.entry.epoch).into_iter().skip(1).take(PATH_SENT).cloned().collect(),
             active,
             durable: self.log.end,
             sent_at: self.wall,

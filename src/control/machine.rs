@@ -147,6 +147,18 @@ impl Control {
         self.state.as_ref().map_or(&[], |s| s.ledger.failovers())
     }
 
+    /// Failovers that took over from this region and whose reports want the tail that was cut here: told by `TailRead` when this region
+    /// stands on the line of `new_epoch` or a later reign, also when nothing was cut.
+    pub fn tails_wanted(&self) -> impl Iterator<Item = &FailoverRecord> {
+        self.failovers().iter().filter(|f| !f.complete && f.from == self.who.name)
+    }
+
+    /// The highest reign known to be active, and its primary.
+    #[must_use]
+    pub fn reign(&self) -> Option<&(Epoch, RegionName)> {
+        self.reign.as_ref()
+    }
+
     #[must_use]
     pub fn state(&self) -> Option<&VoterState> {
         self.state.as_ref()

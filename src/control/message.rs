@@ -70,6 +70,8 @@ pub struct Renew {
     pub round: Round,
     pub lease_ms: u64,
     pub entry: EpochEntry,
+    /// The last reigns before it on its path.
+    pub path: Vec<EpochEntry>,
     /// A majority has granted this reign before: it is to be followed.
     pub active: bool,
     pub durable: LogEnd,
@@ -206,6 +208,7 @@ mod tests {
                 round,
                 lease_ms: 6000,
                 entry: state.chain.entries()[0].clone(),
+                path: Vec::new(),
                 active: true,
                 durable: LogEnd::EMPTY,
                 sent_at: UnixMicros(4),

@@ -12,8 +12,10 @@ mod elect;
 mod holder;
 mod machine;
 pub mod message;
+mod operations;
 mod orders;
 pub mod state;
+mod takeover;
 pub mod types;
 mod voter;
 

@@ -6,8 +6,6 @@
 
 use super::api::Output;
 use super::campaign::Why;
-use super::chain::EpochEntry;
-use super::elect::Outcome;
 use super::machine::{Control, millis};
 use super::message::{ControlMessage, Handover, Round, Stands};
 use super::types::{Check, Consent, OpId, OpState, OpView, Order, OrderKind, Phase, VoterSet};
@@ -26,17 +24,17 @@ const DRAIN_GRACE: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Default)]
 pub(super) struct Orders {
-    forwarded: BTreeMap<OpId, Forwarded>,
-    watchers: BTreeMap<OpId, BTreeSet<RegionName>>,
+    pub forwarded: BTreeMap<OpId, Forwarded>,
+    pub watchers: BTreeMap<OpId, BTreeSet<RegionName>>,
     /// What this member carries out, and since when it is in its phase.
-    running: Option<OpView>,
-    phase_since: Instant,
-    switching: Option<Switching>,
-    handing: Option<Handing>,
+    pub running: Option<OpView>,
+    pub phase_since: Instant,
+    pub switching: Option<Switching>,
+    pub handing: Option<Handing>,
 }
 
 #[derive(Debug)]
-struct Forwarded {
+pub(super) struct Forwarded {
     order: Order,
     to: RegionName,
     next: Instant,
@@ -45,28 +43,28 @@ struct Forwarded {
 
 /// A switchover before its seal, in the primary.
 #[derive(Debug)]
-struct Switching {
-    op: OpId,
-    to: RegionName,
-    stage: SwitchStage,
-    until: Instant,
+pub(super) struct Switching {
+    pub op: OpId,
+    pub to: RegionName,
+    pub stage: SwitchStage,
+    pub until: Instant,
 }
 
 #[derive(Debug)]
-enum SwitchStage {
+pub(super) enum SwitchStage {
     Checking { round: Round, asked: Instant, answers: BTreeMap<RegionName, (Instant, bool)> },
     Draining { deadline: Instant },
 }
 
 /// After the seal, until somebody reigns.
 #[derive(Debug)]
-struct Handing {
-    op: OpId,
-    to: RegionName,
-    epoch: Epoch,
-    at: Option<LogEnd>,
-    next: Instant,
-    until: Instant,
+pub(super) struct Handing {
+    pub op: OpId,
+    pub to: RegionName,
+    pub epoch: Epoch,
+    pub at: Option<LogEnd>,
+    pub next: Instant,
+    pub until: Instant,
 }
 
 impl Control {
@@ -103,8 +101,9 @@ impl Control {
             }
             Some(to) => self.refuse_new(&order, format!("there is no region '{to}'; the regions are {}", list(&self.who.regions))),
             None => {
-                let what = "no primary is known here, so there is nothing to switch from. Use: parhelion failover --to REGION";
-                self.refuse_new(&order, what.into());
+                let reason = "no primary is known here. Wait until one is, or: parhelion failover --to REGION; if this was ordered before, ask there how it stands";
+                let view = self.view_of(&order, OpState::Unknown { reason: reason.into() });
+                self.outputs.push_back(Output::OpMoved(Box::new(view)));
             }
         }
     }
@@ -127,15 +126,20 @@ impl Control {
     fn carry_out(&mut self, order: Order) {
         let (epoch, primary) = self.reign.clone().unzip();
         let epoch = epoch.or(self.st().chain.top().map(|e| e.epoch));
-        if order.at_epoch.is_some() && order.at_epoch != epoch {
+        if let Some(was) = order.at_epoch.filter(|e| Some(*e) != epoch) {
             let now = epoch.map_or_else(|| "none".into(), |e| e.to_string());
-            let was = order.at_epoch.unwrap_or_default();
-            return self.refuse_new(
-                &order,
-                format!(
-                    "roles have changed since: it was about epoch {was}, and now it is {now}. Look at parhelion status, and order anew"
-                ),
-            );
+            let changed = format!("roles have changed since: it was about epoch {was}, and now it is {now}. Look at parhelion status");
+            return match self.took_effect(order.id, was) {
+                Some(Some(made)) => {
+                    let view = self.view_of(&order, OpState::Done);
+                    self.publish(OpView { epoch: Some(made), ..view });
+                }
+                Some(None) => self.refuse_new(&order, format!("{changed}, and order anew")),
+                None => {
+                    let view = self.view_of(&order, OpState::Unknown { reason: format!("{changed} for whether it was done") });
+                    self.publish(view);
+                }
+            };
         }
         if let Some(other) = self.orders.running.as_ref().map(|v| v.order.id).or(self.orders.handing.as_ref().map(|h| h.op)) {
             let region = primary.unwrap_or_else(|| self.who.name.clone());
@@ -148,6 +152,17 @@ impl Control {
             OrderKind::Failover { consent, primary_is_down, .. } => self.failover(order, consent, primary_is_down.as_ref()),
             OrderKind::SetVoters { voters } => self.set_voters(order, voters),
         }
+    }
+
+    /// Whether an operation about the reign of `epoch` made one (which), did not, or cannot be told from what is known here.
+    pub(super) fn took_effect(&self, id: OpId, epoch: Epoch) -> Option<Option<Epoch>> {
+        let chain = &self.st().chain;
+        if let Some(made) = chain.entries().iter().find(|e| e.op == Some(id) && self.reign.as_ref().is_some_and(|(r, _)| e.epoch <= *r)) {
+            return Some(Some(made.epoch));
+        }
+        let (reign, _) = self.reign.as_ref()?;
+        let path = chain.path(*reign);
+        path.iter().any(|e| e.epoch <= epoch).then_some(None)
     }
 
     fn failover(&mut self, order: Order, consent: Consent, primary_is_down: Option<&RegionName>) {
@@ -350,7 +365,7 @@ impl Control {
         })
     }
 
-    fn give_up_switching(&mut self, reason: &str) {
+    pub(super) fn give_up_switching(&mut self, reason: &str) {
         let Some(switching) = self.orders.switching.take() else { return };
         if matches!(switching.stage, SwitchStage::Draining { .. }) {
             self.outputs.push_back(Output::Undrain { op: switching.op, reason: reason.to_owned() });
@@ -423,306 +438,6 @@ impl Control {
         self.renew_voters();
     }
 
-    // ---- how an operation stands ----------------------------------------------------------------------------------------
-
-    fn view_of(&self, order: &Order, state: OpState) -> OpView {
-        OpView {
-            order: order.clone(),
-            from: self.reign.as_ref().map(|(_, r)| r.clone()).or_else(|| Some(self.state.as_ref()?.chain.top()?.region.clone())),
-            by: self.who.name.clone(),
-            state,
-            phases: Vec::new(),
-            began_at: self.wall,
-            epoch: None,
-            checks: Vec::new(),
-            loss: None,
-            predicted_gap_ms: None,
-        }
-    }
-
-    fn start(&mut self, order: Order) {
-        self.orders.running = Some(self.view_of(&order, OpState::Running(Phase::Check)));
-        self.orders.phase_since = self.now;
-        self.publish_running();
-    }
-
-    fn refuse_new(&mut self, order: &Order, reason: String) {
-        let view = self.view_of(order, OpState::Refused { reason });
-        self.publish(view);
-    }
-
-    fn publish_running(&mut self) {
-        if let Some(view) = self.orders.running.clone() {
-            self.publish(view);
-        }
-    }
-
-    /// Keeps it, shows it, and tells whoever asked.
-    fn publish(&mut self, view: OpView) {
-        if !view.order.dry_run && self.st_mut().ledger.put_op(view.clone()) {
-            self.keep();
-            if view.state.is_final() {
-                self.ledger_is_news();
-            }
-        }
-        for to in self.orders.watchers.get(&view.order.id).cloned().unwrap_or_default() {
-            self.send(to, ControlMessage::Op(Box::new(view.clone())));
-        }
-        if view.state.is_final() {
-            self.orders.watchers.remove(&view.order.id);
-        }
-        self.orders.forwarded.remove(&view.order.id);
-        self.outputs.push_back(Output::OpMoved(Box::new(view)));
-    }
-
-    fn set_phase(&mut self, phase: Phase) {
-        let now = self.now;
-        let Some(view) = &mut self.orders.running else { return };
-        if view.state == OpState::Running(phase) {
-            return;
-        }
-        if let OpState::Running(before) = view.state {
-            view.phases.push((before, millis(now.since(self.orders.phase_since))));
-        }
-        view.state = OpState::Running(phase);
-        self.orders.phase_since = now;
-        self.publish_running();
-    }
-
-    fn finish(&mut self, state: OpState) {
-        let now = self.now;
-        let Some(mut view) = self.orders.running.take() else { return };
-        if let OpState::Running(before) = view.state {
-            view.phases.push((before, millis(now.since(self.orders.phase_since))));
-        }
-        view.state = state;
-        self.publish(view);
-    }
-
-    fn is_running(&self, op: OpId) -> bool {
-        self.orders.running.as_ref().is_some_and(|v| v.order.id == op)
-    }
-
-    /// The operation of the present campaign, if it is one's.
-    pub(super) fn op_phase(&mut self, phase: Phase) {
-        let op = self.campaign.as_ref().and_then(|c| match &c.why {
-            Why::Failover { op, .. } | Why::Auto { op } => Some(*op),
-            Why::Handover(h) => Some(h.op.order.id),
-            Why::Regain => None,
-        });
-        self.op_phase_of(op, phase);
-    }
-
-    pub(super) fn op_phase_of(&mut self, op: Option<OpId>, phase: Phase) {
-        if op.is_some_and(|op| self.is_running(op)) {
-            self.set_phase(phase);
-        }
-    }
-
-    /// What a failover's look around found; whether that was all that was wanted.
-    pub(super) fn op_looked(&mut self, op: OpId, outcome: &Outcome, wait: Duration) -> bool {
-        if !self.is_running(op) {
-            return true;
-        }
-        let more = match &outcome.more {
-            Some((region, end)) => {
-                let bytes = end.end_lsn.bytes_since(outcome.base.end_lsn);
-                check("log", true, format!("{region} has {bytes} bytes more: they are fetched from it first"))
-            }
-            None => check("log", true, "no region that answers has more".into()),
-        };
-        let says = if wait.is_zero() { "over".into() } else { format!("over in {} ms", millis(wait)) };
-        let loss = super::elect::describe(&outcome.loss);
-        let view = self.orders.running.as_mut().expect("BUG: just seen");
-        view.checks = vec![
-            check("voters", true, "a majority answers".into()),
-            check("grants", wait.is_zero(), format!("the old primary's lease is {says}")),
-            more,
-            check("loss", outcome.loss.is_none_for_sure(), loss),
-        ];
-        view.from = Some(outcome.from.clone());
-        view.loss = Some(outcome.loss.clone());
-        view.predicted_gap_ms = Some(millis(wait) + 300);
-        if view.order.dry_run {
-            self.finish(OpState::Done);
-            return true;
-        }
-        self.publish_running();
-        false
-    }
-
-    pub(super) fn op_unanswered(&mut self) {
-        self.reason = Some("a majority of the voters does not answer; without it nobody can be promoted".into());
-    }
-
-    pub(super) fn op_began_by_itself(&mut self, op: OpId, outcome: &Outcome) {
-        let kind = OrderKind::Failover { to: self.who.name.clone(), consent: Consent::default(), primary_is_down: None };
-        let order = Order { id: op, kind, dry_run: false, timeout_ms: 0, at_epoch: Some(outcome.prev), actor: "auto_failover".into() };
-        if self.orders.running.is_none() {
-            self.start(order);
-        }
-    }
-
-    pub(super) fn op_taking(&mut self, entry: &EpochEntry, outcome: &Outcome) {
-        if let Some(view) = self.orders.running.as_mut().filter(|v| Some(v.order.id) == entry.op) {
-            view.loss = Some(outcome.loss.clone());
-            view.from = Some(outcome.from.clone());
-            view.epoch = Some(entry.epoch);
-        }
-        self.op_phase_of(entry.op, Phase::Promote);
-    }
-
-    /// A reign of this region is active.
-    pub(super) fn op_activated(&mut self, entry: &EpochEntry) {
-        self.orders.handing = None;
-        if self.orders.running.is_none()
-            && let Some(view) = entry.op.and_then(|op| self.op(op)).filter(|v| !v.state.is_final()).cloned()
-        {
-            self.orders.running = Some(OpView { epoch: Some(entry.epoch), ..view });
-            self.orders.phase_since = self.now;
-        }
-        let running = self.orders.running.as_ref().map(|v| v.order.id);
-        if let Some(op) = running {
-            if Some(op) == entry.op {
-                self.set_phase(Phase::Verify);
-                self.outputs.push_back(Output::Verify { op, epoch: entry.epoch });
-            } else if !self.is_changing_voters() {
-                self.op_failed(
-                    op,
-                    format!("it did not come about; {} writes again, in epoch {}, and nothing was lost", self.who.name, entry.epoch),
-                );
-            }
-        }
-        // What this region handed over and got back.
-        let stale: Vec<OpView> = (self.st().ledger.ops().iter())
-            .filter(|o| {
-                !o.state.is_final()
-                    && Some(o.order.id) != entry.op
-                    && o.order.kind.to().is_some()
-                    && o.from.as_ref() == Some(&self.who.name)
-            })
-            .cloned()
-            .collect();
-        for view in stale {
-            let reason = format!(
-                "{} did not take over; {} writes again, in epoch {}, and nothing was lost",
-                view.order.kind.to().expect("BUG: just seen"),
-                self.who.name,
-                entry.epoch
-            );
-            self.publish(OpView { state: OpState::Failed { reason }, ..view });
-        }
-    }
-
-    fn is_changing_voters(&self) -> bool {
-        self.orders.running.as_ref().is_some_and(|v| matches!(v.order.kind, OrderKind::SetVoters { .. }))
-    }
-
-    pub(super) fn verified(&mut self, op: OpId, outcome: Result<(), String>) {
-        if !self.is_running(op) {
-            return;
-        }
-        let name = self.who.name.clone();
-        self.finish(match outcome {
-            Ok(()) => OpState::Done,
-            Err(why) => OpState::Failed {
-                reason: format!(
-                    "{name} is the primary, but a write through it was not seen in a secondary: {why}. Look at parhelion status"
-                ),
-            },
-        });
-    }
-
-    pub(super) fn op_refused(&mut self, op: OpId, reason: String) {
-        if self.is_running(op) {
-            self.finish(OpState::Refused { reason });
-        }
-    }
-
-    pub(super) fn op_failed(&mut self, op: OpId, reason: String) {
-        if self.is_running(op) {
-            self.finish(OpState::Failed { reason });
-        }
-    }
-
-    pub(super) fn op_superseded(&mut self, op: OpId, epoch: Epoch, region: &RegionName) {
-        if self.is_running(op) {
-            let by = self.st().chain.get(epoch).and_then(|e| e.op);
-            self.finish(OpState::Superseded { by, epoch, region: region.clone() });
-        }
-    }
-
-    pub(super) fn op_reign_lost(&mut self, reason: &str) {
-        self.give_up_switching(reason);
-        if let Some(view) = self.orders.running.as_ref() {
-            let op = view.order.id;
-            self.op_failed(op, format!("the reign was lost before it was done: {reason}. See parhelion status for who writes"));
-        }
-    }
-
-    pub(super) fn op_lease_lost(&mut self, reason: &str) {
-        self.give_up_switching(reason);
-    }
-
-    /// Somebody reigns: whatever was handed over has found its end.
-    pub(super) fn orders_reign(&mut self, epoch: Epoch, region: &RegionName) {
-        let Some(handing) = self.orders.handing.as_ref().filter(|h| h.epoch < epoch) else { return };
-        let (op, to) = (handing.op, handing.to.clone());
-        self.orders.handing = None;
-        if *region == self.who.name {
-            return;
-        }
-        if to == *region {
-            // The target tells the rest.
-            if let Some(view) = self.orders.running.take_if(|v| v.order.id == op) {
-                self.publish(OpView { by: to, ..view });
-            }
-        } else {
-            self.op_superseded(op, epoch, region);
-        }
-    }
-
-    /// How an operation stands, from whoever carries it out.
-    pub(super) fn op_from(&mut self, from: &RegionName, view: OpView) {
-        let (id, failed) =
-            (view.order.id, matches!(view.state, OpState::Failed { .. } | OpState::Refused { .. } | OpState::Superseded { .. }));
-        if self.state.is_none() || view.by != *from {
-            return;
-        }
-        let patience = self.now + self.who.settings.handover_patience;
-        if let Some(handing) = self.orders.handing.as_mut().filter(|h| h.op == id && h.to == *from) {
-            // It lives, and is at it; or it cannot.
-            handing.until = if failed { self.now } else { patience };
-            if failed {
-                return;
-            }
-            self.orders.running.take_if(|v| v.order.id == id);
-        } else if self.is_running(id) {
-            return;
-        }
-        if view.order.dry_run {
-            self.orders.forwarded.remove(&id);
-            return self.outputs.push_back(Output::OpMoved(Box::new(view)));
-        }
-        if self.st_mut().ledger.put_op(view.clone()) {
-            self.keep();
-            self.op_known(view);
-        } else {
-            self.orders.forwarded.remove(&id);
-        }
-    }
-
-    /// News of an operation that another member carries out.
-    pub(super) fn op_known(&mut self, view: OpView) {
-        self.orders.forwarded.remove(&view.order.id);
-        let mut watchers = self.orders.watchers.get(&view.order.id).cloned().unwrap_or_default();
-        watchers.remove(&view.by);
-        for to in watchers {
-            self.send(to, ControlMessage::Op(Box::new(view.clone())));
-        }
-        self.outputs.push_back(Output::OpMoved(Box::new(view)));
-    }
-
     // ---- restarts and time ----------------------------------------------------------------------------------------------
 
     /// What was carried out here when the process ended: by its own chain it came about or it did not.
@@ -739,6 +454,8 @@ impl Control {
             if changing || reigns {
                 self.orders.running = Some(view);
                 self.orders.phase_since = self.now;
+            } else if !handed && view.order.kind.to() == Some(&self.who.name) && matches!(view.order.kind, OrderKind::Switchover { .. }) {
+                // Handed to this region, which may still be asked to take over: who reigns next decides.
             } else if !handed {
                 let reason = format!("{} restarted before it came about; nothing was changed. Order it again", self.who.name);
                 self.publish(OpView { state: OpState::Refused { reason }, ..view });
@@ -806,7 +523,7 @@ impl Control {
     }
 }
 
-fn check(name: &str, ok: bool, says: String) -> Check {
+pub(super) fn check(name: &str, ok: bool, says: String) -> Check {
     Check { name: name.into(), ok, says }
 }
 

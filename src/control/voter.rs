@@ -45,6 +45,14 @@ impl Control {
             self.send(from, ControlMessage::Refused { epoch, round, promised, reign, reason: two.to_string() });
             return;
         }
+        for earlier in &renew.path {
+            // They are on the path of a reign that is granted: whoever learns of them only knows more.
+            match self.st_mut().chain.insert(earlier.clone()) {
+                Ok(true) => self.keep(),
+                Ok(false) => {}
+                Err(two) => self.two_writers(two.to_string()),
+            }
+        }
         if epoch > self.st().promised {
             self.promise(epoch, &from);
         }

@@ -17,6 +17,14 @@ pub use embedded::EmbeddedService;
 use crate::head::sql::{Description, Outcome, SqlError, TxMode, TxState, Value};
 use async_trait::async_trait;
 
+/// What statements that were fed came to, in their order, up to the first that failed.
+#[derive(Debug, Default)]
+pub struct Fed {
+    /// Rows changed by each that worked.
+    pub changed: Vec<u64>,
+    pub failed: Option<SqlError>,
+}
+
 /// One client's conversation with an engine. One statement at a time. Dropping it rolls back what is open; dropping the
 /// receiver of an [`Outcome::Rows`] stops the statement.
 #[async_trait]
@@ -30,15 +38,20 @@ pub trait SqlSession: Send {
     /// rows have come to their end.
     async fn execute(&mut self, sql: &str, params: Vec<Value>) -> Result<Outcome, SqlError>;
 
-    /// Runs a statement whose outcome is not looked at, one of many in a transaction. It may still be under way when this
-    /// returns; then its error comes with a later call, at the latest with [`SqlSession::fed`].
+    /// Whether statements of the open transaction may be fed: their answers come from far away.
+    fn feeds(&self) -> bool {
+        false
+    }
+
+    /// Runs a statement, one of many in a transaction, whose rows nobody wants. It may still be under way when this returns; then
+    /// what it came to is told by [`SqlSession::fed`]. An error is that of an earlier one, and stays until then.
     async fn feed(&mut self, sql: &str, params: Vec<Value>) -> Result<(), SqlError> {
         self.execute(sql, params).await.map(drop)
     }
 
     /// Waits for all that was fed.
-    async fn fed(&mut self) -> Result<(), SqlError> {
-        Ok(())
+    async fn fed(&mut self) -> Fed {
+        Fed::default()
     }
 
     async fn begin(&mut self, mode: TxMode) -> Result<(), SqlError>;

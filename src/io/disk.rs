@@ -199,7 +199,7 @@ impl Disk for FileDisk {
     fn allocate(&self, name: &str, len: u64) -> Result<(), DiskError> {
         self.refuse_broken(name)?;
         let file = self.handle(name, true)?;
-        match rustix::fs::fallocate(&*file, FallocateFlags::empty(), 0, len) {
+        match rustix::io::retry_on_intr(|| rustix::fs::fallocate(&*file, FallocateFlags::empty(), 0, len)) {
             Ok(()) => Ok(()),
             // This file system cannot reserve; the length alone still spares most syncs the inode.
             Err(Errno::OPNOTSUPP | Errno::NOSYS) => {

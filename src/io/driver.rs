@@ -346,11 +346,11 @@ impl Driver {
                 Effect::Send { conn, message } => self.send(conn, &message),
                 Effect::Unlink { conn, reason } => {
                     if let Some(link) = self.shared.remove_link(conn) {
-                        link.close(&reason);
+                        link.close_after_sessions(reason);
                     }
                 }
                 Effect::HeadReset { at } => {
-                    self.copies.pages().forget_left();
+                    self.copies.pages().forget_left(self.node.generation());
                     self.engine.reset(at);
                     self.shared.who.send_modify(|who| who.here = false);
                     self.node.handle(clock::now(), clock::unix_now(), Event::HeadSees { end: at, written_at: None });

@@ -44,6 +44,8 @@ const EVENTS_MAX: usize = 64;
 /// Written by us and not yet taken by the transport. A peer that lets more pile up is not taking anything.
 const CONTROL_QUEUE_BYTES_MAX: usize = 16 << 20;
 const BATCH_QUEUE_BYTES_MAX: usize = 256 << 20;
+/// Some round trips on any path.
+const CLOSE_AFTER_SESSIONS: Duration = Duration::from_secs(1);
 const SILENCE_LOOKED_AT_EVERY: Duration = Duration::from_millis(40);
 /// An application close without a refusal.
 const CLOSE: VarInt = VarInt::from_u32(0);
@@ -112,6 +114,14 @@ struct Inner {
     runtime: tokio::runtime::Handle,
     /// When something was last seen to have arrived, nanoseconds of the raw clock.
     heard_ns: AtomicU64,
+    /// Held once for each forwarded session that is open on this link.
+    sessions: Arc<()>,
+}
+
+/// Keeps a link that is to be closed open a little longer; see [`Link::close_after_sessions`].
+#[derive(Clone, Debug)]
+pub struct InUse {
+    _held: Arc<()>,
 }
 
 /// Messages on their way to the task that writes them, with their bytes counted.
@@ -272,6 +282,25 @@ impl Link {
         self.inner.connection.close(CLOSE, reason.as_bytes());
     }
 
+    /// For as long as a forwarded session, of either side, is open on this link.
+    #[must_use]
+    pub fn in_use(&self) -> InUse {
+        InUse { _held: self.inner.sessions.clone() }
+    }
+
+    /// [`Link::close`]; but when forwarded sessions are open on it, a moment later: a statement that is under way gets its answer
+    /// (mostly that this is no writer any more), where it would be lost and nobody would know what became of it.
+    pub fn close_after_sessions(&self, reason: String) {
+        if Arc::strong_count(&self.inner.sessions) == 1 {
+            return self.close(&reason);
+        }
+        let link = self.clone();
+        self.inner.runtime.spawn(async move {
+            tokio::time::sleep(CLOSE_AFTER_SESSIONS).await;
+            link.close(&reason);
+        });
+    }
+
     #[must_use]
     pub fn is_closed(&self) -> bool {
         self.inner.connection.close_reason().is_some()
@@ -309,7 +338,17 @@ impl Link {
         let closed_because = OnceLock::new();
         let runtime = tokio::runtime::Handle::current();
         let heard_ns = AtomicU64::new(clock::now().ns);
-        let inner = Inner { peer, connection, dialled, control: control_box, batches: batch_box, closed_because, runtime, heard_ns };
+        let inner = Inner {
+            peer,
+            connection,
+            dialled,
+            control: control_box,
+            batches: batch_box,
+            closed_because,
+            runtime,
+            heard_ns,
+            sessions: Arc::default(),
+        };
         let link = Link { inner: Arc::new(inner) };
         tokio::spawn(run(link.clone(), control, control_rx, batch_rx, events));
         (link, receiver)

@@ -119,6 +119,15 @@ impl Follower {
         self.lag.covers()
     }
 
+    /// With whom this region speaks, as one that follows or wants to.
+    pub(super) fn partner(&self) -> Option<&RegionName> {
+        match &self.contact {
+            Contact::Greeting { region, .. } => Some(region),
+            Contact::Following(f) => Some(&f.primary),
+            Contact::Waiting { .. } | Contact::Dialling { .. } => None,
+        }
+    }
+
     /// The link of the conversation with the primary, or with one that may be.
     pub(super) fn any_conn(&self) -> Option<ConnId> {
         match &self.contact {
@@ -131,6 +140,11 @@ impl Follower {
     /// The link on which this region follows.
     pub(super) fn conn(&self) -> Option<ConnId> {
         if let Contact::Following(f) = &self.contact { Some(f.conn) } else { None }
+    }
+
+    /// The link on which this region follows, or has said how far it is and waits for the answer.
+    pub(super) fn link(&self) -> Option<ConnId> {
+        if let Contact::Greeting { conn, .. } = &self.contact { Some(*conn) } else { self.conn() }
     }
 
     pub(super) fn visible(&self) -> Lsn {
@@ -453,6 +467,7 @@ impl Node {
                     self.follower.known_primary = Some(primary.clone());
                     self.settled();
                     self.keep_rules(rules);
+                    self.count_archives(now);
                     if self.roles.reign.as_ref().is_none_or(|(known, _)| *known < epoch) {
                         self.roles.reign = Some((epoch, primary.clone()));
                     }

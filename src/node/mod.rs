@@ -8,6 +8,7 @@
 //! no socket, no file. Driven by `io` for real and by `sim` under virtual time: `handle` an event, `poll_effect` until empty,
 //! call again at `next_timeout`.
 
+mod back;
 mod committing;
 mod control_report;
 mod follow;
@@ -19,7 +20,7 @@ use crate::base::{
     ClusterName, ConnId, CopyId, Epoch, Generation, GroupId, Instant, Layout, Limits, LineageId, LogEnd, Lsn, MemberId, Prng, RegionName,
     UnixMicros, WriteGate,
 };
-use crate::control::{self, ControlMessage, ControlState, FailoverRecord, Input, OpId, OpView, Order, Start, VoterSet, VoterState};
+use crate::control::{self, ControlMessage, ControlState, FailoverRecord, Input, LostTail, OpId, OpView, Order, Start, VoterSet, VoterState};
 use crate::log::{Frame, Pen};
 use crate::ship::{Message, Refusal};
 use crate::volume::membership::Incarnation;
@@ -199,6 +200,10 @@ enum Stage {
     Pending,
     Leading,
     Following,
+    /// The volume goes back to the last point that it has in common with the primary's.
+    GoingBack {
+        primary: RegionName,
+    },
     /// Cannot go on; the sentence says why and what to do.
     Halted {
         reason: String,
@@ -216,6 +221,9 @@ pub struct Node {
     reason: Option<String>,
     control: Option<ControlState>,
     roles: Roles,
+    counting: Option<back::Counting>,
+    /// What an old primary lost, and the core was not told yet.
+    untold: Vec<LostTail>,
     committing: Committing,
     appender: Appender,
     leader: Leader,
@@ -234,6 +242,12 @@ pub struct Node {
 }
 
 impl Node {
+    /// Under which this region's copies are written: pages are read from copies that have heard of it.
+    #[must_use]
+    pub fn generation(&self) -> Generation {
+        self.appender.generation()
+    }
+
     #[must_use]
     pub fn new(who: Identity, limits: Limits, mut prng: Prng, wall: UnixMicros) -> Node {
         let reseedable = who.region != who.founder;
@@ -250,6 +264,8 @@ impl Node {
             reason: None,
             control: None,
             roles: Roles::default(),
+            counting: None,
+            untold: Vec::new(),
             committing: Committing::default(),
             appender,
             links: BTreeMap::new(),
@@ -361,9 +377,8 @@ impl Node {
                 }
                 AppenderEffect::Restarted { vdl } => self.restarted(now, vdl),
                 AppenderEffect::Durable { vdl, frames } => self.durable(now, vdl, frames),
-                AppenderEffect::Rewound { .. } | AppenderEffect::RewindImpossible { .. } => {
-                    unreachable!("BUG: nobody ordered the volume to go back")
-                }
+                AppenderEffect::Rewound { at } => self.rewound(now, at),
+                AppenderEffect::RewindImpossible { reason } => self.cannot_rewind(&reason),
                 AppenderEffect::ControlDurable => self.control_durable(now),
                 AppenderEffect::Places { places } => self.effects.push_back(Effect::Places { places }),
                 AppenderEffect::Retired { slot, place, by } => {
@@ -397,6 +412,9 @@ impl Node {
                     self.stage = Stage::Halted { reason };
                 }
                 AppenderEffect::Log { tag, outcome } => {
+                    if self.counted(now, tag, &outcome) {
+                        continue;
+                    }
                     if let Some(conn) = self.reads.remove(&tag) {
                         self.lead_log(now, conn, outcome);
                     }
@@ -417,7 +435,8 @@ impl Node {
                 AppenderEffect::Scrubbed { group } => self.scrubbed(group),
                 AppenderEffect::SeedStalled => {
                     self.follower.give_up_seed();
-                    if let Some(conn) = self.follower.conn() {
+                    // Also one whose hello offered to go on with it: the answer would be that (seed 9000374).
+                    if let Some(conn) = self.follower.link() {
                         self.unlink(now, conn, "the seed was lost here; it begins anew".into());
                     }
                 }
@@ -728,7 +747,7 @@ impl Node {
     pub fn report(&self, now: Instant, wall: UnixMicros) -> RegionReport {
         let role = match &self.stage {
             Stage::Leading | Stage::Founding { .. } | Stage::Pending | Stage::Opening { pen: Some(_) } => Role::Primary,
-            Stage::Following | Stage::Opening { pen: None } => Role::Secondary,
+            Stage::Following | Stage::GoingBack { .. } | Stage::Opening { pen: None } => Role::Secondary,
             // Its copies say it was the primary, and only a majority can say that it is.
             Stage::Closed { .. } => Role::Unknown,
             Stage::Recovering | Stage::Halted { .. } => match &self.roles.reign {
@@ -742,6 +761,9 @@ impl Node {
             Stage::Leading => (RegionState::Fenced, self.roles.stopped().or_else(|| Some("it waits for its lease".into()))),
             Stage::Halted { reason } => (RegionState::Fenced, Some(reason.clone())),
             Stage::Following => self.follower.state(now, &self.limits, &self.appender),
+            Stage::GoingBack { primary } => {
+                (RegionState::CatchingUp, Some(format!("what {primary} does not have is archived and cut; then this region follows it")))
+            }
             Stage::Recovering | Stage::Founding { .. } | Stage::Opening { .. } | Stage::Closed { .. } | Stage::Pending => {
                 (RegionState::Starting, self.reason.clone())
             }
@@ -850,6 +872,12 @@ impl Node {
             log_bytes_max: kept.log_bytes_max,
             log_s: self.limits.log_retain.as_secs(),
         }
+    }
+
+    /// A copy is being replaced, or the end of that is still being recorded: four of the other five are needed.
+    #[must_use]
+    pub fn is_replacing(&self) -> bool {
+        self.appender.is_changing()
     }
 
     /// Whether this region's readers have something to read.

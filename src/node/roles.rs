@@ -8,7 +8,7 @@
 //! counts was kept before it was said.
 
 use super::{Effect, Node, Stage};
-use crate::base::{ConnId, Epoch, Instant, LogEnd, RegionName, Seq, WriteGate};
+use crate::base::{ConnId, Epoch, Instant, LogEnd, RegionName, WriteGate};
 use crate::control::{Control, ControlState, ControlView, EpochEntry, Input, LogPosition, OpId, Output, Promotion, VoterState, Who};
 use crate::log::{ControlFrame, Pen, Reign};
 use crate::volume::VolumePhase;
@@ -130,6 +130,9 @@ impl Node {
     pub(super) fn drive_roles(&mut self, now: Instant) {
         self.judge_verified(now);
         self.judge_caught_up(now);
+        for tail in std::mem::take(&mut self.untold) {
+            self.tell(now, Input::TailRead(tail));
+        }
         if self.roles.core.as_ref().and_then(Control::next_timeout).is_some_and(|at| now >= at) {
             self.tell(now, Input::Timeout);
         }
@@ -198,7 +201,10 @@ impl Node {
             Output::Verify { op, .. } => self.roles.verifying = Some((op, self.roles.start, now + VERIFY_WITHIN)),
             Output::CommitRule { .. } => {}
             Output::OpMoved(op) => self.effects.push_back(Effect::OpMoved(op)),
-            Output::Failover(record) => self.effects.push_back(Effect::Failover(record)),
+            Output::Failover(record) => {
+                self.effects.push_back(Effect::Failover(record));
+                self.count_archives(now);
+            }
             Output::Note { kind, what } => self.note(kind, what),
         }
     }
@@ -406,6 +412,11 @@ impl Node {
             self.stage = if self.appender.vdl() == &LogEnd::EMPTY { Stage::Opening { pen: None } } else { Stage::Following };
             let vdl = *self.appender.vdl();
             self.follower.restarted(now, self.wall, vdl);
+        } else if let Stage::GoingBack { primary: to } = &mut self.stage {
+            // Wherever it goes back to, the next primary will say whether that is far enough.
+            if let Some(primary) = &primary {
+                to.clone_from(primary);
+            }
         } else if let Stage::Closed { consistent } = &self.stage {
             let consistent = *consistent;
             self.roles.unsettled = true;
@@ -416,13 +427,17 @@ impl Node {
         }
         self.roles.intent = None;
         let news = self.roles.reign.as_ref().is_none_or(|(known, _)| *known < epoch);
-        if !led && news {
+        // A conversation with the primary of this very epoch goes on.
+        let goes_on = !news && self.follower.partner().is_some_and(|p| Some(p) == primary.as_ref());
+        if !led && !goes_on {
             self.stop_following(now, "another epoch began");
         }
         if let Some(primary) = &primary {
             self.roles.reign = Some((epoch, primary.clone()));
-            self.follower.look_for(now, primary.clone());
-            self.greet_on_a_live_link(now, primary);
+            if !goes_on {
+                self.follower.look_for(now, primary.clone());
+                self.greet_on_a_live_link(now, primary);
+            }
         }
         self.effects.push_back(Effect::PrimaryIs(primary));
     }
@@ -440,7 +455,7 @@ impl Node {
     }
 
     /// The conversation with the primary, or with one that may be, is over. Its link stays.
-    fn stop_following(&mut self, now: Instant, why: &str) {
+    pub(super) fn stop_following(&mut self, now: Instant, why: &str) {
         if let Some(conn) = self.follower.any_conn()
             && let Some(primary) = self.follower.unlinked(now, self.wall, conn)
         {
@@ -456,25 +471,7 @@ impl Node {
         }
         if std::mem::take(&mut self.roles.holds_commits) {
             self.put_again();
+            self.nothing_was_lost();
         }
-    }
-}
-
-impl Node {
-    /// The primary of a later epoch says that this region's log goes on behind `common` otherwise than its own (rules 21 to 23).
-    pub(super) fn parts_at(&mut self, now: Instant, conn: ConnId, epoch: Epoch, primary: &RegionName, common: Seq, end: Option<LogEnd>) {
-        let own = *self.appender.end();
-        let history = self.appender.history();
-        let at = history.end_of_term_at(common).or(end.filter(|e| history.contains(e)));
-        let (true, Some(at)) = (self.roles.may_receive(epoch) && epoch > own.epoch, at) else {
-            let what = format!("{primary} of epoch {epoch} says that this log, which ends at {own}, parts from its own at seq {common}");
-            return self.unlink(now, conn, what);
-        };
-        self.unlink(now, conn, format!("going back to {at}"));
-        self.note(
-            "rewinding",
-            format!("{primary} reigns since epoch {epoch} behind {at}; what this region has beyond is archived and cut"),
-        );
-        let _ = at;
     }
 }

@@ -15,15 +15,18 @@ use super::lag::{self, LagView};
 use super::netem::{self, CONTROL_SOCKET};
 use super::orders::{self, FailoverArgs, OpArgs, SetArgs, SwitchoverArgs};
 use super::region::{self, RunOptions};
+use super::salvage;
 use super::status::{self, ClusterStatus};
 use super::text;
 use super::witness::{self, config::WitnessConfig};
-use crate::base::{ClusterName, CopyId, RegionName};
+use crate::base::{ClusterName, CopyId, RegionName, TimelineId};
 use crate::io::clock;
 use crate::io::copies::slow::DELAY_MAX;
+use crate::sim::roles::{self, RolesOptions};
 use crate::sim::{self, RecoveryOptions, SimOptions};
 use clap::{Args, Parser, Subcommand};
 use std::io::{IsTerminal as _, Write as _};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -67,6 +70,8 @@ pub enum Verb {
     },
     /// Run some of a region's copies as a process of their own; or a drill with one of the six
     Copy(CopyArgs),
+    /// Look at what a region lost when it followed another one: as figures, as rows that differ, as a read-only database
+    Salvage(SalvageArgs),
     /// Look at a region's copies in their files
     Volume {
         #[command(subcommand)]
@@ -266,6 +271,25 @@ pub enum CopyVerb {
     List(AskArgs),
 }
 
+#[derive(Debug, Args)]
+pub struct SalvageArgs {
+    /// The archive; without it all that the region keeps are listed
+    #[arg(value_name = "ARCHIVE", value_parser = salvage::parse_name)]
+    pub id: Option<TimelineId>,
+    /// The region's file
+    #[arg(long, value_name = "FILE", env = "PARHELION_CONFIG")]
+    pub config: PathBuf,
+    /// Serve it as a read-only database to psql, on a loopback address; port 0 takes a free one
+    #[arg(long, value_name = "ADDRESS:PORT", requires = "id", conflicts_with_all = ["diff", "json"])]
+    pub listen: Option<SocketAddr>,
+    /// The rows of this table in which it differs from the history that goes on
+    #[arg(long, value_name = "TABLE", requires = "id")]
+    pub diff: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
 #[derive(Debug, Subcommand)]
 pub enum VolumeVerb {
     /// Read every copy of a stopped or running region: what is intact, what is damaged, where copies differ. Changes nothing. Exit code 1: damage
@@ -318,6 +342,27 @@ pub enum SimVerb {
         #[arg(long, default_value_t = 2)]
         threads: usize,
     },
+    /// Change roles under faults: the control cores of two to six regions and a witness
+    Roles {
+        /// So many seeds, from --seed upwards
+        #[arg(long, default_value_t = 1)]
+        seeds: u64,
+        /// The first (or only) seed: a number, decimal or 0x...; `random` draws one and prints it
+        #[arg(long, default_value = "random")]
+        seed: String,
+        /// Regions (2 to 6) instead of what the seed draws
+        #[arg(long, value_parser = clap::value_parser!(u8).range(2..=6))]
+        regions: Option<u8>,
+        /// Switch off each rule once instead, for at most so many seeds, and show what notices it
+        #[arg(long)]
+        mutants: bool,
+        /// Threads; each runs whole seeds
+        #[arg(long, default_value_t = 2)]
+        threads: usize,
+        /// Show so many of the last steps before a failure
+        #[arg(long, default_value_t = 60)]
+        trace: usize,
+    },
     /// Switch off each rule once, and show what notices it
     Mutants {
         /// Simulated clusters that are tried for each rule before it counts as not noticed
@@ -351,6 +396,7 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Verb::Netem { what } => run_netem(what),
         Verb::Copy(CopyArgs { what: Some(what), .. }) => runtime(false)?.block_on(run_copy(what)),
         Verb::Copy(args) => run_copies(&args),
+        Verb::Salvage(args) => run_salvage(args),
         Verb::Volume { what: VolumeVerb::Verify { config, json } } => super::verify::run(&Config::load(&config)?, json, say),
         Verb::Bench(args) => runtime(true)?.block_on(super::bench::run(args)),
         Verb::Sim(args) => run_sim(&args),
@@ -391,6 +437,22 @@ fn run_sim(args: &SimArgs) -> Result<(), Failure> {
             let summary = sim::enumerate_recoveries(&options, &|line| println!("{line}"));
             say(&format!("{summary}\n"))?;
             return summary.failure.map_or(Ok(()), |_| Err(Failure::new(FAILED, "a recovery did not end as it must")));
+        }
+        Some(SimVerb::Roles { seeds, ref seed, regions, mutants, threads, trace }) => {
+            let first = seed_of(seed)?;
+            std::panic::set_hook(Box::new(|_| {}));
+            say(&format!("seeds {first} to {}\n", first.saturating_add(seeds.saturating_sub(1))))?;
+            if mutants {
+                let reports = roles::catch_role_mutants(first, seeds, threads, &|line| println!("{line}"));
+                let unseen: Vec<String> = reports.iter().filter(|r| r.noticed.is_none()).map(|r| format!("{:?}", r.mutant)).collect();
+                let sentence = format!("nothing notices {}", unseen.join(", "));
+                return if unseen.is_empty() { Ok(()) } else { Err(Failure::new(FAILED, sentence)) };
+            }
+            let trace_lines = if seeds == 1 { trace } else { 0 };
+            let options = RolesOptions { regions: regions.map(usize::from), mutant: None, trace_lines };
+            let summary = roles::run_roles(first, seeds, threads, &options, &|line| println!("{line}"));
+            let failed = summary.failures.len();
+            return if failed == 0 { Ok(()) } else { Err(Failure::new(FAILED, format!("{failed} of {seeds} seeds failed"))) };
         }
         Some(SimVerb::Mutants { seeds, threads }) => {
             std::panic::set_hook(Box::new(|_| {}));
@@ -438,6 +500,19 @@ fn run_witness(args: &WitnessArgs) -> Result<(), Failure> {
     let config = WitnessConfig::load(&args.config)?;
     start_logging(&config.log)?;
     until_signalled(args.exit_with_parent, async |options, shutdown| witness::run(config, options, shutdown).await)
+}
+
+fn run_salvage(args: SalvageArgs) -> Result<(), Failure> {
+    let config = Config::load(&args.config)?;
+    if let (Some(id), Some(listen)) = (args.id, args.listen) {
+        return runtime(true)?.block_on(async {
+            let (tx, shutdown) = watch::channel(false);
+            tokio::spawn(end_on_signals(tx));
+            salvage::serve(config, id, listen, shutdown, say).await
+        });
+    }
+    let what = args.diff.map_or(salvage::What::Summary, |table| salvage::What::Diff { table });
+    salvage::run(&config, args.id, &what, args.json, say)
 }
 
 fn run_copies(args: &CopyArgs) -> Result<(), Failure> {
@@ -736,6 +811,9 @@ mod tests {
             "copy slow a1 --delay 50ms",
             "copy slow a1 --delay 0 --config f",
             "volume verify --config f --json",
+            "salvage --config f --json",
+            "salvage 80000000000000ff --config f --listen 127.0.0.1:0",
+            "salvage 80000000000000ff --config f --diff accounts --json",
             "sim --seeds 1 --seed 7",
             "version --json",
         ] {
@@ -755,6 +833,8 @@ mod tests {
             ("copy slow a1", "--delay"),
             ("copy", "--config"),
             ("copy slow a1 --delay 2h", "at most 1m"),
+            ("salvage --config f --diff t", "ARCHIVE"),
+            ("salvage 12 --config f", "names no archive"),
             ("copy replace a1", "--with"),
             ("copy replace a1 --with /x --cancel", "cannot be used with"),
             ("certs", "--config"),

@@ -17,6 +17,7 @@ pub mod orders;
 mod orders_text;
 pub mod proof;
 pub mod region;
+pub mod salvage;
 pub mod status;
 pub mod status_roles;
 pub mod verify;

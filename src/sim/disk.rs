@@ -53,6 +53,8 @@ struct State {
     fail_read_at: Option<u64>,
     /// Bytes that all files together may take.
     quota: Option<u64>,
+    /// Syncs say that they did, and do nothing.
+    lies: bool,
     down: bool,
 }
 
@@ -269,6 +271,7 @@ impl SimDisk {
                 reads: 0,
                 fail_read_at: None,
                 quota: None,
+                lies: false,
                 down: false,
             }),
         }
@@ -365,6 +368,11 @@ impl SimDisk {
     /// All files together may take so many bytes; what would take more finds the disk full. `None`: without bound.
     pub fn set_quota(&self, bytes: Option<u64>) {
         self.state.lock().quota = bytes;
+    }
+
+    /// From now on its syncs say that they did, and do nothing.
+    pub fn set_lying(&self, lies: bool) {
+        self.state.lock().lies = lies;
     }
 
     /// What all files together take.
@@ -484,7 +492,9 @@ impl Disk for SimDisk {
         };
         state.finish(&go, name, |s| match s.files.get_mut(name) {
             Some(file) => {
-                file.sync();
+                if !s.lies {
+                    file.sync();
+                }
                 Ok(())
             }
             None => Err(DiskError::NotFound { name: name.to_string() }),

@@ -17,6 +17,7 @@ pub mod proof;
 mod recovery;
 mod regions;
 mod replacing;
+pub mod roles;
 mod runs;
 #[cfg(test)]
 mod tests;

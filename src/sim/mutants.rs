@@ -104,7 +104,7 @@ fn in_recoveries(mutant: Mutant, words: &[&str], threads: usize) -> (String, Opt
         // Shown by two processes at a time.
         Mutant::PromiseForgotten => &[(0, 5, 1), (0, 1, 1)],
         // Every crash of the recovery that comes after what the layout tells of.
-        Mutant::OldTailCounts => &[(1, 1, 1), (1, 1, 6), (1, 1, 0)],
+        Mutant::OldTailCounts => &[(1, 16, 2), (1, 4, 2), (1, 1, 2), (1, 1, 0)],
         _ => &[(0, 64, 0), (1, 4, 6), (2, 2_000, 6)],
     };
     let layout = (mutant == Mutant::OldTailCounts).then_some(FIGURE_8);

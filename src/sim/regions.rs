@@ -8,6 +8,7 @@ use crate::base::{ClusterName, CopyId, Instant, Layout, LogEnd, Lsn, MemberId, P
 use crate::control::{OpId, Settings};
 use crate::log::{Frame, Pen};
 use crate::node::{Effect, Event, Identity, Node};
+use crate::volume::membership::Membership;
 use std::collections::VecDeque;
 
 const NAMES: [&str; 4] = ["us-east", "eu-west", "ap-northeast", "sa-east"];
@@ -54,7 +55,7 @@ pub(super) struct Head {
 /// Short, so that a run of some seconds sees them end.
 fn leases() -> Settings {
     let ms = std::time::Duration::from_millis;
-    Settings { lease: ms(1500), renew_every: ms(300), probe_every: ms(250), handover_patience: ms(2500), ..Settings::default() }
+    Settings { lease: ms(1500), renew_every: ms(300), handover_patience: ms(2500), ..Settings::default() }
 }
 
 pub(super) struct Region {
@@ -76,6 +77,8 @@ pub(super) struct Region {
     pub vdl: LogEnd,
     /// A copy's content was replaced at this time, the last one.
     pub rebuilt_at: u64,
+    /// Whose directories have a vote, as was put on the copies last.
+    pub membership: Option<Membership>,
     /// The operator began to replace this copy.
     pub replacing: Option<CopyId>,
 }
@@ -107,6 +110,7 @@ impl Region {
             head: Head::default(),
             vdl: LogEnd::EMPTY,
             rebuilt_at: 0,
+            membership: None,
             replacing: None,
         }
     }

@@ -128,6 +128,11 @@ impl World {
     fn read_page(&mut self, r: usize, c: MemberId, page: PageNo, at: Lsn, pinned_at: Option<u64>) -> Checked {
         let region = &self.regions[r];
         let Some(copy) = &region.copies[c.index()].copy else { return Ok(()) };
+        // As readers do: a copy that has not heard of the volume's generation is not asked.
+        let serves = region.node.as_ref().is_some_and(|node| copy.pages().serves(node.generation()));
+        if !serves {
+            return Ok(());
+        }
         match copy.pages().read(page, at) {
             Ok(bytes) => {
                 self.counts.page_reads += 1;

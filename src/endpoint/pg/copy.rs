@@ -301,8 +301,8 @@ impl Session {
                 (batched, bytes) = (0, 0);
             }
             if end {
-                self.watch.over(&mut self.wire, self.sql.fed()).await?;
-                return Ok(rows);
+                let fed = self.watch.over(&mut self.wire, async { Ok(self.sql.fed().await) }).await?;
+                return fed.failed.map_or(Ok(rows), |e| Err(e.into()));
             }
         }
     }

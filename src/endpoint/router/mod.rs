@@ -25,7 +25,7 @@ pub use remote::{BoxRead, BoxWrite};
 pub use serve::serve;
 
 use super::pg::split::words;
-use super::{Port, SqlService, SqlSession};
+use super::{Fed, Port, SqlService, SqlSession};
 use crate::base::{Instant, RegionName, WhoWrites};
 use crate::head::embedded::{Canceller, Engine, Session};
 use crate::head::sql::{Description, Outcome, SqlError, TxMode, TxState, Value, state};
@@ -106,33 +106,13 @@ impl RoutedService {
 #[async_trait]
 impl SqlService for RoutedService {
     async fn open(&self, _port: Port) -> Result<Box<dyn SqlSession>, SqlError> {
-        let inner = &self.inner;
-        let until = clock::now() + inner.wait_max.min(LOGIN_WAIT_MAX);
-        let mut who = inner.who.clone();
-        loop {
-            who.borrow_and_update();
-            let reason = match inner.place() {
-                Ok(Place::Here) => break,
-                Ok(Place::There(region)) if inner.ways.reaches(&region) => break,
-                Ok(Place::There(region)) => inner.unreachable(&region),
-                Err(reason) => reason,
-            };
-            if !pause(&mut who, until).await {
-                let hint = "Reads go on at this region's reader port. The writer port works again when there is a writer and a way to it.";
-                return Err(SqlError::new(state::CANNOT_CONNECT_NOW, reason).hint(hint));
-            }
-        }
+        let inner = self.inner.clone();
         let local = inner.engine.writer_session();
         let cancel = Cancel { local: local.canceller(), asked: AtomicBool::new(false), wake: Notify::new(), remote: Mutex::default() };
-        Ok(Box::new(RoutedSession {
-            inner: inner.clone(),
-            local,
-            here: None,
-            remote: None,
-            tx: Tx::None,
-            schema_touched: false,
-            cancel: Arc::new(cancel),
-        }))
+        let cancel = Arc::new(cancel);
+        let mut session = RoutedSession { inner, local, here: None, remote: None, tx: Tx::None, schema_touched: false, cancel };
+        session.find_writer().await?;
+        Ok(Box::new(session))
     }
 
     fn parameters(&self, _port: Port) -> Vec<(String, String)> {
@@ -264,6 +244,26 @@ fn misunderstood(reply: &Reply) -> SqlError {
 }
 
 impl RoutedSession {
+    /// For the login: there is a writer, and a way to it.
+    async fn find_writer(&mut self) -> Result<(), SqlError> {
+        let until = clock::now() + self.inner.wait_max.min(LOGIN_WAIT_MAX);
+        let mut who = self.inner.who.clone();
+        loop {
+            who.borrow_and_update();
+            let found = match self.inner.place() {
+                Ok(Place::Here) => Ok(()),
+                // Asked in any case: it may have died this moment.
+                Ok(Place::There(region)) => self.connect(&region, &mut who, until, true).await,
+                Err(reason) => Err(reason),
+            };
+            let Err(reason) = found else { return Ok(()) };
+            if !pause(&mut who, until).await {
+                let hint = "Reads go on at this region's reader port. The writer port works again when there is a writer and a way to it.";
+                return Err(SqlError::new(state::CANNOT_CONNECT_NOW, reason).hint(hint));
+            }
+        }
+    }
+
     /// Runs `what` where there is a writer, and waits for one up to the bound. `begin`: it is the first of a transaction.
     async fn anywhere(&mut self, what: &What, begin: Option<TxMode>) -> Result<Reply, SqlError> {
         self.cancel.asked.store(false, Ordering::SeqCst);
@@ -329,7 +329,7 @@ impl RoutedSession {
         who: &mut watch::Receiver<WhoWrites>,
         until: Instant,
     ) -> Result<Reply, SqlError> {
-        self.connect(region, who, until).await.map_err(again)?;
+        self.connect(region, who, until, false).await.map_err(again)?;
         let Some(remote) = &mut self.remote else { return Err(again(self.inner.unreachable(region))) };
         let may_commit = begin.is_none() && matches!(what, What::Execute { sql, .. } if !only_reads(sql));
         let broken = if may_commit { unknown("its rows were not given as a whole") } else { gone("its rows were not given as a whole") };
@@ -350,8 +350,14 @@ impl RoutedSession {
         }
     }
 
-    /// A stream to the writer's region that has been heard from.
-    async fn connect(&mut self, region: &RegionName, who: &mut watch::Receiver<WhoWrites>, until: Instant) -> Result<(), String> {
+    /// A stream to the writer's region that has been heard from lately, or (`ask`) just now.
+    async fn connect(
+        &mut self,
+        region: &RegionName,
+        who: &mut watch::Receiver<WhoWrites>,
+        until: Instant,
+        ask: bool,
+    ) -> Result<(), String> {
         if self.remote.as_ref().is_some_and(|r| r.is_closed() || r.region() != region) {
             self.disconnect();
         }
@@ -365,24 +371,21 @@ impl RoutedSession {
             *self.cancel.remote.lock() = Some(Box::new(remote.canceller()));
             self.remote = Some(remote);
         }
-        let silent = || format!("the primary {region} is silent");
+        let own = self.inner.own.clone();
+        let silent = || format!("the primary {region} does not answer {own}");
         let Some(remote) = &mut self.remote else { return Err(silent()) };
-        if remote.hears() {
+        if !ask && remote.is_proven() {
             return Ok(());
         }
-        let ping = remote.ask(&What::Ping, None, gone("silence"), who);
         let cancel = self.cancel.clone();
-        let heard = tokio::select! {
-            heard = ping => matches!(heard, Ok(Ok(Reply::Pong))),
-            () = tokio::time::sleep(until.since(clock::now())) => false,
-            () = cancel.wake.notified() => false,
+        let unanswered = tokio::select! {
+            proven = remote.prove(who) => return proven,
+            () = tokio::time::sleep(until.since(clock::now())) => silent(),
+            () = cancel.wake.notified() => silent(),
         };
-        if !heard {
-            // Nothing was sent on it but this question: whatever comes of it later is of no use.
-            self.disconnect();
-            return Err(silent());
-        }
-        Ok(())
+        // Nothing was sent on it but this question: whatever comes of it later is of no use.
+        self.disconnect();
+        Err(unanswered)
     }
 
     fn disconnect(&mut self) {
@@ -395,8 +398,9 @@ impl RoutedSession {
         let asked = match &mut self.remote {
             None => Err(Failure::NotSent("the stream to it is gone".to_owned())),
             Some(remote) => match remote.fed().await {
-                Ok(Ok(())) => remote.ask(what, None, gone("its rows were not given as a whole"), &self.inner.who).await,
-                other => other.map(|fed| fed.map(|()| Reply::Yes(true))),
+                Ok(Fed { failed: None, .. }) => remote.ask(what, None, gone("its rows were not given as a whole"), &self.inner.who).await,
+                Ok(Fed { failed: Some(error), .. }) => Ok(Err(error)),
+                Err(failure) => Err(failure),
             },
         };
         if let (Some(remote), Ok(_)) = (&self.remote, &asked) {
@@ -517,17 +521,21 @@ impl SqlSession for RoutedSession {
         }
     }
 
-    async fn fed(&mut self) -> Result<(), SqlError> {
+    fn feeds(&self) -> bool {
+        matches!(self.tx, Tx::There(_)) && self.tx() == TxState::InTransaction
+    }
+
+    async fn fed(&mut self) -> Fed {
         let fed = match (&self.tx, &mut self.remote) {
             (Tx::There(_), Some(remote)) => remote.fed().await,
-            _ => return Ok(()),
+            _ => return Fed::default(),
         };
         match fed {
-            Ok(fed) => fed.map_err(softened),
+            Ok(Fed { changed, failed }) => Fed { changed, failed: failed.map(softened) },
             Err(Failure::NotSent(reason) | Failure::Lost(reason)) => {
                 self.disconnect();
                 self.tx = Tx::Lost;
-                Err(gone(&reason))
+                Fed { changed: Vec::new(), failed: Some(gone(&reason)) }
             }
         }
     }
@@ -553,7 +561,11 @@ impl SqlSession for RoutedSession {
             Tx::Lost => Ok(false),
             Tx::There(mode) => {
                 let Some(remote) = &mut self.remote else { return Err(gone("the stream to it is gone")) };
-                let fed = remote.fed().await;
+                let mut fed = remote.fed().await.map(|fed| fed.failed.map_or(Ok(()), Err));
+                if matches!(fed, Ok(Ok(()))) && !remote.hears() {
+                    // A commit that is sent to nobody would have an unknown outcome for nothing.
+                    fed = remote.ask(&What::Ping, None, gone("silence"), &self.inner.who).await.map(|said| said.map(drop));
+                }
                 let asked = match fed {
                     Ok(Ok(())) => remote.ask(&What::Commit, None, gone("it ended"), &self.inner.who).await,
                     Ok(Err(error)) => {

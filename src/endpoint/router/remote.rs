@@ -6,6 +6,7 @@
 use super::Way;
 use super::wire::{Answer, Frames, HELLO, Said, Standing, What, decode_answer};
 use crate::base::{RegionName, WhoWrites};
+use crate::endpoint::Fed;
 use crate::head::sql::{Description, Outcome, Row, RowStream, SqlError, TxMode, TxState};
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, VecDeque};
@@ -17,13 +18,15 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 /// Batches of rows read ahead of a slow client; what lies behind waits in the stream's window, and then at the writer.
 const BATCHES_AHEAD: usize = 4;
-/// Statements of a COPY that are under way at once.
-const FED_MAX: usize = 16;
+/// Statements of a COPY or a pipeline that are under way at once; the other side takes more.
+const FED_MAX: usize = 512;
+const FED_BYTES_MAX: usize = 4 << 20;
 /// When another region is said to be the writer, the old one has so long to answer what it was asked before.
 const GRACE: Duration = Duration::from_secs(1);
 
 pub type BoxRead = Box<dyn AsyncRead + Send + Unpin>;
 pub type BoxWrite = Box<dyn AsyncWrite + Send + Unpin>;
+type Told = oneshot::Receiver<Result<Reply, SqlError>>;
 type Sending = Arc<tokio::sync::Mutex<BoxWrite>>;
 
 /// What a request came to.
@@ -32,7 +35,7 @@ pub enum Reply {
     Outcome(Outcome),
     Described(Description),
     Yes(bool),
-    Pong,
+    Pong { serves: bool },
 }
 
 /// Why there is no answer.
@@ -67,9 +70,14 @@ pub struct Remote {
     region: RegionName,
     send: Sending,
     hears: Box<dyn Fn() -> bool + Send + Sync>,
+    /// It has answered as the writer the last time.
+    proven: bool,
     inner: Arc<Inner>,
     next_id: u32,
-    fed: VecDeque<oneshot::Receiver<Result<Reply, SqlError>>>,
+    fed: VecDeque<(Told, usize)>,
+    fed_bytes: usize,
+    fed_changed: Vec<u64>,
+    fed_failed: Option<SqlError>,
     reading: tokio::task::AbortHandle,
 }
 
@@ -92,12 +100,49 @@ impl Remote {
         let inner = Arc::new(Inner { state, running: AtomicU32::new(0) });
         let send: Sending = Arc::new(tokio::sync::Mutex::new(send));
         let reading = tokio::spawn(read(Frames::new(recv), inner.clone(), send.clone())).abort_handle();
-        Ok(Remote { region, send, hears, inner, next_id: 1, fed: VecDeque::new(), reading })
+        Ok(Remote {
+            region,
+            send,
+            hears,
+            proven: false,
+            inner,
+            next_id: 1,
+            fed: VecDeque::new(),
+            fed_bytes: 0,
+            fed_changed: Vec::new(),
+            fed_failed: None,
+            reading,
+        })
     }
 
     /// Whether the other side was heard from a moment ago.
     pub fn hears(&self) -> bool {
         (self.hears)()
+    }
+
+    /// Whether a statement may be sent without asking first: it would be lost, with an unknown outcome, where a link is dead, or
+    /// about to be given up because nobody writes at its other end yet.
+    pub fn is_proven(&self) -> bool {
+        self.proven && self.hears()
+    }
+
+    /// Whether somebody is there and serves the writer port.
+    ///
+    /// # Errors
+    /// A sentence: nobody is, or not yet.
+    pub async fn prove(&mut self, who: &watch::Receiver<WhoWrites>) -> Result<(), String> {
+        let silence = SqlError::new(crate::head::sql::state::CANNOT_CONNECT_NOW, "silence");
+        self.proven = false;
+        match self.ask(&What::Ping, None, silence, who).await {
+            Ok(Ok(Reply::Pong { serves: true })) => {
+                self.proven = true;
+                Ok(())
+            }
+            Ok(Ok(Reply::Pong { serves: false })) => Err(format!("{} does not write now", self.region)),
+            Ok(Ok(other)) => Err(format!("{} answered {other:?} to a ping", self.region)),
+            Ok(Err(error)) => Err(error.message),
+            Err(Failure::NotSent(reason) | Failure::Lost(reason)) => Err(reason),
+        }
     }
 
     pub fn region(&self) -> &RegionName {
@@ -124,12 +169,7 @@ impl Remote {
         }
     }
 
-    async fn send(
-        &mut self,
-        what: &What,
-        begin: Option<TxMode>,
-        broken: SqlError,
-    ) -> Result<oneshot::Receiver<Result<Reply, SqlError>>, Result<Failure, SqlError>> {
+    async fn send(&mut self, what: &What, begin: Option<TxMode>, broken: SqlError) -> Result<(Told, usize), Result<Failure, SqlError>> {
         let id = self.next_id;
         self.next_id = self.next_id.checked_add(1).unwrap_or(1);
         let frame = what.encode(id, begin).map_err(Err)?;
@@ -150,7 +190,7 @@ impl Remote {
             self.inner.close(&e.to_string());
             return Err(Ok(Failure::NotSent(e.to_string())));
         }
-        Ok(told)
+        Ok((told, frame.len()))
     }
 
     /// One request and its answer. `broken`: with what the rows end if the stream does while they come.
@@ -165,14 +205,18 @@ impl Remote {
         who: &watch::Receiver<WhoWrites>,
     ) -> Result<Result<Reply, SqlError>, Failure> {
         let told = match self.send(what, begin, broken).await {
-            Ok(told) => told,
+            Ok((told, _)) => told,
             Err(Ok(failure)) => return Err(failure),
             Err(Err(error)) => return Ok(Err(error)),
         };
         let region = self.region.clone();
         tokio::select! {
             biased;
-            told = told => told.map_err(|_| Failure::Lost(self.why_closed())),
+            told = told => {
+                let told = told.map_err(|_| Failure::Lost(self.why_closed()))?;
+                self.proven &= !told.as_ref().is_err_and(|error| error.elsewhere);
+                Ok(told)
+            }
             () = another_writes(who.clone(), &region) => {
                 self.inner.close("another region is the writer now");
                 Err(Failure::Lost("another region is the writer now, and this one does not answer".to_owned()))
@@ -186,19 +230,21 @@ impl Remote {
         let _ = self.send(what, None, broken).await;
     }
 
-    /// Sends a statement ahead, without waiting for its answer unless many are under way.
+    /// Sends a statement ahead, without waiting for its answer unless much is under way.
     ///
     /// # Errors
-    /// Of an earlier one.
+    /// Of an earlier one; [`Remote::fed`] tells it again.
     pub async fn feed(&mut self, what: &What, broken: SqlError) -> Result<Result<(), SqlError>, Failure> {
-        if self.fed.len() >= FED_MAX
-            && let Err(error) = self.fed_one().await?
-        {
-            return Ok(Err(error));
+        while self.fed_failed.is_none() && (self.fed.len() >= FED_MAX || self.fed_bytes >= FED_BYTES_MAX) {
+            self.fed_one().await?;
+        }
+        if let Some(error) = &self.fed_failed {
+            return Ok(Err(error.clone()));
         }
         match self.send(what, None, broken).await {
-            Ok(told) => {
-                self.fed.push_back(told);
+            Ok((told, bytes)) => {
+                self.fed.push_back((told, bytes));
+                self.fed_bytes += bytes;
                 Ok(Ok(()))
             }
             Err(Ok(failure)) => Err(failure),
@@ -206,27 +252,29 @@ impl Remote {
         }
     }
 
-    async fn fed_one(&mut self) -> Result<Result<(), SqlError>, Failure> {
-        match self.fed.pop_front() {
-            None => Ok(Ok(())),
-            Some(told) => match told.await {
-                Ok(said) => Ok(said.map(|_| ())),
-                Err(_) => Err(Failure::Lost(self.why_closed())),
-            },
+    async fn fed_one(&mut self) -> Result<(), Failure> {
+        let Some((told, bytes)) = self.fed.pop_front() else { return Ok(()) };
+        self.fed_bytes -= bytes;
+        let said = told.await.map_err(|_| Failure::Lost(self.why_closed()))?;
+        if self.fed_failed.is_none() {
+            match said {
+                Ok(Reply::Outcome(Outcome::Done { changed })) => self.fed_changed.push(changed),
+                Ok(_) => self.fed_changed.push(0),
+                Err(error) => self.fed_failed = Some(error),
+            }
         }
+        Ok(())
     }
 
-    /// Waits for the answers to all that was fed; the first error counts.
+    /// Waits for the answers to all that was fed.
     ///
     /// # Errors
-    /// As [`Remote::feed`].
-    pub async fn fed(&mut self) -> Result<Result<(), SqlError>, Failure> {
-        let mut first = Ok(());
+    /// The stream broke.
+    pub async fn fed(&mut self) -> Result<Fed, Failure> {
         while !self.fed.is_empty() {
-            let said = self.fed_one().await?;
-            first = first.and(said);
+            self.fed_one().await?;
         }
-        Ok(first)
+        Ok(Fed { changed: std::mem::take(&mut self.fed_changed), failed: self.fed_failed.take() })
     }
 
     fn why_closed(&self) -> String {
@@ -347,7 +395,7 @@ async fn take(Answer { id, said }: Answer, inner: &Inner, send: &Sending, stream
         Said::Done { standing, changed } => (Some(standing), Reply::Outcome(Outcome::Done { changed })),
         Said::Described { standing, description } => (Some(standing), Reply::Described(description)),
         Said::Said { standing, yes } => (Some(standing), Reply::Yes(yes)),
-        Said::Pong => (None, Reply::Pong),
+        Said::Pong { serves } => (None, Reply::Pong { serves }),
     };
     let standing = standing.unwrap_or_else(|| inner.state.lock().standing);
     if let Some(waiter) = inner.end(id, standing) {

@@ -15,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::mpsc;
 
 /// Requests that wait behind the one that runs. The other side sends fewer ahead.
-const REQUESTS_MAX: usize = 64;
+const REQUESTS_MAX: usize = 1024;
 
 /// Serves one stream until it ends or makes no sense.
 pub async fn serve(engine: Arc<Engine>, recv: impl AsyncRead + Unpin + Send, send: impl AsyncWrite + Unpin + Send) {
@@ -146,7 +146,8 @@ impl<W: AsyncWrite + Unpin + Send> Answering<'_, W> {
                 }));
             }
             What::Ping => {
-                self.put(id, Said::Pong);
+                let serves = self.engine.serves_writer_port().is_ok();
+                self.put(id, Said::Pong { serves });
                 return Ok(Ok(()));
             }
             What::Commit => self.session.commit().await,

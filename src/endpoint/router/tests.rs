@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::base::LogEnd;
+use crate::endpoint::pg::tests::driver::{Raw, message};
 use crate::endpoint::pg::tests::{Options, Server, code};
 use crate::head::embedded::EngineSettings;
 use crate::head::embedded::tests::{Region, settings, until};
@@ -37,8 +38,9 @@ impl<W: AsyncWrite + Unpin> AsyncWrite for Counting<W> {
         cx: &mut std::task::Context<'_>,
         bytes: &[u8],
     ) -> std::task::Poll<std::io::Result<usize>> {
-        self.requests.fetch_add(1, Ordering::SeqCst);
-        std::pin::Pin::new(&mut self.inner).poll_write(cx, bytes)
+        let written = std::pin::Pin::new(&mut self.inner).poll_write(cx, bytes);
+        self.requests.fetch_add(usize::from(written.is_ready()), Ordering::SeqCst);
+        written
     }
 
     fn poll_flush(mut self: std::pin::Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> std::task::Poll<std::io::Result<()>> {
@@ -238,6 +240,57 @@ async fn a_statement_costs_one_way_there_and_back() {
     assert_eq!(pair.requests(), 0, "and when it has come, it is known here again");
 }
 
+/// As drivers send batches: many at once, one answer to all.
+#[tokio::test]
+async fn a_pipeline_goes_ahead_and_each_statement_gets_its_own_answer() {
+    let (pair, c) = Pair::with_table().await;
+    pair.ship();
+    // In the simple protocol: the first with its transaction, the others together, the commit.
+    let script: String = (1..=50).map(|id| format!("insert into t values ({id}, {id});")).collect();
+    let counts = |messages: Vec<SimpleQueryMessage>| -> Vec<u64> {
+        messages.iter().filter_map(|m| if let SimpleQueryMessage::CommandComplete(n) = m { Some(*n) } else { None }).collect()
+    };
+    let said = c.simple_query(&format!("{script} update t set n = 0 where id > 40; select count(*) from t")).await.unwrap();
+    let said = counts(said);
+    assert_eq!((said.len(), said[..50].iter().sum::<u64>(), said[50]), (52, 50, 10));
+    // The error is that of the statement that failed, and nothing is left.
+    let error =
+        c.simple_query("delete from t; insert into t values (1, 1); insert into t values (1, 2); insert into t values (2, 1); select 1");
+    let error = error.await.map(|_| ()).unwrap_err();
+    assert_eq!(code(&error), "23505");
+    assert_eq!(one(&c, "select count(*) from t").await.unwrap(), "50");
+    c.batch_execute("begin; savepoint a; insert into t values (60, 1)").await.unwrap();
+    assert_eq!(fails(&c, "insert into t values (61, 1); insert into t values (61, 1); insert into t values (62, 1)").await, "23505");
+    assert_eq!(fails(&c, "select 1").await, "25P02");
+    c.batch_execute("rollback to a; insert into t values (63, 1); commit").await.unwrap();
+    assert_eq!(one(&c, "select max(id) from t").await.unwrap(), "63");
+
+    // In the extended protocol, by hand: Parse, then Bind and Execute again and again, one Sync.
+    let mut raw = Raw::login(&pair.server).await;
+    let batch = |values: &[&str]| {
+        let mut bytes = message(b'P', &[b"s\0", b"insert into t (id, n) values ($1, 5)\0", b"\0\0"]);
+        for value in values {
+            let length = u32::try_from(value.len()).unwrap().to_be_bytes();
+            bytes.extend(message(b'B', &[b"\0s\0", b"\0\0", b"\0\x01", &length, value.as_bytes(), b"\0\0"]));
+            bytes.extend(message(b'E', &[b"\0", b"\0\0\0\0"]));
+        }
+        bytes.extend(message(b'C', &[b"Ss\0"]));
+        bytes.extend(message(b'S', &[]));
+        bytes
+    };
+    pair.requests();
+    let many: Vec<String> = (100..300).map(|id| id.to_string()).collect();
+    raw.send(&batch(&many.iter().map(String::as_str).collect::<Vec<_>>())).await;
+    let (kinds, _) = raw.until_ready().await;
+    assert_eq!(kinds, format!("1{}3Z", "2C".repeat(200)), "each Bind and each Execute in its place");
+    assert_eq!(pair.requests(), 201);
+    raw.send(&batch(&["500", "501", "100", "502", "503"])).await;
+    assert_eq!(raw.until_ready().await.0, "12C2C2EZ", "nothing behind the error");
+    raw.send(&batch(&["600", "not a number", "601"])).await;
+    assert_eq!(raw.until_ready().await.0, "EZ", "the statement stayed, as the Close was skipped");
+    assert_eq!(one(&c, "select count(*) from t where id >= 100").await.unwrap(), "200");
+}
+
 #[tokio::test]
 async fn a_transaction_that_is_open_is_lost_loudly_and_the_session_goes_on() {
     for here in [false, true] {
@@ -367,6 +420,36 @@ async fn a_statement_waits_for_a_writer_up_to_its_bound() {
     assert!(message.contains("the primary ap-south cannot be reached from eu-west"), "{message}");
     let error = crate::endpoint::pg::tests::connect(&pair.server.config()).await.err().unwrap();
     assert_eq!(code(&error), "57P03", "at the login as well");
+}
+
+/// A primary that lost its lease, at the moment of answering: over the link and at its own port.
+#[tokio::test]
+async fn behind_a_lease_that_is_over_statements_wait_and_what_was_ready_is_not_given() {
+    for here in [false, true] {
+        let (mut pair, c) = Pair::with_table().await;
+        if here {
+            pair.close();
+            pair.open_west();
+        }
+        let lead = if here { &pair.west } else { &pair.east };
+        // Under way when it ends.
+        lead.volume.hold();
+        let task = tokio::spawn(async move {
+            let failed = fails(&c, "insert into t values (1, 1)").await;
+            (failed, c)
+        });
+        until(|| lead.engine.stats().commits_waiting == 1).await;
+        lead.engine.set_lease(clock::now());
+        lead.volume.go_on();
+        let (failed, c) = finish(task).await;
+        assert_eq!(failed, "08007");
+        // It is given back: what waited goes on.
+        let task = tokio::spawn(async move { one(&c, "select count(*) from t").await });
+        until(|| pair.who.receiver_count() > 1).await;
+        assert!(!task.is_finished());
+        lead.engine.set_lease(clock::now() + LONG);
+        assert_eq!(finish(task).await.unwrap(), "1");
+    }
 }
 
 #[tokio::test]

@@ -20,7 +20,7 @@
 //!   15 error                        state, five bytes, u8 elsewhere, text, u8 + text if there is a hint
 //!   16 described                    state, u32 parameters, u8 read-only, columns as above
 //!   17 said                         state, u8: committed; done
-//!   18 pong                         nothing
+//!   18 pong                         u8: the writer port is served there
 //!  state                            u8 of the transaction (0 idle, 1 open, 2 failed), u8 + u32 version of the schema if it is known
 //!  text, blob                       u32 length, bytes
 //!  value                            0 null; 1 i64; 2 f64; 3 text; 4 blob
@@ -78,7 +78,7 @@ pub enum Said {
     Error { standing: Standing, error: SqlError },
     Described { standing: Standing, description: Description },
     Said { standing: Standing, yes: bool },
-    Pong,
+    Pong { serves: bool },
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -215,7 +215,7 @@ impl Answer {
             Said::Error { .. } => 15,
             Said::Described { .. } => 16,
             Said::Said { .. } => 17,
-            Said::Pong => 18,
+            Said::Pong { .. } => 18,
         };
         frame(out, kind, self.id, |out| match &self.said {
             Said::Done { standing, changed } => {
@@ -248,7 +248,7 @@ impl Answer {
                 put_standing(out, *standing);
                 out.put_u8(u8::from(*yes));
             }
-            Said::Pong => {}
+            Said::Pong { serves } => out.put_u8(u8::from(*serves)),
         });
     }
 }
@@ -439,7 +439,7 @@ pub fn decode_answer(frame: Bytes) -> Result<Answer, Malformed> {
             Said::Described { standing, description: Description { parameters, columns, read_only } }
         }
         17 => Said::Said { standing: take.standing()?, yes: take.flag()? },
-        18 => Said::Pong,
+        18 => Said::Pong { serves: take.flag()? },
         _ => return Err(Malformed("an answer of an unknown kind")),
     };
     take.end(Answer { id, said })
@@ -564,7 +564,7 @@ mod tests {
                 Said::Described { standing, description: Description { parameters, columns, read_only } }
             }),
             (standing(), any::<bool>()).prop_map(|(standing, yes)| Said::Said { standing, yes }),
-            Just(Said::Pong),
+            any::<bool>().prop_map(|serves| Said::Pong { serves }),
         ];
         (any::<u32>(), said).prop_map(|(id, said)| Answer { id, said })
     }

@@ -52,6 +52,8 @@ pub enum ToCopy {
 /// One page, as of an LSN.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
 pub struct PageQuestion {
+    /// The volume's generation: see `PageStore::serves`.
+    pub of: Generation,
     pub page: PageNo,
     pub at: Lsn,
 }

@@ -111,7 +111,7 @@ fn messages_survive_the_round_trip() {
         let back = decode_says(&whole(encode_says(&says))).unwrap();
         assert_eq!(format!("{back:?}"), format!("{says:?}"));
     }
-    let question = PageQuestion { page: PageNo(3), at: Lsn(1 << 40) };
+    let question = PageQuestion { of: Generation(5), page: PageNo(3), at: Lsn(1 << 40) };
     assert_eq!(PageQuestion::decode(&whole(question.encode())).unwrap(), question);
     for answer in [Ok(Bytes::from_static(b"page")), Ok(Bytes::new()), Err(Miss::now("behind")), Err(Miss::Folded { first: Lsn(9) })] {
         assert_eq!(decode_page(&whole(encode_page(&answer))).unwrap(), answer);

@@ -17,8 +17,8 @@ use std::time::Duration;
 
 #[derive(Debug, Args)]
 pub struct BenchArgs {
-    /// Which: start, commit, lag, path, ship, restart [default: all of these], volume, switchover, failover
-    #[arg(value_name = "WHAT", value_parser = ["start", "commit", "lag", "path", "ship", "restart", "volume", "switchover", "failover"])]
+    /// Which: start, commit, lag, path, ship, restart [default: all of these], volume, history, switchover, failover
+    #[arg(value_name = "WHAT", value_parser = ["start", "commit", "lag", "path", "ship", "restart", "volume", "history", "switchover", "failover"])]
     pub what: Vec<String>,
     /// Where the demos keep their data; removed afterwards
     #[arg(long, value_name = "DIR", default_value = "./parhelion-bench")]
@@ -41,7 +41,7 @@ pub struct BenchArgs {
     /// For `volume`: pages in the volume when a copy or a region is rebuilt, in MiB
     #[arg(long, default_value_t = 128, value_name = "MIB", value_parser = clap::value_parser!(u64).range(16..=1_048_576))]
     pub rebuild_mib: u64,
-    /// For `volume`: also kill -9 and restart behind so many commits; may be given several times
+    /// Also kill -9 and restart behind so many commits; may be given several times. `history` does nothing else [default there: 1000000 and 10000000]
     #[arg(long, value_name = "COMMITS")]
     pub history: Vec<u64>,
     /// Print JSON
@@ -93,6 +93,10 @@ pub async fn run(args: BenchArgs) -> Result<(), Failure> {
                     history: args.history.clone(),
                 };
                 volume::measure(&dir, args.base_port, &options).await?
+            }
+            "history" => {
+                let of = if args.history.is_empty() { &[1_000_000, 10_000_000][..] } else { &args.history };
+                volume::restarts(&dir, args.base_port, of).await?
             }
             _ => measure::restart(&dir, args.base_port, args.log_mib).await?,
         };

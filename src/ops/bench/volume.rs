@@ -198,8 +198,17 @@ pub async fn measure(dir: &Path, base_port: u16, options: &VolumeOptions) -> Res
     load.stop().await;
     cluster.stop().await;
     found.extend(compaction(&dir.join("compaction"), base_port, options).await.map_err(|e| during("compaction", &e))?);
-    for commits in &options.history {
-        found.push(history(&dir.join(format!("history-{commits}")), base_port, *commits).await?);
+    found.extend(restarts(dir, base_port, &options.history).await?);
+    Ok(found)
+}
+
+/// Restarts behind so many commits each, one after the other; told as they are measured, because millions take their time.
+pub async fn restarts(dir: &Path, base_port: u16, history_of: &[u64]) -> Result<Vec<Figure>, Failure> {
+    let mut found = Vec::new();
+    for commits in history_of {
+        let figure = history(&dir.join(format!("history-{commits}")), base_port, *commits).await?;
+        eprintln!("{}: {:.0} ms, {}", figure.name, figure.value, figure.note);
+        found.push(figure);
     }
     Ok(found)
 }

@@ -137,7 +137,13 @@ impl Links {
                 LinkEvent::Datagram(bytes) => (Lane::Datagram, bytes),
                 LinkEvent::Forward(send, recv) => {
                     match self.engine.get().and_then(Weak::upgrade) {
-                        Some(engine) => drop(tokio::spawn(router::serve(engine, recv, send))),
+                        Some(engine) => {
+                            let in_use = link.in_use();
+                            tokio::spawn(async move {
+                                router::serve(engine, recv, send).await;
+                                drop(in_use);
+                            });
+                        }
                         None => tracing::debug!("a forwarded session came before the engine, or after it"),
                     }
                     continue;

@@ -8,7 +8,7 @@ use crate::base::RegionName;
 use crate::endpoint::pg;
 use crate::endpoint::router::{Way, Ways};
 use crate::io::driver::Shared;
-use crate::io::link::Link;
+use crate::io::link::{InUse, Link};
 use async_trait::async_trait;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -58,12 +58,25 @@ impl Forwarding {
     }
 }
 
+/// A link with a session on it.
+struct Used {
+    link: Link,
+    _link: InUse,
+}
+
+impl Used {
+    fn hears(&self) -> bool {
+        self.link.silent_for() < SILENT_AFTER
+    }
+}
+
 #[async_trait]
 impl Ways for Forwarding {
     async fn open(&self, region: &RegionName) -> Result<Way, String> {
         let link = self.link(region).ok_or_else(|| format!("there is no link to the primary {region} now"))?;
         let (send, recv) = link.open_forward().await.map_err(|e| e.to_string())?;
-        Ok(Way { recv: Box::new(recv), send: Box::new(send), hears: Box::new(move || link.silent_for() < SILENT_AFTER) })
+        let in_use = Used { _link: link.in_use(), link };
+        Ok(Way { recv: Box::new(recv), send: Box::new(send), hears: Box::new(move || in_use.hears()) })
     }
 
     fn reaches(&self, region: &RegionName) -> bool {

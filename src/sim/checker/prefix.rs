@@ -15,7 +15,9 @@ impl World {
     /// Copies of the region that have fsynced everything up to `end`, one that was replaced since included: in the group that has the
     /// fewest.
     fn copies_with(&self, r: usize, end: &LogEnd) -> usize {
-        let covers = |claim: &LogEnd| claim.seq >= end.seq && self.truth.has(claim);
+        // A reign that is not open yet is on no history but its own.
+        let on_history = self.truth.has(end);
+        let covers = |claim: &LogEnd| claim.seq >= end.seq && ((on_history && self.truth.has(claim)) || self.truth.reaches(claim, end));
         let of_group = |g| self.regions[r].copies.iter().filter(move |c| c.member.group == g);
         let counts =
             self.plan.layout.all_groups().map(|g| of_group(g).filter(|c| covers(&c.claim) || covers(&c.claim_before_wipe)).count());
@@ -146,7 +148,9 @@ impl World {
             self.counts.reigns += 1;
             self.say(|| format!("epoch {} of {name} is open; {n} acknowledged frames are lost", pen.epoch()));
         }
-        self.truth.go_on_with(pen.end())
+        self.truth.go_on_with(pen.end())?;
+        // The reign's first frame is durable already.
+        self.truth.commit(pen.end())
     }
 
     /// What a secondary has on its disks was committed once, by the history that goes on or by one that was cut.

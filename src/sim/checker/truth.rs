@@ -52,8 +52,13 @@ impl Truth {
 
     /// S1: the first frame of an epoch goes to a copy of region `r`.
     pub(in crate::sim) fn note_reign(&mut self, frame: &Frame, r: usize) -> Checked {
-        if !frame.is_control() || self.reigns.contains_key(&frame.header().epoch) {
+        if !frame.is_control() {
             return Ok(());
+        }
+        if let Some(writer) = self.writer_of(frame.header().epoch) {
+            // Its last word in its epoch, which no pen wrote.
+            let handover = matches!(ControlFrame::decode(frame), Ok(ControlFrame::Handover { .. }));
+            return if handover && writer == r && frame.header().epoch == self.epoch { self.go_on_with(&frame.log_end()) } else { Ok(()) };
         }
         if matches!(ControlFrame::decode(frame), Ok(ControlFrame::EpochStart { .. } | ControlFrame::Reign(_))) {
             self.reigns.insert(frame.header().epoch, r);

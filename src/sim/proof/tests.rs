@@ -223,3 +223,38 @@ fn what_is_under_way_when_the_disks_are_suddenly_full_becomes_durable() {
         rig.check(&[acknowledged]).unwrap();
     }
 }
+
+/// One disk, or both of a zone, acknowledge syncs that they do not do, and then the power goes everywhere.
+#[test]
+fn disks_that_lie_cost_nothing_while_four_do_not() {
+    let mut lost_something = 0;
+    for seed in 0..60 {
+        let (disks, story) = volume(seed);
+        let liars: &[usize] = if seed % 2 == 0 { &[1] } else { &[2, 3] };
+        let mut rig = Rig::start(disks.clone(), story, seed, Harm::Damage, None).unwrap();
+        rig.rest().unwrap();
+        for liar in liars {
+            disks[*liar].set_lying(true);
+        }
+        for _ in 0..20 {
+            assert!(rig.write().unwrap());
+            rig.rest().unwrap();
+        }
+        let acknowledged = rig.bench.story.lock().acknowledged;
+        let story = rig.bench.story.lock().clone();
+        drop(rig);
+        for disk in &disks {
+            disk.crash();
+            disk.restart();
+        }
+        for liar in liars {
+            disks[*liar].set_lying(false);
+            let found = crate::volume::Copy::open(Arc::new(disks[*liar].image(Left::Cached, seed)), &limits());
+            lost_something += u32::from(found.is_err() || found.is_ok_and(|copy| copy.state().end.seq < acknowledged.seq));
+        }
+        let mut rig = Rig::start(disks, story, seed, Harm::Damage, None).unwrap();
+        rig.rest().unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+        rig.check(&[acknowledged]).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+    }
+    assert!(lost_something > 40, "the liars lost something in {lost_something} cases");
+}

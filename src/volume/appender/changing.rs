@@ -67,7 +67,8 @@ impl Appender {
 
     pub(super) fn judge_control(&mut self) {
         let stored = self.reached_in(GroupId(0), |p| p.control_stored);
-        if !self.in_force && self.control_version > 0 && stored >= self.control_version {
+        // No step is taken before recovery knows the record that the copies have.
+        if self.phase != VolumePhase::Recovering && !self.in_force && self.control_version > 0 && stored >= self.control_version {
             self.in_force = true;
             self.record_in_force();
         }
@@ -86,7 +87,8 @@ impl Appender {
 
     /// What recovery found, taken apart.
     pub(super) fn take_kept(&mut self, version: u64, kept: Record) {
-        self.control_version = version;
+        // No two records share a number, also when an older one is found than this process put last (seed 7000172).
+        self.control_version = version.max(self.control_version);
         self.node_put = None;
         self.in_force = false;
         self.membership = kept.membership;
@@ -101,7 +103,9 @@ impl Appender {
         }
     }
 
-    pub(super) fn is_changing(&self) -> bool {
+    /// A slot changes hands, until the end of that is in force.
+    #[must_use]
+    pub fn is_changing(&self) -> bool {
         self.membership.as_ref().is_some_and(|m| !matches!(m.step(), Step::Settled))
     }
 

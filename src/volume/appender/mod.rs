@@ -559,6 +559,12 @@ impl Appender {
         &self.history
     }
 
+    /// Under which the copies are written now. Whoever reads pages asks only copies that promised it (`PageStore::serves`).
+    #[must_use]
+    pub fn generation(&self) -> Generation {
+        self.generation
+    }
+
     #[must_use]
     pub fn has_quorum(&self) -> bool {
         self.quorum_ok
@@ -864,12 +870,6 @@ impl Appender {
     #[must_use]
     pub fn pen(&self, epoch: Epoch) -> Pen {
         Pen::new(epoch, self.generation, self.end, self.limits.frame_payload_bytes_max)
-    }
-
-    /// Which incarnation of this region's process appends.
-    #[must_use]
-    pub fn generation(&self) -> Generation {
-        self.generation
     }
 
     /// Goes on as a secondary behind the log that was chosen.

@@ -2,7 +2,7 @@
 //! set where its log and the volume's part. The choice itself is a pure function in [`super::super::recovery`].
 
 use super::*;
-use crate::volume::membership::Record;
+use crate::volume::membership::{Record, Standing};
 
 impl Appender {
     pub(super) fn raise(&mut self, now: Instant, copy: MemberId) {
@@ -179,6 +179,17 @@ impl Appender {
         }
     }
 
+    /// A copy that was not heard when the log was chosen may have later pages, and a log that begins behind them: whoever is rebuilt from pages
+    /// before them would never get what lies between (seed 9000673).
+    fn note_flushed(&mut self, copy: MemberId) {
+        let Contact::Raised(state) = &self.peers[copy.index()].contact else { return };
+        let (flushed, known) = (state.flushed, &mut self.known_durable[copy.group.index()]);
+        let ours = state.lineage == self.lineage && flushed.seq <= self.end.seq && self.history.contains(&flushed);
+        if ours && flushed.seq > known.seq {
+            *known = flushed;
+        }
+    }
+
     /// A generation above `promised`, and above that of every earlier incarnation, also of one that this one has not heard of:
     /// a recovery that crashed may have raised only copies that are away now, and they would refuse a lower number for ever.
     /// The counter is therefore at least the second this incarnation began in. Nothing is unsafe if the clock lies: such a copy
@@ -194,9 +205,16 @@ impl Appender {
         for scrub in &mut self.scrubs {
             scrub.serve(now);
         }
+        let replaced = |a: &Appender, c: MemberId| a.standing(c) == Standing::Replaced;
         for copy in self.members() {
-            if matches!(self.peers[copy.index()].contact, Contact::Raised(_)) && !self.turn_away(now, copy) {
+            if matches!(self.peers[copy.index()].contact, Contact::Raised(_)) && !replaced(self, copy) {
                 self.join(now, copy);
+            }
+        }
+        // Behind the others: the log that was chosen is theirs, and is not lost with these.
+        for copy in self.members() {
+            if matches!(self.peers[copy.index()].contact, Contact::Raised(_)) {
+                self.turn_away(now, copy);
             }
         }
         self.judge_quorum();
@@ -205,6 +223,7 @@ impl Appender {
 
     /// Takes a raised copy into the appending set: finds where its log and the volume's part, and goes on from there.
     pub(super) fn join(&mut self, now: Instant, copy: MemberId) {
+        self.note_flushed(copy);
         let Contact::Raised(state) = std::mem::replace(&mut self.peers[copy.index()].contact, Contact::Joined) else {
             unreachable!("BUG: only a raised copy joins")
         };

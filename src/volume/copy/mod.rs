@@ -224,6 +224,7 @@ impl Copy {
         let flushed = manifest.flushed;
         let distrust = manifest::load_distrust(&*disk)?;
         let pages = PageStore::new(layers, flushed, manifest.folded);
+        pages.promise(promised.unwrap_or(Generation::ZERO));
         if let Some(reason) = &distrust {
             pages.distrust(reason.clone());
         }
@@ -404,7 +405,7 @@ impl Copy {
             self.promised = generation;
             // Its history may be another one than the last writer's.
             self.proven = false;
-            self.pages.prove(Lsn::ZERO);
+            self.pages.promise(generation);
         }
         Ok(true)
     }

@@ -7,7 +7,7 @@
 use super::layer::{Key, Layer, LayerCursor, LayerError};
 use super::manifest::LayerMeta;
 use super::merge::{Fold, Merge, Source};
-use crate::base::{LogEnd, Lsn, PageNo, Seq};
+use crate::base::{Generation, LogEnd, Lsn, PageNo, Seq};
 use crate::log::redo::{Change, Record};
 use crate::volume::DiskError;
 use crate::volume::message::{Damage, Digest};
@@ -215,6 +215,8 @@ struct State {
     /// What lies here up to this is on the volume's history, as whoever appends has shown. What is above may be a tail that the volume has
     /// not: this copy was away when it was rewound.
     proven: Lsn,
+    /// The newest generation that the copy promised: whoever reads for an older or a newer one may mean another history.
+    promised: Generation,
     folded: Lsn,
     /// Why nothing here is to be read.
     distrusted: Option<String>,
@@ -245,6 +247,7 @@ impl PageStore {
                 layers: Arc::new(layers),
                 ingested: flushed,
                 proven: Lsn::ZERO,
+                promised: Generation::ZERO,
                 folded,
                 distrusted: None,
             }),
@@ -408,6 +411,19 @@ impl PageStore {
         self.prove(Lsn(u64::MAX));
     }
 
+    /// Another generation was promised, and has shown nothing yet.
+    pub(super) fn promise(&self, generation: Generation) {
+        let mut state = self.state.write();
+        (state.promised, state.proven) = (generation, Lsn::ZERO);
+    }
+
+    /// Whether the copy heard of `generation`. One that did not is on a history that the volume may have left; after this, a read gives only
+    /// what that generation, or a later one, has shown to be its own.
+    #[must_use]
+    pub fn serves(&self, generation: Generation) -> bool {
+        self.state.read().promised >= generation
+    }
+
     /// What lies here up to `upto`, and what is taken in behind it, is on the volume's history.
     pub(super) fn prove(&self, upto: Lsn) {
         self.state.write().proven = upto;
@@ -514,7 +530,7 @@ impl PageStore {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::{Epoch, Generation, Seq};
+    use crate::base::{Epoch, Seq};
 
     #[test]
     fn a_page_that_changes_with_every_commit_costs_no_more_to_read() {

@@ -438,7 +438,7 @@ async fn a_service_without_sessions_can_say_why() {
     assert_eq!(e.as_db_error().unwrap().hint(), Some("parhelion status"));
 }
 
-fn message(kind: u8, parts: &[&[u8]]) -> Vec<u8> {
+pub fn message(kind: u8, parts: &[&[u8]]) -> Vec<u8> {
     let body = parts.concat();
     let mut m = vec![kind];
     m.extend_from_slice(&u32::try_from(body.len() + 4).unwrap().to_be_bytes());
@@ -447,12 +447,12 @@ fn message(kind: u8, parts: &[&[u8]]) -> Vec<u8> {
 }
 
 /// A logged-in connection whose bytes the test writes itself. The login is a driver's, spoken through a relay.
-struct Raw {
+pub struct Raw {
     stream: TcpStream,
 }
 
 impl Raw {
-    async fn login(server: &Server) -> Raw {
+    pub async fn login(server: &Server) -> Raw {
         // The driver logs in over one end of a pipe; when it is ready, the socket behind the pipe is ours.
         let mut stream = TcpStream::connect(server.address).await.unwrap();
         let (mut near, far) = tokio::io::duplex(65_536);
@@ -476,7 +476,7 @@ impl Raw {
         Raw { stream }
     }
 
-    async fn send(&mut self, bytes: &[u8]) {
+    pub async fn send(&mut self, bytes: &[u8]) {
         self.stream.write_all(bytes).await.unwrap();
     }
 
@@ -489,7 +489,7 @@ impl Raw {
     }
 
     /// The types of the answers up to ReadyForQuery, and the last field of the last row.
-    async fn until_ready(&mut self) -> (String, String) {
+    pub async fn until_ready(&mut self) -> (String, String) {
         let (mut kinds, mut last) = (String::new(), String::new());
         loop {
             let (kind, body) = self.one().await.expect("an answer");

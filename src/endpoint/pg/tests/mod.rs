@@ -1,7 +1,7 @@
 //! The protocol as clients see it: tokio-postgres, psql and pgbench against a port, and bytes that no client sends.
 
 mod clients;
-mod driver;
+pub mod driver;
 mod engine;
 mod infer;
 

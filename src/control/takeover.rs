@@ -1,0 +1,167 @@
+//! How a campaign ends: a region takes over behind a base, or it does not.
+//!
+//! Decides what the new reign's entry and its failover say, and what becomes of the operation when it is refused, fails, or another
+//! region is first. Driven by [`super::campaign`], which decided that it may.
+
+use super::api::{Output, Promotion};
+use super::campaign::{Campaign, Stage, Why};
+use super::chain::{EpochEntry, ReignKind};
+use super::elect::{Evidence, Heard, NoOutcome, Outcome, describe};
+use super::machine::Control;
+use super::types::{Consent, FailoverRecord, Phase};
+use crate::base::{Epoch, RegionName};
+use std::collections::BTreeMap;
+
+impl Control {
+    // ---- taking over ----------------------------------------------------------------------------------------------------
+
+    pub(super) fn take_over(&mut self, outcome: Outcome, consent: Consent) {
+        let campaign = self.campaign.as_ref().expect("BUG: takes over for nobody");
+        let (op, actor, forced) = match &campaign.why {
+            Why::Handover(h) => (Some(h.op.order.id), h.op.order.actor.clone(), false),
+            Why::Failover { op, actor, forced, .. } => (Some(*op), actor.clone(), *forced),
+            Why::Auto { op } => (Some(*op), "auto_failover".to_owned(), false),
+            Why::Regain => (None, String::new(), false),
+        };
+        let auto = matches!(campaign.why, Why::Auto { .. });
+        let epoch = campaign.epoch;
+        // A failover that this region won and never opened goes on in the next epoch: what it loses was agreed to.
+        let carried = self.st().pending.clone().filter(|p| outcome.kind == ReignKind::Regained && p.new_epoch == outcome.prev);
+        let op = op.or(carried.as_ref().map(|p| p.op));
+        let kind = match (&carried, forced) {
+            (Some(carried), _) if carried.unproven => ReignKind::Unproven,
+            (Some(_), _) => ReignKind::Unplanned,
+            (None, true) => ReignKind::Unproven,
+            (None, false) => outcome.kind,
+        };
+        let entry = EpochEntry {
+            epoch,
+            region: self.who.name.clone(),
+            prev: outcome.prev,
+            base: outcome.base,
+            kind,
+            op,
+            voters_version: self.st().voters.version,
+            began_at: self.wall,
+        };
+        let record =
+            op.filter(|_| carried.is_none() && matches!(kind, ReignKind::Unplanned | ReignKind::Unproven)).map(|op| FailoverRecord {
+                op,
+                from: outcome.from.clone(),
+                to: self.who.name.clone(),
+                old_epoch: outcome.prev,
+                new_epoch: epoch,
+                began_at: self.wall,
+                actor,
+                consent,
+                unproven: forced,
+                complete: outcome.loss.is_none_for_sure(),
+                loss: outcome.loss.clone(),
+                tail: None,
+            });
+        let carried = carried.map(|p| FailoverRecord { new_epoch: epoch, ..p });
+        self.st_mut().pending = record.or(carried);
+        self.keep();
+        if auto {
+            self.op_began_by_itself(op.expect("BUG: it has an id"), &outcome);
+        }
+        self.op_taking(&entry, &outcome);
+        self.note("elected", format!("{} takes epoch {epoch} behind {} ({})", self.who.name, entry.base, describe(&outcome.loss)));
+        let campaign = self.campaign.as_mut().expect("BUG: just seen");
+        campaign.stage = Stage::Taking { entry: Box::new(entry.clone()) };
+        self.output_when_kept(Output::Promote { epoch, how: Promotion::Begin { entry } });
+    }
+
+    pub(super) fn promoted(&mut self, epoch: Epoch) {
+        if self.resumed(epoch) {
+            return;
+        }
+        let taking = self.campaign.as_ref().is_some_and(|c| c.epoch == epoch && matches!(c.stage, Stage::Taking { .. }));
+        if !taking {
+            return;
+        }
+        let Some(Campaign { stage: Stage::Taking { entry }, .. }) = self.campaign.take() else { unreachable!("BUG: just seen") };
+        self.op_phase_of(entry.op, Phase::Activate);
+        self.activate(*entry);
+    }
+
+    pub(super) fn promotion_failed(&mut self, epoch: Epoch, reason: &str) {
+        if self.not_resumed(epoch) {
+            self.reason = Some(format!("the volume could not be taken: {reason}"));
+            return;
+        }
+        if self.campaign.as_ref().is_some_and(|c| c.epoch == epoch && matches!(c.stage, Stage::Taking { .. })) {
+            self.campaign_failed(format!("the volume could not be taken: {reason}"));
+        }
+    }
+
+    pub(super) fn weigh(&self, heard: &BTreeMap<RegionName, Heard>) -> Result<Outcome, NoOutcome> {
+        let handed = self.campaign.as_ref().and_then(|c| match &c.why {
+            Why::Handover(h) => Some((h.epoch, h.at)),
+            _ => None,
+        });
+        let (own, regions, voters, log) = (&self.who.name, &self.who.regions, &self.st().voters, &self.log);
+        Evidence { own, regions, voters, log, heard, handed }.weigh()
+    }
+
+    // ---- ending ---------------------------------------------------------------------------------------------------------
+
+    /// Not now: again after a while, as long as there is time.
+    pub(super) fn rest(&mut self, why: &str) {
+        self.reason = Some(why.to_owned());
+        let next = self.back_off();
+        let Some(campaign) = &mut self.campaign else { return };
+        match campaign.why {
+            Why::Handover(_) => self.campaign_failed(why.to_owned()),
+            Why::Auto { .. } => {
+                self.campaign = None;
+                self.not_before = next;
+            }
+            _ => (campaign.stage, campaign.next) = (Stage::Rests, next),
+        }
+    }
+
+    /// Nothing was changed, and nothing will be.
+    pub(super) fn campaign_refused(&mut self, reason: String) {
+        let Some(campaign) = self.campaign.take() else { return };
+        self.reason = Some(reason.clone());
+        self.not_before = self.back_off();
+        match campaign.why {
+            Why::Failover { op, .. } => self.op_refused(op, reason),
+            Why::Handover(h) => self.op_failed(h.op.order.id, reason),
+            Why::Regain | Why::Auto { .. } => {}
+        }
+    }
+
+    pub(super) fn campaign_failed(&mut self, reason: String) {
+        let Some(campaign) = self.campaign.take() else { return };
+        self.not_before = self.back_off();
+        match campaign.why {
+            Why::Failover { op, .. } | Why::Auto { op } => self.op_failed(op, reason),
+            Why::Handover(h) => self.op_failed(h.op.order.id, reason),
+            Why::Regain => {}
+        }
+    }
+
+    /// Another region reigns by now.
+    pub(super) fn campaign_superseded(&mut self, epoch: Epoch, region: &RegionName) {
+        let Some(campaign) = self.campaign.take() else { return };
+        match campaign.why {
+            Why::Failover { op, .. } | Why::Auto { op } => self.op_superseded(op, epoch, region),
+            Why::Handover(h) => self.op_superseded(h.op.order.id, epoch, region),
+            Why::Regain => {}
+        }
+    }
+
+    /// It promised another candidate more than it asks for itself.
+    pub(super) fn campaign_overtaken(&mut self, epoch: Epoch, by: &RegionName) {
+        let overtaken =
+            self.campaign.as_ref().is_some_and(|c| c.epoch < epoch && matches!(c.stage, Stage::Voting { .. } | Stage::Taking { .. }));
+        if !overtaken {
+            return;
+        }
+        let taking = self.campaign.as_ref().is_some_and(|c| matches!(c.stage, Stage::Taking { .. }));
+        let what = format!("{by} was promised epoch {epoch} in between");
+        if taking { self.campaign_failed(what) } else { self.rest(&what) }
+    }
+}
