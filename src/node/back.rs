@@ -35,7 +35,10 @@ impl Node {
             return self.unlink(now, conn, what);
         };
         self.stop_following(now, "going back to where the histories part");
-        self.note("rewinding", format!("{primary} reigns since epoch {epoch} behind {at}; what this region has beyond, up to {own}, is archived and cut"));
+        self.note(
+            "rewinding",
+            format!("{primary} reigns since epoch {epoch} behind {at}; what this region has beyond, up to {own}, is archived and cut"),
+        );
         self.stage = Stage::GoingBack { primary: primary.clone() };
         self.appender.rewind(now, archive_id(&at, own.epoch), at, epoch);
     }
@@ -121,7 +124,10 @@ impl Node {
             return true;
         }
         let tail = self.counting.take().expect("BUG: it was just there").tail;
-        self.note("lost_tail_read", format!("{} commits of this region were lost by the failover into epoch {}", tail.commits, tail.new_epoch));
+        self.note(
+            "lost_tail_read",
+            format!("{} commits of this region were lost by the failover into epoch {}", tail.commits, tail.new_epoch),
+        );
         self.tell(now, Input::TailRead(tail));
         true
     }

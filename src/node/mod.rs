@@ -20,7 +20,9 @@ use crate::base::{
     ClusterName, ConnId, CopyId, Epoch, Generation, GroupId, Instant, Layout, Limits, LineageId, LogEnd, Lsn, MemberId, Prng, RegionName,
     UnixMicros, WriteGate,
 };
-use crate::control::{self, ControlMessage, ControlState, FailoverRecord, Input, LostTail, OpId, OpView, Order, Start, VoterSet, VoterState};
+use crate::control::{
+    self, ControlMessage, ControlState, FailoverRecord, Input, LostTail, OpId, OpView, Order, Start, VoterSet, VoterState,
+};
 use crate::log::{Frame, Pen};
 use crate::ship::{Message, Refusal};
 use crate::volume::membership::Incarnation;

@@ -21,7 +21,7 @@ const QUEUE_MAX: usize = 1024;
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 enum Wake {
-    Member { from: RegionName, message: ControlMessage },
+    Member { from: RegionName, message: Box<ControlMessage> },
     Stop,
 }
 
@@ -48,7 +48,7 @@ impl Inbox {
 pub(super) fn hear(inbox: Inbox) -> impl Fn(&RegionName, bytes::Bytes) -> Result<(), String> + Send + Sync {
     move |from, bytes| {
         let message = ControlMessage::decode(&bytes).map_err(|e| e.to_string())?;
-        let _ = inbox.0.try_send(Wake::Member { from: from.clone(), message });
+        let _ = inbox.0.try_send(Wake::Member { from: from.clone(), message: Box::new(message) });
         Ok(())
     }
 }
@@ -100,7 +100,7 @@ impl Voter {
                 self.handle(Input::ClockBroke { reason });
             }
             match woken {
-                Ok(Wake::Member { from, message }) => self.handle(Input::Message { from, message }),
+                Ok(Wake::Member { from, message }) => self.handle(Input::Message { from, message: *message }),
                 Ok(Wake::Stop) | Err(RecvTimeoutError::Disconnected) => return Ok(()),
                 Err(RecvTimeoutError::Timeout) => {}
             }
