@@ -292,6 +292,8 @@ impl World {
                 match note.kind.as_str() {
                     "seeding_done" if r == self.primary() => self.counts.seeds_shipped += 1,
                     "seeding_resumed" => self.counts.seeds_resumed += 1,
+                    // The one time that a VDL goes back: what lies beyond is on no history any more.
+                    "rewound" => self.regions[r].vdl = LogEnd::EMPTY,
                     "violation" => return Err(format!("{} calls what it received a violation: {}", self.regions[r].name, note.what)),
                     "halted" | "fenced" => return Err(format!("{} stopped for good: {}", self.regions[r].name, note.what)),
                     "copy_damaged" | "copies_differ" if !self.damage_is_expected(r) => {
