@@ -174,6 +174,7 @@ fn renew(no: u64) -> ControlMessage {
         round: Round { incarnation: 1, no },
         lease_ms: u64::try_from(LEASE.as_millis()).unwrap(),
         entry: state.chain.entries()[0].clone(),
+        path: Vec::new(),
         active: true,
         durable: LogEnd::EMPTY,
         sent_at: clock::unix_now(),
