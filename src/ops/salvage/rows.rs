@@ -199,6 +199,8 @@ fn shown(value: ValueRef<'_>) -> Option<String> {
 }
 
 type Shown = Vec<Option<String>>;
+/// A row as the lost tail has it, and as the other state does.
+type Both = (Option<Shown>, Option<Shown>);
 
 fn compare(db: &Connection, table: &str, rows_max: usize) -> Result<TableDiff, Failure> {
     let there = match (has_table(db, "main", table)?, has_table(db, "other", table)?) {
@@ -226,7 +228,7 @@ fn compare(db: &Connection, table: &str, rows_max: usize) -> Result<TableDiff, F
         "both" => format!("{} EXCEPT {}", rows_of(this), rows_of(that)),
         _ => rows_of(this),
     };
-    let mut found: BTreeMap<Vec<Option<String>>, (Option<Shown>, Option<Shown>)> = BTreeMap::new();
+    let mut found: BTreeMap<Shown, Both> = BTreeMap::new();
     for (schema, that) in [("main", "other"), ("other", "main")] {
         if there != "both" && schema != of_schema {
             continue;

@@ -291,9 +291,9 @@ fn a_lost_tail_is_told_compared_and_queried() {
             ]
         );
         assert_eq!(run(&mut session, "SELECT count(*) FROM fresh").await, [[Value::Integer(2)]]);
-        let refused = session.execute("DELETE FROM account", Vec::new()).await.err().expect("it is read-only");
+        let Err(refused) = session.execute("DELETE FROM account", Vec::new()).await else { panic!("it is read-only") };
         assert_eq!(refused.code, "25006", "{refused:?}");
     });
-    let missing = Salvaged::open(&config, TimelineId(1 << 63)).err().expect("it is not there");
+    let Err(missing) = Salvaged::open(&config, TimelineId(1 << 63)) else { panic!("it is not there") };
     assert!(missing.message.contains("no copy of protection group g0 here keeps archive 8000000000000000"), "{missing:?}");
 }
