@@ -415,6 +415,7 @@ impl Control {
         let handed = matches!(campaign.why, Why::Handover(_));
         if let Some((from, up_to)) = outcome.more.clone()
             && !campaign.fetched.contains(&from)
+            && outcome.cuts.is_none()
         {
             if handed && self.now < since + FRAME_PATIENCE {
                 return;
@@ -433,6 +434,11 @@ impl Control {
             Why::Handover(_) => Ok(Consent::default()),
             Why::Regain if outcome.kind == ReignKind::Regained => Ok(Consent::default()),
             Why::Regain => Err(format!("{} reigned in epoch {}", outcome.from, outcome.prev)),
+            // Its own log would have to be cut to fetch what another has more, before anything is settled. The other has no such tail.
+            Why::Failover { .. } | Why::Auto { .. } if outcome.more.is_some() && outcome.cuts.is_some() => {
+                let better = outcome.more.as_ref().map_or_else(String::new, |(r, _)| r.to_string());
+                Err(format!("{better} has more of the history. Use: parhelion failover --to {better}"))
+            }
             Why::Failover { consent, .. } => covered_by(consent, &outcome.loss).map(|()| *consent),
             Why::Auto { .. } if covered_by_rule(self.who.settings.auto_failover, &outcome.loss) => Ok(self.rules_consent()),
             Why::Auto { .. } => Err(describe(&outcome.loss)),
@@ -478,7 +484,7 @@ impl Control {
     }
 
     pub(super) fn campaign_log_moved(&mut self) {
-        let standing = self.log.standing();
+        let standing = self.log.standing(self.state.as_ref().and_then(|s| s.cut));
         let Some(campaign) = &mut self.campaign else { return };
         // Its own vote says where its log is now: what it fetched counts.
         if let Some(own) = campaign.votes.get_mut(&self.who.name) {

@@ -41,6 +41,8 @@ pub(super) struct Outcome {
     pub base: LogEnd,
     pub kind: ReignKind,
     pub loss: Loss,
+    /// The epoch of the first frame behind `base` in the own log, when there is one.
+    pub cuts: Option<Epoch>,
     /// The reigns up to the last one, newest first.
     pub path: Vec<EpochEntry>,
     /// Failovers on it that nobody may have told of yet.
@@ -66,6 +68,8 @@ impl Evidence<'_> {
             union.merge(&heard.chain)?;
         }
         let voting: Vec<&Chain> = self.heard.iter().filter(|(r, _)| self.voters.contains(r)).map(|(_, h)| &h.chain).collect();
+        // By an operator's word, without any voter: everybody that answered.
+        let voting = if voting.is_empty() { self.heard.values().map(|h| &h.chain).collect() } else { voting };
         let prev = last_active(&voting, self.voters.voters.len()).ok_or(NoOutcome::NoReign)?;
         let last = union.get(prev).expect("BUG: the last epoch comes from these chains").clone();
         let own = union.prefix(prev, self.log.history.terms(), &self.log.end);
@@ -82,7 +86,7 @@ impl Evidence<'_> {
         let more = others.iter().filter(|(_, end)| end.seq > base.seq).max_by_key(|(_, end)| end.seq).map(|(r, e)| ((*r).clone(), *e));
         let kind = match self.handed {
             Some((epoch, at)) if epoch == prev && base == at => ReignKind::Planned,
-            _ if last.region == *self.own && base.epoch == prev => ReignKind::Regained,
+            _ if last.region == *self.own && base.epoch == prev && self.is_whole(self.own, prev) => ReignKind::Regained,
             _ => ReignKind::Unplanned,
         };
         let proven = match kind {
@@ -98,7 +102,8 @@ impl Evidence<'_> {
                 inherited.push(record.clone());
             }
         }
-        Ok(Outcome { path, inherited, prev, from: last.region, base, kind, loss, more })
+        let cuts = own.cut.then(|| self.log.history.term_of(base.seq.next()).map(|t| t.epoch)).flatten();
+        Ok(Outcome { cuts, path, inherited, prev, from: last.region, base, kind, loss, more })
     }
 
     /// Every commit acknowledged in `epoch` is in k secondaries; among those heard there is one of any k when only k - 1 are missing.
@@ -106,8 +111,14 @@ impl Evidence<'_> {
         let secondaries = || self.regions.iter().filter(|r| *r != primary);
         let voted = self.heard.iter().filter(|(r, _)| self.voters.contains(r));
         let k = voted.map(|(_, h)| if h.sync.epoch == epoch { usize::from(h.sync.secondaries) } else { 0 }).min().unwrap_or(0);
-        let heard = secondaries().filter(|r| self.heard.get(*r).is_some_and(|h| h.log.is_some())).count();
+        let heard = secondaries().filter(|r| self.heard.get(*r).is_some_and(|h| h.log.is_some()) && self.is_whole(r, epoch)).count();
         k > 0 && heard + k > secondaries().count()
+    }
+
+    /// Whether a member's log still holds all that it ever held of `epoch` and before.
+    fn is_whole(&self, region: &RegionName, epoch: Epoch) -> bool {
+        let cut = self.heard.get(region).and_then(|h| h.log.as_ref()).and_then(|l| l.cut);
+        cut.is_none_or(|(from, reign)| epoch < from || epoch >= reign)
     }
 
     fn loss(&self, union: &Chain, prev: Epoch, base: LogEnd, whole: bool, others: &[(&RegionName, LogEnd)], proven: bool) -> Loss {

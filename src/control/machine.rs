@@ -389,7 +389,7 @@ impl Control {
             restart_left_ms: left(self.votes_from),
             reign: self.reign.clone(),
             leads: self.lease_until() > self.now,
-            log: (self.log_told && self.who.has_data()).then(|| self.log.standing()),
+            log: (self.log_told && self.who.has_data()).then(|| self.log.standing(state.and_then(|s| s.cut))),
             seen: self.seen(),
             sync: state.map_or_else(SyncRule::default, |s| s.sync),
         }

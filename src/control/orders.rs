@@ -448,8 +448,7 @@ impl Control {
             let id = view.order.id;
             let state = self.st();
             let reigns = state.chain.top().is_some_and(|top| top.op == Some(id) && top.region == self.who.name);
-            let handed =
-                state.handed_to.as_ref().is_some_and(|(_, op)| *op == id) && state.chain.top().is_some_and(|t| t.epoch == state.sealed);
+            let handed = state.handed_to.as_ref().is_some_and(|(_, op)| *op == id);
             let changing = matches!(view.order.kind, OrderKind::SetVoters { .. }) && state.voters_next.is_some();
             if changing || reigns {
                 self.orders.running = Some(view);

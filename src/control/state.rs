@@ -40,6 +40,8 @@ pub struct VoterState {
     pub sync: SyncRule,
     /// Failovers by which this region would reign or that lie on the path of its promotion: they are ones when a reign above is active.
     pub pending: Vec<FailoverRecord>,
+    /// What this region cut off its own log for a reign that may never have been active (see `Standing`).
+    pub cut: Option<(Epoch, Epoch)>,
     pub ledger: Ledger,
 }
 
@@ -66,6 +68,7 @@ impl VoterState {
             grant_ms_max: 0,
             sync: SyncRule::default(),
             pending: Vec::new(),
+            cut: None,
             ledger: Ledger::default(),
         }
     }

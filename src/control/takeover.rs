@@ -51,6 +51,10 @@ impl Control {
             tail: None,
         });
         let state = self.st_mut();
+        if let Some(from) = outcome.cuts {
+            // Until this reign is active another quorum may find an earlier last one, and this log then lacks what it cut.
+            state.cut = Some(state.cut.map_or((from, epoch), |(before, reign)| (before.min(from), reign.max(epoch))));
+        }
         // A failover that was won and never opened goes on in this reign: what it loses was agreed to then.
         state.pending = outcome.inherited.iter().cloned().chain(record).collect();
         for earlier in &outcome.path {
@@ -159,8 +163,10 @@ impl Control {
         if !overtaken {
             return;
         }
-        let taking = self.campaign.as_ref().is_some_and(|c| matches!(c.stage, Stage::Taking { .. }));
+        // An operator's order waits for who reigns in the end, and is told.
+        let waits = |c: &Campaign| matches!(c.stage, Stage::Voting { .. }) || matches!(c.why, Why::Failover { .. });
+        let rests = self.campaign.as_ref().is_some_and(waits);
         let what = format!("{by} was promised epoch {epoch} in between");
-        if taking { self.campaign_failed(what) } else { self.rest(&what) }
+        if rests { self.rest(&what) } else { self.campaign_failed(what) }
     }
 }

@@ -397,6 +397,9 @@ pub struct Standing {
     pub end: LogEnd,
     pub terms: Vec<Term>,
     pub covers: Option<UnixMicros>,
+    /// (x, e): frames of epoch x and later were cut here for the reign e, which may never have been active. About epochs from x up to
+    /// before e this log proves nothing.
+    pub cut: Option<(Epoch, Epoch)>,
 }
 
 /// Terms that travel with a position.
@@ -404,8 +407,8 @@ const TERMS_SENT: usize = 64;
 
 impl LogPosition {
     #[must_use]
-    pub fn standing(&self) -> Standing {
+    pub fn standing(&self, cut: Option<(Epoch, Epoch)>) -> Standing {
         let terms = self.history.terms();
-        Standing { end: self.end, terms: terms[terms.len().saturating_sub(TERMS_SENT)..].to_vec(), covers: self.covers }
+        Standing { end: self.end, terms: terms[terms.len().saturating_sub(TERMS_SENT)..].to_vec(), covers: self.covers, cut }
     }
 }

@@ -219,7 +219,7 @@ impl Control {
             voters_next: state.voters_next.clone(),
             chain: state.chain.clone(),
             pending: state.pending.clone(),
-            log: (self.log_told && self.who.has_data()).then(|| self.log.standing()),
+            log: (self.log_told && self.who.has_data()).then(|| self.log.standing(state.cut)),
             seen: self.seen(),
             sync: state.sync,
         }

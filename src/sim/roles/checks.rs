@@ -115,7 +115,8 @@ impl Truth {
         let mut newly = 0;
         let gone: Vec<Acked> = self.acked.values().filter(|a| !has.contains(&a.id) && !self.lost.contains_key(&a.id)).copied().collect();
         for commit in gone {
-            let named = records.iter().find(|f| {
+            // The first reign that did not have it lost it.
+            let named = records.iter().rev().find(|f| {
                 let holds = commit.epoch <= f.old_epoch && commit.end.seq > f.loss.base.seq && f.consent.allow_data_loss;
                 holds && f.new_epoch <= entry.epoch && path.contains(&f.new_epoch)
             });

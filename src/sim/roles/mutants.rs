@@ -95,6 +95,8 @@ pub(super) fn catch(mutant: RoleMutant, first_seed: u64, walks_max: u64) -> Role
     for walk in 0..walks_max {
         if let Err(failure) = run_roles_seed(first_seed.wrapping_add(walk), &options)
             && words.iter().any(|w| failure.what.starts_with(w))
+            // What fails without the mutant too says nothing about it.
+            && run_roles_seed(first_seed.wrapping_add(walk), &RolesOptions::default()).is_ok()
         {
             return RoleMutantReport { mutant, rule, walks: walk + 1, noticed: Some(failure.what) };
         }

@@ -125,7 +125,7 @@ impl World {
             return;
         }
         let Some((epoch, how)) = self.members[m].promoting.take() else { return };
-        if self.prng.chance(30_000) {
+        if self.flaky && self.prng.chance(30_000) {
             return self.input(m, Input::PromotionFailed { epoch, reason: "drawn".into() });
         }
         let kept = usize::try_from(self.prng.below(self.members[m].log.volatile_len() as u64 + 1)).expect("BUG: small");
@@ -227,7 +227,7 @@ impl World {
                     || member.lead.is_some()
                     || member.promoting.is_some()
                     || !member.log.is_settled()
-                    || common > member.log.end().seq
+                    || common != member.log.end().seq
                 {
                     return;
                 }

@@ -91,6 +91,8 @@ pub(super) struct World {
     pub counts: RolesCounts,
     pub mutant: Option<RoleMutant>,
     pub healthy: bool,
+    /// Volumes cannot always be taken.
+    pub flaky: bool,
     pub sync_wanted: bool,
     pub next_commit: u64,
     todo: VecDeque<(usize, Input)>,
@@ -116,6 +118,7 @@ impl World {
         };
         let mut world = World::build(prng, regions, regions.is_multiple_of(2) && regions < 6, &settings, trace);
         world.mutant = options.mutant;
+        world.flaky = true;
         world.sync_wanted = auto_failover == AutoFailover::Lossless || world.prng.chance(200_000);
         let faults_for = world.prng.between(30, 150) * 1000 * MS;
         world.at(8000 * MS, Event::Fault);
@@ -157,6 +160,7 @@ impl World {
             counts: RolesCounts { runs: 1, ..RolesCounts::default() },
             mutant: None,
             healthy: false,
+            flaky: false,
             sync_wanted: false,
             next_commit: 1,
             todo: VecDeque::new(),
