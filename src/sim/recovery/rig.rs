@@ -14,6 +14,7 @@ use crate::node::{Effect, Event, Identity, Node};
 use crate::volume::{Copy, CopyReply, CopyRequest, Disk, DiskError};
 use bytes::Bytes;
 use parking_lot::Mutex;
+use std::time::Duration;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -78,6 +79,7 @@ impl Disk for LookedAtDisk {
 }
 
 /// What is under way. Between one process and one copy messages keep their order.
+#[expect(clippy::large_enum_variant, reason = "a few dozen at once")]
 enum What {
     Request(CopyRequest),
     Event(Event),
@@ -141,7 +143,12 @@ fn identity() -> Identity {
         founder: region.clone(),
         members: vec![region],
         witness: None,
-        control: crate::control::Settings::default(),
+        // One voter, and no renewal before the end: a recovery ends when nothing moves any more.
+        control: crate::control::Settings {
+            lease: Duration::from_secs(36_000),
+            renew_every: Duration::from_secs(3_600),
+            ..crate::control::Settings::default()
+        },
         version: "sim".into(),
         layout: Layout::default(),
     }
