@@ -14,9 +14,9 @@ use crate::node::{Effect, Event, Identity, Node};
 use crate::volume::{Copy, CopyReply, CopyRequest, Disk, DiskError};
 use bytes::Bytes;
 use parking_lot::Mutex;
-use std::time::Duration;
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 const EPOCH_US: u64 = 1_790_000_000_000_000;
 /// More messages than any recovery of a few frames needs: something spins.
