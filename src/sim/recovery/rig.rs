@@ -333,7 +333,9 @@ impl Rig {
 
     fn due_ns(&self, process: usize) -> Option<u64> {
         let process = &self.processes[process];
-        process.node.next_timeout().map(|at| at.ns.saturating_sub(1_000_000_000) + process.born_ns)
+        let due = process.node.next_timeout().map(|at| at.ns.saturating_sub(1_000_000_000) + process.born_ns);
+        // The next renewal of the lease is no part of a recovery.
+        due.filter(|at| *at < self.now_ns + 600_000_000_000)
     }
 
     #[expect(clippy::wrong_self_convention, reason = "something goes to a copy; nothing is converted")]
