@@ -254,7 +254,7 @@ impl Control {
                     return self.campaign_refused(reason.into());
                 }
                 // What another region has more will be fetched before anything is decided.
-                if outcome.more.is_none()
+                if (outcome.more.is_none() || !(outcome.provable || consent.allow_data_loss))
                     && let Err(reason) = covered_by(&consent, &outcome.loss)
                 {
                     return self.campaign_refused(reason);
@@ -312,6 +312,8 @@ impl Control {
         if let Why::Failover { forced: true, .. } = campaign.why {
             // The operator's word stands for the majority: this region is the only voter from here on.
             let name = self.who.name.clone();
+            self.grant = None;
+            self.votes_from = now;
             let state = self.state.as_mut().expect("BUG: votes without a state");
             if !state.voters.contains(&name) {
                 state.voters.version += 1;

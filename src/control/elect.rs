@@ -41,6 +41,8 @@ pub(super) struct Outcome {
     pub base: LogEnd,
     pub kind: ReignKind,
     pub loss: Loss,
+    /// It can be proven that nothing is lost, once everything that was heard of is here.
+    pub provable: bool,
     /// The epoch of the first frame behind `base` in the own log, when there is one.
     pub cuts: Option<Epoch>,
     /// The reigns up to the last one, newest first.
@@ -89,10 +91,8 @@ impl Evidence<'_> {
             _ if last.region == *self.own && base.epoch == prev && self.is_whole(self.own, prev) => ReignKind::Regained,
             _ => ReignKind::Unplanned,
         };
-        let proven = match kind {
-            ReignKind::Unplanned => more.is_none() && base.epoch == prev && self.sync_proves(prev, &last.region),
-            _ => true,
-        };
+        let provable = kind != ReignKind::Unplanned || self.sync_proves(prev, &last.region);
+        let proven = provable && (kind != ReignKind::Unplanned || (more.is_none() && base.epoch == prev));
         let whole = !own.cut;
         let loss = self.loss(&union, prev, base, whole, &others, proven);
         let path: Vec<EpochEntry> = union.path(prev).into_iter().cloned().collect();
@@ -103,7 +103,7 @@ impl Evidence<'_> {
             }
         }
         let cuts = own.cut.then(|| self.log.history.term_of(base.seq.next()).map(|t| t.epoch)).flatten();
-        Ok(Outcome { cuts, path, inherited, prev, from: last.region, base, kind, loss, more })
+        Ok(Outcome { provable, cuts, path, inherited, prev, from: last.region, base, kind, loss, more })
     }
 
     /// Every commit acknowledged in `epoch` is in k secondaries; among those heard there is one of any k when only k - 1 are missing.

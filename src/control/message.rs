@@ -23,6 +23,7 @@ pub struct Round {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+#[expect(clippy::large_enum_variant, reason = "few at a time, on their way")]
 pub enum ControlMessage {
     Renew(Renew),
     Granted {

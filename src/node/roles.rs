@@ -445,7 +445,7 @@ impl Node {
     /// A new primary that was heard a moment ago is greeted on the link that is there: a handshake less without a writer.
     fn greet_on_a_live_link(&mut self, now: Instant, primary: &RegionName) {
         let live = |c: &&ConnId| self.heard.get(c).is_some_and(|at| now.since(*at) < LIVE_WITHIN);
-        let conn = self.links.iter().filter(|(_, peer)| *peer == primary).map(|(conn, _)| conn).filter(live).next_back().copied();
+        let conn = self.links.iter().filter(|(_, peer)| *peer == primary).map(|(conn, _)| conn).rfind(live).copied();
         let ready = *self.appender.phase() == VolumePhase::Serving && matches!(self.stage, Stage::Following);
         if let (Some(conn), true) = (conn, ready) {
             let epoch = self.epoch();

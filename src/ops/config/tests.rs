@@ -123,7 +123,11 @@ fn addresses_and_bounds_are_checked() {
 fn leases_and_the_witness_are_read_and_checked() {
     let plain = load(GOOD).unwrap();
     assert_eq!((plain.control, plain.witness.as_ref()), (ControlSettings::default(), None));
-    assert_eq!(plain.founding_voters().voters, [plain.founder.clone()], "two regions without a witness have no majority without both");
+    assert_eq!(
+        plain.founding_voters().voters,
+        std::slice::from_ref(&plain.founder),
+        "two regions without a witness have no majority without both"
+    );
     let with = |text: &str| GOOD.replace("[tls]", &format!("{text}\n\n[tls]"));
     let full = load(&with(
         "[control]\nlease = \"3s\"\nrenew = \"0.5s\"\ndrain = \"250ms\"\nauto_failover = { max_loss = \"2s\" }\n[witness]\nquic = \"10.0.0.9:7400\"",

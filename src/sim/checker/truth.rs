@@ -8,6 +8,7 @@ use crate::base::{Epoch, Generation, LogEnd, Lsn, PageNo, Seq};
 use crate::control::FailoverRecord;
 use crate::log::{ControlFrame, Frame};
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 /// One change of a page as the workload made it, kept apart from the bytes of the redo record.
 #[derive(Clone, Debug)]
@@ -53,8 +54,8 @@ impl Truth {
     /// S1: the first frame of an epoch goes to a copy of region `r`.
     pub(in crate::sim) fn note_reign(&mut self, frame: &Frame, r: usize) -> Checked {
         // In the copies of another group its payload is missing; but whoever begins an epoch is the first to store a frame of it.
-        if !self.reigns.contains_key(&frame.header().epoch) {
-            self.reigns.insert(frame.header().epoch, r);
+        if let Entry::Vacant(first) = self.reigns.entry(frame.header().epoch) {
+            first.insert(r);
             return Ok(());
         }
         if !frame.is_control() {

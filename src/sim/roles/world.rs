@@ -381,8 +381,7 @@ impl World {
             let member = &mut self.members[m];
             let Some(control) = &mut member.control else { continue };
             control.handle(member.clock.local(now), wall, input);
-            loop {
-                let Some(output) = self.members[m].control.as_mut().and_then(Control::poll_output) else { break };
+            while let Some(output) = self.members[m].control.as_mut().and_then(Control::poll_output) {
                 self.perform(m, output);
             }
             let member = &self.members[m];
@@ -612,11 +611,8 @@ impl World {
                 let from = self.members[from].name().clone();
                 self.input(to, Input::Message { from, message });
             }
-            Event::Ship { to, from, ship } => {
-                if self.members[to].control.is_some() {
-                    self.shipped(to, from, ship);
-                }
-            }
+            Event::Ship { to, from, ship } if self.members[to].control.is_some() => self.shipped(to, from, ship),
+            Event::Ship { .. } => {}
             Event::Kept { m, life } if self.lives(m, life) => {
                 let Some((token, bytes)) = self.members[m].writing.pop_front() else { return };
                 self.members[m].kept = Some(bytes);
