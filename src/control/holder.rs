@@ -230,8 +230,10 @@ impl Control {
 
     /// Rule 1: a primary whose commit path stands still does not renew.
     fn renew_when_moved(&mut self) {
+        // Rule 1 is for the others' sake: who votes alone keeps nobody from taking over, and its readers go on while too few copies take writes.
+        let alone = self.st().voters.voters.len() == 1 && self.st().voters.contains(&self.who.name) && self.st().voters_next.is_none();
         let Some(holder) = &mut self.holder else { return };
-        if holder.moved {
+        if holder.moved || alone {
             if let Stage::Reopening { sent, .. } = &mut holder.stage {
                 *sent = true;
             }

@@ -80,12 +80,17 @@ impl Roles {
 
     /// Why this region's reign may not write now.
     pub(super) fn stopped(&self) -> Option<String> {
-        self.fence.as_ref().map(|(reason, _)| reason.clone()).or_else(|| self.quorum_lost.clone())
+        match self.gate() {
+            WriteGate::Open => None,
+            WriteGate::Closed { reason } | WriteGate::Fenced { reason, .. } => Some(reason),
+        }
     }
 
     fn gate(&self) -> WriteGate {
         match (&self.fence, &self.quorum_lost) {
-            (Some((reason, primary)), _) => WriteGate::Fenced { reason: reason.clone(), primary: primary.clone() },
+            // A disk that takes no writes renews no lease: that is what an operator must know first.
+            (Some((reason, primary)), Some(lost)) => WriteGate::Fenced { reason: format!("{lost} ({reason})"), primary: primary.clone() },
+            (Some((reason, primary)), None) => WriteGate::Fenced { reason: reason.clone(), primary: primary.clone() },
             (None, Some(reason)) => WriteGate::Closed { reason: reason.clone() },
             (None, None) => WriteGate::Open,
         }

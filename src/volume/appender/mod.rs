@@ -691,7 +691,10 @@ impl Appender {
         if matches!(self.peers[copy.index()].contact, Contact::Down { .. }) {
             return; // an answer from before it went down
         }
-        self.peers[copy.index()].last_heard = now;
+        // Kept control states come again and again while a primary idles, and say nothing of the frames that a copy owes (seed 11).
+        if !matches!(reply, CopyReply::ControlStored { .. }) {
+            self.peers[copy.index()].last_heard = now;
+        }
         match reply {
             CopyReply::Raised { generation, state } => self.raised(now, copy, generation, state),
             CopyReply::Refused { promised } => self.refused(now, copy, promised),
