@@ -346,7 +346,7 @@ impl World {
         member.control = None;
         member.life += 1;
         // What was on its way to the disks may have come there or not.
-        if let Some((_, bytes)) = member.writing.iter().take(reached).last() {
+        if let Some((_, bytes)) = member.writing.iter().take(reached).next_back() {
             member.kept = Some(bytes.clone());
         }
         member.writing.clear();
@@ -381,8 +381,7 @@ impl World {
             let member = &mut self.members[m];
             let Some(control) = &mut member.control else { continue };
             control.handle(member.clock.local(now), wall, input);
-            loop {
-                let Some(output) = self.members[m].control.as_mut().and_then(Control::poll_output) else { break };
+            while let Some(output) = self.members[m].control.as_mut().and_then(Control::poll_output) {
                 self.perform(m, output);
             }
             let member = &self.members[m];
@@ -612,11 +611,7 @@ impl World {
                 let from = self.members[from].name().clone();
                 self.input(to, Input::Message { from, message });
             }
-            Event::Ship { to, from, ship } => {
-                if self.members[to].control.is_some() {
-                    self.shipped(to, from, ship);
-                }
-            }
+            Event::Ship { to, from, ship } if self.members[to].control.is_some() => self.shipped(to, from, ship),
             Event::Kept { m, life } if self.lives(m, life) => {
                 let Some((token, bytes)) = self.members[m].writing.pop_front() else { return };
                 self.members[m].kept = Some(bytes);
