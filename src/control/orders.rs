@@ -131,7 +131,8 @@ impl Control {
             let changed = format!("roles have changed since: it was about epoch {was}, and now it is {now}. Look at parhelion status");
             return match self.took_effect(order.id, was) {
                 Some(Some(made)) => {
-                    let view = self.view_of(&order, OpState::Done);
+                    let reason = format!("it took effect in epoch {made}; whether it was seen through, the region that did it says");
+                    let view = self.view_of(&order, OpState::Unknown { reason });
                     self.publish(OpView { epoch: Some(made), ..view });
                 }
                 Some(None) => self.refuse_new(&order, format!("{changed}, and order anew")),
