@@ -74,7 +74,10 @@ impl Control {
     pub(super) fn ordered(&mut self, mut order: Order) {
         let reign = self.reign.clone();
         if self.state.is_none() {
-            let view = self.view_of(&order, OpState::Refused { reason: "this member has not joined a global cluster yet".into() });
+            let view = self.view_of(
+                &order,
+                OpState::Unknown { reason: "this member has not joined a global cluster yet; order it at another".into() },
+            );
             return self.outputs.push_back(Output::OpMoved(Box::new(view)));
         }
         if let Some(view) = self.op(order.id).cloned() {
