@@ -108,13 +108,20 @@ fn a_scripted_session_survives_every_crash_and_goes_on() {
 
 const CLIENTS: usize = 4;
 
-/// Inserts numbered rows until the connection breaks, and counts them in another table in the same transaction; the last one
-/// acknowledged.
-async fn insert_until_it_breaks(ready: Ready, address: String, who: usize, from: u64, acknowledged: Arc<AtomicU64>) -> u64 {
+/// Inserts numbered rows until the first error, or until it is over (a session on a secondary's writer port may outlive the primary's process), and
+/// counts them in another table in the same transaction; the last one acknowledged.
+async fn insert_until_it_breaks(
+    ready: Ready,
+    address: String,
+    who: usize,
+    from: u64,
+    acknowledged: Arc<AtomicU64>,
+    over: Arc<AtomicBool>,
+) -> u64 {
     let who = i64::try_from(who).unwrap();
     let mut last = from;
     let Ok(mut client) = ready.connect(&address).await else { return last };
-    loop {
+    while !over.load(Ordering::Relaxed) {
         let n = i64::try_from(last + 1).unwrap();
         let one = async {
             let transaction = client.transaction().await?;
@@ -127,9 +134,10 @@ async fn insert_until_it_breaks(ready: Ready, address: String, who: usize, from:
                 last += 1;
                 acknowledged.fetch_add(1, Ordering::Relaxed);
             }
-            Err(_) => return last,
+            Err(_) => break,
         }
     }
+    last
 }
 
 #[test]
@@ -145,12 +153,13 @@ fn every_acknowledged_commit_survives_a_kill_of_the_primary_under_load() {
     let mut prng = Prng::new(u64::from(std::process::id()));
     let mut acked = [0u64; CLIENTS];
     for round in 0..5u64 {
-        let count = Arc::new(AtomicU64::new(0));
+        let (count, over) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
         let clients: Vec<_> = (0..CLIENTS)
             .map(|who| {
                 // Two come through the secondary's writer port.
                 let address = if who % 2 == 0 { &primary.writer } else { &second.writer };
-                runtime.spawn(insert_until_it_breaks(ready.clone(), address.clone(), who, acked[who], Arc::clone(&count)))
+                let (count, over) = (Arc::clone(&count), Arc::clone(&over));
+                runtime.spawn(insert_until_it_breaks(ready.clone(), address.clone(), who, acked[who], count, over))
             })
             .collect();
         let enough = 20 + prng.below(400);
@@ -165,6 +174,7 @@ fn every_acknowledged_commit_survives_a_kill_of_the_primary_under_load() {
         if both {
             cluster.start_region(&second.name);
         }
+        over.store(true, Ordering::Relaxed);
         for (who, client) in clients.into_iter().enumerate() {
             acked[who] = runtime.block_on(client).unwrap();
         }

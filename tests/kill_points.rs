@@ -55,19 +55,15 @@ impl Site {
 
     /// The region under strace, which kills it in the n-th such call of one of its threads.
     fn doomed(&self, strace: &str, calls: &str, n: u32) -> Child {
+        self.injected(strace, calls, &format!("signal=KILL:when={n}"))
+    }
+
+    /// The region under strace, which does `what` to such calls of each of its threads.
+    fn injected(&self, strace: &str, calls: &str, what: &str) -> Child {
         let log = std::fs::File::options().create(true).append(true).open(&self.log).unwrap();
         let plain = parhelion();
         let mut command = Command::new(strace);
-        command.args([
-            "-f",
-            "-qq",
-            "-o",
-            "/dev/null",
-            "-e",
-            &format!("trace={calls}"),
-            "-e",
-            &format!("inject={calls}:signal=KILL:when={n}"),
-        ]);
+        command.args(["-f", "-qq", "-o", "/dev/null", "-e", &format!("trace={calls}"), "-e", &format!("inject={calls}:{what}")]);
         command.arg(plain.get_program()).args(["region", "--exit-with-parent", "--config"]).arg(&self.config);
         command.current_dir(self.dir.path()).env_remove("PARHELION_CONFIG").env_remove("PARHELION_DATA_DIR");
         // Its end is this test's end: a tracee outlives its tracer.
@@ -107,6 +103,37 @@ impl Site {
         died
     }
 
+    /// Commits so many rows to a process that stays alive, whatever it says in between.
+    fn commit_through_errors(&mut self, process: &mut Child, rows: usize, what: &str) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let wanted = self.acknowledged.len() + rows;
+        runtime.block_on(async {
+            let began = clock::now();
+            while self.acknowledged.len() < wanted {
+                assert!(process.try_wait().unwrap().is_none(), "{what}: the process ended: {}", tail(&self.log));
+                assert!(clock::now().since(began) < PATIENCE, "{what}: it does not take {rows} rows: {}", tail(&self.log));
+                let Ok(client) = self.ready.connect(&self.writer).await else {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                    continue;
+                };
+                if client.batch_execute("create table if not exists t (id integer primary key, v blob)").await.is_err() {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    continue;
+                }
+                while self.acknowledged.len() < wanted {
+                    let id = self.sent.last().map_or(1, |last| last + 1);
+                    self.sent.insert(id);
+                    if client.execute("insert into t values ($1, randomblob(3000))", &[&id]).await.is_err() {
+                        break;
+                    }
+                    self.acknowledged.insert(id);
+                }
+            }
+        });
+        drop(process.stdin.take());
+        wait(process, "a region whose parent is gone");
+    }
+
     /// Starts it as an operator would and compares.
     fn look(&self, what: &str) {
         let process = ByHand::start(&self.config, &self.log);
@@ -131,17 +158,56 @@ impl Site {
     }
 }
 
-#[test]
-fn a_region_killed_at_any_call_loses_nothing() {
+/// `None` where it cannot inject; then it is said.
+fn strace() -> Option<String> {
     let Some(strace) = program("strace") else {
-        eprintln!("SKIPPED: strace is not installed; a region process is not killed at each of its calls");
-        return;
+        eprintln!("SKIPPED: strace is not installed; nothing happens to the calls of a region process");
+        return None;
     };
     let can = run(Command::new(&strace).args(["-qq", "-o", "/dev/null", "-e", "inject=/^rename:signal=KILL:when=1", "true"]), "");
     if !can.status.success() {
         eprintln!("SKIPPED: strace may not trace here, or cannot inject: {}", text(&can.stderr));
-        return;
+        return None;
     }
+    Some(strace)
+}
+
+/// The n-th call of *each* thread fails, so all six copies are hit in about the same moment: they leave their duty, are opened anew, and
+/// writes go on in the same process. A call that is only interrupted is nothing at all.
+#[test]
+fn a_region_whose_calls_fail_goes_on_by_itself_and_loses_nothing() {
+    let Some(strace) = strace() else { return };
+    let mut site = Site::new();
+    // Founded, and with rows, before anything fails.
+    let mut process = site.injected(&strace, "/^pwrite", "error=EINTR:when=1+4");
+    site.commit_through_errors(&mut process, 10, "interrupted writes");
+    for (calls, what) in
+        [("/^f(data)?sync$", "error=EINTR:when=1+3"), ("fallocate", "error=EINTR:when=1+2"), ("/^pread", "error=EINTR:when=12+3")]
+    {
+        let mut process = site.injected(&strace, calls, what);
+        site.commit_through_errors(&mut process, 10, &format!("{calls} {what}"));
+    }
+    let said = std::fs::read_to_string(&site.log).unwrap();
+    assert!(!said.contains("is down:"), "an interrupted call is tried again: {said}");
+    for (calls, what) in [
+        ("fdatasync", "error=EIO:when=6"),
+        ("fdatasync", "error=EIO:when=9"),
+        ("/^pwrite", "error=EIO:when=8"),
+        ("/^pwrite", "error=ENOSPC:when=9"),
+        ("fallocate", "error=ENOSPC:when=2"),
+        ("/^rename", "error=EIO:when=3"),
+    ] {
+        let mut process = site.injected(&strace, calls, what);
+        site.commit_through_errors(&mut process, 25, &format!("{calls} {what}"));
+    }
+    let said = std::fs::read_to_string(&site.log).unwrap();
+    assert!(said.contains("is down: the disk failed"), "no error was ever met: {said}");
+    site.look("calls that failed");
+}
+
+#[test]
+fn a_region_killed_at_any_call_loses_nothing() {
+    let Some(strace) = strace() else { return };
     let seconds = std::env::var("PARHELION_KILL_SECONDS").map_or(30, |s| s.parse().expect("seconds"));
     let began = clock::now();
     let mut site = Site::new();

@@ -20,7 +20,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     // A head sees no copy, no quorum and no other region. The clock is an edge's, and a head is one.
     ("head", &["base", "log", "io::clock"]),
     // `io` drives a node for real and never knows who asked for it.
-    ("io", &["base", "log", "volume", "ship::wire", "node", "head"]),
+    ("io", &["base", "log", "volume", "ship::wire", "control", "node", "head"]),
     ("endpoint", &["base", "head", "node::report", "io::clock"]),
     ("ops", &["base", "log", "volume", "ship", "control", "node", "head", "io", "endpoint", "sim"]),
     // `sim` drives the same node under virtual time and never meets the world.

@@ -29,7 +29,22 @@ fn no_seed_breaks_a_rule() {
 /// Each of these once showed a bug; what it was stands beside the code that was mended.
 #[test]
 fn seeds_that_failed_once_hold() {
-    for seed in [286, 700_236, 701_580] {
+    let seeds = [
+        286,
+        700_236,
+        701_580,
+        229,
+        327,
+        1_785_704_095,
+        1_785_704_162,
+        1_785_704_779,
+        5_000_248,
+        5_002_606,
+        6_003_641,
+        7_000_172,
+        9_000_673,
+    ];
+    for seed in seeds {
         if let Err(failure) = run_seed(seed, &SimOptions { trace_lines: 100, ..SimOptions::default() }) {
             panic!("{failure}");
         }

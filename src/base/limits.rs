@@ -10,6 +10,8 @@ pub struct Limits {
     pub frame_payload_bytes_max: usize,
     /// One file of a copy's log; a new one begins past this.
     pub log_file_bytes: u64,
+    /// Space that each copy keeps back for what must be written on a full disk. At most half a log file is.
+    pub reserve_bytes: u64,
     /// Page versions kept in memory per copy before they are written as a layer file.
     pub memtable_bytes_max: usize,
     /// So many layer files before they are merged.
@@ -57,6 +59,7 @@ impl Default for Limits {
         Limits {
             frame_payload_bytes_max: 256 << 10,
             log_file_bytes: 32 << 20,
+            reserve_bytes: 8 << 20,
             memtable_bytes_max: 32 << 20,
             layers_before_compaction: 10,
             log_retain_bytes: 1 << 30,
@@ -82,12 +85,14 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// Four-record windows: what a simulation needs to meet every full queue.
+    /// Four-record windows: what a simulation needs to meet every full queue. Without a reserve: disks there have no bound unless a test
+    /// sets one, and that test sets both.
     #[must_use]
     pub fn tiny() -> Limits {
         Limits {
             frame_payload_bytes_max: 512,
             log_file_bytes: 4 << 10,
+            reserve_bytes: 0,
             memtable_bytes_max: 2 << 10,
             layers_before_compaction: 3,
             log_retain_bytes: 16 << 10,

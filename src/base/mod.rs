@@ -9,13 +9,15 @@ mod limits;
 mod pace;
 mod position;
 mod prng;
+mod rules;
 mod time;
 
-pub use gate::WriteGate;
+pub use gate::{WhoWrites, WriteGate};
 pub use ids::{Az, ClusterName, ConnId, CopyId, GroupId, LineageId, MemberId, NameError, RegionName};
 pub use layout::{GROUPS_MAX, Layout, SEGMENT_PAGE_BYTES};
 pub use limits::Limits;
 pub use pace::Pace;
 pub use position::{Epoch, Generation, LogEnd, Lsn, PageNo, Seq, TimelineId};
 pub use prng::Prng;
+pub use rules::{CommitRules, CommitsPause};
 pub use time::{Instant, UnixMicros};

@@ -29,44 +29,52 @@ pub use types::{
     Sureness, SyncRule, VoterSet, Who,
 };
 
-use crate::base::{Epoch, Layout, LineageId, RegionName};
+use crate::base::{CommitRules, Epoch, Layout, LineageId, RegionName};
 
-/// What a region knows of the global cluster's reign. Persisted on 4 of 6 copies before it is acted on.
-#[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+/// What a region keeps beside its log. Persisted on 4 of 6 copies before it is acted on.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ControlState {
-    pub lineage: LineageId,
-    pub epoch: Epoch,
-    /// The primary of `epoch`.
-    pub primary: RegionName,
     /// How page space is cut, since the global cluster was founded and for good.
     pub layout: Layout,
+    pub rules: CommitRules,
+    /// What this member promised, and what it knows of reigns and operations.
+    pub voter: VoterState,
 }
-
-/// Largest encoded control state.
-const CONTROL_BYTES_MAX: usize = 4096;
 
 impl ControlState {
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        bincode::encode_to_vec(self, bincode::config::standard()).expect("BUG: a control state of names and numbers encodes")
+        let head = (self.layout, self.rules);
+        let mut bytes = bincode::encode_to_vec(head, bincode::config::standard()).expect("BUG: a few numbers encode");
+        bytes.extend_from_slice(&self.voter.encode());
+        bytes
     }
 
     /// `None` when there is none, or when the bytes are not one.
     #[must_use]
     pub fn decode(bytes: &[u8]) -> Option<ControlState> {
-        let config = bincode::config::standard().with_limit::<CONTROL_BYTES_MAX>();
-        let (state, read): (ControlState, usize) = bincode::decode_from_slice(bytes, config).ok()?;
-        (read == bytes.len() && state.layout.is_valid()).then_some(state)
+        let config = bincode::config::standard().with_limit::<256>();
+        let ((layout, rules), read): ((Layout, CommitRules), usize) = bincode::decode_from_slice(bytes, config).ok()?;
+        let voter = VoterState::decode(bytes.get(read..)?)?;
+        layout.is_valid().then_some(ControlState { layout, rules, voter })
+    }
+
+    /// The newest reign that this region heard of.
+    #[must_use]
+    pub fn top(&self) -> Option<(Epoch, &RegionName)> {
+        self.voter.chain.top().map(|e| (e.epoch, &e.region))
     }
 }
 
 /// How a region goes on after recovery.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Start {
-    /// Its own copies say it is the primary.
-    Lead { epoch: Epoch },
-    /// Another region is the primary, as its copies say.
-    Follow { epoch: Epoch, primary: RegionName },
+    /// It reigned when it was last heard of: nobody reads here before a majority says how things are.
+    Closed,
+    /// Another region is the primary, as far as its copies know.
+    Follow,
+    /// A founding that stopped before its first frame: the same lineage goes on.
+    FoundAgain { lineage: LineageId },
     /// Empty copies in the region that founds the global cluster.
     Found,
     /// Empty copies in any other region: wait for a primary and its seed.
@@ -79,8 +87,12 @@ pub enum Start {
 #[must_use]
 pub fn start(own: &RegionName, founder: &RegionName, control: Option<&ControlState>, log_found: bool) -> Start {
     match control {
-        Some(state) if state.primary == *own => Start::Lead { epoch: state.epoch },
-        Some(state) => Start::Follow { epoch: state.epoch, primary: state.primary.clone() },
+        Some(state) => match state.top() {
+            Some((_, primary)) if primary == own && log_found => Start::Closed,
+            Some((Epoch(1), primary)) if primary == own => Start::FoundAgain { lineage: state.voter.lineage },
+            _ if log_found => Start::Follow,
+            _ => Start::Join,
+        },
         None if log_found => Start::Refuse { reason: "the copies hold a log but no control state says who wrote it".into() },
         None if own == founder => Start::Found,
         None => Start::Join,
@@ -96,10 +108,15 @@ mod tests {
         let (east, west) = (RegionName::new("us-east").unwrap(), RegionName::new("eu-west").unwrap());
         assert_eq!(start(&east, &east, None, false), Start::Found);
         assert_eq!(start(&west, &east, None, false), Start::Join);
-        let state = ControlState { lineage: LineageId(9), epoch: Epoch(2), primary: west.clone(), layout: Layout::default() };
+        let voters = VoterSet::founding(&west, &[east.clone(), west.clone()], None);
+        let voter = VoterState::founding(LineageId(9), &west, voters, crate::base::UnixMicros(0));
+        let rules = CommitRules { sync: 1, ..CommitRules::default() };
+        let state = ControlState { layout: Layout::default(), rules, voter };
         assert_eq!(ControlState::decode(&state.encode()), Some(state.clone()));
-        assert_eq!(start(&west, &east, Some(&state), true), Start::Lead { epoch: Epoch(2) });
-        assert_eq!(start(&east, &east, Some(&state), true), Start::Follow { epoch: Epoch(2), primary: west });
+        assert_eq!(start(&west, &east, Some(&state), true), Start::Closed);
+        assert_eq!(start(&west, &east, Some(&state), false), Start::FoundAgain { lineage: LineageId(9) });
+        assert_eq!(start(&east, &east, Some(&state), true), Start::Follow);
+        assert_eq!(start(&east, &east, Some(&state), false), Start::Join);
         assert!(matches!(start(&east, &east, None, true), Start::Refuse { .. }));
         let impossible = ControlState { layout: Layout { segment_pages: 0, groups: 1 }, ..state };
         assert_eq!(ControlState::decode(&impossible.encode()), None);

@@ -17,8 +17,9 @@ impl EmbeddedService {
     }
 }
 
+#[async_trait]
 impl SqlService for EmbeddedService {
-    fn open(&self, port: Port) -> Result<Box<dyn SqlSession>, SqlError> {
+    async fn open(&self, port: Port) -> Result<Box<dyn SqlSession>, SqlError> {
         Ok(Box::new(self.engine.session(port)))
     }
 
@@ -68,6 +69,10 @@ impl SqlSession for Session {
 
     async fn rollback_to(&mut self, name: &str) -> Result<(), SqlError> {
         Session::rollback_to(self, name).await
+    }
+
+    fn may_answer(&mut self) -> Result<(), SqlError> {
+        Session::may_answer(self)
     }
 
     fn canceller(&self) -> Box<dyn Fn() + Send + Sync> {

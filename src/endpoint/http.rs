@@ -1,11 +1,11 @@
-//! The HTTP port of a region: what load balancers, Prometheus and people with curl ask. Read-only.
+//! The HTTP port of a region (and of a witness, which has less to say): what load balancers, Prometheus and people with curl ask. Read-only.
 //!
 //! Decides: which answer means "send traffic here". Never changes anything, and reads no request body. Every connection has
 //! a deadline for its headers and a bound on their size; there are at most so many connections; garbage ends its connection
 //! and nothing else. Driven by the region process, which gives a listener and a [`RegionView`].
 
 use super::{metrics, text};
-use crate::node::report::{OperatorEvent, RegionReport, RegionState, Role};
+use crate::node::report::{ControlReport, OperatorEvent, RegionReport, RegionState, Role};
 use axum::Router;
 use axum::extract::{Query, State};
 use axum::http::{StatusCode, header};
@@ -38,11 +38,48 @@ pub trait RegionView: Send + Sync + 'static {
     fn counters(&self) -> Vec<(&'static str, &'static str, f64)>;
 }
 
+/// What a member without data says of itself, from memory and at once.
+pub trait MemberView: Send + Sync + 'static {
+    fn report(&self) -> ControlReport;
+    /// As [`RegionView::refusals`].
+    fn refusals(&self) -> Vec<(String, u64)>;
+}
+
 type View = Arc<dyn RegionView>;
 
 /// Serves until `shutdown` says true (or its sender is gone).
 pub async fn serve_http(listener: TcpListener, view: Arc<dyn RegionView>, shutdown: watch::Receiver<bool>) {
-    let app = router(view);
+    serve(listener, router(view), shutdown).await;
+}
+
+/// As [`serve_http`], of a witness: `/healthz`, `/status` and `/metrics`.
+pub async fn serve_member(listener: TcpListener, view: Arc<dyn MemberView>, shutdown: watch::Receiver<bool>) {
+    let app = Router::new()
+        .route("/healthz", get(member_healthz))
+        .route("/status", get(async |State(view): State<Arc<dyn MemberView>>| json_response(StatusCode::OK, &view.report())))
+        .route("/metrics", get(member_metrics))
+        .fallback(|| async { (StatusCode::NOT_FOUND, "there is nothing here; the paths are\n/healthz\n/status\n/metrics\n") })
+        .with_state(view);
+    serve(listener, app, shutdown).await;
+}
+
+/// A witness is well while it hears a region.
+async fn member_healthz(State(view): State<Arc<dyn MemberView>>) -> Response {
+    let report = view.report();
+    let hears = report.peers.iter().any(|p| p.up);
+    let refused = (!hears).then_some("no region is connected");
+    let status = if hears { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let body = json!({
+        "ok": hears, "member": report.member, "role": report.role, "promised": report.promised, "votes": report.votes, "reason": refused,
+    });
+    json_response(status, &body)
+}
+
+async fn member_metrics(State(view): State<Arc<dyn MemberView>>) -> Response {
+    ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], metrics::render_member(&*view)).into_response()
+}
+
+async fn serve(listener: TcpListener, app: Router, shutdown: watch::Receiver<bool>) {
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let mut connections = JoinSet::new();
     let mut stop = shutdown.clone();

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::base::UnixMicros;
+use crate::node::report::{RepairReport, ScrubReport};
 use crate::ops::status::tests::sample;
 use std::net::SocketAddr;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -153,6 +154,66 @@ async fn status_metrics_and_unknown_paths() {
     let primary = Rig::new(Role::Primary).await;
     let (_, body) = primary.get("/metrics").await;
     assert!(body.contains("parhelion_is_primary 1") && body.contains("parhelion_secondary_durable_lsn{region=\"eu-west\"} 97"), "{body}");
+}
+
+/// What status says of the copies, the metrics say as well.
+#[tokio::test]
+async fn a_copys_state_rebuilding_scrub_and_findings_are_in_status_and_metrics_alike() {
+    let rig = Rig::new(Role::Primary).await;
+    rig.change(|r| {
+        let copy = &mut r.copies[3];
+        copy.state = "seeding".into();
+        copy.durable_lsn.0 = 70;
+        copy.damage = Some("layer-00000001: a block's checksum does not match".into());
+        copy.repair =
+            Some(RepairReport { since: UnixMicros(1), pages: 120, pages_in_all: Some(4300), bytes: 5000, bytes_per_s: Some(900) });
+        let ended_at = Some(UnixMicros(7_000_000));
+        copy.scrub = ScrubReport {
+            running: true,
+            ended_at,
+            read_bytes: 11,
+            pages: 12,
+            found: 1,
+            found_total: 3,
+            repaired_total: 2,
+            lost_writes_total: 1,
+        };
+        r.copies[4].low_on_room = true;
+    });
+    let status: Value = serde_json::from_str(&rig.get("/status").await.1).unwrap();
+    let (_, metrics) = rig.get("/metrics").await;
+    let of_copy = |name: &str| format!("{{copy=\"b2\",az=\"b\"}} {name}");
+    let copy = &status["copies"][3];
+    assert_eq!((&copy["name"], &copy["az"], &copy["state"]), (&"b2".into(), &"b".into(), &"seeding".into()));
+    for (path, metric) in [
+        ("/durable_lsn", "copy_durable_lsn"),
+        ("/repair/pages", "copy_repair_pages"),
+        ("/repair/pages_in_all", "copy_repair_pages_in_all"),
+        ("/repair/bytes", "copy_repair_bytes"),
+        ("/repair/bytes_per_s", "copy_repair_bytes_per_second"),
+        ("/scrub/read_bytes", "copy_scrub_read_bytes"),
+        ("/scrub/pages", "copy_scrub_pages"),
+        ("/scrub/found", "copy_scrub_found"),
+        ("/scrub/found_total", "copy_damage_found_total"),
+        ("/scrub/repaired_total", "copy_damage_repaired_total"),
+        ("/scrub/lost_writes_total", "lost_write_total"),
+    ] {
+        let figure = copy.pointer(path).and_then(Value::as_u64).unwrap_or_else(|| panic!("status has no {path}: {copy}"));
+        let line = format!("parhelion_{metric}{}", of_copy(&figure.to_string()));
+        assert!(metrics.lines().any(|l| l == line), "no line {line} in\n{metrics}");
+    }
+    for line in [
+        "parhelion_copy_state{copy=\"b2\",az=\"b\",state=\"seeding\"} 1",
+        "parhelion_copy_state{copy=\"b2\",az=\"b\",state=\"up\"} 0",
+        "parhelion_copy_state{copy=\"a1\",az=\"a\",state=\"up\"} 1",
+        "parhelion_copy_damaged{copy=\"b2\",az=\"b\"} 1",
+        "parhelion_copy_scrub_running{copy=\"b2\",az=\"b\"} 1",
+        "parhelion_copy_scrub_ended_seconds{copy=\"b2\",az=\"b\"} 7",
+        "parhelion_copy_low_on_room{copy=\"c1\",az=\"c\"} 1",
+        "parhelion_copy_low_on_room{copy=\"a1\",az=\"a\"} 0",
+    ] {
+        assert!(metrics.lines().any(|l| l == line), "no line {line} in\n{metrics}");
+    }
 }
 
 #[tokio::test]

@@ -6,10 +6,10 @@
 //! `parhelion_lag_*` are this region's own measurements (label `region`: itself), absent in the primary;
 //! `parhelion_secondary_*` are the primary's view of the others.
 
-use super::http::RegionView;
+use super::http::{MemberView, RegionView};
 use super::text;
 use crate::base::Lsn;
-use crate::node::report::{CatchUpKind, CatchUpReport, CopyReport, RegionState, Role, ScrubReport};
+use crate::node::report::{CatchUpKind, CatchUpReport, ControlReport, CopyReport, RegionState, Role, ScrubReport};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -34,6 +34,9 @@ const STATES: [RegionState; 8] = [
     RegionState::Starting,
 ];
 
+/// As `parhelion copy list` says them.
+const COPY_STATES: [&str; 5] = ["starting", "up", "catching_up", "seeding", "down"];
+
 struct Page {
     registry: Registry,
 }
@@ -53,6 +56,26 @@ impl Page {
         self.registry.register(name, help, family);
     }
 
+    fn refusals(&mut self, counts: Vec<(String, u64)>) {
+        let refusals = Family::<Labels, Counter>::default();
+        for (kind, count) in counts {
+            refusals.get_or_create(&vec![("kind", kind)]).inc_by(count);
+        }
+        self.registry.register("refusals", "Connections and requests refused, by kind", refusals);
+    }
+
+    fn text(&self) -> String {
+        let mut text = String::new();
+        encode(&mut text, &self.registry).expect("BUG: writing to a string failed");
+        text
+    }
+
+    fn float(&mut self, name: &str, help: &str, value: f64) {
+        let gauge = Float::default();
+        gauge.set(value);
+        self.registry.register(name, help, gauge);
+    }
+
     /// What is `None` gets no line.
     fn floats(&mut self, name: &str, help: &str, values: Vec<(Labels, Option<f64>)>) {
         let family = Family::<Labels, Float>::default();
@@ -65,15 +88,73 @@ impl Page {
     }
 }
 
+/// Who may write, who votes, what the last change of roles took.
+#[expect(clippy::cast_precision_loss, reason = "gauges")]
+fn control(page: &mut Page, control: &ControlReport) {
+    let seconds = |ms: u64| ms as f64 / 1000.0;
+    let is_primary = control.role == "primary";
+    page.int(
+        "writers_seen",
+        "Regions that claimed to write at the same time; more than 1 is an emergency",
+        u64::from(control.writers_seen),
+    );
+    page.int("promised_epoch", "This member grants nothing to an older epoch", control.promised.0);
+    page.int("votes", "1 when this member is a voter", u64::from(control.votes));
+    page.float("lease_remaining_seconds", "What is left of the lease of this primary; 0: it has none", seconds(control.lease_left_ms));
+    page.float("grant_remaining_seconds", "Another primary gets nothing from this voter before", seconds(control.grant_left_ms));
+    if is_primary {
+        let heard = |v| (vec![("voter", format!("{v}"))], u64::from(control.voters_heard.contains(v)));
+        page.ints("voter_heard", "1 when the voter granted within a lease", control.voters.iter().map(heard).collect());
+    }
+    let peer = |p: &crate::node::report::PeerReport| vec![("member", p.name.to_string())];
+    let up = control.peers.iter().map(|p| (peer(p), u64::from(p.up))).collect();
+    page.ints("member_connected", "1 while there is a control link with the member", up);
+    page.floats(
+        "member_round_trip_milliseconds",
+        "Round trip of the control link",
+        control.peers.iter().map(|p| (peer(p), p.round_trip_ms)).collect(),
+    );
+    let incomplete = control.failovers.iter().filter(|f| !f.complete).count();
+    page.int("failovers_incomplete", "Failovers whose loss is not known exactly yet", incomplete as u64);
+    for kind in ["switchover", "failover"] {
+        let Some(op) = control.operation.as_ref().filter(|o| o.kind == kind && !o.dry_run) else { continue };
+        let phases = op.phases.iter().map(|p| (vec![("phase", p.name.clone())], Some(seconds(p.ms)))).collect();
+        page.floats(&format!("{kind}_phase_seconds"), "What each phase of the last one took", phases);
+        if let Some(gap) = op.write_gap_ms {
+            page.float(&format!("{kind}_write_gap_seconds"), "How long writes stood still in the last one", seconds(gap));
+        }
+    }
+}
+
+/// The metrics of a member without data.
+#[must_use]
+pub fn render_member(view: &dyn MemberView) -> String {
+    let report = view.report();
+    let mut page = Page { registry: Registry::with_prefix("parhelion") };
+    if let Some(epoch) = report.epoch {
+        page.int("epoch", "The newest epoch known here", epoch.0);
+    }
+    control(&mut page, &report);
+    page.refusals(view.refusals());
+    page.text()
+}
+
 /// Repair and scrub of each copy; what is not under way or was never done has no line.
 fn copies(page: &mut Page, copies: &[CopyReport]) {
     let labels = |c: &CopyReport| vec![("copy", c.name.clone()), ("az", c.az.clone())];
     let all = |pick: fn(&CopyReport) -> u64| copies.iter().map(|c| (labels(c), pick(c))).collect::<Vec<_>>();
     let some = |pick: fn(&CopyReport) -> Option<u64>| copies.iter().filter_map(|c| Some((labels(c), pick(c)?))).collect::<Vec<_>>();
+    let states = copies
+        .iter()
+        .flat_map(|c| COPY_STATES.map(|state| ([labels(c), vec![("state", state.to_owned())]].concat(), u64::from(c.state == state))));
+    page.ints("copy_state", "1 for the state the copy is in", states.collect());
+    page.ints("copy_low_on_room", "1 while the copy's disk is almost full", all(|c| u64::from(c.low_on_room)));
     page.ints("copy_damaged", "1 while something was found in the copy that is not repaired yet", all(|c| u64::from(c.damage.is_some())));
     page.ints("copy_repair_pages", "Pages stored so far in the copy that is being rebuilt", some(|c| c.repair.as_ref().map(|r| r.pages)));
     page.ints("copy_repair_pages_in_all", "Pages to be stored in all", some(|c| c.repair.as_ref().and_then(|r| r.pages_in_all)));
     page.ints("copy_repair_bytes", "Bytes of pages stored so far", some(|c| c.repair.as_ref().map(|r| r.bytes)));
+    let rate = some(|c| c.repair.as_ref().and_then(|r| r.bytes_per_s));
+    page.ints("copy_repair_bytes_per_second", "Speed of the rebuilding since it began", rate);
     page.ints("copy_scrub_running", "1 while a pass of the scrub is under way", all(|c| u64::from(c.scrub.running)));
     let ended = some(|c| c.scrub.ended_at.map(|at| at.0 / 1_000_000));
     page.ints("copy_scrub_ended_seconds", "When the last pass of the scrub ended, seconds since 1970", ended);
@@ -120,7 +201,8 @@ pub fn render(view: &dyn RegionView) -> String {
     let info = vec![("cluster", report.cluster.clone()), ("region", report.region.to_string()), ("version", report.version.clone())];
     page.ints("info", "What this is; always 1", vec![(info, 1)]);
     page.int("epoch", "The reign this region knows of", report.epoch.0);
-    page.int("is_primary", "1 where this region is the primary of the global cluster", u64::from(report.role == Role::Primary));
+    let is_primary = report.control.as_ref().map_or(report.role == Role::Primary, |c| c.role == "primary");
+    page.int("is_primary", "1 while this region is the primary of the global cluster and holds its lease", u64::from(is_primary));
     let states = STATES.map(|s| (vec![("state", text::word(&s))], u64::from(s == report.state))).into();
     page.ints("state", "1 for the state this region is in", states);
     page.int("written_lsn", "Log position assigned (primary) or received (secondary)", report.written_lsn.0);
@@ -198,17 +280,14 @@ pub fn render(view: &dyn RegionView) -> String {
         page.floats("secondary_lag_visibility_milliseconds", "As the primary sees it", lag(|l| l.visibility_ms));
     }
 
-    let refusals = Family::<Labels, Counter>::default();
-    for (kind, count) in view.refusals() {
-        refusals.get_or_create(&vec![("kind", kind)]).inc_by(count);
+    if let Some(report) = &report.control {
+        control(&mut page, report);
     }
-    page.registry.register("refusals", "Connections and requests refused, by kind", refusals);
+    page.refusals(view.refusals());
     for (name, help, value) in view.counters() {
         let counter = Counter::<f64, AtomicU64>::default();
         counter.inc_by(value);
         page.registry.register(name, help, counter);
     }
-    let mut text = String::new();
-    encode(&mut text, &page.registry).expect("BUG: writing to a string failed");
-    text
+    page.text()
 }

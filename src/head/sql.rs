@@ -2,6 +2,7 @@
 //! ([`crate::endpoint`] has it) and no engine ([`super::embedded`] has it).
 
 use std::sync::Arc;
+use tokio::sync::mpsc;
 
 /// A value as the engine has it.
 #[derive(Clone, Debug, PartialEq)]
@@ -37,9 +38,52 @@ pub struct Description {
 #[derive(Debug)]
 pub enum Outcome {
     /// Rows arrive in batches; the last may be an error. Everything in them is durable when it is handed out.
-    Rows { columns: Arc<[Column]>, rows: tokio::sync::mpsc::Receiver<Result<Vec<Row>, SqlError>> },
+    Rows { columns: Arc<[Column]>, rows: RowStream },
     /// A statement without columns. `changed`: rows inserted, updated or deleted by it.
     Done { changed: u64 },
+}
+
+/// Says whether what was read may still be given out.
+pub type Check = Box<dyn Fn() -> Result<(), SqlError> + Send + Sync>;
+
+/// The rows of a result, in batches. Dropping it stops the statement.
+pub struct RowStream {
+    batches: mpsc::Receiver<Result<Vec<Row>, SqlError>>,
+    /// Looked at after each batch, right before it goes out: the reader may have lost its right to answer meanwhile.
+    check: Option<Check>,
+    over: bool,
+}
+
+impl RowStream {
+    #[must_use]
+    pub fn new(batches: mpsc::Receiver<Result<Vec<Row>, SqlError>>) -> RowStream {
+        RowStream { batches, check: None, over: false }
+    }
+
+    #[must_use]
+    pub fn checked(self, check: Check) -> RowStream {
+        RowStream { check: Some(check), ..self }
+    }
+
+    /// The next batch; `None`: there are no more. An error is the last thing that comes.
+    pub async fn recv(&mut self) -> Option<Result<Vec<Row>, SqlError>> {
+        if self.over {
+            return None;
+        }
+        let batch = self.batches.recv().await;
+        let refused = self.check.as_ref().and_then(|check| check().err());
+        self.over = refused.is_some() || !matches!(batch, Some(Ok(_)));
+        match refused {
+            Some(error) => Some(Err(error)),
+            None => batch,
+        }
+    }
+}
+
+impl std::fmt::Debug for RowStream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RowStream").field("checked", &self.check.is_some()).field("over", &self.over).finish_non_exhaustive()
+    }
 }
 
 /// Transaction state of a session, as the PostgreSQL protocol reports it.
@@ -64,12 +108,14 @@ pub struct SqlError {
     pub code: &'static str,
     pub message: String,
     pub hint: Option<String>,
+    /// The statement surely did nothing, and only because there is no writer here (now): it may be run again where there is one.
+    pub elsewhere: bool,
 }
 
 impl SqlError {
     #[must_use]
     pub fn new(code: &'static str, message: impl Into<String>) -> SqlError {
-        SqlError { code, message: message.into(), hint: None }
+        SqlError { code, message: message.into(), hint: None, elsewhere: false }
     }
 
     #[must_use]
@@ -77,10 +123,19 @@ impl SqlError {
         self.hint = Some(hint.into());
         self
     }
+
+    /// See [`SqlError::elsewhere`].
+    #[must_use]
+    pub fn run_elsewhere(mut self) -> SqlError {
+        self.elsewhere = true;
+        self
+    }
 }
 
 /// SQLSTATEs that Parhelion itself raises.
 pub mod state {
+    /// Whether the commit happened is not known: the writer, or the way to it, went while it was under way.
+    pub const RESOLUTION_UNKNOWN: &str = "08007";
     /// A write on a reader; the message names the primary.
     pub const READ_ONLY: &str = "25006";
     pub const IN_FAILED_TRANSACTION: &str = "25P02";

@@ -40,6 +40,8 @@ pub use pages::{Answer, Miss, Pages, RemotePages};
 
 /// Between two attempts to open a copy that failed.
 const REOPEN_AFTER: Duration = Duration::from_secs(1);
+/// Replaced directories that are followed to the one that took their place, each once.
+const MARKS_MAX: usize = 16;
 const STOPPED: &str = "stopped by an operator; start it with `parhelion copy start`";
 
 /// What an operator does to a copy, to see what happens.
@@ -226,9 +228,10 @@ impl Copies {
         }
     }
 
-    /// Where the copies of this process live from now on: noted for the next start, and each that lives elsewhere moves.
-    pub fn set_places(&self, places: [Option<String>; 6]) {
+    /// Where copies of this process live from now on: noted for the next start, and each that lives elsewhere moves.
+    pub fn set_places(&self, places: BTreeMap<CopyId, Option<String>>) {
         // Not held below: a copy that is opened asks for both locks the other way round.
+        let told: Vec<CopyId> = places.keys().copied().collect();
         let noted = {
             let mut noted = self.places.lock();
             if let Err(e) = noted.note(places) {
@@ -237,7 +240,7 @@ impl Copies {
             noted.clone()
         };
         for (id, home) in self.homes.read().iter() {
-            if let Lives::Here(mailbox) = home {
+            if let (Lives::Here(mailbox), true) = (home, told.contains(&id.copy)) {
                 mailbox.send(Order::Move(noted.directory(*id)));
             }
         }
@@ -384,9 +387,20 @@ impl Worker {
         disk.is_full(self.shared.limits.log_file_bytes)
     }
 
-    fn open(&self) -> Result<(Copy, Arc<FileDisk>), String> {
-        let disk = Arc::new(FileDisk::open(&self.dir).map_err(|e| e.to_string())?);
-        match self.open_on(&disk) {
+    fn open(&mut self) -> Result<(Copy, Arc<FileDisk>), String> {
+        let mut disk = Arc::new(FileDisk::open(&self.dir).map_err(|e| e.to_string())?);
+        let mut opened = self.open_on(&disk);
+        // The note of where its slot lives was lost: the mark in a directory that was replaced says where it lived then.
+        for _ in 0..MARKS_MAX {
+            let Err(OpenError::Replaced { place, .. }) = &opened else { break };
+            if !Path::new(place).is_dir() {
+                break;
+            }
+            self.dir = PathBuf::from(place);
+            disk = Arc::new(FileDisk::open(&self.dir).map_err(|e| e.to_string())?);
+            opened = self.open_on(&disk);
+        }
+        match opened {
             Err(e @ OpenError::Damaged { .. }) if self.shared.serving.load(Ordering::Relaxed) => {
                 // The volume serves without it and will rebuild it. What is damaged is kept for whoever wants to look at it.
                 let aside = self.dir.with_file_name(format!("{}.damaged-{}", self.id, clock::unix_now().0 / 1_000_000));

@@ -62,8 +62,7 @@ impl FileDisk {
     /// Whether a write found the disk full and it still has less than `bytes` left.
     #[must_use]
     pub fn is_full(&self, bytes: u64) -> bool {
-        self.full.load(Ordering::Relaxed)
-            && rustix::fs::fstatvfs(&self.directory).is_ok_and(|fs| fs.f_bavail.saturating_mul(fs.f_frsize) < bytes)
+        self.full.load(Ordering::Relaxed) && self.room() < bytes
     }
 
     /// As [`error`], of a call that takes space.
@@ -200,7 +199,7 @@ impl Disk for FileDisk {
     fn allocate(&self, name: &str, len: u64) -> Result<(), DiskError> {
         self.refuse_broken(name)?;
         let file = self.handle(name, true)?;
-        match rustix::fs::fallocate(&*file, FallocateFlags::empty(), 0, len) {
+        match rustix::io::retry_on_intr(|| rustix::fs::fallocate(&*file, FallocateFlags::empty(), 0, len)) {
             Ok(()) => Ok(()),
             // This file system cannot reserve; the length alone still spares most syncs the inode.
             Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
@@ -209,6 +208,10 @@ impl Disk for FileDisk {
             }
             Err(e) => Err(self.space_error(name, &e.into())),
         }
+    }
+
+    fn room(&self) -> u64 {
+        rustix::fs::fstatvfs(&self.directory).map_or(u64::MAX, |fs| fs.f_bavail.saturating_mul(fs.f_frsize))
     }
 
     fn sync(&self, name: &str) -> Result<(), DiskError> {
@@ -336,6 +339,10 @@ impl Disk for ReadOnlyDisk {
 
     fn allocate(&self, name: &str, _len: u64) -> Result<(), DiskError> {
         ReadOnlyDisk::refuse(name)
+    }
+
+    fn room(&self) -> u64 {
+        0
     }
 
     fn sync(&self, name: &str) -> Result<(), DiskError> {

@@ -6,7 +6,8 @@
 use super::clock;
 use super::copies::{Copies, Drill};
 use super::link::Link;
-use crate::base::{ConnId, CopyId, Instant, RegionName};
+use crate::base::{ConnId, CopyId, Instant, RegionName, WhoWrites};
+use crate::control::{ControlMessage, ControlView, Ledger, OpView};
 use crate::head::embedded::Engine;
 use crate::head::{LogSink, WriteGate};
 use crate::log::Frame;
@@ -19,7 +20,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 /// The published report is at most this old.
 const REPORT_EVERY: Duration = Duration::from_millis(20);
@@ -37,9 +38,26 @@ const BURST: usize = 256;
 #[expect(clippy::large_enum_variant, reason = "nearly all of them are events")]
 enum Wake {
     Event(Event),
-    LinkUp { link: Link, dialled: bool, conn: ConnId },
-    Drill { copy: CopyId, drill: Drill },
-    Replace { slot: CopyId, by: Option<(Vec<Incarnation>, String)>, answer: oneshot::Sender<Result<String, String>> },
+    LinkUp {
+        link: Link,
+        dialled: bool,
+        conn: ConnId,
+    },
+    Drill {
+        copy: CopyId,
+        drill: Drill,
+    },
+    Replace {
+        slot: CopyId,
+        by: Option<(Vec<Incarnation>, String)>,
+        answer: oneshot::Sender<Result<String, String>>,
+    },
+    /// One commit rule, as `parhelion set` names it.
+    Set {
+        key: String,
+        value: String,
+        answer: oneshot::Sender<Result<String, String>>,
+    },
     Stop,
 }
 
@@ -74,6 +92,16 @@ impl Inbox {
         told.await.unwrap_or_else(|_| Err("the region process is stopping".into()))
     }
 
+    /// Sets a commit rule, in the primary. The answer is a sentence.
+    ///
+    /// # Errors
+    /// A sentence: why not.
+    pub async fn set(&self, key: String, value: String) -> Result<String, String> {
+        let (answer, told) = oneshot::channel();
+        let _ = self.tx.send(Wake::Set { key, value, answer });
+        told.await.unwrap_or_else(|_| Err("the region process is stopping".into()))
+    }
+
     pub fn stop(&self) {
         let _ = self.tx.send(Wake::Stop);
     }
@@ -90,17 +118,76 @@ pub struct Shared {
     pub report: RwLock<Arc<RegionReport>>,
     pub events: Mutex<VecDeque<OperatorEvent>>,
     pub links: RwLock<BTreeMap<ConnId, Link>>,
-    /// The engine writes: SQL on the writer port is served here.
-    pub is_writer: std::sync::atomic::AtomicBool,
-    pub primary: RwLock<Option<RegionName>>,
+    /// Who serves the writer port's statements: sessions that wait for a writer are woken by every change.
+    pub who: watch::Sender<WhoWrites>,
+    /// The control core, and what it knows of operations and failovers; `None` before recovery is over.
+    pub control: RwLock<Option<Arc<ControlView>>>,
+    pub ledger: RwLock<Arc<Ledger>>,
+    /// Operations that moved lately, the newest last; also those that nobody keeps, dry runs and refusals.
+    moved: Mutex<VecDeque<OpView>>,
 }
 
+/// Operations that moved and are remembered by the driver.
+const MOVED_KEPT: usize = 64;
+
 impl Shared {
+    /// The engine writes: statements at the writer port are served here.
+    #[must_use]
+    pub fn is_writer(&self) -> bool {
+        self.who.borrow().here
+    }
+
+    #[must_use]
+    pub fn primary(&self) -> Option<RegionName> {
+        self.who.borrow().primary.clone()
+    }
+
+    fn add_link(&self, conn: ConnId, link: Link) {
+        self.links.write().insert(conn, link);
+        self.who.send_modify(|who| who.links += 1);
+    }
+
+    fn remove_link(&self, conn: ConnId) -> Option<Link> {
+        let link = self.links.write().remove(&conn);
+        self.who.send_modify(|who| who.links += 1);
+        link
+    }
+
+    fn op_moved(&self, op: OpView) {
+        let mut moved = self.moved.lock();
+        moved.retain(|o| o.order.id != op.order.id);
+        if moved.len() >= MOVED_KEPT {
+            moved.pop_front();
+        }
+        moved.push_back(op);
+    }
+
+    /// Operations that this region knows of, the newest first: those that moved lately, then what the ledger has.
+    #[must_use]
+    pub fn ops(&self) -> Vec<OpView> {
+        let mut ops: Vec<OpView> = self.moved.lock().iter().rev().cloned().collect();
+        for kept in self.ledger.read().ops() {
+            match ops.iter_mut().find(|o| o.order.id == kept.order.id) {
+                // What is final stays, whichever was heard last.
+                Some(known) if !known.state.is_final() && kept.state.is_final() => known.clone_from(kept),
+                Some(_) => {}
+                None => ops.push(kept.clone()),
+            }
+        }
+        ops.sort_by_key(|o| std::cmp::Reverse(o.began_at));
+        ops
+    }
+
     /// A live link to `region`, the newest one.
     #[must_use]
     pub fn link_to(&self, region: &RegionName) -> Option<Link> {
         self.links.read().values().rev().find(|l| l.peer() == region && !l.is_closed()).cloned()
     }
+}
+
+/// Carries what the control core says to other members; may drop it.
+pub trait Members: Send + 'static {
+    fn send(&self, to: &RegionName, message: &ControlMessage);
 }
 
 /// Asks for a link to a region; the answer comes as an event.
@@ -116,7 +203,9 @@ pub struct Driver {
     engine: Arc<Engine>,
     shared: Arc<Shared>,
     dialler: Box<dyn Dialler>,
+    members: Box<dyn Members>,
     reported_at: Instant,
+    watch: clock::Watch,
 }
 
 /// The queue of a driver that is not made yet: copies and links need it before.
@@ -146,16 +235,39 @@ impl Shared {
             report: RwLock::new(Arc::new(node.report(clock::now(), clock::unix_now()))),
             events: Mutex::new(VecDeque::new()),
             links: RwLock::new(BTreeMap::new()),
-            is_writer: std::sync::atomic::AtomicBool::new(false),
-            primary: RwLock::new(None),
+            who: watch::Sender::new(WhoWrites::default()),
+            control: RwLock::new(None),
+            ledger: RwLock::new(Arc::new(Ledger::default())),
+            moved: Mutex::default(),
         })
     }
 }
 
 impl Driver {
     #[must_use]
-    pub fn new(node: Node, queue: Queue, copies: Copies, engine: Arc<Engine>, shared: Arc<Shared>, dialler: Box<dyn Dialler>) -> Driver {
-        Driver { node, inbox: queue.inbox, rx: queue.rx, copies, engine, shared, dialler, reported_at: Instant::ZERO }
+    pub fn new(
+        node: Node,
+        queue: Queue,
+        copies: Copies,
+        engine: Arc<Engine>,
+        shared: Arc<Shared>,
+        dialler: Box<dyn Dialler>,
+        members: Box<dyn Members>,
+    ) -> Driver {
+        // Nothing is answered before the control core holds a lease.
+        engine.set_lease(Instant::ZERO);
+        Driver {
+            node,
+            inbox: queue.inbox,
+            rx: queue.rx,
+            copies,
+            engine,
+            shared,
+            dialler,
+            members,
+            reported_at: Instant::ZERO,
+            watch: clock::Watch::new(),
+        }
     }
 
     /// Until [`Inbox::stop`].
@@ -168,6 +280,11 @@ impl Driver {
                 Err(RecvTimeoutError::Timeout) => Some(Wake::Event(Event::Timeout)),
                 Err(RecvTimeoutError::Disconnected) => break,
             };
+            // Before anything is decided by a clock that cannot be trusted.
+            if let Some(reason) = self.watch.broke() {
+                self.node.handle(clock::now(), clock::unix_now(), Event::ClockBroke { reason });
+                self.flush();
+            }
             let mut burst = 0;
             while let Some(wake) = woken {
                 if !self.take(wake) {
@@ -187,13 +304,13 @@ impl Driver {
     fn take(&mut self, wake: Wake) -> bool {
         let event = match wake {
             Wake::Event(Event::Unlinked { conn, reason }) => {
-                self.shared.links.write().remove(&conn);
+                self.shared.remove_link(conn);
                 Event::Unlinked { conn, reason }
             }
             Wake::Event(event) => event,
             Wake::LinkUp { link, dialled, conn } => {
                 let peer = link.peer().clone();
-                self.shared.links.write().insert(conn, link);
+                self.shared.add_link(conn, link);
                 Event::Linked { conn, peer, dialled }
             }
             Wake::Drill { copy, drill } => {
@@ -210,6 +327,11 @@ impl Driver {
                 let _ = answer.send(done);
                 return true;
             }
+            Wake::Set { key, value, answer } => {
+                let rules = self.node.rules().set(&key, &value, |time| humantime::parse_duration(time).ok());
+                let _ = answer.send(rules.and_then(|rules| self.node.set_rules(clock::now(), rules)));
+                return true;
+            }
             Wake::Stop => return false,
         };
         self.node.handle(clock::now(), clock::unix_now(), event);
@@ -223,13 +345,14 @@ impl Driver {
                 Effect::Dial { region } => self.dialler.dial(region),
                 Effect::Send { conn, message } => self.send(conn, &message),
                 Effect::Unlink { conn, reason } => {
-                    if let Some(link) = self.shared.links.write().remove(&conn) {
-                        link.close(&reason);
+                    if let Some(link) = self.shared.remove_link(conn) {
+                        link.close_after_sessions(reason);
                     }
                 }
                 Effect::HeadReset { at } => {
-                    self.copies.pages().forget_left();
+                    self.copies.pages().forget_left(self.node.generation());
                     self.engine.reset(at);
+                    self.shared.who.send_modify(|who| who.here = false);
                     self.node.handle(clock::now(), clock::unix_now(), Event::HeadSees { end: at, written_at: None });
                 }
                 Effect::HeadAdvances { vdl, frames } => {
@@ -238,29 +361,45 @@ impl Driver {
                     self.node.handle(clock::now(), clock::unix_now(), Event::HeadSees { end: vdl, written_at });
                 }
                 Effect::HeadWrites { pen } => {
-                    // Opening writes (a new database) and reads pages: not on this thread, which they need.
-                    let (engine, shared, sink) = (Arc::clone(&self.engine), Arc::clone(&self.shared), self.inbox.clone());
-                    std::thread::spawn(move || match engine.open_writer(pen, Arc::new(sink)) {
-                        Ok(()) => shared.is_writer.store(true, std::sync::atomic::Ordering::Release),
-                        Err(e) => {
-                            tracing::error!("the writer cannot be opened: {e}");
-                            std::process::exit(1);
-                        }
-                    });
+                    // Reads no page, so it may be done on this thread, in the order of the effects: a stop that follows at once
+                    // must not be overtaken.
+                    if let Err(e) = self.engine.open_writer(pen, Arc::new(self.inbox.clone())) {
+                        tracing::error!("the writer cannot be opened: {e}");
+                        std::process::exit(1);
+                    }
+                    self.shared.who.send_modify(|who| who.here = true);
                 }
                 Effect::HeadStops { reason } => {
-                    self.shared.is_writer.store(false, std::sync::atomic::Ordering::Release);
                     self.engine.close_writer(reason);
+                    self.shared.who.send_modify(|who| who.here = false);
                 }
+                Effect::ToMember { to, message } => self.members.send(&to, &message),
+                Effect::Lease { until } => self.engine.set_lease(until),
+                Effect::HeadDrain { op, deadline } => {
+                    let inbox = self.inbox.clone();
+                    self.engine.drain(deadline, move |drained| {
+                        tracing::info!(rolled_back = drained.rolled_back, unanswered = drained.unanswered, "the writer is drained");
+                        inbox.send(Event::HeadDrained { op });
+                    });
+                }
+                Effect::HeadUndrain => self.engine.undrain(),
+                Effect::CommitsPause(paused) => self.engine.commits_pause(paused),
+                Effect::OpMoved(op) => {
+                    tracing::info!(op = %op.order.id, by = %op.by, "an operation moved on: {:?}", op.state);
+                    self.shared.op_moved(*op);
+                }
+                Effect::Failover(record) => tracing::info!(op = %record.op, complete = record.complete, "a failover is recorded"),
                 Effect::Gate(gate) => {
-                    if let WriteGate::Closed { reason } = &gate {
-                        tracing::warn!("writes are stopped: {reason}");
+                    match &gate {
+                        WriteGate::Open => {}
+                        WriteGate::Closed { reason } => tracing::warn!("writes are stopped: {reason}"),
+                        WriteGate::Fenced { reason, .. } => tracing::warn!("the writer port is not served any more: {reason}"),
                     }
                     self.engine.set_gate(gate);
                 }
                 Effect::PrimaryIs(primary) => {
-                    self.shared.primary.write().clone_from(&primary);
-                    self.engine.set_primary(primary.map(|p| p.to_string()));
+                    self.engine.set_primary(primary.as_ref().map(ToString::to_string));
+                    self.shared.who.send_modify(|who| who.primary = primary);
                 }
                 Effect::Places { places } => self.copies.set_places(places),
                 Effect::Retired { slot, place, by } => self.copies.retire(slot, place.as_deref(), &by),
@@ -303,6 +442,12 @@ impl Driver {
         self.node.handle(now, clock::unix_now(), Event::HeadPins { oldest: self.engine.oldest_pin() });
         self.flush();
         self.copies.set_serving(self.node.rebuilds_copies());
+        *self.shared.control.write() = self.node.control_view(now).map(Arc::new);
+        if let Some(ledger) = self.node.ledger()
+            && **self.shared.ledger.read() != *ledger
+        {
+            *self.shared.ledger.write() = Arc::new(ledger.clone());
+        }
         *self.shared.report.write() = Arc::new(self.node.report(now, clock::unix_now()));
     }
 }

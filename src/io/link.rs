@@ -7,8 +7,9 @@
 //!
 //! ```text
 //!  bidirectional   'C' control: u32 length + message, both ways; exactly one, opened and closed by the dialler's link
-//!                  'F' a forwarded SQL session: raw bytes
+//!                  'F' a forwarded SQL session: statements and answers (`endpoint::router::wire`)
 //!                  'A' one question, one answer: u32 length + bytes each
+//!                  'V' the connection is a control link ([`crate::io::control_link`]) and nothing else
 //!  unidirectional  'B' one batch of frames: the whole stream is one message
 //!  datagrams       heartbeats: may be lost, never late
 //! ```
@@ -21,15 +22,18 @@
 mod serve;
 mod streams;
 
-pub use serve::{Arrival, admin_once, dial, serve};
+pub use serve::{Arrival, admin_once, admin_once_of, dial, serve};
+pub(crate) use serve::{attempt_failed, refused, resolve};
 pub use streams::{AdminReply, BATCH_BYTES_MAX, MESSAGE_BYTES_MAX};
+pub(crate) use streams::{MEMBER, first_byte};
 
-use crate::base::RegionName;
+use crate::base::{Instant, RegionName};
+use crate::io::clock;
 use crate::io::quic::{RefusalKind, printable};
 use bytes::Bytes;
 use quinn::{Connection, ConnectionError, RecvStream, SendStream, VarInt};
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -40,6 +44,9 @@ const EVENTS_MAX: usize = 64;
 /// Written by us and not yet taken by the transport. A peer that lets more pile up is not taking anything.
 const CONTROL_QUEUE_BYTES_MAX: usize = 16 << 20;
 const BATCH_QUEUE_BYTES_MAX: usize = 256 << 20;
+/// Some round trips on any path.
+const CLOSE_AFTER_SESSIONS: Duration = Duration::from_secs(1);
+const SILENCE_LOOKED_AT_EVERY: Duration = Duration::from_millis(40);
 /// An application close without a refusal.
 const CLOSE: VarInt = VarInt::from_u32(0);
 
@@ -105,6 +112,16 @@ struct Inner {
     closed_because: OnceLock<String>,
     /// For what is to be sent in a moment: callers have threads of their own.
     runtime: tokio::runtime::Handle,
+    /// When something was last seen to have arrived, nanoseconds of the raw clock.
+    heard_ns: AtomicU64,
+    /// Held once for each forwarded session that is open on this link.
+    sessions: Arc<()>,
+}
+
+/// Keeps a link that is to be closed open a little longer; see [`Link::close_after_sessions`].
+#[derive(Clone, Debug)]
+pub struct InUse {
+    _held: Arc<()>,
 }
 
 /// Messages on their way to the task that writes them, with their bytes counted.
@@ -234,6 +251,12 @@ impl Link {
         }
     }
 
+    /// How long nothing has arrived, to within a few hundredths of a second. The transport itself gives a silent link up much later.
+    #[must_use]
+    pub fn silent_for(&self) -> Duration {
+        clock::now().since(Instant { ns: self.inner.heard_ns.load(Ordering::Relaxed) })
+    }
+
     /// The transport's estimate of the round trip.
     #[must_use]
     pub fn rtt(&self) -> Duration {
@@ -257,6 +280,25 @@ impl Link {
     pub fn close(&self, reason: &str) {
         let _ = self.inner.closed_because.set(reason.to_owned());
         self.inner.connection.close(CLOSE, reason.as_bytes());
+    }
+
+    /// For as long as a forwarded session, of either side, is open on this link.
+    #[must_use]
+    pub fn in_use(&self) -> InUse {
+        InUse { _held: self.inner.sessions.clone() }
+    }
+
+    /// [`Link::close`]; but when forwarded sessions are open on it, a moment later: a statement that is under way gets its answer
+    /// (mostly that this is no writer any more), where it would be lost and nobody would know what became of it.
+    pub fn close_after_sessions(&self, reason: String) {
+        if Arc::strong_count(&self.inner.sessions) == 1 {
+            return self.close(&reason);
+        }
+        let link = self.clone();
+        self.inner.runtime.spawn(async move {
+            tokio::time::sleep(CLOSE_AFTER_SESSIONS).await;
+            link.close(&reason);
+        });
     }
 
     #[must_use]
@@ -295,7 +337,18 @@ impl Link {
         let (batch_box, batch_rx) = Outbox::new(BATCH_QUEUE_BYTES_MAX);
         let closed_because = OnceLock::new();
         let runtime = tokio::runtime::Handle::current();
-        let inner = Inner { peer, connection, dialled, control: control_box, batches: batch_box, closed_because, runtime };
+        let heard_ns = AtomicU64::new(clock::now().ns);
+        let inner = Inner {
+            peer,
+            connection,
+            dialled,
+            control: control_box,
+            batches: batch_box,
+            closed_because,
+            runtime,
+            heard_ns,
+            sessions: Arc::default(),
+        };
         let link = Link { inner: Arc::new(inner) };
         tokio::spawn(run(link.clone(), control, control_rx, batch_rx, events));
         (link, receiver)
@@ -318,6 +371,7 @@ async fn run(
     tasks.spawn(streams::accept_batches(connection.clone(), events.clone()));
     tasks.spawn(streams::accept_sessions(connection.clone(), events.clone()));
     tasks.spawn(streams::read_datagrams(connection.clone(), events.clone()));
+    tasks.spawn(listen_for_silence(Arc::clone(&link.inner)));
     let error = tokio::select! {
         error = connection.closed() => error,
         () = events.closed() => {
@@ -336,6 +390,19 @@ async fn run(
     let reason = link.sentence(&error);
     tracing::info!(peer = %link.inner.peer, addr = %link.remote_addr(), reason, "link closed");
     let _ = events.send(LinkEvent::Closed(reason)).await;
+}
+
+/// Notes when bytes arrive; ends with the link.
+async fn listen_for_silence(inner: Arc<Inner>) -> String {
+    let mut before = 0;
+    loop {
+        let bytes = inner.connection.stats().udp_rx.bytes;
+        if bytes != before {
+            inner.heard_ns.store(clock::now().ns, Ordering::Relaxed);
+            before = bytes;
+        }
+        tokio::time::sleep(SILENCE_LOOKED_AT_EVERY).await;
+    }
 }
 
 /// How a connection ended, in words.

@@ -2,10 +2,12 @@
 
 pub mod clock;
 mod congestion;
+pub mod control_link;
 pub mod copies;
 pub mod copy_link;
 pub mod disk;
 pub mod driver;
 pub mod link;
 pub mod quic;
+pub mod slots;
 pub mod tls;

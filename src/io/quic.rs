@@ -31,6 +31,12 @@ const INITIAL_RTT: Duration = Duration::from_millis(100);
 /// The same within a region, where a copy that is silent is soon missed.
 const NEAR_KEEP_ALIVE: Duration = Duration::from_secs(1);
 pub const NEAR_IDLE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Control links: who is gone must be missed well within a lease.
+const CONTROL_KEEP_ALIVE: Duration = Duration::from_millis(400);
+pub const CONTROL_IDLE_TIMEOUT: Duration = Duration::from_secs(2);
+/// A member sends a message in a stream of its own, and few of them.
+const CONTROL_STREAMS_MAX: u32 = 64;
+const CONTROL_WINDOW_BYTES: u32 = 4 << 20;
 const NEAR_INITIAL_RTT: Duration = Duration::from_millis(10);
 const INCOMING_MAX: usize = 256;
 const INCOMING_BYTES_MAX: u64 = 64 << 10;
@@ -94,10 +100,12 @@ pub enum RefusalKind {
     Handshake,
     /// Copies serve only the process of their own region, and a region takes only copies of its own.
     ForeignCopies,
+    /// A witness asked for something else than a control link, or was asked for it.
+    WrongRole,
 }
 
 impl RefusalKind {
-    pub const ALL: [RefusalKind; 9] = [
+    pub const ALL: [RefusalKind; 10] = [
         RefusalKind::WrongCa,
         RefusalKind::WrongCluster,
         RefusalKind::WrongRegion,
@@ -107,6 +115,7 @@ impl RefusalKind {
         RefusalKind::Protocol,
         RefusalKind::Handshake,
         RefusalKind::ForeignCopies,
+        RefusalKind::WrongRole,
     ];
 
     /// As a label of a metric.
@@ -122,6 +131,7 @@ impl RefusalKind {
             RefusalKind::Protocol => "protocol",
             RefusalKind::Handshake => "handshake",
             RefusalKind::ForeignCopies => "foreign_copies",
+            RefusalKind::WrongRole => "wrong_role",
         }
     }
 
@@ -142,6 +152,7 @@ impl RefusalKind {
             RefusalKind::ForeignCopies => {
                 "copies serve only the process of their own region, and a region takes only copies of its own; check `region`, [copies] and [tls] dir on both sides"
             }
+            RefusalKind::WrongRole => "a witness votes and does nothing else: it has no log, no pages and no SQL, and gets none",
         }
     }
 
@@ -218,7 +229,10 @@ pub struct Quic {
     pub(crate) endpoint: quinn::Endpoint,
     pub(crate) material: Arc<Material>,
     members: Arc<[RegionName]>,
+    witness: Option<RegionName>,
     client: quinn::ClientConfig,
+    /// As `client`, for control links.
+    control_client: quinn::ClientConfig,
     refusals: Arc<RefusalCounters>,
 }
 
@@ -308,7 +322,9 @@ impl Quic {
         crypto.alpn_protocols = vec![alpn.to_vec()];
         let crypto = QuicClientConfig::try_from(crypto).map_err(|e| QuicError::Tls(e.to_string()))?;
         let mut client = quinn::ClientConfig::new(Arc::new(crypto));
+        let mut control_client = client.clone();
         client.transport_config(Arc::clone(transport));
+        control_client.transport_config(Arc::new(control_transport()));
         let socket = socket(addr, settings.udp_buffer_bytes).map_err(|source| match source.kind() {
             std::io::ErrorKind::AddrInUse => QuicError::InUse { addr },
             std::io::ErrorKind::AddrNotAvailable => QuicError::NotHere { addr },
@@ -316,7 +332,14 @@ impl Quic {
         })?;
         let endpoint =
             quinn::Endpoint::new(endpoint, server, socket, Arc::new(TokioRuntime)).map_err(|source| QuicError::Socket { addr, source })?;
-        Ok(Quic { endpoint, material, members: members.into(), client, refusals: Arc::default() })
+        Ok(Quic { endpoint, material, members: members.into(), witness: None, client, control_client, refusals: Arc::default() })
+    }
+
+    /// The witness of the global cluster, if it has one, is let in as well: for a control link.
+    #[must_use]
+    pub fn with_witness(mut self, witness: Option<RegionName>) -> Quic {
+        self.witness = witness;
+        self
     }
 
     /// The address in use, with the real port when 0 was asked for.
@@ -325,6 +348,12 @@ impl Quic {
     /// When the socket is gone.
     pub fn local_addr(&self) -> std::io::Result<SocketAddr> {
         self.endpoint.local_addr()
+    }
+
+    /// With what this endpoint shows who it is.
+    #[must_use]
+    pub fn material(&self) -> &Arc<Material> {
+        &self.material
     }
 
     #[must_use]
@@ -344,8 +373,23 @@ impl Quic {
         let _ = tokio::time::timeout(Duration::from_millis(50), self.endpoint.wait_idle()).await;
     }
 
-    pub(crate) fn connect(&self, region: &RegionName, addr: SocketAddr) -> Result<quinn::Connecting, quinn::ConnectError> {
-        self.endpoint.connect_with(self.client.clone(), addr, &tls::dns_name(self.material.cluster(), region))
+    pub(crate) fn connect(
+        &self,
+        subject: tls::Subject,
+        region: &RegionName,
+        addr: SocketAddr,
+    ) -> Result<quinn::Connecting, quinn::ConnectError> {
+        self.endpoint.connect_with(self.client.clone(), addr, &subject.dns_name(self.material.cluster(), region))
+    }
+
+    /// Dials for a control link: only `subject` of that name is taken.
+    pub(crate) fn connect_control(
+        &self,
+        subject: tls::Subject,
+        name: &RegionName,
+        addr: SocketAddr,
+    ) -> Result<quinn::Connecting, quinn::ConnectError> {
+        self.endpoint.connect_with(self.control_client.clone(), addr, &subject.dns_name(self.material.cluster(), name))
     }
 
     /// Dials a process that holds copies of this region: no other certificate is taken.
@@ -354,13 +398,14 @@ impl Quic {
     }
 
     /// Which member is at the other end. The handshake has verified its certificate against our CA.
-    pub(crate) fn identify(&self, connection: &quinn::Connection) -> Result<RegionName, (RefusalKind, String)> {
+    pub(crate) fn identify(&self, connection: &quinn::Connection) -> Result<(RegionName, tls::Subject), (RefusalKind, String)> {
         let chain = connection.peer_identity().and_then(|any| any.downcast::<Vec<rustls::pki_types::CertificateDer<'static>>>().ok());
         let Some(leaf) = chain.as_deref().and_then(|chain| chain.first()) else {
             return Err((RefusalKind::NoCertificate, "no certificate".to_owned()));
         };
-        match tls::identify(leaf, self.material.cluster(), &self.members) {
-            PeerIdentity::Region(region) => Ok(region),
+        match tls::identify(leaf, self.material.cluster(), &self.members, self.witness.as_ref()) {
+            PeerIdentity::Region(region) => Ok((region, tls::Subject::Region)),
+            PeerIdentity::Witness(witness) => Ok((witness, tls::Subject::Witness)),
             PeerIdentity::WrongCluster(name) => Err((RefusalKind::WrongCluster, name)),
             PeerIdentity::UnknownRegion(name) => Err((RefusalKind::UnknownRegion, name)),
         }
@@ -404,6 +449,22 @@ fn near_transport() -> TransportConfig {
         .max_idle_timeout(Some(IdleTimeout::try_from(NEAR_IDLE_TIMEOUT).expect("BUG: five seconds fit")))
         .initial_rtt(NEAR_INITIAL_RTT)
         // Streams of several copies share the connection: a backlog of one must not hold up the others.
+        .send_fairness(true);
+    transport
+}
+
+/// Few and small messages, and a peer that is gone is soon missed. The other end has the transport of all connections; the shorter of two
+/// idle timeouts holds for both ends, and the pings of this one are answered.
+fn control_transport() -> TransportConfig {
+    let mut transport = transport(Congestion::Cubic);
+    transport
+        .keep_alive_interval(Some(CONTROL_KEEP_ALIVE))
+        .max_idle_timeout(Some(IdleTimeout::try_from(CONTROL_IDLE_TIMEOUT).expect("BUG: two seconds fit")))
+        .receive_window(VarInt::from_u32(CONTROL_WINDOW_BYTES))
+        .send_window(u64::from(CONTROL_WINDOW_BYTES))
+        .max_concurrent_uni_streams(VarInt::from_u32(CONTROL_STREAMS_MAX))
+        .max_concurrent_bidi_streams(VarInt::from_u32(1))
+        // A lost message must not hold up the newer ones, nor they it.
         .send_fairness(true);
     transport
 }

@@ -22,7 +22,7 @@ use webpki::{EndEntityCert, KeyUsage};
 pub const ALPN: &[u8] = b"parhelion/1";
 
 /// The same between a region and its copies on other machines.
-pub const COPY_ALPN: &[u8] = b"parhelion-copy/1";
+pub const COPY_ALPN: &[u8] = b"parhelion-copy/2";
 
 const DOMAIN: &str = "parhelion.internal";
 
@@ -39,6 +39,13 @@ pub fn copies_dns_name(cluster: &ClusterName, region: &RegionName) -> String {
     format!("copies.{}", dns_name(cluster, region))
 }
 
+/// What the certificate of a witness is asked for: `witness.<name>.<cluster>.parhelion.internal`. A label more than a region's, for the same
+/// reason: a witness votes, and nothing that is a region's is ever its.
+#[must_use]
+pub fn witness_dns_name(cluster: &ClusterName, witness: &RegionName) -> String {
+    format!("witness.{}", dns_name(cluster, witness))
+}
+
 /// What a certificate is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Subject {
@@ -46,6 +53,8 @@ pub enum Subject {
     Region,
     /// The processes that hold copies of this region on other machines.
     Copies,
+    /// A voter without data. Its name is one among those of the regions.
+    Witness,
 }
 
 impl Subject {
@@ -54,15 +63,17 @@ impl Subject {
         match self {
             Subject::Region => dns_name(cluster, region),
             Subject::Copies => copies_dns_name(cluster, region),
+            Subject::Witness => witness_dns_name(cluster, region),
         }
     }
 
-    /// `<region>.pem`, `<region>.copies.pem`: no region's name has a dot.
+    /// `<region>.pem`, `<region>.copies.pem`, `<name>.witness.pem`: no name has a dot.
     #[must_use]
     pub fn cert_file(self, dir: &Path, region: &RegionName) -> PathBuf {
         match self {
             Subject::Region => cert_file(dir, region),
             Subject::Copies => dir.join(format!("{region}.copies.pem")),
+            Subject::Witness => dir.join(format!("{region}.witness.pem")),
         }
     }
 
@@ -71,6 +82,7 @@ impl Subject {
         match self {
             Subject::Region => key_file(dir, region),
             Subject::Copies => dir.join(format!("{region}.copies.key")),
+            Subject::Witness => dir.join(format!("{region}.witness.key")),
         }
     }
 
@@ -134,21 +146,26 @@ pub enum TlsError {
 pub enum PeerIdentity {
     /// A member of this global cluster.
     Region(RegionName),
+    /// The witness of this global cluster: it votes and may do nothing else.
+    Witness(RegionName),
     /// A name of ours, but of another cluster. Holds the name.
     WrongCluster(String),
     /// This cluster, but no member by that name. Holds the name; empty when the certificate has none of ours.
     UnknownRegion(String),
 }
 
-/// Which of `members` the certificate names. The certificate's chain must have been verified before.
+/// Which of `members`, or that it is `witness`, the certificate says. The certificate's chain must have been verified before.
 #[must_use]
-pub fn identify(leaf: &CertificateDer<'_>, cluster: &ClusterName, members: &[RegionName]) -> PeerIdentity {
+pub fn identify(leaf: &CertificateDer<'_>, cluster: &ClusterName, members: &[RegionName], witness: Option<&RegionName>) -> PeerIdentity {
     let Ok(cert) = EndEntityCert::try_from(leaf) else { return PeerIdentity::UnknownRegion(String::new()) };
     for region in members {
         let name = ServerName::try_from(dns_name(cluster, region)).expect("BUG: region and cluster are DNS labels");
         if cert.verify_is_valid_for_subject_name(&name).is_ok() {
             return PeerIdentity::Region(region.clone());
         }
+    }
+    if let Some(witness) = witness.filter(|w| Subject::Witness.is_named_by(leaf, cluster, w)) {
+        return PeerIdentity::Witness(witness.clone());
     }
     // Only to say what it was; nothing is allowed because of it.
     match cert.valid_dns_names().find(|name| name.ends_with(DOMAIN)) {
@@ -211,6 +228,7 @@ pub fn key_matches(cert: &CertificateDer<'static>, key: PrivateKeyDer<'static>) 
 
 /// Everything that TLS needs in one region, read and checked once at start.
 pub struct Material {
+    subject: Subject,
     cluster: ClusterName,
     region: RegionName,
     not_after: UnixMicros,
@@ -295,6 +313,7 @@ impl Material {
         let secret = aws_lc_rs_digest(key.secret_der());
         let roots = Arc::new(roots);
         Ok(Material {
+            subject,
             cluster: cluster.clone(),
             region: region.clone(),
             not_after: end,
@@ -303,6 +322,12 @@ impl Material {
             postgres: postgres(chain, key).map_err(|e| refused(&e))?,
             reset_secret: secret,
         })
+    }
+
+    /// What this certificate says its holder is.
+    #[must_use]
+    pub fn subject(&self) -> Subject {
+        self.subject
     }
 
     #[must_use]

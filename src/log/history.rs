@@ -66,6 +66,12 @@ impl History {
         })
     }
 
+    /// The position at `seq` where it is the end of a term (but the last one).
+    #[must_use]
+    pub fn end_of_term_at(&self, seq: Seq) -> Option<LogEnd> {
+        self.ends_of_terms().find(|end| end.seq == seq)
+    }
+
     /// The term that holds `seq`, when the history reaches back that far.
     #[must_use]
     pub fn term_of(&self, seq: Seq) -> Option<Term> {

@@ -11,7 +11,7 @@ mod pen;
 mod read;
 pub mod redo;
 
-pub use control::ControlFrame;
+pub use control::{ControlFrame, Reign};
 pub use frame::{DecodeError, ELIDED_FRAME_BYTES, FRAME_HEADER_BYTES, FRAME_PAYLOAD_BYTES_LIMIT, Flags, Frame, Header, split_frames};
 pub use history::{History, Term};
 pub use pen::Pen;

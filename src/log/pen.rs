@@ -20,6 +20,11 @@ impl Pen {
         Pen { epoch, generation, end, payload_bytes_max }
     }
 
+    #[must_use]
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
     /// Where the next frame will begin.
     #[must_use]
     pub fn end(&self) -> &LogEnd {

@@ -5,8 +5,7 @@
 
 use super::report::{LagReport, RegionState};
 use super::{Effect, Identity, Node};
-use crate::base::{ConnId, Instant, Limits, LogEnd, Lsn, Prng, RegionName, UnixMicros};
-use crate::control::ControlState;
+use crate::base::{ConnId, Epoch, Instant, Limits, LogEnd, Lsn, Prng, RegionName, UnixMicros};
 use crate::log::{Flags, Frame};
 use crate::ship::catchup::{RateMeter, estimate_bytes};
 use crate::ship::wire::Control;
@@ -25,6 +24,7 @@ const RETRY_MAX: Duration = Duration::from_secs(1);
 const RETRY_REFUSED: Duration = Duration::from_secs(5);
 /// Heartbeats come every 100 ms; without one for so long the primary counts as disconnected.
 const SILENT_AFTER: Duration = Duration::from_secs(2);
+const SHORT_OF_ROOM: &str = "the disks of the copies here are almost full; make room, then this region goes on by itself where it was";
 /// Messages kept that came before the welcome.
 const EARLY_MESSAGES_MAX: usize = 256;
 
@@ -43,8 +43,6 @@ struct Following {
     primary: RegionName,
     receiver: Receiver,
     last_heartbeat: Instant,
-    /// Kept while the control state is on its way to four copies.
-    held_back: Option<Vec<Message>>,
 }
 
 #[derive(Debug)]
@@ -68,6 +66,8 @@ pub(super) struct Follower {
     meter: RateMeter,
     /// Where the present catching-up by log began.
     behind_since: Option<Lsn>,
+    /// This region is about to take over, and fetches what another secondary has more: from whom, up to where, until when.
+    pub(super) catching_up_to: Option<(RegionName, LogEnd, Instant)>,
 }
 
 impl Follower {
@@ -89,6 +89,7 @@ impl Follower {
             unfinished: None,
             meter: RateMeter::default(),
             behind_since: None,
+            catching_up_to: None,
         }
     }
 
@@ -104,9 +105,52 @@ impl Follower {
         }
     }
 
+    /// A later reign's primary: it is dialled at once.
+    pub(super) fn look_for(&mut self, now: Instant, primary: RegionName) {
+        self.retry = RETRY_MIN;
+        // Somebody else is being asked who does not reign.
+        let elsewhere = match &self.contact {
+            Contact::Waiting { .. } => true,
+            Contact::Dialling { region, .. } | Contact::Greeting { region, .. } => *region != primary,
+            Contact::Following(_) => false,
+        };
+        if elsewhere {
+            self.contact = Contact::Waiting { until: now };
+        }
+        self.known_primary = Some(primary);
+    }
+
+    /// Everything up to this time of the primary's clock is durable here.
+    pub(super) fn covers(&self) -> Option<UnixMicros> {
+        self.lag.covers()
+    }
+
+    /// With whom this region speaks, as one that follows or wants to.
+    pub(super) fn partner(&self) -> Option<&RegionName> {
+        match &self.contact {
+            Contact::Greeting { region, .. } => Some(region),
+            Contact::Following(f) => Some(&f.primary),
+            Contact::Waiting { .. } | Contact::Dialling { .. } => None,
+        }
+    }
+
+    /// The link of the conversation with the primary, or with one that may be.
+    pub(super) fn any_conn(&self) -> Option<ConnId> {
+        match &self.contact {
+            Contact::Greeting { conn, .. } => Some(*conn),
+            Contact::Following(f) => Some(f.conn),
+            Contact::Waiting { .. } | Contact::Dialling { .. } => None,
+        }
+    }
+
     /// The link on which this region follows.
     pub(super) fn conn(&self) -> Option<ConnId> {
         if let Contact::Following(f) = &self.contact { Some(f.conn) } else { None }
+    }
+
+    /// The link on which this region follows, or has said how far it is and waits for the answer.
+    pub(super) fn link(&self) -> Option<ConnId> {
+        if let Contact::Greeting { conn, .. } = &self.contact { Some(*conn) } else { self.conn() }
     }
 
     pub(super) fn visible(&self) -> Lsn {
@@ -122,6 +166,11 @@ impl Follower {
     }
 
     pub(super) fn next_timeout(&self) -> Option<Instant> {
+        let fetched = self.catching_up_to.as_ref().map(|(_, _, until)| *until);
+        self.contact_timeout().into_iter().chain(fetched).min()
+    }
+
+    fn contact_timeout(&self) -> Option<Instant> {
         match &self.contact {
             Contact::Waiting { until } => Some(*until),
             Contact::Dialling { since, .. } => Some(*since + DIAL_TIMEOUT),
@@ -146,16 +195,23 @@ impl Follower {
     }
 
     /// The first word on a link that this side dialled.
-    pub(super) fn hello(
+    pub(super) fn hello(&mut self, now: Instant, conn: ConnId, who: &Identity, appender: &Appender, epoch: Epoch) -> Option<Message> {
+        let Contact::Dialling { region, .. } = &self.contact else { return None };
+        let region = region.clone();
+        Some(self.hello_on(now, conn, region, who, appender, epoch))
+    }
+
+    /// The first word of a conversation, on a link that is there.
+    pub(super) fn hello_on(
         &mut self,
         now: Instant,
         conn: ConnId,
+        region: RegionName,
         who: &Identity,
         appender: &Appender,
-        control: Option<&ControlState>,
-    ) -> Option<Message> {
-        let Contact::Dialling { region, .. } = &self.contact else { return None };
-        self.contact = Contact::Greeting { conn, region: region.clone(), since: now, early: Vec::new() };
+        epoch: Epoch,
+    ) -> Message {
+        self.contact = Contact::Greeting { conn, region, since: now, early: Vec::new() };
         let position = match (appender.phase(), appender.lineage()) {
             (VolumePhase::Serving, Some(lineage)) => Some(Position { lineage, end: *appender.end(), history: appender.history().clone() }),
             _ => None,
@@ -164,9 +220,16 @@ impl Follower {
         let taken = appender.seed_taken();
         self.unfinished = self.unfinished.take().filter(|s| taken == Some((s.base().end, s.steps_taken())));
         let unfinished = self.unfinished.as_ref().map(Seed::unfinished);
-        let epoch = control.map(|c| c.epoch).unwrap_or_default();
         let (cluster, region) = (who.cluster.clone(), who.region.clone());
-        Some(Message::Control(Control::Hello(Hello { cluster, region, epoch, layout: who.layout, position, unfinished })))
+        Message::Control(Control::Hello(Hello {
+            cluster,
+            region,
+            epoch,
+            layout: who.layout,
+            position,
+            unfinished,
+            catches_up: self.catching_up_to.is_some(),
+        }))
     }
 
     /// The link is gone. The primary's name when this ended a following.
@@ -274,10 +337,6 @@ impl Follower {
         Some(CatchUpReport { kind, pages_done, pages_total, bytes_done, bytes_total, bytes_per_s, time_left_ms, resumed })
     }
 
-    fn take_held_back(&mut self) -> Option<(ConnId, Vec<Message>)> {
-        if let Contact::Following(f) = &mut self.contact { f.held_back.take().map(|m| (f.conn, m)) } else { None }
-    }
-
     pub(super) fn state(&self, now: Instant, limits: &Limits, appender: &Appender) -> (RegionState, Option<String>) {
         let Contact::Following(f) = &self.contact else {
             return (RegionState::Disconnected, self.last_trouble.clone());
@@ -306,10 +365,17 @@ impl Follower {
 impl Node {
     pub(super) fn follow_timers(&mut self, now: Instant) {
         self.follower.judge_behind(now);
-        let ready = matches!(self.appender.phase(), VolumePhase::Serving | VolumePhase::AwaitingSeed);
+        // The log here would fill up to the last byte: nothing more is taken over until there is room.
+        let short = self.appender.is_short_of_room();
+        if let Some(conn) = self.follower.conn().filter(|_| short) {
+            self.follower.last_trouble = Some(SHORT_OF_ROOM.into());
+            self.unlink(now, conn, SHORT_OF_ROOM.into());
+        }
+        let ready = !short && matches!(self.appender.phase(), VolumePhase::Serving | VolumePhase::AwaitingSeed);
         match &self.follower.contact {
-            Contact::Waiting { until } if now >= *until && ready && !self.follower.candidates.is_empty() => {
-                let region = match self.follower.known_primary.take() {
+            Contact::Waiting { until } if now >= *until && ready && self.roles.is_member() && !self.follower.candidates.is_empty() => {
+                let source = self.follower.catching_up_to.as_ref().map(|(from, ..)| from.clone());
+                let region = match source.or(self.follower.known_primary.take()) {
                     Some(primary) if primary != self.who.region => primary,
                     _ => self.follower.candidates[self.follower.next_candidate % self.follower.candidates.len()].clone(),
                 };
@@ -348,12 +414,6 @@ impl Node {
         }
         let wall = self.wall;
         let Contact::Following(f) = &mut self.follower.contact else { return };
-        if let Some(held) = &mut f.held_back
-            && !matches!(message, Message::Heartbeat(_))
-        {
-            held.push(message);
-            return;
-        }
         match message {
             Message::Frames(frames) => f.receiver.handle_frames(frames),
             Message::Pages { base, step, pages } => f.receiver.handle_seed_step(base, step, SeedStep::Pages(pages)),
@@ -374,7 +434,9 @@ impl Node {
                 self.effects.push_back(Effect::Send { conn, message: Message::HeartbeatReply(reply) });
             }
             Message::Control(Control::Welcome { .. }) => {} // it came twice
-            Message::Control(_) | Message::HeartbeatReply(_) => {
+            Message::Control(Control::Rules(rules)) => return self.keep_rules(rules),
+            Message::HeartbeatReply(_) | Message::Control(Control::Progress { .. } | Control::SeedStored { .. }) => {} // as above
+            Message::Control(_) => {
                 return self.unlink(now, conn, "the primary sent what only a secondary sends".into());
             }
         }
@@ -383,7 +445,7 @@ impl Node {
 
     fn greeted(&mut self, now: Instant, conn: ConnId, region: RegionName, control: Control) {
         match control {
-            Control::Welcome { lineage, layout, epoch, primary, seed, resumes } => {
+            Control::Welcome { lineage, layout, epoch, primary, seed, resumes, rules } => {
                 if self.appender.lineage().is_some_and(|own| own != lineage) && *self.appender.phase() == VolumePhase::Serving {
                     let reason = format!("{region} is of lineage {lineage}, this region's data is not; two histories are never merged");
                     self.follower.last_trouble = Some(reason.clone());
@@ -398,15 +460,24 @@ impl Node {
                     self.effects.push_back(Effect::Unlink { conn, reason });
                     return;
                 }
+                if !self.roles.may_receive(epoch) {
+                    let reason = format!("{region} speaks for epoch {epoch}, and a later one was promised here");
+                    self.follower.last_trouble = Some(reason.clone());
+                    self.follower.next_candidate += 1;
+                    return self.unlink(now, conn, reason);
+                }
                 self.follower.retry = RETRY_MIN;
                 self.follower.last_trouble = None;
-                self.follower.known_primary = Some(primary.clone());
-                let known = ControlState { lineage, epoch, primary: primary.clone(), layout };
-                let news = self.control.as_ref() != Some(&known);
-                if news {
-                    self.appender.put_control(known.encode());
-                    self.control = Some(known);
-                    self.control_pending = true;
+                // Another secondary's log says nothing of what the history is.
+                if primary == region {
+                    self.follower.known_primary = Some(primary.clone());
+                    self.settled();
+                    self.keep_rules(rules);
+                    self.count_archives(now);
+                    if self.roles.reign.as_ref().is_none_or(|(known, _)| *known < epoch) {
+                        self.roles.reign = Some((epoch, primary.clone()));
+                    }
+                    self.effects.push_back(Effect::PrimaryIs(Some(primary.clone())));
                 }
                 let durable = self.follower.durable;
                 let end = *self.appender.end();
@@ -420,10 +491,7 @@ impl Node {
                 self.follower.behind_since = None;
                 let early =
                     if let Contact::Greeting { early, .. } = &mut self.follower.contact { std::mem::take(early) } else { Vec::new() };
-                let held_back = Some(early);
-                self.follower.contact =
-                    Contact::Following(Following { conn, primary: primary.clone(), receiver, last_heartbeat: now, held_back });
-                self.effects.push_back(Effect::PrimaryIs(Some(primary.clone())));
+                self.follower.contact = Contact::Following(Following { conn, primary: primary.clone(), receiver, last_heartbeat: now });
                 let how = if resumes {
                     "the seed goes on".into()
                 } else if seed {
@@ -431,12 +499,12 @@ impl Node {
                 } else {
                     format!("resuming behind {}", self.appender.end())
                 };
-                self.note("primary_connected", format!("{primary}, epoch {epoch}: {how}"));
-                // What was learned of the reign is kept before anything is taken over; then what waited goes on.
-                if !self.control_pending {
-                    self.replay_follower(now);
+                self.note("primary_connected", format!("{region}, epoch {epoch}: {how}"));
+                for message in early {
+                    self.follow_received(now, conn, message);
                 }
             }
+            Control::PartsAt { epoch, primary, common, end } => self.parts_at(now, conn, epoch, &primary, common, end),
             Control::NotPrimary { primary, .. } => {
                 self.follower.last_trouble = Some(match &primary {
                     Some(p) => format!("{region} is not the primary and names {p}"),
@@ -452,16 +520,9 @@ impl Node {
                 self.unlink(now, conn, "refused".into());
                 self.follower.wait(now, RETRY_REFUSED);
             }
+            // What it said while it followed this region, on the same link.
+            Control::Progress { .. } | Control::SeedStored { .. } => {}
             _ => self.unlink(now, conn, "it answered a hello with something else".into()),
-        }
-    }
-
-    /// What came while the control state was on its way to the copies.
-    pub(super) fn replay_follower(&mut self, now: Instant) {
-        if let Some((conn, held)) = self.follower.take_held_back() {
-            for message in held {
-                self.follow_received(now, conn, message);
-            }
         }
     }
 

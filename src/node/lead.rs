@@ -6,6 +6,7 @@
 use super::report::{RegionState, SecondaryReport};
 use super::{Effect, Node, Stage};
 use crate::base::{ConnId, Instant, Limits, LogEnd, Lsn, RegionName, Seq, UnixMicros};
+use crate::control::Input;
 use crate::log::{LogOutcome, PagesOutcome, SeedBase};
 use crate::ship::wire::Control;
 use crate::ship::{BEHIND_BYTES, Hello, LagReport, Message, Refusal, Sender, SenderEffect, Start};
@@ -44,6 +45,20 @@ pub(super) struct Leader {
 }
 
 impl Leader {
+    /// How far each connected secondary is.
+    pub(super) fn durable(&self) -> Vec<Seq> {
+        self.senders.values().map(|s| s.durable().seq).collect()
+    }
+
+    pub(super) fn conns(&self) -> Vec<ConnId> {
+        self.senders.keys().copied().collect()
+    }
+
+    /// Somebody is being shipped to.
+    pub(super) fn ships(&self) -> bool {
+        !self.senders.is_empty()
+    }
+
     pub(super) fn has(&self, conn: ConnId) -> bool {
         self.senders.contains_key(&conn)
     }
@@ -84,6 +99,16 @@ impl Leader {
         };
         self.known.insert(region.clone(), known);
         Some(region)
+    }
+
+    /// This region leads no more: its conversations are over.
+    pub(super) fn step_down(&mut self) {
+        *self = Leader::default();
+    }
+
+    /// The regions that have everything up to `end` durable and visible there.
+    pub(super) fn has_shown(&self, end: &LogEnd) -> Option<&RegionName> {
+        self.senders.values().find(|s| s.durable().seq >= end.seq && s.visible() >= end.end_lsn).map(Sender::region)
     }
 
     pub(super) fn report(&self, now: Instant, limits: &Limits, vdl: &LogEnd) -> Vec<SecondaryReport> {
@@ -147,8 +172,10 @@ impl Node {
             let refusal = Refusal::OtherRegion { certificate: peer.clone(), claimed: hello.region.clone() };
             return self.refuse(conn, refusal, peer);
         }
-        let Some(lineage) = self.appender.lineage().filter(|_| matches!(self.stage, Stage::Leading)) else {
-            let primary = self.control.as_ref().map(|c| c.primary.clone()).filter(|p| *p != self.who.region);
+        // Whoever is about to take over may fetch what this secondary has more; never a seed.
+        let lends = hello.catches_up && hello.position.is_some() && matches!(self.stage, Stage::Following) && !self.roles.unsettled;
+        let Some(lineage) = self.appender.lineage().filter(|_| lends || matches!(self.stage, Stage::Leading)) else {
+            let primary = self.roles.reign.as_ref().map(|(_, p)| p.clone()).filter(|p| *p != self.who.region);
             let message = Message::Control(Control::NotPrimary { primary, epoch: self.epoch() });
             self.effects.push_back(Effect::Send { conn, message });
             return;
@@ -165,6 +192,15 @@ impl Node {
         let log_from = self.appender.log_from();
         match Sender::greet(hello, lineage, self.appender.history(), &vdl, log_from, self.limits.clone(), now) {
             Err(refusal) => self.refuse(conn, refusal, peer),
+            Ok((_, Start::Rewind { common, end })) => {
+                self.note(
+                    "secondary_parts",
+                    format!("{peer}: its log goes on behind seq {common} otherwise than this one; it is to go back there"),
+                );
+                let (epoch, primary) = (self.epoch(), self.who.region.clone());
+                let parts = Control::PartsAt { epoch, primary, common, end };
+                self.effects.push_back(Effect::Send { conn, message: Message::Control(parts) });
+            }
             Ok((sender, start)) => {
                 // The same region on an older link: that one is dead, its process came back faster than the timeout.
                 let older: Vec<ConnId> = self.leader.senders.iter().filter(|(_, s)| s.region() == peer).map(|(c, _)| *c).collect();
@@ -174,7 +210,7 @@ impl Node {
                 let how = match start {
                     Start::Seed => "new and empty, to be seeded".into(),
                     Start::ResumedSeed => "in the middle of a seed, which resumes".into(),
-                    Start::Log => format!("resumes behind {}", sender.received()),
+                    Start::Log | Start::Rewind { .. } => format!("resumes behind {}", sender.received()),
                 };
                 let seed_pages_sent = self.leader.known.get(peer).map_or(0, |k| k.seed_pages_sent);
                 self.note("secondary_connected", format!("{peer}: {how}"));
@@ -190,8 +226,11 @@ impl Node {
                 self.leader.known.insert(peer.clone(), known);
                 self.leader.senders.insert(conn, sender);
                 let (seed, resumes) = (start != Start::Log, start == Start::ResumedSeed);
-                let (layout, primary) = (self.who.layout, self.who.region.clone());
-                let welcome = Control::Welcome { lineage, layout, epoch: self.epoch(), primary, seed, resumes };
+                let layout = self.who.layout;
+                let reign = self.roles.reign.as_ref().filter(|_| lends).map(|(_, primary)| primary.clone());
+                let primary = reign.unwrap_or_else(|| self.who.region.clone());
+                let welcome =
+                    Control::Welcome { lineage, layout, epoch: self.epoch(), primary, seed, resumes, rules: self.committing.rules };
                 self.effects.push_back(Effect::Send { conn, message: Message::Control(welcome) });
                 if start == Start::Seed {
                     self.begin_seed(now, conn);
@@ -216,6 +255,16 @@ impl Node {
         let vdl = *self.appender.vdl();
         let wall = self.wall;
         let Some(sender) = self.leader.senders.get_mut(&conn) else { return };
+        let position = match &message {
+            Message::Control(Control::Progress { durable, .. }) => Some(*durable),
+            Message::HeartbeatReply(reply) => Some(reply.durable),
+            _ => None,
+        };
+        if let Some(durable) = position {
+            let region = sender.region().clone();
+            self.tell(now, Input::Secondary { region, durable });
+        }
+        let Some(sender) = self.leader.senders.get_mut(&conn) else { return };
         match message {
             Message::Control(Control::Progress { received, durable, visible }) => {
                 sender.handle_progress(now, received, durable, visible, &vdl)
@@ -223,6 +272,8 @@ impl Node {
             Message::Control(Control::SeedStored { base, step }) => sender.handle_seed_stored(now, base, step, &vdl),
             Message::HeartbeatReply(reply) => sender.handle_heartbeat_reply(now, wall, reply, &vdl),
             Message::Control(Control::Hello(_)) => {} // it came twice
+            // What it shipped while it was the primary.
+            Message::Frames(_) | Message::Pages { .. } | Message::Heartbeat(_) => return,
             other => {
                 let what = format!("a secondary sent what only a primary sends: {:?}", other.lane());
                 self.unlink(now, conn, what);
@@ -230,6 +281,7 @@ impl Node {
             }
         }
         self.drain_sender(now, conn);
+        self.release(now);
     }
 
     pub(super) fn lead_pump(&mut self, now: Instant, vdl: &LogEnd) {

@@ -8,22 +8,30 @@
 //! no socket, no file. Driven by `io` for real and by `sim` under virtual time: `handle` an event, `poll_effect` until empty,
 //! call again at `next_timeout`.
 
+mod back;
+mod committing;
+mod control_report;
 mod follow;
 mod lead;
 pub mod report;
+mod roles;
 
 use crate::base::{
     ClusterName, ConnId, CopyId, Epoch, Generation, GroupId, Instant, Layout, Limits, LineageId, LogEnd, Lsn, MemberId, Prng, RegionName,
     UnixMicros, WriteGate,
 };
-use crate::control::{self, ControlState, Start};
+use crate::control::{
+    self, ControlMessage, ControlState, FailoverRecord, Input, LostTail, OpId, OpView, Order, Start, VoterSet, VoterState,
+};
 use crate::log::{Frame, Pen};
 use crate::ship::{Message, Refusal};
 use crate::volume::membership::Incarnation;
 use crate::volume::{Appender, AppenderEffect, CopyHealth, CopyReply, CopyRequest, Found, HeldBy, VolumePhase};
+use committing::Committing;
 use follow::Follower;
 use lead::Leader;
 use report::{CopyReport, OperatorEvent, RegionReport, RegionState, Role};
+use roles::{Intent, Roles};
 use std::collections::{BTreeMap, VecDeque};
 
 /// Everything that can wake a node.
@@ -59,6 +67,21 @@ pub enum Event {
         conn: ConnId,
         message: Message,
     },
+    /// Another member's control core says something; its certificate says that it is `from`.
+    Member {
+        from: RegionName,
+        message: ControlMessage,
+    },
+    /// An operator's order, here or passed on.
+    Order(Order),
+    /// The clock that leases are counted on cannot be trusted since an unknown moment.
+    ClockBroke {
+        reason: String,
+    },
+    /// The head's answer to [`Effect::HeadDrain`]: it writes nothing before `HeadUndrain`, and every commit that it will acknowledge has been.
+    HeadDrained {
+        op: OpId,
+    },
     /// The head's frames, in the order of its pen.
     Submitted {
         frames: Vec<Frame>,
@@ -92,6 +115,26 @@ pub enum Effect {
         conn: ConnId,
         reason: String,
     },
+    /// To another member's control core: may be lost, late, doubled.
+    ToMember {
+        to: RegionName,
+        message: ControlMessage,
+    },
+    /// Commits may be acknowledged, and reads of the writer answered, before `until` and not at it.
+    Lease {
+        until: Instant,
+    },
+    /// Begin no write transaction; those that run may finish until the deadline. `HeadDrained` when nothing runs and all is answered.
+    HeadDrain {
+        op: OpId,
+        deadline: Instant,
+    },
+    /// Go on writing.
+    HeadUndrain,
+    /// Commits wait for a secondary (by the commit rules), or do so no more: whoever waits for an answer goes on waiting.
+    CommitsPause(bool),
+    OpMoved(Box<OpView>),
+    Failover(Box<FailoverRecord>),
     /// The volume stands at `at`: whatever the head cached is void.
     HeadReset {
         at: LogEnd,
@@ -111,9 +154,9 @@ pub enum Effect {
     },
     Gate(WriteGate),
     PrimaryIs(Option<RegionName>),
-    /// Where the copies live; `None`: where the configuration says. One that is open elsewhere is closed and opened there.
+    /// Where copies live; `None`: where the configuration says. One that is open elsewhere is closed and opened there.
     Places {
-        places: [Option<String>; 6],
+        places: BTreeMap<CopyId, Option<String>>,
     },
     /// The directories of `slot` in `place` have left the volume for good; those of `by` (one for each group) have the slot.
     Retired {
@@ -131,6 +174,10 @@ pub struct Identity {
     pub region: RegionName,
     pub founder: RegionName,
     pub members: Vec<RegionName>,
+    /// The member without data that only votes.
+    pub witness: Option<RegionName>,
+    /// Leases and patience.
+    pub control: control::Settings,
     pub version: String,
     /// How page space is cut, as configured; what counts is what the lineage was founded with.
     pub layout: Layout,
@@ -147,8 +194,18 @@ enum Stage {
     Opening {
         pen: Option<Pen>,
     },
+    /// This region reigned when its process ended. Readers wait until a majority says whether it still does.
+    Closed {
+        consistent: LogEnd,
+    },
+    /// The reign's first frame is on its way, or durable here, and a majority has not granted the reign yet.
+    Pending,
     Leading,
     Following,
+    /// The volume goes back to the last point that it has in common with the primary's.
+    GoingBack {
+        primary: RegionName,
+    },
     /// Cannot go on; the sentence says why and what to do.
     Halted {
         reason: String,
@@ -165,12 +222,17 @@ pub struct Node {
     /// Why writes stand still, or what recovery waits for.
     reason: Option<String>,
     control: Option<ControlState>,
-    /// It was put on the copies and is not yet on four.
-    control_pending: bool,
+    roles: Roles,
+    counting: Option<back::Counting>,
+    /// What an old primary lost, and the core was not told yet.
+    untold: Vec<LostTail>,
+    committing: Committing,
     appender: Appender,
     leader: Leader,
     follower: Follower,
     links: BTreeMap<ConnId, RegionName>,
+    /// When something last came on a link.
+    heard: BTreeMap<ConnId, Instant>,
     /// Who asked for a read of the log or of pages: (connection, what its tag stands for).
     reads: BTreeMap<u64, ConnId>,
     next_tag: u64,
@@ -182,6 +244,12 @@ pub struct Node {
 }
 
 impl Node {
+    /// Under which this region's copies are written: pages are read from copies that have heard of it.
+    #[must_use]
+    pub fn generation(&self) -> Generation {
+        self.appender.generation()
+    }
+
     #[must_use]
     pub fn new(who: Identity, limits: Limits, mut prng: Prng, wall: UnixMicros) -> Node {
         let reseedable = who.region != who.founder;
@@ -197,9 +265,13 @@ impl Node {
             stage: Stage::Recovering,
             reason: None,
             control: None,
-            control_pending: false,
+            roles: Roles::default(),
+            counting: None,
+            untold: Vec::new(),
+            committing: Committing::default(),
             appender,
             links: BTreeMap::new(),
+            heard: BTreeMap::new(),
             reads: BTreeMap::new(),
             next_tag: 1,
             oldest_pin: Lsn(u64::MAX),
@@ -218,19 +290,23 @@ impl Node {
         let mut next = self.appender.next_timeout();
         let more = match &self.stage {
             Stage::Leading => self.leader.next_timeout(),
-            Stage::Following => self.follower.next_timeout(),
+            Stage::Following => self.follower.next_timeout().into_iter().chain(self.leader.next_timeout()).min(),
             _ => None,
         };
         if let Some(at) = more {
             next = Some(next.map_or(at, |n| n.min(at)));
         }
-        next
+        next.into_iter().chain(self.roles.next_timeout()).chain(self.committing.next_timeout()).min()
     }
 
     /// Takes one event. `wall` is this process's wall clock, for lag and for people.
     pub fn handle(&mut self, now: Instant, wall: UnixMicros, event: Event) {
         self.wall = wall;
         match event {
+            Event::Member { from, message } => self.tell(now, Input::Message { from, message }),
+            Event::Order(order) => self.tell(now, Input::Order(order)),
+            Event::ClockBroke { reason } => self.tell(now, Input::ClockBroke { reason }),
+            Event::HeadDrained { op } => self.tell(now, Input::Drained { op }),
             Event::CopyOpened { copy, promised } => self.appender.copy_opened(now, copy, promised),
             Event::CopyLost { copy, reason } => self.appender.copy_lost(now, copy, reason),
             Event::CopyReplied { copy, reply } => self.appender.handle_reply(now, copy, reply),
@@ -252,6 +328,8 @@ impl Node {
         }
         self.timers(now);
         self.drain_appender(now);
+        self.drive_roles(now);
+        self.drain_appender(now);
     }
 
     fn timers(&mut self, now: Instant) {
@@ -259,11 +337,19 @@ impl Node {
             self.appender.handle_timeout(now);
         }
         match &self.stage {
-            Stage::Leading => self.lead_timers(now),
-            Stage::Following => self.follow_timers(now),
+            Stage::Leading => {
+                self.lead_timers(now);
+                if self.committing.next_timeout().is_some_and(|at| now >= at) {
+                    self.release(now);
+                }
+            }
+            Stage::Following => {
+                self.follow_timers(now);
+                self.lead_timers(now);
+            }
             _ => {}
         }
-        let leads = matches!(self.stage, Stage::Leading);
+        let leads = matches!(self.stage, Stage::Leading) || self.leader.ships();
         let (log, pages) = if leads { self.leader.needs(now, &self.limits, self.who.members.len()) } else { (None, None) };
         self.appender.set_needs(self.oldest_pin, pages, log);
     }
@@ -280,6 +366,7 @@ impl Node {
                         "recovery_anew",
                         "the only copy with the newest, never acknowledged frames is lost; recovering without it".into(),
                     );
+                    self.recover_for_the_same();
                     self.stage = Stage::Recovering;
                 }
                 AppenderEffect::RecoveryWaits { reason, control } => {
@@ -292,6 +379,8 @@ impl Node {
                 }
                 AppenderEffect::Restarted { vdl } => self.restarted(now, vdl),
                 AppenderEffect::Durable { vdl, frames } => self.durable(now, vdl, frames),
+                AppenderEffect::Rewound { at } => self.rewound(now, at),
+                AppenderEffect::RewindImpossible { reason } => self.cannot_rewind(&reason),
                 AppenderEffect::ControlDurable => self.control_durable(now),
                 AppenderEffect::Places { places } => self.effects.push_back(Effect::Places { places }),
                 AppenderEffect::Retired { slot, place, by } => {
@@ -303,18 +392,17 @@ impl Node {
                     );
                     self.effects.push_back(Effect::Retired { slot, place, by });
                 }
-                AppenderEffect::QuorumLost { reason } => {
-                    self.note("quorum_lost", format!("writes are stopped: {reason}. They resume by themselves when a copy returns"));
+                AppenderEffect::QuorumLost { reason, until } => {
+                    self.note("quorum_lost", format!("writes are stopped: {reason}. They resume by themselves {until}"));
                     // Whoever shows it says first that writes are stopped.
-                    let sentence = format!("{reason}; writes resume by themselves when a copy returns");
-                    self.reason = Some(sentence.clone());
-                    self.effects.push_back(Effect::Gate(WriteGate::Closed { reason: sentence }));
+                    self.roles.quorum_lost = Some(format!("{reason}; writes resume by themselves {until}"));
+                    self.say_gate();
                 }
                 AppenderEffect::QuorumRegained => {
-                    if self.reason.take().is_some() {
+                    if self.roles.quorum_lost.take().is_some() {
                         self.note("quorum_regained", "four copies take writes again".into());
                     }
-                    self.effects.push_back(Effect::Gate(WriteGate::Open));
+                    self.say_gate();
                 }
                 AppenderEffect::CopyChanged { copy, health } => self.copy_changed(copy, &health),
                 AppenderEffect::Fenced { promised } => {
@@ -326,6 +414,9 @@ impl Node {
                     self.stage = Stage::Halted { reason };
                 }
                 AppenderEffect::Log { tag, outcome } => {
+                    if self.counted(now, tag, &outcome) {
+                        continue;
+                    }
                     if let Some(conn) = self.reads.remove(&tag) {
                         self.lead_log(now, conn, outcome);
                     }
@@ -346,7 +437,8 @@ impl Node {
                 AppenderEffect::Scrubbed { group } => self.scrubbed(group),
                 AppenderEffect::SeedStalled => {
                     self.follower.give_up_seed();
-                    if let Some(conn) = self.follower.conn() {
+                    // Also one whose hello offered to go on with it: the answer would be that (seed 9000374).
+                    if let Some(conn) = self.follower.link() {
                         self.unlink(now, conn, "the seed was lost here; it begins anew".into());
                     }
                 }
@@ -365,52 +457,92 @@ impl Node {
             Found::Empty { control } => (control, false),
             Found::Log { control, .. } => (control, true),
         };
-        self.control = ControlState::decode(bytes);
         self.reason = None;
+        if self.roles.is_begun() {
+            return self.recovered_again(now, &found);
+        }
+        self.control = ControlState::decode(bytes);
         let control = self.control.clone();
         if !self.founded_like_this(control.as_ref()) {
             return;
         }
+        let voter = control.as_ref().map(|c| c.voter.clone());
+        self.committing.rules = control.as_ref().map(|c| c.rules).unwrap_or_default();
+        self.roles.reign = control.as_ref().and_then(ControlState::top).map(|(epoch, primary)| (epoch, primary.clone()));
         let start = control::start(&self.who.region, &self.who.founder, self.control.as_ref(), has_log);
         match (start, found) {
-            (Start::Lead { epoch }, Found::Log { consistent, end, .. }) => {
-                self.note("recovered", format!("the log ends at {end}; going on behind {consistent} as the primary of epoch {epoch}"));
-                let pen = self.appender.lead(now, self.wall, epoch, consistent);
-                self.stage = Stage::Opening { pen: Some(pen) };
+            (Start::Closed, Found::Log { consistent, end, .. }) => {
+                self.note("recovered", format!("the log ends at {end}; asking a majority whether this region is still the primary"));
+                self.reason = Some("it was the primary and asks a majority of the voters whether it still is".into());
+                self.roles.holds_commits = true;
+                self.stage = Stage::Closed { consistent };
+                self.begin_roles(now, voter);
             }
-            // A founding that crashed before its first frame: the same lineage goes on.
-            (Start::Lead { .. }, Found::Empty { .. }) => {
-                let control = self.control.clone().expect("BUG: leading without a control state");
-                // It may lie on one copy only: four must keep it before there is a log that asks for it (seed 700236).
-                self.appender.put_control(control.encode());
-                self.stage = Stage::Founding { lineage: control.lineage };
+            // A founding that crashed before its first frame: the same lineage goes on. Its state may lie on one copy only: four must keep it
+            // before there is a log that asks for it (seed 700236).
+            (Start::FoundAgain { lineage }, _) => {
+                self.roles.holds_commits = true;
+                self.stage = Stage::Founding { lineage };
+                self.put_again();
             }
             (Start::Found, _) => {
                 let lineage = LineageId((u128::from(self.prng.next_u64()) << 64) | u128::from(self.prng.next_u64()));
-                let control = ControlState { lineage, epoch: Epoch(1), primary: self.who.region.clone(), layout: self.who.layout };
-                self.appender.put_control(control.encode());
-                self.control = Some(control);
+                let voters = VoterSet::founding(&self.who.region, &self.who.members, self.who.witness.as_ref());
+                let voter = VoterState::founding(lineage, &self.who.region, voters, self.wall);
+                self.control = Some(ControlState { layout: self.who.layout, rules: self.committing.rules, voter });
+                self.roles.holds_commits = true;
                 self.stage = Stage::Founding { lineage };
+                self.put_again();
             }
-            (Start::Follow { primary, .. }, Found::Log { end, consistent, .. }) => {
-                self.note("recovered", format!("the log ends at {end}; following {primary}"));
-                self.follower.primary_is(primary.clone());
-                self.effects.push_back(Effect::PrimaryIs(Some(primary)));
+            (Start::Follow, Found::Log { end, consistent, .. }) => {
+                self.note("recovered", format!("the log ends at {end}; following"));
+                self.look_for_the_known();
                 self.stage = Stage::Opening { pen: None };
                 self.appender.follow(now, consistent);
+                self.begin_roles(now, voter);
             }
-            (Start::Follow { .. } | Start::Join, _) => {
-                if let Some(control) = &self.control {
-                    self.follower.primary_is(control.primary.clone());
-                    self.effects.push_back(Effect::PrimaryIs(Some(control.primary.clone())));
-                }
+            (Start::Closed | Start::Follow | Start::Join, _) => {
+                self.look_for_the_known();
                 self.note("joining", "the six copies are empty; looking for the primary to be seeded".into());
                 self.stage = Stage::Following;
+                self.begin_roles(now, voter);
             }
             (Start::Refuse { reason }, _) => {
                 self.note("halted", reason.clone());
                 self.stage = Stage::Halted { reason };
             }
+        }
+    }
+
+    /// This process recovered before, and knows more than what it finds: it became something else, or the log it had chosen was lost.
+    fn recovered_again(&mut self, now: Instant, found: &Found) {
+        self.put_again();
+        let Found::Log { consistent, .. } = found else {
+            self.stage = Stage::Following;
+            return;
+        };
+        match self.roles.intent.take() {
+            Some(intent) => self.lead(now, intent, *consistent),
+            None => {
+                self.stage = Stage::Opening { pen: None };
+                self.appender.follow(now, *consistent);
+            }
+        }
+    }
+
+    /// The log that was chosen is gone: what this region was about to become it is about to become again.
+    fn recover_for_the_same(&mut self) {
+        if self.roles.intent.is_none()
+            && let Stage::Opening { pen: Some(pen) } = &self.stage
+        {
+            self.roles.intent = Some(Intent::Resume(pen.epoch()));
+        }
+    }
+
+    fn look_for_the_known(&mut self) {
+        if let Some((_, primary)) = self.roles.reign.clone().filter(|(_, p)| *p != self.who.region) {
+            self.follower.primary_is(primary.clone());
+            self.effects.push_back(Effect::PrimaryIs(Some(primary)));
         }
     }
 
@@ -432,15 +564,12 @@ impl Node {
     }
 
     fn control_durable(&mut self, now: Instant) {
-        self.control_pending = false;
-        match &self.stage {
-            Stage::Founding { lineage } => {
-                let lineage = *lineage;
-                self.open_founded(now, lineage);
-            }
-            Stage::Following => self.replay_follower(now),
-            _ => {}
+        if matches!(self.stage, Stage::Founding { .. }) && !self.roles.is_begun() {
+            // What this member founds is kept before anybody hears of it.
+            let voter = self.control.as_ref().map(|c| c.voter.clone());
+            return self.begin_roles(now, voter);
         }
+        self.control_kept(now);
     }
 
     fn open_founded(&mut self, now: Instant, lineage: LineageId) {
@@ -451,17 +580,15 @@ impl Node {
 
     /// The volume's log is durable again, up to `vdl`.
     fn restarted(&mut self, now: Instant, vdl: LogEnd) {
-        self.effects.push_back(Effect::HeadReset { at: vdl });
+        if !self.roles.unsettled {
+            self.effects.push_back(Effect::HeadReset { at: vdl });
+        }
         match std::mem::replace(&mut self.stage, Stage::Recovering) {
-            Stage::Opening { pen: Some(pen) } => {
-                self.stage = Stage::Leading;
-                self.effects.push_back(Effect::PrimaryIs(Some(self.who.region.clone())));
-                self.effects.push_back(Effect::HeadWrites { pen });
-                self.note("writable", format!("epoch {}, generation {}", vdl.epoch, vdl.generation));
-            }
+            Stage::Opening { pen: Some(pen) } => self.pend(now, pen, vdl),
             Stage::Opening { pen: None } | Stage::Following => {
                 self.stage = Stage::Following;
                 self.follower.restarted(now, self.wall, vdl);
+                self.tell_log(now);
             }
             other => self.stage = other,
         }
@@ -469,11 +596,27 @@ impl Node {
 
     fn durable(&mut self, now: Instant, vdl: LogEnd, frames: Vec<Frame>) {
         match self.stage {
-            Stage::Leading => self.lead_pump(now, &vdl),
-            Stage::Following => self.follower.durable(now, self.wall, &vdl, &frames),
+            Stage::Leading => {
+                self.tell_log(now);
+                self.tell(now, Input::CommitPathMoved);
+                self.lead_pump(now, &vdl);
+                self.judge_sealed(now, &vdl);
+                return self.commit(now, vdl, frames);
+            }
+            Stage::Pending => self.reign_is_durable(now, vdl),
+            Stage::Following => {
+                self.follower.durable(now, self.wall, &vdl, &frames);
+                self.tell_log(now);
+                if self.leader.ships() {
+                    self.lead_pump(now, &vdl);
+                }
+                self.judge_caught_up(now);
+            }
             _ => {}
         }
-        self.effects.push_back(Effect::HeadAdvances { vdl, frames });
+        if !self.roles.unsettled {
+            self.effects.push_back(Effect::HeadAdvances { vdl, frames });
+        }
     }
 
     fn scrubbed(&mut self, group: GroupId) {
@@ -502,7 +645,8 @@ impl Node {
     fn linked(&mut self, now: Instant, conn: ConnId, peer: RegionName, dialled: bool) {
         self.links.insert(conn, peer.clone());
         if dialled {
-            let hello = self.follower.hello(now, conn, &self.who, &self.appender, self.control.as_ref());
+            let epoch = self.epoch();
+            let hello = self.follower.hello(now, conn, &self.who, &self.appender, epoch);
             if let (Stage::Following, Some(message)) = (&self.stage, hello) {
                 self.effects.push_back(Effect::Send { conn, message });
             } else {
@@ -513,6 +657,7 @@ impl Node {
 
     fn unlinked(&mut self, now: Instant, conn: ConnId, reason: &str) {
         self.links.remove(&conn);
+        self.heard.remove(&conn);
         self.reads.retain(|_, c| *c != conn);
         if let Some(region) = self.leader.unlinked(now, self.wall, conn) {
             self.note("secondary_disconnected", format!("{region}: {reason}"));
@@ -529,6 +674,7 @@ impl Node {
 
     fn received(&mut self, now: Instant, conn: ConnId, message: Message) {
         let Some(peer) = self.links.get(&conn).cloned() else { return };
+        self.heard.insert(conn, now);
         if self.leader.has(conn) {
             self.lead_received(now, conn, message);
         } else if self.follower.is_on(conn) {
@@ -595,27 +741,34 @@ impl Node {
     }
 
     fn epoch(&self) -> Epoch {
-        self.control.as_ref().map_or(Epoch(0), |c| c.epoch)
+        self.roles.reign.as_ref().map_or(Epoch(0), |(epoch, _)| *epoch)
     }
 
     /// What this region says of itself now.
     #[must_use]
     pub fn report(&self, now: Instant, wall: UnixMicros) -> RegionReport {
         let role = match &self.stage {
-            Stage::Leading | Stage::Founding { .. } | Stage::Opening { pen: Some(_) } => Role::Primary,
-            Stage::Following | Stage::Opening { pen: None } => Role::Secondary,
-            Stage::Recovering | Stage::Halted { .. } => match &self.control {
-                Some(c) if c.primary == self.who.region => Role::Primary,
+            Stage::Leading | Stage::Founding { .. } | Stage::Pending | Stage::Opening { pen: Some(_) } => Role::Primary,
+            Stage::Following | Stage::GoingBack { .. } | Stage::Opening { pen: None } => Role::Secondary,
+            // Its copies say it was the primary, and only a majority can say that it is.
+            Stage::Closed { .. } => Role::Unknown,
+            Stage::Recovering | Stage::Halted { .. } => match &self.roles.reign {
+                Some((_, primary)) if *primary == self.who.region => Role::Primary,
                 Some(_) => Role::Secondary,
                 None => Role::Unknown,
             },
         };
         let (state, reason) = match &self.stage {
-            Stage::Leading if self.appender.has_quorum() => (RegionState::Writable, None),
-            Stage::Leading => (RegionState::Fenced, self.reason.clone()),
+            Stage::Leading if self.appender.has_quorum() && now < self.lease_until() => (RegionState::Writable, self.committing.pause()),
+            Stage::Leading => (RegionState::Fenced, self.roles.stopped().or_else(|| Some("it waits for its lease".into()))),
             Stage::Halted { reason } => (RegionState::Fenced, Some(reason.clone())),
             Stage::Following => self.follower.state(now, &self.limits, &self.appender),
-            Stage::Recovering | Stage::Founding { .. } | Stage::Opening { .. } => (RegionState::Starting, self.reason.clone()),
+            Stage::GoingBack { primary } => {
+                (RegionState::CatchingUp, Some(format!("what {primary} does not have is archived and cut; then this region follows it")))
+            }
+            Stage::Recovering | Stage::Founding { .. } | Stage::Opening { .. } | Stage::Closed { .. } | Stage::Pending => {
+                (RegionState::Starting, self.reason.clone())
+            }
         };
         let vdl = self.appender.vdl();
         let ago = |at: Instant| UnixMicros(wall.0.saturating_sub(u64::try_from(now.since(at).as_micros()).unwrap_or(u64::MAX)));
@@ -628,7 +781,10 @@ impl Node {
                 CopyHealth::Down { reason } => ("down", Some(reason)),
             };
             let replacing = self.appender.replacing().filter(|r| r.slot == c.copy.copy);
-            let reason = reason.or_else(|| {
+            let low = || {
+                c.low.then(|| "its disk is almost full: make room there; new writes stop when fewer than four copies have any".to_owned())
+            };
+            let reason = reason.or_else(low).or_else(|| {
                 replacing.map(|r| {
                     format!("takes the slot of the copy before it, in {}; `parhelion copy replace {} --cancel` goes back", r.place, r.slot)
                 })
@@ -661,6 +817,7 @@ impl Node {
                     repaired_total: c.kept.repaired,
                     lost_writes_total: c.kept.lost_writes,
                 },
+                low_on_room: c.low,
             }
         });
         RegionReport {
@@ -672,7 +829,7 @@ impl Node {
             reason,
             epoch: self.epoch(),
             lineage: self.appender.lineage().map(Into::into),
-            primary: self.control.as_ref().map(|c| c.primary.clone()),
+            primary: self.roles.reign.as_ref().map(|(_, primary)| primary.clone()),
             reported_at: wall,
             written_lsn: self.appender.end().end_lsn,
             durable_lsn: vdl.end_lsn,
@@ -686,6 +843,9 @@ impl Node {
             volume: report::VolumeReport::of(self.who.layout),
             readers: 1,
             secondaries: if matches!(self.stage, Stage::Leading) { self.leader.report(now, &self.limits, vdl) } else { Vec::new() },
+            control: self
+                .control_view(now)
+                .map(|view| Box::new(report::ControlReport::of(&self.who.region, &view, self.ledger(), Some(self.rules())))),
         }
     }
 
@@ -716,10 +876,17 @@ impl Node {
         }
     }
 
+    /// A copy is being replaced, or the end of that is still being recorded: four of the other five are needed.
+    #[must_use]
+    pub fn is_replacing(&self) -> bool {
+        self.appender.is_changing()
+    }
+
     /// Whether this region's readers have something to read.
     #[must_use]
     pub fn is_readable(&self) -> bool {
-        matches!(self.stage, Stage::Leading | Stage::Following)
+        matches!(self.stage, Stage::Leading | Stage::Pending | Stage::Following)
+            && !self.roles.unsettled
             && *self.appender.phase() == VolumePhase::Serving
             && *self.appender.vdl() != LogEnd::EMPTY
     }

@@ -2,6 +2,9 @@
 //!
 //! What is not known is `None` and never 0. Times are on the reporting region's wall clock unless a name says otherwise.
 
+pub use super::control_report::{
+    CheckReport, ControlReport, FailoverReport, LossReport, OperationReport, PeerReport, PhaseReport, RulesReport,
+};
 pub use crate::ship::{CatchUpKind, CatchUpReport, LagReport};
 
 use crate::base::{Epoch, Layout, LineageId, Lsn, RegionName, UnixMicros};
@@ -83,6 +86,8 @@ pub struct CopyReport {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub repair: Option<RepairReport>,
     pub scrub: ScrubReport,
+    /// Its disk is almost full.
+    pub low_on_room: bool,
 }
 
 /// The rebuilding of one copy from its peers.
@@ -183,6 +188,8 @@ pub struct RegionReport {
     pub readers: u32,
     /// The primary's view of its secondaries; empty elsewhere.
     pub secondaries: Vec<SecondaryReport>,
+    /// Leases, votes, operations; null while it recovers.
+    pub control: Option<Box<ControlReport>>,
 }
 
 /// A lineage as 32 hexadecimal digits.

@@ -12,8 +12,9 @@
 use super::events::{self, EventCursor};
 use super::status::{self, ClusterStatus};
 use crate::base::{CopyId, RegionName};
+use crate::control::{FailoverRecord, OpView, Order};
 use crate::endpoint::http::RegionView;
-use crate::node::report::{OperatorEvent, RegionReport};
+use crate::node::report::{ControlReport, FailoverReport, OperationReport, OperatorEvent, RegionReport, Role};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -63,6 +64,19 @@ pub enum AdminRequest {
         copy: CopyId,
         place: Option<String>,
     },
+    /// What a member says of roles; the only question that a witness answers.
+    Voter,
+    /// An operator's order, to any region. It is under way when the answer comes, or refused.
+    Order(Box<Order>),
+    /// Operations that the region knows of, newest first.
+    Ops,
+    /// Failovers that the region knows of, newest first.
+    Failovers,
+    /// Changes a rule of the whole global cluster, `max_rpo` to `2s`; passed on to the primary.
+    Set {
+        key: String,
+        value: String,
+    },
 }
 
 /// The answer to it.
@@ -80,6 +94,11 @@ pub enum AdminAnswer {
     Done(String),
     /// Not done, and why; a sentence that says what to do.
     Refused(String),
+    Voter(Box<ControlReport>),
+    /// How the operation stands.
+    Op(Box<OperationReport>),
+    Ops(Vec<OperationReport>),
+    Failovers(Vec<FailoverReport>),
 }
 
 /// Why bytes are not a question or an answer.
@@ -183,6 +202,24 @@ pub trait AdminPort: Send + Sync + 'static {
 
     /// Replaces one of this region's copies by a new one in the directory `place`, or (`None`) goes back. Both ways a sentence.
     async fn replace_copy(&self, copy: CopyId, place: Option<String>) -> Result<String, String>;
+
+    /// The member without data, if there is one: it can be asked as well.
+    fn witness(&self) -> Option<RegionName>;
+
+    /// A sentence when the witness is in the failure domain of `primary`, as far as the configuration says.
+    fn witness_beside(&self, primary: &RegionName) -> Option<String>;
+
+    /// Gives an order to this region's control core, and says how it stands a moment later; `None`: not known yet.
+    async fn order(&self, order: Order) -> Result<Option<OpView>, String>;
+
+    /// The operations that this region knows of, newest first.
+    fn ops(&self) -> Vec<OpView>;
+
+    /// The failovers that it knows of, newest first.
+    fn failovers(&self) -> Vec<FailoverRecord>;
+
+    /// Changes a rule in this region, which is the primary. Both ways a sentence.
+    async fn set(&self, key: String, value: String) -> Result<String, String>;
 }
 
 /// Answers a question. `members` are all regions, in the order to show them; the one `view` tells of is not asked over the wire.
@@ -211,12 +248,20 @@ async fn answer_within(
         AdminRequest::Events { after } => AdminAnswer::Events(after.after(view.events(0))),
         AdminRequest::Cluster => {
             let own = view.report();
-            let questions = others(members, &own.region).map(|r| (r, AdminRequest::Report)).collect();
+            let mut questions: Vec<(RegionName, AdminRequest)> = others(members, &own.region).map(|r| (r, AdminRequest::Report)).collect();
+            questions.extend(port.witness().map(|w| (w, AdminRequest::Voter)));
+            let mut said = ask_all(timeout, &port, questions).await;
+            let witness = port.witness().map(|name| {
+                let answer = said.remove(&name).unwrap_or_else(|| Err("it was not asked".to_owned()));
+                (name, answer.and_then(voter_of))
+            });
             let mut answers: BTreeMap<RegionName, Result<RegionReport, String>> =
-                ask_all(timeout, &port, questions).await.into_iter().map(|(region, answer)| (region, answer.and_then(report_of))).collect();
+                said.into_iter().map(|(region, answer)| (region, answer.and_then(report_of))).collect();
             let (region, at) = (own.region.clone(), own.reported_at);
             answers.insert(region.clone(), Ok(own));
-            AdminAnswer::Cluster(Box::new(status::merge(&region, at, members, &answers)))
+            let mut status = status::merge(&region, at, members, &answers, &witness);
+            status.notes.extend(status.primary.as_ref().and_then(|primary| port.witness_beside(primary)));
+            AdminAnswer::Cluster(Box::new(status))
         }
         AdminRequest::ClusterEvents { after } => {
             let cursor = |region: &RegionName| after.iter().find(|(r, _)| r == region).map(|(_, c)| *c).unwrap_or_default();
@@ -237,6 +282,37 @@ async fn answer_within(
         AdminRequest::StartCopy { copy } => done(port.set_copy_on_duty(copy, true).await),
         AdminRequest::ReplaceCopy { copy, place } => done(port.replace_copy(copy, place).await),
         AdminRequest::SlowCopy { copy, delay_us } => done(port.slow_copy(copy, Duration::from_micros(delay_us)).await),
+        AdminRequest::Voter => match view.report().control {
+            Some(control) => AdminAnswer::Voter(control),
+            None => AdminAnswer::Refused("the region process is recovering and knows nothing of roles yet".into()),
+        },
+        AdminRequest::Order(order) => match port.order(*order).await {
+            Ok(Some(op)) => AdminAnswer::Op(Box::new(OperationReport::of(&op))),
+            Ok(None) => AdminAnswer::Done("the order was taken; who carries it out has not answered yet".into()),
+            Err(why) => AdminAnswer::Refused(why),
+        },
+        AdminRequest::Ops => AdminAnswer::Ops(port.ops().iter().map(OperationReport::of).collect()),
+        AdminRequest::Failovers => AdminAnswer::Failovers(port.failovers().iter().map(FailoverReport::of).collect()),
+        AdminRequest::Set { key, value } => set(timeout, key, value, &*view, &port).await,
+    }
+}
+
+/// The primary has the rules: any other region passes it on, once.
+async fn set(timeout: Duration, key: String, value: String, view: &dyn RegionView, port: &Arc<dyn AdminPort>) -> AdminAnswer {
+    let own = view.report();
+    match own.primary {
+        _ if own.role == Role::Primary => done(port.set(key, value).await),
+        Some(primary) if primary != own.region => {
+            let asked = tokio::time::timeout(timeout, port.ask(&primary, AdminRequest::Set { key, value })).await;
+            asked.unwrap_or_else(|_| Err(format!("no answer within {} ms", timeout.as_millis()))).unwrap_or_else(|why| {
+                AdminAnswer::Refused(format!(
+                    "the primary {primary} was asked and did not answer ({why}); `parhelion status` shows how it is"
+                ))
+            })
+        }
+        _ => AdminAnswer::Refused(
+            "no primary is known here, and only a primary has this rule; `parhelion status` shows what is going on".into(),
+        ),
     }
 }
 
@@ -255,6 +331,14 @@ fn done(result: Result<String, String>) -> AdminAnswer {
 fn report_of(answer: AdminAnswer) -> Result<RegionReport, String> {
     match answer {
         AdminAnswer::Report(report) => Ok(*report),
+        AdminAnswer::Refused(why) => Err(why),
+        _ => Err("it answered something else; is it the same version of parhelion?".to_owned()),
+    }
+}
+
+fn voter_of(answer: AdminAnswer) -> Result<ControlReport, String> {
+    match answer {
+        AdminAnswer::Voter(report) => Ok(*report),
         AdminAnswer::Refused(why) => Err(why),
         _ => Err("it answered something else; is it the same version of parhelion?".to_owned()),
     }

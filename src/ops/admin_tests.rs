@@ -58,6 +58,24 @@ impl AdminPort for Port {
     async fn slow_copy(&self, copy: CopyId, delay: Duration) -> Result<String, String> {
         Ok(format!("{copy} is {} ms slow", delay.as_millis()))
     }
+    fn witness(&self) -> Option<RegionName> {
+        None
+    }
+    fn witness_beside(&self, _primary: &RegionName) -> Option<String> {
+        None
+    }
+    async fn order(&self, order: Order) -> Result<Option<OpView>, String> {
+        if order.dry_run { Ok(None) } else { Err(format!("{} is not carried out here", order.id)) }
+    }
+    fn ops(&self) -> Vec<OpView> {
+        Vec::new()
+    }
+    fn failovers(&self) -> Vec<FailoverRecord> {
+        Vec::new()
+    }
+    async fn set(&self, key: String, value: String) -> Result<String, String> {
+        Ok(format!("{key} is {value}"))
+    }
 }
 
 async fn asked(request: AdminRequest) -> AdminAnswer {
@@ -91,6 +109,28 @@ async fn copies_are_stopped_and_started_by_the_region_itself() {
     assert_eq!(asked(AdminRequest::StopCopy { copy: CopyId(0) }).await, AdminAnswer::Refused("a1 is stopped already".into()));
     assert_eq!(asked(AdminRequest::SlowCopy { copy: CopyId(1), delay_us: 50_000 }).await, AdminAnswer::Done("a2 is 50 ms slow".into()));
     assert!(AdminRequest::decode(&AdminRequest::SlowCopy { copy: CopyId(6), delay_us: 1 }.encode()).is_err(), "there are six");
+}
+
+fn order(dry_run: bool) -> AdminRequest {
+    let kind = crate::control::OrderKind::Switchover { to: name("eu-west") };
+    let order = Order { id: crate::control::OpId(7), kind, dry_run, timeout_ms: 1, at_epoch: None, actor: "me".into() };
+    AdminRequest::Order(Box::new(order))
+}
+
+#[tokio::test]
+async fn orders_are_taken_or_refused_and_rules_are_passed_on_to_the_primary() {
+    assert!(matches!(asked(order(false)).await, AdminAnswer::Refused(why) if why.ends_with("7 is not carried out here")));
+    assert!(matches!(asked(order(true)).await, AdminAnswer::Done(_)));
+    assert_eq!(AdminRequest::decode(&order(true).encode()), Ok(order(true)));
+    assert_eq!(asked(AdminRequest::Ops).await, AdminAnswer::Ops(Vec::new()));
+    let rule = || AdminRequest::Set { key: "max_rpo".into(), value: "2s".into() };
+    assert_eq!(asked(rule()).await, AdminAnswer::Done("max_rpo is 2s".into()));
+    // A secondary asks the primary, which is not there.
+    let members = ["us-east", "eu-west", "ap-south"].map(name);
+    let mut secondary = sample("eu-west", Role::Secondary);
+    secondary.primary = Some(name("ap-south"));
+    let passed = answer_within(Duration::from_millis(50), rule(), Arc::new(View(secondary)), Arc::new(Port), &members).await;
+    assert!(matches!(&passed, AdminAnswer::Refused(why) if why.contains("the primary ap-south was asked")), "{passed:?}");
 }
 
 #[test]

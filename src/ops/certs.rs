@@ -33,13 +33,15 @@ pub struct CertOptions {
     pub now: UnixMicros,
     /// Regions with copies on other machines: their storage nodes get a certificate as well.
     pub copies_of: Vec<RegionName>,
+    /// The witness of the global cluster gets a certificate as well.
+    pub witness: Option<RegionName>,
 }
 
 impl CertOptions {
     /// A year, and only what is missing.
     #[must_use]
     pub fn new(now: UnixMicros) -> CertOptions {
-        CertOptions { days: 365, renew: false, now, copies_of: Vec::new() }
+        CertOptions { days: 365, renew: false, now, copies_of: Vec::new(), witness: None }
     }
 }
 
@@ -110,6 +112,9 @@ pub fn create(dir: &Path, cluster: &ClusterName, regions: &[RegionName], options
     for region in &options.copies_of {
         leaf(Subject::Copies, dir, cluster, region, &ca, options, &mut report)?;
     }
+    if let Some(witness) = &options.witness {
+        leaf(Subject::Witness, dir, cluster, witness, &ca, options, &mut report)?;
+    }
     let password = dir.join(PASSWORD_FILE);
     if exists(&password)? {
         report.kept.push(password);
@@ -179,7 +184,7 @@ fn leaf(
         && let Some(cert) = fit(subject, dir, cluster, region, ca, options.now)?
     {
         report.kept.extend([cert_path, key_path]);
-        if subject == Subject::Region {
+        if subject != Subject::Copies {
             report.days_left.push((region.clone(), tls::not_after(&cert).map_or(0, |end| tls::days_between(options.now, end))));
         }
         return Ok(());
@@ -194,7 +199,7 @@ fn leaf(
     }
     replace(&key_path, key.serialize_pem().as_bytes(), 0o600)?;
     replace(&cert_path, cert.pem().as_bytes(), 0o644)?;
-    if subject == Subject::Region {
+    if subject != Subject::Copies {
         report.days_left.push((region.clone(), i64::from(options.days)));
     }
     report.created.extend([cert_path, key_path]);
@@ -245,6 +250,7 @@ fn leaf_params(
             format!("region {region} of {cluster}")
         }
         Subject::Copies => format!("copies of region {region} of {cluster}"),
+        Subject::Witness => format!("witness {region} of {cluster}"),
     };
     let mut params = CertificateParams::new(names)?;
     params.distinguished_name = DistinguishedName::new();

@@ -13,16 +13,20 @@ use super::events::{self, Follower};
 use super::failure::{EXIT_CODES, FAILED, Failure, REFUSED, USAGE};
 use super::lag::{self, LagView};
 use super::netem::{self, CONTROL_SOCKET};
+use super::orders::{self, FailoverArgs, OpArgs, SetArgs, SwitchoverArgs};
 use super::region::{self, RunOptions};
+use super::salvage;
 use super::status::{self, ClusterStatus};
 use super::text;
-use crate::base::{ClusterName, CopyId, RegionName};
+use super::witness::{self, config::WitnessConfig};
+use crate::base::{ClusterName, CopyId, RegionName, TimelineId};
 use crate::io::clock;
 use crate::io::copies::slow::DELAY_MAX;
 use crate::sim::roles::{self, RolesOptions};
 use crate::sim::{self, RecoveryOptions, SimOptions};
 use clap::{Args, Parser, Subcommand};
 use std::io::{IsTerminal as _, Write as _};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -41,6 +45,8 @@ pub enum Verb {
     Demo(DemoArgs),
     /// Run one region
     Region(RegionArgs),
+    /// Run a witness: a member that votes between two regions and holds no data
+    Witness(WitnessArgs),
     /// Make the CA, the regions' certificates and the SQL password, where they are missing
     Certs(CertsArgs),
     /// Show the global cluster: roles, states, positions, lags, copies
@@ -49,6 +55,14 @@ pub enum Verb {
     Lag(WatchArgs),
     /// Show what happened in all regions
     Events(EventsArgs),
+    /// Move the primary to another region, as planned: nothing is lost
+    Switchover(SwitchoverArgs),
+    /// Make a surviving region the primary, and say what that costs
+    Failover(FailoverArgs),
+    /// Show operations: how far they are, how they ended
+    Op(OpArgs),
+    /// Change a rule of the running global cluster: parhelion set max_rpo=2s
+    Set(SetArgs),
     /// Look at or change the demo's emulated network
     Netem {
         #[command(subcommand)]
@@ -56,6 +70,8 @@ pub enum Verb {
     },
     /// Run some of a region's copies as a process of their own; or a drill with one of the six
     Copy(CopyArgs),
+    /// Look at what a region lost when it followed another one: as figures, as rows that differ, as a read-only database
+    Salvage(SalvageArgs),
     /// Look at a region's copies in their files
     Volume {
         #[command(subcommand)]
@@ -99,6 +115,16 @@ pub struct RegionArgs {
 }
 
 #[derive(Debug, Args)]
+pub struct WitnessArgs {
+    /// The witness's file, as in regions/witness.toml
+    #[arg(long, value_name = "FILE", env = "PARHELION_CONFIG")]
+    pub config: PathBuf,
+    /// End when stdin ends: the process that started this one is gone
+    #[arg(long, hide = true)]
+    pub exit_with_parent: bool,
+}
+
+#[derive(Debug, Args)]
 pub struct CertsArgs {
     /// The file of any region: it names the cluster, the members and the directory
     #[arg(long, value_name = "FILE", env = "PARHELION_CONFIG", required_unless_present = "dir")]
@@ -112,6 +138,9 @@ pub struct CertsArgs {
     /// With --dir: a region (repeat it for each)
     #[arg(long, value_name = "NAME")]
     pub region: Vec<RegionName>,
+    /// With --dir: the witness
+    #[arg(long, value_name = "NAME", requires = "dir")]
+    pub witness: Option<RegionName>,
     /// Make the regions' certificates anew, even where they are fit
     #[arg(long)]
     pub renew: bool,
@@ -242,6 +271,25 @@ pub enum CopyVerb {
     List(AskArgs),
 }
 
+#[derive(Debug, Args)]
+pub struct SalvageArgs {
+    /// The archive; without it all that the region keeps are listed
+    #[arg(value_name = "ARCHIVE", value_parser = salvage::parse_name)]
+    pub id: Option<TimelineId>,
+    /// The region's file
+    #[arg(long, value_name = "FILE", env = "PARHELION_CONFIG")]
+    pub config: PathBuf,
+    /// Serve it as a read-only database to psql, on a loopback address; port 0 takes a free one
+    #[arg(long, value_name = "ADDRESS:PORT", requires = "id", conflicts_with_all = ["diff", "json"])]
+    pub listen: Option<SocketAddr>,
+    /// The rows of this table in which it differs from the history that goes on
+    #[arg(long, value_name = "TABLE", requires = "id")]
+    pub diff: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
 #[derive(Debug, Subcommand)]
 pub enum VolumeVerb {
     /// Read every copy of a stopped or running region: what is intact, what is damaged, where copies differ. Changes nothing. Exit code 1: damage
@@ -267,6 +315,9 @@ pub struct SimArgs {
     /// Threads; each runs whole seeds
     #[arg(long, default_value_t = 2)]
     pub threads: usize,
+    /// An operator moves the primary again and again
+    #[arg(long)]
+    pub moves: bool,
     /// Show so many of the last steps before a failure
     #[arg(long, default_value_t = 40)]
     pub trace: usize,
@@ -331,15 +382,21 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
     match cli.verb {
         Verb::Demo(args) => runtime(true)?.block_on(demo::run(args)),
         Verb::Region(args) => run_region(&args),
+        Verb::Witness(args) => run_witness(&args),
         Verb::Certs(args) => make_certs(args),
         Verb::Status(args) => runtime(false)?.block_on(show_status(&args)),
         Verb::Lag(args) => {
             runtime(false)?.block_on(watch(&args, |status| if args.ask.json { json(&LagView::of(status)) } else { lag::render(status) }))
         }
         Verb::Events(args) => runtime(false)?.block_on(show_events(&args)),
+        Verb::Switchover(args) => runtime(false)?.block_on(orders::switchover(args)),
+        Verb::Failover(args) => runtime(false)?.block_on(orders::failover(args)),
+        Verb::Op(args) => runtime(false)?.block_on(orders::op(args)),
+        Verb::Set(args) => runtime(false)?.block_on(orders::set(args)),
         Verb::Netem { what } => run_netem(what),
         Verb::Copy(CopyArgs { what: Some(what), .. }) => runtime(false)?.block_on(run_copy(what)),
         Verb::Copy(args) => run_copies(&args),
+        Verb::Salvage(args) => run_salvage(args),
         Verb::Volume { what: VolumeVerb::Verify { config, json } } => super::verify::run(&Config::load(&config)?, json, say),
         Verb::Bench(args) => runtime(true)?.block_on(super::bench::run(args)),
         Verb::Sim(args) => run_sim(&args),
@@ -376,7 +433,7 @@ pub(super) fn seed_of(typed: &str) -> Result<u64, Failure> {
 fn run_sim(args: &SimArgs) -> Result<(), Failure> {
     match args.what {
         Some(SimVerb::Recovery { crashes, every, sets, threads }) => {
-            let options = RecoveryOptions { crashes: crashes.into(), every, sets_each: sets, threads, mutant: None };
+            let options = RecoveryOptions { crashes: crashes.into(), every, sets_each: sets, threads, mutant: None, layout: None };
             let summary = sim::enumerate_recoveries(&options, &|line| println!("{line}"));
             say(&format!("{summary}\n"))?;
             return summary.failure.map_or(Ok(()), |_| Err(Failure::new(FAILED, "a recovery did not end as it must")));
@@ -409,7 +466,7 @@ fn run_sim(args: &SimArgs) -> Result<(), Failure> {
     let first = seed_of(&args.seed)?;
     // Panics are caught and reported with their seed; the default message would come a hundred times.
     std::panic::set_hook(Box::new(|_| {}));
-    let options = SimOptions { trace_lines: if args.seeds == 1 { args.trace } else { 0 }, ..SimOptions::default() };
+    let options = SimOptions { trace_lines: if args.seeds == 1 { args.trace } else { 0 }, moves: args.moves, ..SimOptions::default() };
     say(&format!("seeds {first} to {}\n", first.saturating_add(args.seeds.saturating_sub(1))))?;
     let summary = sim::run_many(first, args.seeds, args.threads.max(1), &options, &|line| println!("{line}"));
     if summary.failures.is_empty() {
@@ -437,6 +494,25 @@ fn run_region(args: &RegionArgs) -> Result<(), Failure> {
     let config = Config::load(&args.config)?;
     start_logging(&config.log)?;
     until_signalled(args.exit_with_parent, async |options, shutdown| region::run(config, options, shutdown).await)
+}
+
+fn run_witness(args: &WitnessArgs) -> Result<(), Failure> {
+    let config = WitnessConfig::load(&args.config)?;
+    start_logging(&config.log)?;
+    until_signalled(args.exit_with_parent, async |options, shutdown| witness::run(config, options, shutdown).await)
+}
+
+fn run_salvage(args: SalvageArgs) -> Result<(), Failure> {
+    let config = Config::load(&args.config)?;
+    if let (Some(id), Some(listen)) = (args.id, args.listen) {
+        return runtime(true)?.block_on(async {
+            let (tx, shutdown) = watch::channel(false);
+            tokio::spawn(end_on_signals(tx));
+            salvage::serve(config, id, listen, shutdown, say).await
+        });
+    }
+    let what = args.diff.map_or(salvage::What::Summary, |table| salvage::What::Diff { table });
+    salvage::run(&config, args.id, &what, args.json, say)
 }
 
 fn run_copies(args: &CopyArgs) -> Result<(), Failure> {
@@ -499,17 +575,20 @@ fn start_logging(settings: &LogSettings) -> Result<(), Failure> {
 
 fn make_certs(args: CertsArgs) -> Result<(), Failure> {
     // What was typed goes before what the environment says.
-    let (dir, cluster, regions, copies_of) = match (args.config, args.dir, args.cluster) {
-        (_, Some(dir), Some(cluster)) => (dir, cluster, args.region, Vec::new()),
+    let (dir, cluster, regions, copies_of, witness) = match (args.config, args.dir, args.cluster) {
+        (_, Some(dir), Some(cluster)) => (dir, cluster, args.region, Vec::new(), args.witness),
         (Some(file), ..) => {
             let config = Config::load(&file)?;
+            for warning in config.warnings() {
+                eprintln!("note: {warning}");
+            }
             let regions = config.regions();
             let copies_of = if config.copies.is_empty() { Vec::new() } else { vec![config.region] };
-            (config.tls_dir, config.cluster, regions, copies_of)
+            (config.tls_dir, config.cluster, regions, copies_of, config.witness.map(|w| w.name))
         }
         _ => return Err(Failure::new(USAGE, "name --config FILE, or --dir DIR --cluster NAME --region NAME")),
     };
-    let options = CertOptions { days: args.days, renew: args.renew, now: clock::unix_now(), copies_of };
+    let options = CertOptions { days: args.days, renew: args.renew, now: clock::unix_now(), copies_of, witness };
     let report = certs::create(&dir, &cluster, &regions, &options)?;
     say(&if args.json { json(&report) } else { report.to_string() })
 }
@@ -707,12 +786,20 @@ mod tests {
             "demo --regions 3 --profile world --dir d --base-port 7400 --ready-file f --load 200 --for 30s --json",
             "demo",
             "region --config regions/us-east.toml",
+            "witness --config regions/witness.toml",
             "certs --config regions/us-east.toml --renew",
             "certs --dir certs --cluster demo --region us-east --region eu-west",
             "status --watch --json",
             "status --check --config f",
             "lag --json",
             "events --follow",
+            "switchover --to eu-west --dry-run --timeout 30s --json",
+            "failover --to eu-west --allow-data-loss --max-loss 2s --json",
+            "failover --to eu-west --allow-data-loss --primary-is-down us-east --config f",
+            "failover report 3f --json",
+            "op 3f --json",
+            "op",
+            "set max_rpo=2s sync=1",
             "netem set us-east eu-west delay=38ms loss=0.5% --dir d",
             "netem set * eu-west blackhole=on --both",
             "netem show --config f",
@@ -724,6 +811,9 @@ mod tests {
             "copy slow a1 --delay 50ms",
             "copy slow a1 --delay 0 --config f",
             "volume verify --config f --json",
+            "salvage --config f --json",
+            "salvage 80000000000000ff --config f --listen 127.0.0.1:0",
+            "salvage 80000000000000ff --config f --diff accounts --json",
             "sim --seeds 1 --seed 7",
             "version --json",
         ] {
@@ -743,12 +833,19 @@ mod tests {
             ("copy slow a1", "--delay"),
             ("copy", "--config"),
             ("copy slow a1 --delay 2h", "at most 1m"),
+            ("salvage --config f --diff t", "ARCHIVE"),
+            ("salvage 12 --config f", "names no archive"),
             ("copy replace a1", "--with"),
             ("copy replace a1 --with /x --cancel", "cannot be used with"),
             ("certs", "--config"),
             ("certs --dir d --cluster demo", "--region"),
             ("netem set a b", "KEY=VALUE"),
             ("status --watch --check", "cannot be used with"),
+            ("switchover", "--to"),
+            ("failover", "--to"),
+            ("failover --to eu-west --max-loss 2s", "--allow-data-loss"),
+            ("switchover --to EU", "cannot be a name"),
+            ("set", "KEY=VALUE"),
             ("lag --watch --every 1", "time unit needed"),
         ] {
             let error = parse(line).expect_err(line).to_string();

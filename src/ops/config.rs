@@ -5,8 +5,16 @@
 //! region that founds the global cluster on empty disks. Unknown keys are errors: a typing mistake must not
 //! silently become a default.
 
+mod control;
+
+pub(super) use control::complete_control;
+pub use control::{ControlSettings, RawAutoFailover, RawControl, RawWitness, Witness, parse_auto_failover, show_auto_failover};
+
 use crate::base::{ClusterName, CopyId, GROUPS_MAX, Layout, Limits, RegionName, SEGMENT_PAGE_BYTES};
+use crate::control::{VoterSet, Who};
+use crate::io::control_link::Peer;
 use crate::io::quic::{Congestion, QuicSettings};
+use crate::io::tls::Subject;
 use crate::ops::certs::PASSWORD_FILE;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -39,6 +47,10 @@ pub struct RawConfig {
     pub copies: BTreeMap<String, String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub volume: Option<RawVolume>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub control: Option<RawControl>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub witness: Option<RawWitness>,
     #[serde(default)]
     pub member: Vec<RawMember>,
 }
@@ -63,6 +75,9 @@ pub struct RawListen {
 pub struct RawMember {
     pub region: RegionName,
     pub quic: String,
+    /// Its failure domain as you call it; a witness must not be in that of the primary.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub zone: Option<String>,
 }
 
 /// `[tls]`
@@ -157,6 +172,7 @@ pub struct RawLimits {
     pub idle_in_transaction_ms: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub commit_wait_ms: Option<u64>,
+    pub writer_wait_ms: Option<u64>,
 }
 
 /// How log lines are written.
@@ -181,6 +197,9 @@ pub struct Config {
     pub listen: Listen,
     /// All regions of the global cluster, this one among them, in the order of the file.
     pub members: Vec<Member>,
+    /// The voter without data, if there is one.
+    pub witness: Option<Witness>,
+    pub control: ControlSettings,
     /// Copies of this region in processes of their own (`parhelion copy --config`), as `host:port`. The others are in the region's process.
     pub copies: BTreeMap<CopyId, String>,
     pub tls_dir: PathBuf,
@@ -212,6 +231,7 @@ pub struct Member {
     pub region: RegionName,
     /// `host:port` by which this region reaches it. A host name is looked up at every connection attempt.
     pub quic: String,
+    pub zone: Option<String>,
 }
 
 /// Who may log in.
@@ -242,6 +262,8 @@ pub struct Serving {
     pub idle_in_transaction: Duration,
     /// A commit that is not durable after so long is answered with an error (its outcome is then unknown).
     pub commit_wait: Duration,
+    /// A statement at the writer port waits so long for a writer, while the role changes or none can be reached.
+    pub writer_wait: Duration,
 }
 
 /// Why a configuration is refused. Each names the file and says what to do.
@@ -287,6 +309,7 @@ impl Config {
         let given = raw.limits.unwrap_or_default();
         let given_volume = raw.volume.unwrap_or_default();
         let limits = volume(&given_volume, limits(&given).map_err(invalid)?).map_err(invalid)?;
+        let witness = raw.witness.map(|w| control::witness(w, &raw.member)).transpose().map_err(invalid)?;
         let members = members(&raw.region, &raw.founder, raw.member, limits.secondaries_max).map_err(invalid)?;
         for (key, value) in [("user", &raw.sql.user), ("database", &raw.sql.database)] {
             if value.is_empty() || value.len() > 63 || value.contains(char::is_control) {
@@ -294,13 +317,6 @@ impl Config {
             }
         }
         let tls_dir = base.join(raw.tls.dir);
-        let log = raw.log.unwrap_or_default();
-        let format = match env("PARHELION_LOG_FORMAT").as_deref() {
-            None => log.format.unwrap_or_default(),
-            Some("text") => LogFormat::Text,
-            Some("json") => LogFormat::Json,
-            Some(other) => return Err(invalid(format!("PARHELION_LOG_FORMAT is '{other}' in the environment: text or json"))),
-        };
         Ok(Config {
             file: file.to_path_buf(),
             cluster: raw.cluster,
@@ -309,6 +325,8 @@ impl Config {
             data_dir: env("PARHELION_DATA_DIR").map_or_else(|| base.join(raw.data_dir), PathBuf::from),
             listen,
             members,
+            witness,
+            control: complete_control(raw.control).map_err(invalid)?,
             copies: copies(&raw.copies).map_err(invalid)?,
             sql: Sql {
                 user: raw.sql.user,
@@ -317,7 +335,7 @@ impl Config {
             },
             tls_dir,
             netem_control: raw.netem.map(|n| base.join(n.control)),
-            log: LogSettings { level: env("PARHELION_LOG").or(log.level).unwrap_or_else(|| "info".to_owned()), format },
+            log: complete_log(raw.log, env).map_err(invalid)?,
             quic: quic(&raw.quic.unwrap_or_default()).map_err(invalid)?,
             limits,
             layout: layout(&given_volume).map_err(invalid)?,
@@ -335,6 +353,51 @@ impl Config {
     #[must_use]
     pub fn member(&self, region: &RegionName) -> Option<&Member> {
         self.members.iter().find(|m| m.region == *region)
+    }
+
+    /// The other members, as control links reach them.
+    #[must_use]
+    pub fn control_peers(&self) -> Vec<Peer> {
+        let regions = self.members.iter().filter(|m| m.region != self.region);
+        let region = |m: &Member| Peer { name: m.region.clone(), subject: Subject::Region, addr: m.quic.clone() };
+        let witness = |w: &Witness| Peer { name: w.name.clone(), subject: Subject::Witness, addr: w.quic.clone() };
+        regions.map(region).chain(self.witness.as_ref().map(witness)).collect()
+    }
+
+    /// This member, for the control core.
+    #[must_use]
+    pub fn who(&self) -> Who {
+        let witness = self.witness.as_ref().map(|w| w.name.clone());
+        Who { name: self.region.clone(), regions: self.regions(), witness, settings: self.control.settings() }
+    }
+
+    /// Who votes if this cluster is founded now.
+    #[must_use]
+    pub fn founding_voters(&self) -> VoterSet {
+        VoterSet::founding(&self.founder, &self.regions(), self.witness.as_ref().map(|w| &w.name))
+    }
+
+    /// What is not a mistake and yet not good; sentences, for the log at start.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<String> {
+        let Some(Witness { name, .. }) = &self.witness else { return Vec::new() };
+        let mut warnings: Vec<String> = self.members.iter().filter_map(|m| self.witness_beside(&m.region)).collect();
+        if !self.founding_voters().contains(name) {
+            warnings
+                .push(format!("{} regions have an odd number of votes by themselves: the witness {name} gets none", self.members.len()));
+        }
+        warnings
+    }
+
+    /// A sentence when the witness is in the zone of `region`: what takes that zone takes two votes.
+    #[must_use]
+    pub fn witness_beside(&self, region: &RegionName) -> Option<String> {
+        let witness = self.witness.as_ref()?;
+        let zone = witness.zone.as_ref().filter(|zone| self.member(region).is_some_and(|m| m.zone.as_ref() == Some(*zone)))?;
+        Some(format!(
+            "the witness {} is in the zone of {region} ({zone}): what takes that zone takes two votes; move the witness to a third one",
+            witness.name
+        ))
     }
 
     /// `host:port` at which a command reaches this region's process.
@@ -398,7 +461,22 @@ fn sentence(message: &str) -> String {
         };
         return format!("the key {key} is missing{why}");
     }
+    if message == control::NO_AUTO_FAILOVER {
+        return control::AUTO_FAILOVER.to_owned();
+    }
     message.replace('`', "'")
+}
+
+/// `[log]`, and what the environment says of it.
+pub(super) fn complete_log(raw: Option<RawLog>, env: &dyn Fn(&str) -> Option<String>) -> Result<LogSettings, String> {
+    let log = raw.unwrap_or_default();
+    let format = match env("PARHELION_LOG_FORMAT").as_deref() {
+        None => log.format.unwrap_or_default(),
+        Some("text") => LogFormat::Text,
+        Some("json") => LogFormat::Json,
+        Some(other) => return Err(format!("PARHELION_LOG_FORMAT is '{other}' in the environment: text or json")),
+    };
+    Ok(LogSettings { level: env("PARHELION_LOG").or(log.level).unwrap_or_else(|| "info".to_owned()), format })
 }
 
 fn layout(raw: &RawVolume) -> Result<Layout, String> {
@@ -459,7 +537,7 @@ fn listen(raw: &RawListen) -> Result<Listen, String> {
 }
 
 /// `host:port` that can be reached.
-fn reachable(addr: &str) -> Result<(), &'static str> {
+pub(super) fn reachable(addr: &str) -> Result<(), &'static str> {
     let good = addr.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|p| p > 0));
     if !good {
         return Err("is no address: write host:port, as in 127.0.0.1:7400");
@@ -481,12 +559,12 @@ fn copies(raw: &BTreeMap<String, String>) -> Result<BTreeMap<CopyId, String>, St
 
 fn members(region: &RegionName, founder: &RegionName, raw: Vec<RawMember>, secondaries_max: usize) -> Result<Vec<Member>, String> {
     let mut members: Vec<Member> = Vec::new();
-    for RawMember { region, quic } in raw {
+    for RawMember { region, quic, zone } in raw {
         if members.iter().any(|m| m.region == region) {
             return Err(format!("the member {region} is listed twice"));
         }
         reachable(&quic).map_err(|why| format!("quic = \"{quic}\" of the member {region} {why}"))?;
-        members.push(Member { region, quic });
+        members.push(Member { region, quic, zone });
     }
     let names = || members.iter().map(|m| m.region.to_string()).collect::<Vec<_>>().join(", ");
     if members.len() < 2 {
@@ -555,6 +633,7 @@ fn serving(raw: &RawLimits) -> Result<Serving, String> {
             3_600_000,
         )?),
         commit_wait: Duration::from_millis(within("commit_wait_ms", raw.commit_wait_ms.unwrap_or(10_000), 10, 3_600_000)?),
+        writer_wait: Duration::from_millis(within("writer_wait_ms", raw.writer_wait_ms.unwrap_or(10_000), 10, 3_600_000)?),
     })
 }
 

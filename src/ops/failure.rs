@@ -16,10 +16,15 @@ pub const USAGE: u8 = 2;
 pub const UNREACHABLE: u8 = 3;
 /// A region answered no, or `status --check` found the cluster not healthy.
 pub const REFUSED: u8 = 4;
+/// An operation goes on, or it is not known how it ended.
+pub const UNFINISHED: u8 = 5;
+/// Another operation was there first.
+pub const SUPERSEDED: u8 = 6;
 
 /// Shown under `parhelion --help`.
 pub const EXIT_CODES: &str = "Exit codes: 0 done; 1 failed (a file, a port, a process), or damage was found (volume verify); 2 wrong command line; 3 no region could be \
-reached; 4 refused by the region, or not healthy (status --check).";
+reached; 4 refused by the region, or not healthy (status --check); 5 an operation is not over, or its end is not known (switchover, failover); 6 another operation was there \
+first.";
 
 /// Why a command ends with another code than 0.
 #[derive(Debug)]

@@ -129,7 +129,7 @@ mod tests {
         let south = sample("ap-south", Role::Secondary);
         let members = [name("us-east"), name("eu-west"), name("ap-south")];
         let answers = [sample("us-east", Role::Primary), west, south].map(|r| (r.region.clone(), Ok(r))).into();
-        let status = merge(&members[0], NOW, &members, &answers);
+        let status = merge(&members[0], NOW, &members, &answers, &None);
         let text = render(&status);
         let row = text.lines().find(|l| l.starts_with("eu-west")).unwrap();
         assert!(row.contains("unknown since 10:40:35"), "{text}");

@@ -13,9 +13,14 @@ pub mod events;
 pub mod failure;
 pub mod lag;
 pub mod netem;
+pub mod orders;
+mod orders_text;
 pub mod proof;
 pub mod region;
+pub mod salvage;
 pub mod status;
+pub mod status_roles;
 pub mod verify;
+pub mod witness;
 
 pub use crate::endpoint::text;

@@ -5,6 +5,7 @@
 //! nobody measured: an unknown lag is `None`, with since when. Driven by the region that is asked, and by the demo.
 
 use super::copy_lines;
+use super::status_roles::{self, RolesStatus, WitnessAnswer};
 use super::text;
 use crate::base::{Epoch, Lsn, RegionName, UnixMicros};
 use crate::node::report::{
@@ -27,6 +28,9 @@ pub struct ClusterStatus {
     pub at: UnixMicros,
     /// In the order of the members.
     pub regions: Vec<RegionStatus>,
+    /// Votes, leases, operations.
+    #[serde(flatten)]
+    pub roles: RolesStatus,
     /// A sentence for everything that is not as it should be; empty when all is well.
     pub notes: Vec<String>,
 }
@@ -78,6 +82,7 @@ pub fn merge(
     at: UnixMicros,
     members: &[RegionName],
     answers: &BTreeMap<RegionName, Result<RegionReport, String>>,
+    witness: &WitnessAnswer,
 ) -> ClusterStatus {
     let reports = || answers.values().filter_map(|a| a.as_ref().ok());
     let epoch = reports().map(|r| r.epoch).max().unwrap_or_default();
@@ -100,9 +105,11 @@ pub fn merge(
         answered_by: answered_by.clone(),
         at,
         regions,
+        roles: status_roles::merge(answers, witness),
         notes: Vec::new(),
     };
-    status.notes = notes(&status, answers);
+    status.notes = status_roles::notes(&status.roles, answers);
+    status.notes.extend(notes(&status, answers));
     status
 }
 
@@ -409,6 +416,7 @@ pub fn render(status: &ClusterStatus) -> String {
     let header = ["REGION", "ROLE", "STATE", "DURABLE", "VISIBLE", "DURABILITY", "RPO", "VISIBILITY", "READERS", "COPIES"];
     out.push_str(&text::table(&header, &[3, 4, 5, 6, 7, 8], rows));
     let _ = writeln!(out, "\n{LEGEND}");
+    out.push_str(&status_roles::lines(status));
     if let Some(volume) = primary_volume(status) {
         let _ = writeln!(out, "{volume}");
     }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::base::{CopyId, Layout};
-use crate::node::report::{LagReport, RetentionReport, ScrubReport};
+use crate::node::report::{ControlReport, LagReport, RetentionReport, RulesReport, ScrubReport};
 
 pub(crate) const NOW: UnixMicros = UnixMicros(1_795_171_265_000_000); // 10:41:05 UTC
 
@@ -54,11 +54,13 @@ pub(crate) fn sample(region: &str, role: Role) -> RegionReport {
                 damage: None,
                 repair: None,
                 scrub: ScrubReport::default(),
+                low_on_room: false,
             })
             .collect(),
         volume: VolumeReport { segments: Some(1), used_bytes: Some(8192), ..VolumeReport::of(Layout::default()) },
         readers: 1,
         secondaries: if leads { ["eu-west", "ap-south"].map(seen).into() } else { Vec::new() },
+        control: None,
     }
 }
 
@@ -88,7 +90,7 @@ fn healthy() -> BTreeMap<RegionName, Result<RegionReport, String>> {
 }
 
 fn merged(answers: &BTreeMap<RegionName, Result<RegionReport, String>>) -> ClusterStatus {
-    merge(&name("eu-west"), NOW, &members(), answers)
+    merge(&name("eu-west"), NOW, &members(), answers, &None)
 }
 
 #[test]
@@ -227,4 +229,94 @@ fn copies_are_one_mark_each_and_a_lost_quorum_is_a_sentence() {
     copies.extend(copies.clone().into_iter().map(|c| CopyReport { name: format!("{}.g1", c.name), group: 1, ..c }));
     copies[6].state = "down".into();
     assert_eq!(copy_marks(&copies), "a:++ b:++ c:++ | a:-+ b:++ c:++");
+}
+
+/// As a member of three would say it: `us-east` leads epoch 4, all vote.
+fn roles(member: &str, role: &str) -> ControlReport {
+    let leads = role == "primary";
+    let voters = || ["ap-south", "eu-west", "us-east"].map(name).to_vec();
+    ControlReport {
+        member: name(member),
+        role: role.into(),
+        epoch: Some(Epoch(4)),
+        primary: Some(name("us-east")),
+        promised: Epoch(4),
+        voters: voters(),
+        voters_version: 1,
+        votes: true,
+        unproven: false,
+        lease_left_ms: if leads { 4800 } else { 0 },
+        voters_heard: if leads { voters() } else { Vec::new() },
+        grant_left_ms: if leads { 0 } else { 5100 },
+        writers_seen: u32::from(leads),
+        rules: leads.then_some(RulesReport { sync: 0, max_rpo_ms: Some(2000), pause_alone: false }),
+        reason: None,
+        operation: None,
+        failovers: Vec::new(),
+        peers: Vec::new(),
+    }
+}
+
+fn with_roles(region: &str, role: Role) -> RegionReport {
+    let word = if role == Role::Primary { "primary" } else { "secondary" };
+    RegionReport { control: Some(Box::new(roles(region, word))), ..sample(region, role) }
+}
+
+#[test]
+fn who_votes_and_what_is_left_of_the_lease_is_shown() {
+    let mut answers = healthy();
+    for (region, answer) in &mut answers {
+        let role = answer.as_ref().unwrap().role;
+        *answer = Ok(with_roles(region.as_str(), role));
+    }
+    let status = merged(&answers);
+    assert_eq!(status.notes, Vec::<String>::new());
+    let json: serde_json::Value = serde_json::from_str(&serde_json::to_string(&status).unwrap()).unwrap();
+    assert_eq!((&json["lease_left_ms"], &json["writers_seen"], &json["rules"]["max_rpo_ms"]), (&4800.into(), &1.into(), &2000.into()));
+    let voter = &json["voters"][1];
+    assert_eq!((&voter["name"], &voter["answered"], &voter["promised"]), (&"eu-west".into(), &true.into(), &4.into()));
+    assert_eq!((&voter["heard_by_primary"], &voter["witness"]), (&true.into(), &false.into()));
+    let text = render(&status);
+    assert!(text.contains("voters: ap-south epoch 4, eu-west epoch 4, us-east epoch 4"), "{text}");
+    assert!(text.contains("lease: us-east may write for 4800.0 ms more") && text.contains("max_rpo"), "{text}");
+}
+
+#[test]
+fn two_writers_two_histories_and_a_missing_majority_are_said_first_and_loudly() {
+    let mut answers = healthy();
+    answers.insert(name("us-east"), Ok(with_roles("us-east", Role::Primary)));
+    let mut second = with_roles("eu-west", Role::Primary);
+    second.lineage = Some(crate::node::report::LineageIdText("b".into()));
+    second.control.as_mut().unwrap().epoch = Some(Epoch(5));
+    answers.insert(name("eu-west"), Ok(second));
+    let mut third = with_roles("ap-south", Role::Secondary);
+    third.lineage = Some(crate::node::report::LineageIdText("a".into()));
+    answers.insert(name("ap-south"), Ok(third));
+    let status = merged(&answers);
+    assert!(status.notes[0].starts_with("EMERGENCY: the regions hold 2 histories"), "{:?}", status.notes);
+    assert!(status.notes[1].starts_with("EMERGENCY: 2 regions claimed to write"), "{:?}", status.notes);
+
+    answers.insert(name("us-east"), Err("gone".into()));
+    answers.insert(name("eu-west"), Err("gone".into()));
+    let status = merged(&answers);
+    assert!(status.notes.iter().any(|n| n.contains("2 of 3 are needed: without them no primary keeps its lease")), "{:?}", status.notes);
+    assert_eq!(status.roles.lease_left_ms, None, "nobody who answers knows");
+}
+
+#[test]
+fn a_silent_witness_is_missed() {
+    let mut answers = healthy();
+    let mut primary = with_roles("us-east", Role::Primary);
+    let control = primary.control.as_mut().unwrap();
+    control.voters = ["eu-west", "us-east", "witness"].map(name).to_vec();
+    control.voters_version = 2;
+    answers.insert(name("us-east"), Ok(primary));
+    answers.insert(name("eu-west"), Ok(with_roles("eu-west", Role::Secondary)));
+    let silent: WitnessAnswer = Some((name("witness"), Err("no answer".into())));
+    let status = merge(&name("eu-west"), NOW, &members(), &answers, &silent);
+    assert!(status.notes.iter().any(|n| n == "the witness witness does not answer (no answer); 2 of 3 are enough"), "{:?}", status.notes);
+    let heard: WitnessAnswer = Some((name("witness"), Ok(ControlReport { grant_left_ms: 7, ..roles("witness", "witness") })));
+    let status = merge(&name("eu-west"), NOW, &members(), &answers, &heard);
+    let witness = status.roles.voters.iter().find(|v| v.witness).unwrap();
+    assert_eq!((witness.name.as_str(), witness.answered, witness.grant_left_ms), ("witness", true, Some(7)));
 }

@@ -176,6 +176,7 @@ fn look_at(config: &Config, member: MemberId, dir: &Path) -> (CopyVerdict, Optio
         let overlay = Arc::new(Overlay::new(disk));
         match settle(&*overlay, &home, Incarnation::UNKNOWN).and_then(|_| Copy::open(overlay, &limits)) {
             Ok(copy) => {
+                copy.pages().trust();
                 outcome = Some((damage, Some(copy)));
                 break;
             }

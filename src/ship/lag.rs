@@ -118,6 +118,12 @@ impl LagMeter {
         }
     }
 
+    /// Everything that the primary committed up to this time of its clock is durable here.
+    #[must_use]
+    pub fn covers(&self) -> Option<UnixMicros> {
+        self.rpo.through
+    }
+
     /// The primary's VDL, as last heard.
     #[must_use]
     pub fn primary_vdl(&self) -> &LogEnd {

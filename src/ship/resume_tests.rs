@@ -40,6 +40,7 @@ impl Primary {
             layout: crate::base::Layout::default(),
             position: None,
             unfinished,
+            catches_up: false,
         };
         Sender::greet(&hello, LINEAGE, &self.history, &self.vdl, log_from, self.limits.clone(), self.now).unwrap()
     }

@@ -81,6 +81,12 @@ pub enum Start {
     Seed,
     /// The seed that was interrupted.
     ResumedSeed,
+    /// Nothing yet: its log goes on behind `common` as an earlier epoch's primary wrote it, and ours as a later one's did. It must be
+    /// cut back first (protocol.md step 22). `end`: the position there, where a term of ours ends there.
+    Rewind {
+        common: Seq,
+        end: Option<LogEnd>,
+    },
 }
 
 #[derive(Debug)]
@@ -157,10 +163,16 @@ impl Sender {
             return Err(Refusal::OtherLineage { ours: lineage, theirs: position.lineage });
         }
         if !history.contains(&position.end) || history_before(history, position) != position.history.terms().len() {
-            return Err(Refusal::Diverged {
-                theirs: position.end,
-                why: "it was written by a generation that the primary's log does not have there".into(),
-            });
+            let common = history.common_seq(vdl.seq, &position.history, position.end.seq);
+            // Within one epoch there is one writer, and it ships what is durable: a log that parts there is not of this history.
+            if common == Seq::ZERO || position.end.epoch >= vdl.epoch {
+                return Err(Refusal::Diverged {
+                    theirs: position.end,
+                    why: "it was written by a generation that the primary's log does not have there".into(),
+                });
+            }
+            let end = history.end_of_term_at(common).or((vdl.seq == common).then_some(*vdl));
+            return Ok((sender, Start::Rewind { common, end }));
         }
         if position.end.seq > vdl.seq {
             return Err(Refusal::Diverged { theirs: position.end, why: format!("the primary's log is durable only up to {vdl}") });

@@ -9,6 +9,7 @@
 //! append-only: a variant never changes its place.
 
 use super::catchup::UnfinishedSeed;
+use crate::base::CommitRules;
 use crate::base::{ClusterName, Epoch, Layout, LineageId, LogEnd, Lsn, PageNo, RegionName, Seq, UnixMicros};
 use crate::log::{Frame, History, SeedBase, split_frames};
 use bytes::{BufMut, Bytes, BytesMut};
@@ -58,6 +59,7 @@ pub enum Control {
         seed: bool,
         /// The seed goes on behind what the hello named as unfinished.
         resumes: bool,
+        rules: CommitRules,
     },
     /// The answer of a region that is not the primary, with the one it knows of.
     NotPrimary {
@@ -82,6 +84,16 @@ pub enum Control {
         durable: LogEnd,
         visible: Lsn,
     },
+    /// The primary's answer to a log that goes on behind `common` otherwise than its own, which a later epoch wrote: what lies
+    /// beyond is to be archived and cut, then to say hello again. `end`: the position at `common`, when it ends a term of the primary's.
+    PartsAt {
+        epoch: Epoch,
+        primary: RegionName,
+        common: Seq,
+        end: Option<LogEnd>,
+    },
+    /// The commit rules from now on.
+    Rules(CommitRules),
 }
 
 /// Who wants to follow, from where.
@@ -95,6 +107,8 @@ pub struct Hello {
     pub position: Option<Position>,
     /// A seed that was interrupted. Only without a position.
     pub unfinished: Option<UnfinishedSeed>,
+    /// It is about to take over and fetches what this region has more of the old reign's log, although it is no primary.
+    pub catches_up: bool,
 }
 
 /// What a secondary has: enough for the primary to find the common point without reading a frame.
@@ -341,6 +355,7 @@ mod tests {
                     bytes: 1 << 20,
                     resumed: 1,
                 }),
+                catches_up: false,
             })),
             Message::Control(Control::SeedBegin(base)),
             Message::Control(Control::Refused(Refusal::TooManySecondaries { limit: 5, present: "a, b".into() })),

@@ -11,7 +11,7 @@ use crate::base::{CopyId, LogEnd, MemberId};
 use crate::log::Frame;
 use crate::node::Event;
 use crate::volume::identity::{self, Home};
-use crate::volume::membership::Incarnation;
+use crate::volume::membership::{Incarnation, Record};
 use crate::volume::{Copy, CopyReply, CopyRequest, Disk, FlushDone, FlushJob};
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -35,6 +35,8 @@ pub(super) struct CopySlot {
     pub disks: u64,
     mutant: Option<Mutant>,
     pub copy: Option<Copy>,
+    /// As it said when it was last open.
+    pub incarnation: Incarnation,
     pub life: u64,
     /// Stopped by the plan until it is released.
     pub held: bool,
@@ -67,6 +69,7 @@ impl CopySlot {
             disks: 1,
             mutant,
             copy: None,
+            incarnation: Incarnation::UNKNOWN,
             life: 0,
             held: false,
             slow_until: 0,
@@ -158,8 +161,11 @@ impl World {
                 self.open_copy_after(r, c, after);
                 Ok(())
             }
-            // It is opened where its slot lives when the record on the others says where.
-            Err(crate::volume::OpenError::Replaced { .. }) => Ok(()),
+            // Where its slot lives the mark says, or the record on the others.
+            Err(crate::volume::OpenError::Replaced { place, .. }) => {
+                self.follow_mark(r, c, place);
+                Ok(())
+            }
             Err(e @ crate::volume::OpenError::Disk(_)) => {
                 self.say(|| format!("{name} {c} cannot be opened: {e}"));
                 let after = self.delays.between(50 * MS, 600 * MS);
@@ -239,6 +245,9 @@ impl World {
             *horizon = vdl.end_lsn;
         }
         self.check_request(r, c, &request)?;
+        if let CopyRequest::PutControl { control, .. } = &request {
+            self.regions[r].membership = Record::decode(control).and_then(|record| record.membership);
+        }
         let slot = self.slot(r, c);
         let (life, last) = (slot.life, slot.to_copy_at);
         if slot.copy.is_none() {
@@ -333,7 +342,7 @@ impl World {
         let copy = slot.copy.as_mut().expect("BUG: the copy lives");
         copy.handle(request, &mut replies);
         if let Some((generation, end)) = forged {
-            replies.push(CopyReply::Appended { generation, end, ingested: copy.state().ingested });
+            replies.push(CopyReply::Appended { generation, end, ingested: copy.state().ingested.end_lsn, low: false });
         }
         let flush = !slot.flush_queued;
         slot.flush_queued = true;
@@ -458,6 +467,7 @@ impl World {
         let state = slot.copy.as_ref().expect("BUG: the copy lives").state();
         let rebuilt = state.lineage.is_some() && state.first > slot.claim.seq.next();
         slot.has_data = state.lineage.is_some();
+        slot.incarnation = state.incarnation;
         if slot.claim == state.end {
             return Ok(());
         }

@@ -53,6 +53,8 @@ struct State {
     fail_read_at: Option<u64>,
     /// Bytes that all files together may take.
     quota: Option<u64>,
+    /// Syncs say that they did, and do nothing.
+    lies: bool,
     down: bool,
 }
 
@@ -269,6 +271,7 @@ impl SimDisk {
                 reads: 0,
                 fail_read_at: None,
                 quota: None,
+                lies: false,
                 down: false,
             }),
         }
@@ -367,6 +370,11 @@ impl SimDisk {
         self.state.lock().quota = bytes;
     }
 
+    /// From now on its syncs say that they did, and do nothing.
+    pub fn set_lying(&self, lies: bool) {
+        self.state.lock().lies = lies;
+    }
+
     /// What all files together take.
     #[must_use]
     pub fn used_bytes(&self) -> u64 {
@@ -463,6 +471,11 @@ impl Disk for SimDisk {
         })
     }
 
+    fn room(&self) -> u64 {
+        let state = self.state.lock();
+        state.quota.map_or(u64::MAX, |quota| quota.saturating_sub(state.used()))
+    }
+
     fn sync(&self, name: &str) -> Result<(), DiskError> {
         let mut state = self.state.lock();
         let go = match state.enter(name) {
@@ -479,7 +492,9 @@ impl Disk for SimDisk {
         };
         state.finish(&go, name, |s| match s.files.get_mut(name) {
             Some(file) => {
-                file.sync();
+                if !s.lies {
+                    file.sync();
+                }
                 Ok(())
             }
             None => Err(DiskError::NotFound { name: name.to_string() }),

@@ -8,7 +8,9 @@ use super::copies::CutScope;
 use super::disk::Fault;
 use super::world::{MS, What, World};
 use crate::base::{CopyId, GroupId, MemberId};
-use crate::volume::Disk as _;
+use crate::log::Frame;
+use crate::volume::Disk;
+use crate::volume::membership::Membership;
 
 /// In the order of `Plan::weights`.
 #[derive(Clone, Copy)]
@@ -42,6 +44,24 @@ const KINDS: [Kind; 12] = [
     Kind::BytesRot,
 ];
 
+/// Whether nothing is left at `at` of a log file because the file behind it begins before that: what a write tore, or what was cut, is never
+/// read again, so nobody finds it damaged (seed 5000889).
+fn is_void(disk: &dyn Disk, names: &[String], name: &str, at: u64) -> bool {
+    // Frames of a log file, and where each ends.
+    let frames = |name: &str| {
+        let bytes = disk.read(name, 0, usize::MAX).unwrap_or_default();
+        let begins: Vec<usize> = (0..bytes.len().saturating_sub(4)).filter(|i| bytes[*i..].starts_with(b"PHL")).collect();
+        let frame = move |at: usize| Frame::decode(&bytes.slice(at..)).ok().map(|f| (f.seq(), (at + f.bytes().len()) as u64));
+        begins.into_iter().filter_map(frame).collect::<Vec<_>>()
+    };
+    let Some(next) = names.iter().filter(|n| n.starts_with("log-") && n.as_str() > name).min().filter(|_| name.starts_with("log-")) else {
+        return false;
+    };
+    let Some(&(voids_from, _)) = frames(next).first() else { return false };
+    let ends = frames(name).into_iter().take_while(|(seq, _)| *seq < voids_from).last();
+    ends.is_some_and(|(_, end)| at >= end)
+}
+
 impl World {
     pub(super) fn fault(&mut self) -> Checked {
         if !self.stormy {
@@ -61,7 +81,7 @@ impl World {
             return Ok(());
         };
         // The primary is half of what can go wrong.
-        let r = if self.faults.chance(500_000) { 0 } else { self.pick(self.regions.len()) };
+        let r = if self.faults.chance(500_000) { self.primary() } else { self.pick(self.regions.len()) };
         let copy = CopyId(u8::try_from(self.faults.below(6)).expect("BUG: six copies"));
         // Nothing is drawn where there is nothing to choose.
         let groups = u64::from(self.plan.layout.groups);
@@ -88,7 +108,7 @@ impl World {
                 self.regions[r].copies[c.index()].disk.fail_at(n, fault);
             }
             Kind::DiskReplaced => {
-                let others = MemberId::of(c.group).into_iter().filter(|o| *o != c && self.regions[r].copies[o.index()].is_sound()).count();
+                let others = MemberId::of(c.group).into_iter().filter(|o| *o != c && self.is_sound(r, *o)).count();
                 if others >= 4 && self.regions[r].copies[c.index()].has_data && self.regions[r].replacing != Some(c.copy) {
                     self.counts.wipes += 1;
                     self.wipe(r, c);
@@ -116,7 +136,7 @@ impl World {
 
     /// One bit of one file changes. Not in the newest log file: behind its last mark that looks like a write that tore, and is cut.
     fn rot_a_byte(&mut self, r: usize, c: MemberId) {
-        let sound = |w: &World, o: MemberId| w.regions[r].copies[o.index()].is_sound();
+        let sound = |w: &World, o: MemberId| w.is_sound(r, o);
         if !sound(self, c) || MemberId::of(c.group).into_iter().filter(|o| *o != c && sound(self, *o)).count() < 4 {
             return;
         }
@@ -129,6 +149,7 @@ impl World {
         };
         names.retain(|n| !n.contains(".tmp") && whole(n));
         names.sort();
+        let all = names.clone();
         if let Some(newest) = names.iter().rposition(|n| n.starts_with("log-")) {
             names.remove(newest);
         }
@@ -136,6 +157,9 @@ impl World {
         // Space that is reserved and not used says nothing.
         let used = disk.read(&name, 0, usize::MAX).map_or(0, |b| b.iter().rposition(|b| *b != 0).map_or(0, |i| i + 1));
         let at = self.faults.below(used.max(1) as u64);
+        if is_void(&*disk, &all, &name, at) {
+            return;
+        }
         if disk.flip(&name, at) {
             self.counts.bytes_rotted += 1;
             self.say(|| format!("copy {c} of region {r}: '{name}' rots at {at}"));
@@ -185,6 +209,15 @@ impl World {
         }
     }
 
+    /// A copy has its data, and a vote with it: one that was emptied and rebuilt, and is not recorded yet, is still one of the two that may be
+    /// lost (seed 9000019).
+    fn is_sound(&self, r: usize, c: MemberId) -> bool {
+        let region = &self.regions[r];
+        let slot = &region.copies[c.index()];
+        let votes = |m: &Membership| m.member(c.group.index(), c.copy) == slot.incarnation;
+        slot.is_sound() && region.membership.as_ref().is_none_or(votes)
+    }
+
     /// Whether a copy of the region may say that something in it is not what was written.
     pub(super) fn damage_is_expected(&self, r: usize) -> bool {
         self.regions[r].copies.iter().any(|slot| slot.was_rotten())
@@ -212,32 +245,38 @@ impl World {
 
     /// A zone is stopped: commits go on. One copy more: nothing is acknowledged, nothing is lost. Back: they resume.
     pub(super) fn drill(&mut self) -> Checked {
+        // While a copy is being replaced four of the other five are needed: with a zone away nothing goes on (seed 9000211).
+        let changing = |w: &World| w.regions[0].node.as_ref().is_none_or(|n| n.is_replacing());
+        if !self.until(self.now + 10_000 * MS, |w| Ok(!changing(w)))? {
+            return Err(format!("a replacement does not end although all copies are there: {}", self.describe()));
+        }
         self.writing = true;
+        let p = self.primary();
         let zone = self.pick(3) * 2;
         for group in self.plan.layout.all_groups() {
-            self.hold(0, MemberId { group, copy: CopyId::all()[zone] });
-            self.hold(0, MemberId { group, copy: CopyId::all()[zone + 1] });
+            self.hold(p, MemberId { group, copy: CopyId::all()[zone] });
+            self.hold(p, MemberId { group, copy: CopyId::all()[zone + 1] });
         }
         self.say(|| "drill: a zone is stopped".into());
         let before = self.counts.writes;
-        if !self.until(self.now + 10_000 * MS, |w| Ok(w.regions[0].head.acknowledged_write > before))? {
+        if !self.until(self.now + 10_000 * MS, |w| Ok(w.regions[p].head.acknowledged_write > before))? {
             return Err(format!("a zone is stopped and commits do not go on: {}", self.describe()));
         }
         // In one group: that is enough to stop all commits.
         let group = GroupId(self.plan.layout.groups - 1);
-        self.hold(0, MemberId { group, copy: CopyId::all()[(zone + 2) % 6] });
+        self.hold(p, MemberId { group, copy: CopyId::all()[(zone + 2) % 6] });
         self.say(|| "drill: a third copy is stopped".into());
         self.until(self.now + 500 * MS, |_| Ok(false))?;
-        let (acknowledged, committed) = (self.regions[0].head.acknowledged_write, *self.truth.committed());
+        let (acknowledged, committed) = (self.regions[p].head.acknowledged_write, *self.truth.committed());
         self.until(self.now + 1500 * MS, |_| Ok(false))?;
-        if self.regions[0].head.acknowledged_write != acknowledged || *self.truth.committed() != committed {
+        if self.regions[p].head.acknowledged_write != acknowledged || *self.truth.committed() != committed {
             return Err("three copies are stopped and a commit was acknowledged".into());
         }
-        if self.regions[0].head.gate_open || self.regions[0].head.gate_reason.is_empty() {
+        if self.regions[p].head.gate_open || self.regions[p].head.gate_reason.is_empty() {
             return Err("three copies are stopped and the head may still begin writes".into());
         }
         for c in self.members() {
-            self.release(0, c);
+            self.release(p, c);
         }
         self.say(|| "drill: all copies are back".into());
         self.converge()

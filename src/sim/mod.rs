@@ -11,6 +11,7 @@ pub mod disk;
 mod faults;
 mod mutants;
 mod network;
+mod operator;
 mod plan;
 pub mod proof;
 mod recovery;
@@ -36,6 +37,8 @@ pub struct SimOptions {
     pub groups: Option<u32>,
     /// Length of the first phase in virtual milliseconds; drawn from the seed when `None`.
     pub faults_for_ms: Option<u64>,
+    /// An operator moves the primary, again and again.
+    pub moves: bool,
     /// A rule that the driver breaks, to show that the checkers see it.
     pub mutant: Option<Mutant>,
     /// So many of the last steps are kept and shown with a failure.

@@ -5,7 +5,7 @@
 //! simulated clusters or in the enumerated recoveries, and says what it noticed.
 
 use super::disk::SimDisk;
-use super::recovery::{RecoveryOptions, enumerate};
+use super::recovery::{FIGURE_8, RecoveryOptions, enumerate};
 use super::{Mutant, SimOptions, run_seed};
 use crate::base::{Limits, Seq};
 use crate::log::{DecodeError, Frame};
@@ -30,9 +30,11 @@ const ALL: [(Mutant, &str, &[&str]); 16] = [
     (Mutant::FoldedUnderReaders, "what a reader pins stays", &["folded what a reader has pinned"]),
     (Mutant::RecoverFromTwo, "recovery hears three copies", &["durability"]),
     (Mutant::EmptyCopiesVote, "an empty copy has no vote", &["durability"]),
-    (Mutant::PromiseForgotten, "a promise is persisted", &["durability"]),
+    (Mutant::PromiseForgotten, "a promise is persisted", &["durability", REFUSED]),
     (Mutant::OldTailCounts, "an old tail counts with its generation start", &["durability"]),
 ];
+/// What the older process made durable is pages in a copy, which never lets the newer one cut it.
+const REFUSED: &str = "no end: something spins";
 const CRASHED: &str = "cannot be opened after nothing worse than a crash";
 const HEALTHY: &str = "on a healthy disk";
 
@@ -73,7 +75,7 @@ pub fn catch(mutant: Mutant, seeds_max: u64, threads: usize) -> MutantReport {
     let (_, rule, words) = ALL.iter().find(|(m, ..)| *m == mutant).expect("BUG: every mutant is in the list");
     let (tried, noticed) = match mutant {
         Mutant::RecoverFromTwo | Mutant::EmptyCopiesVote | Mutant::PromiseForgotten | Mutant::OldTailCounts => {
-            in_recoveries(mutant, threads)
+            in_recoveries(mutant, words, threads)
         }
         _ => in_clusters(mutant, words, seeds_max),
     };
@@ -96,18 +98,20 @@ fn in_clusters(mutant: Mutant, words: &[&str], seeds_max: u64) -> (String, Optio
     (format!("{seeds_max} seeds"), None)
 }
 
-fn in_recoveries(mutant: Mutant, threads: usize) -> (String, Option<String>) {
+fn in_recoveries(mutant: Mutant, words: &[&str], threads: usize) -> (String, Option<String>) {
     let mut runs = 0;
     let tries: &[(usize, u64, usize)] = match mutant {
         // Shown by two processes at a time.
         Mutant::PromiseForgotten => &[(0, 5, 1), (0, 1, 1)],
-        Mutant::OldTailCounts => &[(1, 4, 0), (1, 1, 0)],
+        // Every crash of the recovery that comes after what the layout tells of.
+        Mutant::OldTailCounts => &[(1, 16, 2), (1, 4, 2), (1, 1, 2), (1, 1, 0)],
         _ => &[(0, 64, 0), (1, 4, 6), (2, 2_000, 6)],
     };
+    let layout = (mutant == Mutant::OldTailCounts).then_some(FIGURE_8);
     for &(crashes, every, sets_each) in tries {
-        let summary = enumerate(&RecoveryOptions { crashes, every, sets_each, threads, mutant: Some(mutant) }, &|_| {});
+        let summary = enumerate(&RecoveryOptions { crashes, every, sets_each, threads, mutant: Some(mutant), layout }, &|_| {});
         runs += summary.runs;
-        if let Some(what) = summary.failure {
+        if let Some(what) = summary.failure.filter(|what| says(what, words)) {
             // What was noticed stands behind the way that led to it.
             let what = what.split_once(": ").map_or(what.clone(), |(_, told)| told.to_owned());
             return (format!("{runs} recoveries"), Some(what));
@@ -152,6 +156,9 @@ impl Disk for MutantDisk {
     }
     fn allocate(&self, name: &str, len: u64) -> Result<(), DiskError> {
         self.real.allocate(name, len)
+    }
+    fn room(&self) -> u64 {
+        self.real.room()
     }
     fn sync(&self, name: &str) -> Result<(), DiskError> {
         match self.mutant {

@@ -8,6 +8,7 @@ use super::checker::Checked;
 use super::plan::Plan;
 use super::world::{MS, What, World};
 use crate::base::ConnId;
+use crate::control::ControlMessage;
 use crate::node::Event;
 use crate::ship::Message;
 use crate::ship::wire::Lane;
@@ -266,6 +267,28 @@ impl World {
             self.after(again, What::Arrives { conn: conn.0, to, lane, bytes: bytes.clone() });
         }
         self.after(delay + late, What::Arrives { conn: conn.0, to, lane, bytes });
+    }
+
+    /// To another member's control core: on a connection of its own, which loses, doubles and reorders.
+    pub(super) fn tell_member(&mut self, r: usize, to: usize, message: &ControlMessage) {
+        let bytes = Bytes::from(message.encode());
+        let lost = self.is_cut(r, to) || (self.stormy && self.delays.chance(self.plan.datagrams.loss));
+        if lost {
+            self.counts.messages_lost += 1;
+            return;
+        }
+        let delay = self.path_delay(r, to);
+        if self.stormy && self.delays.chance(self.plan.datagrams.double) {
+            let again = delay + self.delays.below(3000 * MS);
+            self.after(again, What::MemberHears { from: r, to, bytes: bytes.clone() });
+        }
+        self.after(delay, What::MemberHears { from: r, to, bytes });
+    }
+
+    pub(super) fn member_hears(&mut self, from: usize, to: usize, bytes: &Bytes) -> Checked {
+        let message = ControlMessage::decode(bytes).map_err(|e| format!("a control message that was sent cannot be read: {e}"))?;
+        let (incarnation, from) = (self.regions[to].incarnation, self.regions[from].name.clone());
+        self.to_node(to, incarnation, Event::Member { from, message })
     }
 
     pub(super) fn control_arrives(&mut self, number: u64, to: LinkSide) -> Checked {

@@ -33,6 +33,8 @@ pub(super) struct Plan {
     pub drill: bool,
     /// An operator replaces copies, and goes back, about so often.
     pub replace_every_ms: Option<u64>,
+    /// An operator orders switchovers and failovers, about so often.
+    pub operate_every_ms: Option<u64>,
     pub limits: Limits,
     /// How page space is cut.
     pub layout: Layout,
@@ -41,7 +43,8 @@ pub(super) struct Plan {
 impl Plan {
     pub(super) fn draw(prng: &mut Prng, options: &SimOptions) -> Plan {
         let regions = options.regions.unwrap_or(2 + usize::try_from(prng.below(3)).expect("BUG: a small number")).clamp(2, 4);
-        let faults_for_ms = options.faults_for_ms.unwrap_or(prng.between(1500, 6000));
+        let faults_for_ms = prng.between(1500, 6000) * if options.moves { 4 } else { 1 };
+        let faults_for_ms = options.faults_for_ms.unwrap_or(faults_for_ms);
         let mut weights = [0; 12];
         for weight in &mut weights {
             *weight = if prng.chance(550_000) { prng.between(1, 10) } else { 0 };
@@ -83,6 +86,7 @@ impl Plan {
             limits,
             layout: Plan::layout(prng, options),
             replace_every_ms: prng.chance(350_000).then(|| prng.between(100, 1500)),
+            operate_every_ms: options.moves.then(|| prng.between(500, 3000)),
         }
     }
 }

@@ -5,8 +5,10 @@ use super::copies::CopySlot;
 use super::world::{MS, What, World};
 use super::{Mutant, workload};
 use crate::base::{ClusterName, CopyId, Instant, Layout, LogEnd, Lsn, MemberId, Prng, RegionName, UnixMicros, WriteGate};
+use crate::control::{OpId, Settings};
 use crate::log::{Frame, Pen};
 use crate::node::{Effect, Event, Identity, Node};
+use crate::volume::membership::Membership;
 use std::collections::VecDeque;
 
 const NAMES: [&str; 4] = ["us-east", "eu-west", "ap-northeast", "sa-east"];
@@ -18,6 +20,8 @@ pub(super) enum HeadNews {
     Advances { vdl: LogEnd, written_at: Option<UnixMicros> },
     Writes(Pen),
     Stops,
+    Drain { op: OpId, deadline: Instant },
+    Undrain,
     Gate(WriteGate),
 }
 
@@ -38,9 +42,20 @@ pub(super) struct Head {
     pub waiting: VecDeque<Commit>,
     pub acknowledged_write: u64,
     pub pin: Option<(Lsn, u64)>,
+    /// On this process's clock.
+    pub lease_until: Instant,
+    /// It is to write nothing, and to say when everything it wrote is acknowledged.
+    pub draining: Option<(OpId, Instant)>,
+    pub drained: bool,
     /// News arrive in the order in which they were told.
     news_at: u64,
     pub submit_at: u64,
+}
+
+/// Short, so that a run of some seconds sees them end.
+fn leases() -> Settings {
+    let ms = std::time::Duration::from_millis;
+    Settings { lease: ms(1500), renew_every: ms(300), handover_patience: ms(2500), ..Settings::default() }
 }
 
 pub(super) struct Region {
@@ -62,6 +77,8 @@ pub(super) struct Region {
     pub vdl: LogEnd,
     /// A copy's content was replaced at this time, the last one.
     pub rebuilt_at: u64,
+    /// Whose directories have a vote, as was put on the copies last.
+    pub membership: Option<Membership>,
     /// The operator began to replace this copy.
     pub replacing: Option<CopyId>,
 }
@@ -74,6 +91,8 @@ impl Region {
             region: members[index].clone(),
             founder: members[0].clone(),
             members: members.clone(),
+            witness: None,
+            control: leases(),
             version: "sim".into(),
             layout,
         };
@@ -91,6 +110,7 @@ impl Region {
             head: Head::default(),
             vdl: LogEnd::EMPTY,
             rebuilt_at: 0,
+            membership: None,
             replacing: None,
         }
     }
@@ -230,11 +250,28 @@ impl World {
                 HeadNews::Reset(at)
             }
             Effect::HeadWrites { pen } => {
-                if r != 0 {
-                    return Err(format!("one writer: {} was handed a pen, the primary is us-east", self.regions[r].name));
-                }
-                self.truth.go_on_with(pen.end())?;
+                self.check_reign_opens(r, &pen)?;
                 HeadNews::Writes(pen)
+            }
+            Effect::ToMember { to, message } => {
+                let to = self.regions.iter().position(|other| other.name == to).ok_or("a node speaks to somebody who is no member")?;
+                self.tell_member(r, to, &message);
+                return Ok(());
+            }
+            Effect::Lease { until } => {
+                self.regions[r].head.lease_until = until;
+                return Ok(());
+            }
+            Effect::HeadDrain { op, deadline } => HeadNews::Drain { op, deadline },
+            Effect::HeadUndrain => HeadNews::Undrain,
+            Effect::CommitsPause(_) => return Ok(()),
+            Effect::OpMoved(op) => {
+                self.op_moved(r, *op);
+                return Ok(());
+            }
+            Effect::Failover(record) => {
+                self.truth.failover(&record);
+                return Ok(());
             }
             Effect::HeadAdvances { vdl, frames } => {
                 self.check_advance(r, &vdl, &frames)?;
@@ -253,8 +290,10 @@ impl World {
             }
             Effect::Note(note) => {
                 match note.kind.as_str() {
-                    "seeding_done" if r == 0 => self.counts.seeds_shipped += 1,
+                    "seeding_done" if r == self.primary() => self.counts.seeds_shipped += 1,
                     "seeding_resumed" => self.counts.seeds_resumed += 1,
+                    // The one time that a VDL goes back: what lies beyond is on no history any more.
+                    "rewound" => self.regions[r].vdl = LogEnd::EMPTY,
                     "violation" => return Err(format!("{} calls what it received a violation: {}", self.regions[r].name, note.what)),
                     "halted" | "fenced" => return Err(format!("{} stopped for good: {}", self.regions[r].name, note.what)),
                     "copy_damaged" | "copies_differ" if !self.damage_is_expected(r) => {
@@ -292,12 +331,22 @@ impl World {
                 }
                 region.head.visible = vdl;
                 let mut count = 0;
+                // The commit point: what is durable when the lease is over stays without an answer.
+                let leased = region.local(self.now) < region.head.lease_until;
+                let mut last = None;
                 while region.head.waiting.front().is_some_and(|c| c.end.seq <= vdl.seq) {
                     let commit = region.head.waiting.pop_front().expect("BUG: a front was seen");
-                    region.head.acknowledged_write = commit.number;
-                    count += 1;
+                    if leased {
+                        region.head.acknowledged_write = commit.number;
+                        count += 1;
+                        last = Some(commit.end);
+                    }
                 }
                 self.truth.acknowledged += count;
+                if let Some(end) = last {
+                    self.check_acknowledged(r, &end)?;
+                }
+                self.drain_head(r, incarnation)?;
                 self.to_node(r, incarnation, Event::HeadSees { end: vdl, written_at })
             }
             HeadNews::Writes(pen) => {
@@ -308,16 +357,51 @@ impl World {
             }
             HeadNews::Stops => {
                 region.head.pen = None;
+                region.head.draining = None;
+                region.head.waiting.clear();
+                Ok(())
+            }
+            HeadNews::Drain { op, deadline } => {
+                region.head.draining = Some((op, deadline));
+                region.head.drained = false;
+                let at = deadline.ns.saturating_sub(region.origin_ns).max(self.now) + MS;
+                self.at(at, What::Drain { region: r, incarnation });
+                self.drain_head(r, incarnation)
+            }
+            HeadNews::Undrain => {
+                region.head.draining = None;
                 Ok(())
             }
             HeadNews::Gate(gate) => {
                 region.head.gate_open = gate == WriteGate::Open;
-                if let WriteGate::Closed { reason } = gate {
-                    region.head.gate_reason = reason;
+                match gate {
+                    WriteGate::Open => {}
+                    WriteGate::Closed { reason } => region.head.gate_reason = reason,
+                    WriteGate::Fenced { reason, .. } => {
+                        // Whoever waits is told that the outcome is not known.
+                        region.head.waiting.clear();
+                        region.head.gate_reason = reason;
+                    }
                 }
                 Ok(())
             }
         }
+    }
+
+    /// Drained when everything it wrote is acknowledged, and past the deadline all the same: then some clients do not know.
+    pub(super) fn drain_head(&mut self, r: usize, incarnation: u64) -> Checked {
+        let region = &mut self.regions[r];
+        let Some((op, deadline)) = region.head.draining.filter(|_| region.incarnation == incarnation) else { return Ok(()) };
+        if region.head.drained || (!region.head.waiting.is_empty() && region.local(self.now) < deadline) {
+            return Ok(());
+        }
+        region.head.waiting.clear();
+        region.head.drained = true;
+        // Behind everything that was submitted.
+        let at = region.head.submit_at.max(self.now) + 1;
+        region.head.submit_at = at;
+        self.at(at, What::Node { region: r, incarnation, event: Event::HeadDrained { op } });
+        Ok(())
     }
 
     /// The head hands frames over, in the order of its pen.

@@ -10,6 +10,7 @@ use crate::base::{CopyId, LogEnd, MemberId};
 use crate::node::Event;
 use crate::volume::identity::{self, Home};
 use crate::volume::membership::Incarnation;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 impl World {
@@ -64,9 +65,10 @@ impl World {
     }
 
     /// The node says where the copies live: those that are open elsewhere are closed, and opened there.
-    pub(super) fn move_copies(&mut self, r: usize, places: &[Option<String>; 6]) {
+    pub(super) fn move_copies(&mut self, r: usize, places: &BTreeMap<CopyId, Option<String>>) {
         for c in MemberId::all(self.plan.layout.groups) {
-            let wanted = places[c.copy.index()].clone().unwrap_or_default();
+            let Some(wanted) = places.get(&c.copy) else { continue };
+            let wanted = wanted.clone().unwrap_or_default();
             if self.regions[r].copies[c.index()].place != wanted {
                 self.lose_copy(r, c, false, "its slot changes its directory".into());
                 self.move_copy(r, c, wanted);
@@ -93,6 +95,17 @@ impl World {
         }
         slot.claim = LogEnd::EMPTY;
         slot.has_data = false;
+    }
+
+    /// The directory is marked as replaced, with where its slot lived then: it is looked for there. `false`: there is nothing.
+    pub(super) fn follow_mark(&mut self, r: usize, c: MemberId, place: String) -> bool {
+        let known = self.regions[r].copies[c.index()].elsewhere.contains_key(&place);
+        if known {
+            self.move_copy(r, c, place);
+            let after = self.delays.between(5 * MS, 50 * MS);
+            self.open_copy_after(r, c, after);
+        }
+        known
     }
 
     /// At a start: the note of where the copies are is sometimes lost.

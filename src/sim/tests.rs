@@ -58,7 +58,7 @@ fn a_failure_says_how_to_see_it_again() {
 #[test]
 fn every_order_of_crashes_in_a_recovery_ends_in_the_same_log() {
     // One state in so many; `parhelion sim recovery` goes through all.
-    let options = RecoveryOptions { crashes: 1, every: 64, sets_each: 1, threads: 2, mutant: None };
+    let options = RecoveryOptions { crashes: 1, every: 64, sets_each: 1, threads: 2, mutant: None, layout: None };
     let summary = enumerate_recoveries(&options, &|line| println!("{line}"));
     println!("{summary}");
     assert_eq!(summary.failure, None);
@@ -94,6 +94,11 @@ fn a_recovery_that_hears_two_copies_is_noticed() {
 #[test]
 fn an_empty_copy_with_a_vote_is_noticed() {
     noticed(Mutant::EmptyCopiesVote);
+}
+
+#[test]
+fn an_old_tail_that_counts_without_a_generation_start_is_noticed() {
+    noticed(Mutant::OldTailCounts);
 }
 
 #[test]

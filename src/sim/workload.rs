@@ -31,7 +31,7 @@ impl World {
         let after = self.work.between(self.plan.write_every_us / 4, self.plan.write_every_us * 7 / 4) * 1000;
         self.after(after, What::Write { region: r, incarnation });
         let head = &self.regions[r].head;
-        if !self.writing || !head.gate_open || head.waiting.len() >= WAITING_MAX {
+        if !self.writing || !head.gate_open || head.draining.is_some() || head.waiting.len() >= WAITING_MAX {
             return Ok(());
         }
         // Now and then many at once.
@@ -115,6 +115,10 @@ impl World {
             if region.node.is_none() || region.head.visible.seq.0 == 0 {
                 continue;
             }
+            // A deposed primary's readers see its own tail until it hears of the reign that has left it.
+            if !self.truth.has(&region.head.visible) {
+                continue;
+            }
             let at = region.head.pin.map_or(region.head.visible.end_lsn, |(lsn, _)| lsn);
             let pinned_at = region.head.pin.map(|(_, since)| since);
             let copy = CopyId::all()[usize::try_from(self.work.below(6)).expect("BUG: six copies")];
@@ -128,6 +132,11 @@ impl World {
     fn read_page(&mut self, r: usize, c: MemberId, page: PageNo, at: Lsn, pinned_at: Option<u64>) -> Checked {
         let region = &self.regions[r];
         let Some(copy) = &region.copies[c.index()].copy else { return Ok(()) };
+        // As readers do: a copy that has not heard of the volume's generation is not asked.
+        let serves = region.node.as_ref().is_some_and(|node| copy.pages().serves(node.generation()));
+        if !serves {
+            return Ok(());
+        }
         match copy.pages().read(page, at) {
             Ok(bytes) => {
                 self.counts.page_reads += 1;

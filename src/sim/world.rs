@@ -100,6 +100,7 @@ pub(super) enum What {
     Status,
     Fault,
     Replace,
+    Operate,
     Release {
         region: usize,
         copy: MemberId,
@@ -127,6 +128,17 @@ pub(super) enum What {
         to: LinkSide,
         lane: Lane,
         bytes: Bytes,
+    },
+    /// Between the control cores of two members.
+    MemberHears {
+        from: usize,
+        to: usize,
+        bytes: Bytes,
+    },
+    /// The head looks whether it is drained.
+    Drain {
+        region: usize,
+        incarnation: u64,
     },
     PartitionEnds {
         pair: (usize, usize),
@@ -165,6 +177,9 @@ pub struct Counts {
     pub replacements: u64,
     pub replacements_cancelled: u64,
     pub replacements_finished: u64,
+    pub reigns: u64,
+    pub switchovers: u64,
+    pub failovers: u64,
 }
 
 #[derive(Default)]
@@ -203,6 +218,8 @@ pub(super) struct World {
     pub faults: Prng,
     pub operator: Prng,
     pub work: Prng,
+    /// Operations that ended well.
+    pub ops_done: std::collections::BTreeSet<u128>,
     /// The first phase: faults happen.
     pub stormy: bool,
     pub writing: bool,
@@ -227,6 +244,7 @@ impl World {
             faults: prng.fork("faults"),
             work: prng.fork("work"),
             operator: prng.fork("operator"),
+            ops_done: std::collections::BTreeSet::new(),
             stormy: true,
             writing: true,
             plan,
@@ -239,7 +257,9 @@ impl World {
             let after = world.delays.below(200 * MS);
             world.after(after, What::Start { region: i });
         }
-        for (what, first_ms) in [(What::Fault, 50), (What::Read, 100), (What::Pin, 120), (What::Status, 70), (What::Replace, 200)] {
+        for (what, first_ms) in
+            [(What::Fault, 50), (What::Read, 100), (What::Pin, 120), (What::Status, 70), (What::Replace, 200), (What::Operate, 700)]
+        {
             world.after(first_ms * MS, what);
         }
         world
@@ -248,6 +268,11 @@ impl World {
     /// The copies of every region: six for each protection group.
     pub(super) fn members(&self) -> impl Iterator<Item = MemberId> + use<> {
         MemberId::all(self.plan.layout.groups)
+    }
+
+    /// The region whose epoch is open.
+    pub(super) fn primary(&self) -> usize {
+        self.truth.writer_of(self.truth.epoch()).unwrap_or(0)
     }
 
     pub(super) fn after(&mut self, ns: u64, what: What) {
@@ -351,6 +376,7 @@ impl World {
             What::Status => self.check_status(),
             What::Fault => self.fault(),
             What::Replace => self.replace(),
+            What::Operate => self.operate(),
             What::Release { region, copy } => {
                 if self.stormy {
                     self.release(region, copy);
@@ -362,6 +388,8 @@ impl World {
             What::Unlinked { conn, side, reason } => self.unlinked(conn, side, reason),
             What::ControlArrives { conn, to } => self.control_arrives(conn, to),
             What::Arrives { conn, to, lane, bytes } => self.arrives(conn, to, lane, &bytes),
+            What::MemberHears { from, to, bytes } => self.member_hears(from, to, &bytes),
+            What::Drain { region, incarnation } => self.drain_head(region, incarnation),
             What::PartitionEnds { pair, number } => {
                 self.partition_ends(pair, number);
                 Ok(())
@@ -399,5 +427,8 @@ fn kind(what: &What) -> u64 {
         What::SilenceFound { .. } => 24,
         What::Release { .. } => 25,
         What::Replace => 26,
+        What::MemberHears { .. } => 27,
+        What::Drain { .. } => 28,
+        What::Operate => 29,
     }
 }

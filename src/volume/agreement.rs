@@ -8,7 +8,7 @@
 use super::message::CopyState;
 use super::quorum::COPIES;
 use super::recovery::{self, Heard};
-use crate::base::{GroupId, LineageId, LogEnd, Lsn, MemberId, Seq};
+use crate::base::{Epoch, GroupId, LineageId, LogEnd, Lsn, MemberId, Seq};
 use crate::log::History;
 
 /// What recovery goes on with.
@@ -35,6 +35,9 @@ pub struct Chosen {
     pub consistent: LogEnd,
     /// Terms of the newest of them.
     pub history: History,
+    /// The reign for whose sake it was rewound, while it has nothing of it: what other logs have behind `consistent` is void, but for what
+    /// ranks as high; 0: there is none.
+    pub reign: Epoch,
 }
 
 /// `heard`: all members, in the order of [`MemberId::all`].
@@ -55,7 +58,7 @@ pub fn choose(heard: &[Heard<'_>], reseedable: bool) -> Choice {
             }
         }
     }
-    let Some(best) = chosen.iter().max_by_key(|s| s.end) else { return Choice::Empty };
+    let Some(best) = chosen.iter().max_by_key(|s| s.rank()) else { return Choice::Empty };
     // Nothing was ever written for a client: its pen comes only when the first frame is on four copies of every group.
     let void = reseedable || chosen.iter().all(|s| s.end.end_lsn == Lsn(0));
     if let Some(empty) = empty {
@@ -94,6 +97,7 @@ pub fn choose(heard: &[Heard<'_>], reseedable: bool) -> Choice {
         end,
         consistent,
         history: best.history.clone(),
+        reign: chosen.iter().map(|s| s.reign).filter(|reign| *reign > consistent.epoch).max().unwrap_or_default(),
     }))
 }
 
@@ -110,7 +114,7 @@ pub fn control(heard: &[Heard<'_>]) -> (u64, Vec<u8>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::{Epoch, Generation, Prng, UnixMicros};
+    use crate::base::{Generation, Prng, UnixMicros};
     use crate::log::{ControlFrame, Flags, Frame};
     use crate::volume::quorum;
     use proptest::prelude::*;
@@ -146,10 +150,12 @@ mod tests {
             end: end_of(log),
             consistent: log.iter().rev().find(|f| f.is_consistency_point()).map_or(LogEnd::EMPTY, Frame::log_end),
             history,
-            ingested: Lsn(0),
+            ingested: LogEnd::EMPTY,
             flushed: LogEnd::EMPTY,
             control_version: 0,
             control: Vec::new(),
+            reign: Epoch(0),
+            archives: Vec::new(),
         }
     }
 

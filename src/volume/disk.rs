@@ -48,6 +48,9 @@ pub trait Disk: Send + Sync {
     /// Reserves space up to `len` bytes, so that later writes below it do not find the disk full. New bytes read as zero.
     fn allocate(&self, name: &str, len: u64) -> Result<(), DiskError>;
 
+    /// Bytes that files here could still grow by, all together; `u64::MAX` where nobody knows. Others may take them first.
+    fn room(&self) -> u64;
+
     fn sync(&self, name: &str) -> Result<(), DiskError>;
 
     /// Replaces `to` where it exists.
@@ -75,6 +78,9 @@ impl Disk for Cold {
     }
     fn allocate(&self, name: &str, len: u64) -> Result<(), DiskError> {
         self.0.allocate(name, len)
+    }
+    fn room(&self) -> u64 {
+        self.0.room()
     }
     fn sync(&self, name: &str) -> Result<(), DiskError> {
         self.0.sync(name)

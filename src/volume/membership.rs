@@ -329,6 +329,8 @@ impl Set {
 pub struct Record {
     pub membership: Option<Membership>,
     pub control: Vec<u8>,
+    /// This region wrote, and what it wrote may lie nowhere else: it is never given up for a seed. `None`: it never said.
+    pub holds_commits: Option<bool>,
 }
 
 impl Record {

@@ -333,7 +333,7 @@ fn each_rule_switched_off_is_found_out() {
 proptest! {
     #[test]
     fn records_survive_the_round_trip_and_garbage_is_refused(bytes in proptest::collection::vec(any::<u8>(), 1..200), flip in 0usize..4000) {
-        let kept = Record { membership: Some(joint()), control: vec![1, 2, 3] };
+        let kept = Record { membership: Some(joint()), control: vec![1, 2, 3], holds_commits: Some(true) };
         let mut good = kept.encode();
         prop_assert_eq!(Record::decode(&good), Some(kept));
         let at = flip % good.len();

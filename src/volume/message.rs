@@ -1,7 +1,7 @@
 //! What the appender and a copy say to each other. Plain values: in one process they travel through a channel, in the
 //! simulator through a network that delays, loses, doubles and reorders them.
 
-use crate::base::{Generation, LineageId, LogEnd, Lsn, PageNo, Seq, TimelineId};
+use crate::base::{Epoch, Generation, LineageId, LogEnd, Lsn, PageNo, Seq, TimelineId};
 use crate::log::{Frame, History, SeedBase};
 use crate::volume::membership::Incarnation;
 use bytes::Bytes;
@@ -56,6 +56,17 @@ pub enum CopyRequest {
     Branch { generation: Generation, child: TimelineId, at: LogEnd },
     /// Forget a timeline of this copy's directory, whether it is there or not. Its id means nothing any more.
     DropBranch { generation: Generation, child: TimelineId },
+    /// Go back to the consistency point `at`: everything above goes in one atomic step and is kept as `archive`, whose pages are those of the
+    /// timeline of that id. `reign` is the epoch for whose sake: from now on what lies here outranks every log of an older one.
+    ///
+    /// `number` grows with every order of a generation: one that was carried out is answered again and never carried out twice, whatever
+    /// was appended since. A copy whose log ends before `at` answers so, and is fed later. Without an `archive` nothing goes: a copy that has
+    /// `at` only takes up the reign.
+    Rewind { generation: Generation, number: u64, archive: Option<TimelineId>, at: LogEnd, reign: Epoch },
+    /// Frames of an archived tail from `from` on, about `bytes_max` of them: `Log`, without frames when there are no more.
+    ReadArchive { id: u64, archive: TimelineId, from: Seq, bytes_max: usize },
+    /// Forget an archived tail for good, whether it is here or not.
+    DropArchive { generation: Generation, archive: TimelineId },
 }
 
 /// From one copy to the appender.
@@ -76,6 +87,8 @@ pub enum CopyReply {
         end: LogEnd,
         /** Page versions up to here can be read. */
         ingested: Lsn,
+        /// Little room is left on its disk: no new writes should come.
+        low: bool,
     },
     /// The frames did not fit: a gap, or another history without a newer generation. `end` is what is fsynced here.
     Misplaced {
@@ -149,6 +162,23 @@ pub enum CopyReply {
         generation: Generation,
         child: TimelineId,
     },
+    /// Nothing of what should go is here (any more); this is what lies here now.
+    Rewound {
+        generation: Generation,
+        number: u64,
+        state: CopyState,
+    },
+    /// It cannot go back so far: a sentence that says why. It is copied afresh.
+    RewindRefused {
+        generation: Generation,
+        number: u64,
+        reason: String,
+    },
+    /// There is no such archive here, and there will be none.
+    ArchiveDropped {
+        generation: Generation,
+        archive: TimelineId,
+    },
     /// This copy has left its duty: a failed fsync, a full disk, damage. It must be opened anew.
     Failed {
         reason: String,
@@ -169,13 +199,50 @@ pub struct CopyState {
     /// Last consistency point at or below `end`.
     pub consistent: LogEnd,
     pub history: History,
-    /// Page versions up to here can be read; never above the VDL this copy was told.
-    pub ingested: Lsn,
+    /// Up to here the log became page versions; never above the VDL this copy was told.
+    pub ingested: LogEnd,
     /// Pages as of here lie in layers. A consistency point that was durable in the region; nothing before it is needed for them.
     pub flushed: LogEnd,
     /// Version and bytes of the control state last kept here; 0 and empty when there is none.
     pub control_version: u64,
     pub control: Vec<u8>,
+    /// The newest reign for whose sake it was rewound.
+    pub reign: Epoch,
+    /// Lost tails that are kept here.
+    pub archives: Vec<ArchiveView>,
+}
+
+impl CopyState {
+    /// What recovery compares: the log's end, and never below what a copy was rewound for. A log of an older epoch is void then, however long.
+    #[must_use]
+    pub fn rank(&self) -> LogEnd {
+        if self.reign > self.end.epoch { LogEnd { epoch: self.reign, generation: Generation(0), ..self.end } } else { self.end }
+    }
+}
+
+/// A lost tail that is kept: what a region had that the history it follows has not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+pub struct ArchiveView {
+    /// Also that of the timeline that has its pages.
+    pub id: TimelineId,
+    /// It begins behind this point, which both histories have.
+    pub base: LogEnd,
+    /// Its last consistency point: its pages can be read up to here.
+    pub consistent: LogEnd,
+    /// Its last frame.
+    pub end: LogEnd,
+}
+
+/// The id under which a tail that ends in `tail` and begins behind `at` is archived, in every copy and whoever orders it: so whatever comes
+/// back late goes to the same place. Ids of other timelines are below 2^63.
+#[must_use]
+pub fn archive_id(at: &LogEnd, tail: Epoch) -> TimelineId {
+    let mut h: u64 = 0xcbf2_9ce4_8422_2325;
+    for word in [at.epoch.0, at.generation.0, at.seq.0, at.end_lsn.0, u64::from(at.checksum), tail.0] {
+        h = (h ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        h ^= h >> 29;
+    }
+    TimelineId(h | 1 << 63)
 }
 
 /// How far a check of everything in a copy has come. Means something to the copy only.

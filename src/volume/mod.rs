@@ -23,11 +23,11 @@ mod tests;
 pub use appender::{Appender, AppenderEffect, BranchState, CopyHealth, CopyView, Found, HeldBy, Kept, Replacing, Retention, VolumePhase};
 pub use copy::identity;
 pub use copy::{
-    Copy, Directory, FileDamage, FilesVerdict, FlushDone, FlushJob, OpenError, Origin, PageStore, ReadError, Slice, TimelineView,
-    verify_files,
+    ArchivedTail, Copy, Directory, FileDamage, FilesVerdict, FlushDone, FlushJob, OpenError, Origin, PageStore, ReadError, Slice,
+    TimelineView, verify_files,
 };
 pub use disk::{Cold, Disk, DiskError};
-pub use message::{CheckPlace, CopyReply, CopyRequest, CopyState, Damage, Digest};
+pub use message::{ArchiveView, CheckPlace, CopyReply, CopyRequest, CopyState, Damage, Digest, archive_id};
 pub use overlay::Overlay;
 pub use repair::RepairView;
 pub use scrub::{ScrubView, Verdict, judge};

@@ -84,6 +84,10 @@ impl Disk for Overlay {
         Ok(())
     }
 
+    fn room(&self) -> u64 {
+        u64::MAX
+    }
+
     fn sync(&self, _name: &str) -> Result<(), DiskError> {
         Ok(())
     }

@@ -27,6 +27,9 @@ pub enum Choice {
 
 /// Chooses among the raised copies: the log whose last frame has the highest (epoch, generation, seq) of at least three.
 ///
+/// A copy that was rewound for the sake of a reign ranks as one that has nothing yet of that reign: above every log of an older one
+/// (see [`CopyState::rank`]), so a tail that was rewound on four copies is never taken up again.
+///
 /// New and empty copies hold no vote: one of them may be a replaced disk that acknowledged what it no longer has. One
 /// exception: when all six answered and those with data hold nothing but control frames (LSN 0), nothing can ever have been
 /// acknowledged to a client, and the founding is finished instead of blocking for ever. A region that may be seeded anew
@@ -42,7 +45,7 @@ pub fn choose(heard: &[Heard<'_>; COPIES], reseedable: bool) -> Choice {
         })
         .collect();
     let with_data: Vec<(CopyId, &CopyState)> = raised.iter().filter(|(_, s)| s.lineage.is_some()).copied().collect();
-    let best = with_data.iter().max_by_key(|(id, s)| (s.end, std::cmp::Reverse(*id))).map(|(id, _)| *id);
+    let best = with_data.iter().max_by_key(|(id, s)| (s.rank(), std::cmp::Reverse(*id))).map(|(id, _)| *id);
     match best {
         None if raised.len() == COPIES => Choice::Empty,
         None => Choice::Wait {
@@ -77,10 +80,12 @@ mod tests {
             end,
             consistent: end,
             history: History::default(),
-            ingested: Lsn(0),
+            ingested: LogEnd::EMPTY,
             flushed: LogEnd::EMPTY,
             control_version: 0,
             control: Vec::new(),
+            reign: Epoch(0),
+            archives: Vec::new(),
         }
     }
 

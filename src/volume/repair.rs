@@ -100,15 +100,15 @@ impl Repair {
         self.base.as_ref().map(|_| self.view)
     }
 
-    /// Pages came from a peer: the request that stores them.
+    /// Pages came from a peer: the request that stores them. `None`: nothing was asked for, because something is being stored.
     pub(super) fn pages_arrived(
         &mut self,
         now: Instant,
         generation: Generation,
         pages: Vec<(PageNo, Bytes)>,
         next: Option<PageNo>,
-    ) -> CopyRequest {
-        let step = self.stored.map_or(0, |s| s) + 1;
+    ) -> Option<CopyRequest> {
+        let step = self.stored.filter(|_| self.unanswered.is_none())? + 1;
         self.next_page = next;
         for (page, bytes) in &pages {
             if *page == PageNo::HEADER {
@@ -120,7 +120,7 @@ impl Repair {
         self.view.moved = now;
         let request = CopyRequest::SeedPages { generation, step: self.first + step, pages };
         self.unanswered = Some(request.clone());
-        request
+        Some(request)
     }
 
     /// The copy stored `step`.

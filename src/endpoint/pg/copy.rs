@@ -292,16 +292,17 @@ impl Session {
                 batched += 1;
                 rows += 1;
                 if batched == target.batch_rows {
-                    self.watch.over(&mut self.wire, self.sql.execute(&full, std::mem::take(&mut batch))).await?;
+                    self.watch.over(&mut self.wire, self.sql.feed(&full, std::mem::take(&mut batch))).await?;
                     (batched, bytes) = (0, 0);
                 }
             }
             if batched > 0 && (end || bytes > BATCH_BYTES_MAX) {
-                self.watch.over(&mut self.wire, self.sql.execute(&target.insert(batched), std::mem::take(&mut batch))).await?;
+                self.watch.over(&mut self.wire, self.sql.feed(&target.insert(batched), std::mem::take(&mut batch))).await?;
                 (batched, bytes) = (0, 0);
             }
             if end {
-                return Ok(rows);
+                let fed = self.watch.over(&mut self.wire, async { Ok(self.sql.fed().await) }).await?;
+                return fed.failed.map_or(Ok(rows), |e| Err(e.into()));
             }
         }
     }

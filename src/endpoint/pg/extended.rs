@@ -62,9 +62,24 @@ impl Prepared {
         self.columns().iter().enumerate().map(|(i, c)| c.declared_type.as_deref().map(PgType::from_declared).or_else(|| guess(i))).collect()
     }
 
+    /// It gives no rows, changes no tables, and what follows need not wait for it.
+    fn changes_rows_only(&self) -> bool {
+        matches!(self.tag, Tag::Insert | Tag::Counted("UPDATE" | "DELETE"))
+            && self.description.as_ref().is_some_and(|d| d.columns.is_empty())
+    }
+
     fn reads_only(&self) -> bool {
         self.description.as_ref().is_some_and(|d| d.read_only)
     }
+}
+
+/// What became of a statement that was set going.
+enum Started {
+    /// It has no rows to give; so many were affected.
+    Done(u64),
+    Rows,
+    /// It was sent ahead.
+    Ahead,
 }
 
 enum State {
@@ -288,8 +303,8 @@ impl Session {
         self.portals.remove(name).ok_or_else(|| SqlError::new("34000", format!("portal \"{name}\" does not exist")))
     }
 
-    /// Sets a statement of the engine going; the rows affected if it has none to give.
-    async fn start_portal(&mut self, portal: &mut Portal) -> Result<Option<u64>, Stop> {
+    /// Sets a statement of the engine going.
+    async fn start_portal(&mut self, portal: &mut Portal) -> Result<Started, Stop> {
         self.free_engine().await?;
         let prepared = portal.prepared.clone();
         let text = prepared.text.as_str();
@@ -301,13 +316,18 @@ impl Session {
         }
         let parameters = std::mem::take(&mut portal.parameters);
         portal.state = State::Done;
+        if !followed_by_sync && self.sql.feeds() && prepared.changes_rows_only() {
+            self.go_ahead(text, parameters, &prepared.tag).await?;
+            return Ok(Started::Ahead);
+        }
+        self.settle_ahead().await?;
         match self.watch.over(&mut self.wire, self.sql.execute(text, parameters)).await? {
             Outcome::Done { changed } => {
                 if matches!(prepared.tag, Tag::Plain(_)) {
                     // The schema may have changed.
                     self.guesses.clear();
                 }
-                Ok(Some(changed))
+                Ok(Started::Done(changed))
             }
             Outcome::Rows { columns, rows } => {
                 let mut rows = Rows::new(columns, rows);
@@ -320,7 +340,7 @@ impl Session {
                     known.into_iter().map(|t| t.unwrap_or(PgType::Text)).collect()
                 };
                 portal.state = State::Running { rows, types };
-                Ok(None)
+                Ok(Started::Rows)
             }
         }
     }
@@ -337,7 +357,8 @@ impl Session {
             self.portals.insert(name, portal);
         }
         result?;
-        self.wire.relieve().await
+        // What waits for statements that were sent ahead stays together.
+        if self.ahead.is_empty() { self.wire.relieve().await } else { Ok(()) }
     }
 
     async fn execute_portal(&mut self, portal: &mut Portal, max: u64) -> Result<(), Stop> {
@@ -347,18 +368,20 @@ impl Session {
         }
         if matches!(portal.state, State::Ready) {
             match &prepared.command {
-                Command::Sql => {
-                    if let Some(changed) = self.start_portal(portal).await? {
-                        return self.put_complete(prepared.tag.with(changed));
-                    }
-                }
+                Command::Sql => match self.start_portal(portal).await? {
+                    Started::Done(changed) => return self.put_complete(prepared.tag.with(changed)),
+                    Started::Ahead => return Ok(()),
+                    Started::Rows => {}
+                },
                 Command::Copy => {
                     portal.state = State::Done;
+                    self.settle_ahead().await?;
                     self.free_engine().await?;
                     return self.copy(&prepared.text).await;
                 }
                 Command::Utility(utility) => {
                     portal.state = State::Done;
+                    self.settle_ahead().await?;
                     self.free_engine().await?;
                     let (rows, tag) = self.utility(utility.clone()).await?;
                     match rows {

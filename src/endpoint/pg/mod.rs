@@ -15,9 +15,9 @@ mod numeric;
 mod parameters;
 mod running;
 mod session;
-mod split;
+pub(super) mod split;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 mod types;
 mod utility;
 mod wire;
@@ -145,32 +145,6 @@ fn tune(stream: &TcpStream) {
     if let Err(e) = tuned {
         tracing::debug!(error = %e, "cannot set socket options");
     }
-}
-
-/// Tells a client that has just connected why it cannot be served (for a writer port whose writer cannot be reached), and
-/// closes the connection. Takes at most a few seconds, whatever the client does.
-pub async fn refuse(stream: TcpStream, error: &SqlError) {
-    let _ = tokio::time::timeout(LOGIN_TIMEOUT, async {
-        let mut wire = Wire::new(Box::new(stream));
-        if let Ok(Some(_)) = opening_without_tls(&mut wire).await {
-            wire.farewell(error).await;
-        }
-    })
-    .await;
-}
-
-type StartupParameters = (u16, BTreeMap<String, String>);
-
-/// Declines encryption until the startup packet comes; `None`: a cancel request.
-async fn opening_without_tls(wire: &mut Wire) -> Result<Option<StartupParameters>, Stop> {
-    for _ in 0..4 {
-        match wire.opening().await? {
-            Opening::Tls | Opening::Gss => wire.answer(b'N').await?,
-            Opening::Cancel { .. } => return Ok(None),
-            Opening::Startup { minor, parameters } => return Ok(Some((minor, parameters))),
-        }
-    }
-    Err(Stop::Gone)
 }
 
 /// A client that has logged in; takes itself off the lists when it is dropped.
@@ -326,7 +300,7 @@ impl Shared {
                 name => parameters.start_with(name, value).map_err(fatal)?,
             }
         }
-        let sql = self.service.open(self.port).map_err(fatal)?;
+        let sql = self.service.open(self.port).await.map_err(fatal)?;
         let target = Arc::new(Target::new(sql.canceller()));
         let key = (self.next_pid.fetch_add(1, Ordering::Relaxed), i32::from_be_bytes(auth::random()));
         self.targets.lock().insert(key, target.clone());

@@ -5,14 +5,14 @@
 
 use super::types::PgType;
 use super::wire::{Stop, Wire};
-use crate::head::sql::{Column, Row, SqlError, Value, state};
+use crate::head::sql::{Column, Row, RowStream, SqlError, Value, state};
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::time::Sleep;
 
 /// How long a statement may go on after it was told to stop because the server does.
@@ -133,14 +133,14 @@ pub fn shutting_down() -> SqlError {
 /// Rows on their way from the engine.
 pub struct Rows {
     columns: Arc<[Column]>,
-    receiver: Option<mpsc::Receiver<Result<Vec<Row>, SqlError>>>,
+    receiver: Option<RowStream>,
     ready: VecDeque<Row>,
     /// An error that came while the rows were taken in ahead of time; it is reported after them.
     late: Option<SqlError>,
 }
 
 impl Rows {
-    pub fn new(columns: Arc<[Column]>, receiver: mpsc::Receiver<Result<Vec<Row>, SqlError>>) -> Rows {
+    pub fn new(columns: Arc<[Column]>, receiver: RowStream) -> Rows {
         Rows { columns, receiver: Some(receiver), ready: VecDeque::new(), late: None }
     }
 

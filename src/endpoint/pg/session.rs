@@ -22,6 +22,10 @@ use pgwire::messages::{PgWireBackendMessage as Out, PgWireFrontendMessage as In}
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+/// Statements sent ahead, and output that waits for them.
+const AHEAD_MAX: usize = 1000;
+const AHEAD_OUTPUT_BYTES_MAX: usize = 256 << 10;
+
 pub struct Session {
     pub(super) wire: Wire,
     pub(super) sql: Box<dyn SqlSession>,
@@ -37,6 +41,8 @@ pub struct Session {
     /// The open transaction was not begun by the client but by several statements arriving together.
     pub(super) implicit: bool,
     pub(super) scratch: BytesMut,
+    /// Statements that were sent ahead to a writer that is far away: where in the output each one's completion belongs.
+    pub(super) ahead: Vec<(usize, Tag)>,
 }
 
 impl Session {
@@ -53,6 +59,7 @@ impl Session {
             failed: false,
             implicit: false,
             scratch: BytesMut::new(),
+            ahead: Vec::new(),
         }
     }
 
@@ -73,8 +80,19 @@ impl Session {
             };
             let is_extended = message.is_extended_query();
             self.watch.target.busy();
+            let goes_ahead = match &message {
+                In::Bind(_) | In::Execute(_) => true,
+                In::Describe(m) => m.target_type == b'P',
+                In::Close(m) => m.target_type == b'P',
+                _ => false,
+            };
+            // What else comes wants to know what became of those before it.
+            let settled = if goes_ahead || skipping { Ok(()) } else { self.settle_ahead().await };
+            self.stop_timer();
             let result = match message {
                 In::Terminate(_) => return Stop::Gone,
+                In::Sync(_) if settled.is_err() => self.sync_after(settled, &mut skipping).await,
+                _ if settled.is_err() => settled,
                 In::Sync(_) => {
                     skipping = false;
                     self.sync().await
@@ -96,7 +114,13 @@ impl Session {
             };
             match result {
                 Ok(()) => {}
-                Err(Stop::Sql(e)) => {
+                Err(Stop::Sql(mut e)) => {
+                    // One that was sent ahead failed before it.
+                    match self.settle_ahead().await {
+                        Ok(()) => {}
+                        Err(Stop::Sql(earlier)) => e = earlier,
+                        Err(stop) => return stop,
+                    }
                     // After an error in the extended protocol everything up to the next Sync is skipped.
                     skipping = is_extended;
                     if let Err(stop) = self.report(&e).await {
@@ -106,6 +130,51 @@ impl Session {
                 Err(stop) => return stop,
             }
         }
+    }
+
+    /// A Sync that comes when one of those sent ahead has failed.
+    async fn sync_after(&mut self, settled: Result<(), Stop>, skipping: &mut bool) -> Result<(), Stop> {
+        *skipping = false;
+        match settled {
+            Err(Stop::Sql(e)) => self.report(&e).await?,
+            other => return other,
+        }
+        self.sync().await
+    }
+
+    /// Sends a statement of the open transaction ahead: its completion is put where it belongs when it is known, which is before
+    /// anything leaves.
+    pub(super) async fn go_ahead(&mut self, text: &str, parameters: Vec<Value>, tag: &Tag) -> Result<(), Stop> {
+        self.watch.over(&mut self.wire, self.sql.feed(text, parameters)).await?;
+        self.ahead.push((self.wire.gathered(), tag.clone()));
+        if self.ahead.len() >= AHEAD_MAX || self.wire.gathered() >= AHEAD_OUTPUT_BYTES_MAX {
+            self.settle_ahead().await?;
+        }
+        Ok(())
+    }
+
+    /// Waits for what was sent ahead. After one that failed nothing of what came behind it is said.
+    pub(super) async fn settle_ahead(&mut self) -> Result<(), Stop> {
+        let Some((start, _)) = self.ahead.first() else { return Ok(()) };
+        let start = *start;
+        self.start_timer();
+        let fed = self.watch.over(&mut self.wire, async { Ok(self.sql.fed().await) }).await?;
+        let ahead = std::mem::take(&mut self.ahead);
+        let gathered = self.wire.take_from(start);
+        let mut done = 0;
+        for (i, (at, tag)) in ahead.iter().enumerate() {
+            self.wire.put_back(&gathered[done..at - start]);
+            done = at - start;
+            match fed.changed.get(i) {
+                Some(changed) => self.put_complete(tag.with(*changed))?,
+                None => {
+                    let lost = || SqlError::new(state::INTERNAL_ERROR, "a statement that was sent ahead was not answered");
+                    return Err(Stop::Sql(fed.failed.unwrap_or_else(lost)));
+                }
+            }
+        }
+        self.wire.put_back(&gathered[done..]);
+        fed.failed.map_or(Ok(()), |e| Err(Stop::Sql(e)))
     }
 
     /// The next message. Between statements the server may stop, and a client that forgets its transaction is cut off.
@@ -147,6 +216,8 @@ impl Session {
     /// Tells the client of an error and lets the transaction fail, or end if the client did not begin it.
     pub(super) async fn report(&mut self, e: &SqlError) -> Result<(), Stop> {
         self.portals.retain(|_, p| !p.is_running());
+        // What was fed of a COPY that failed has nobody to tell it.
+        self.watch.over(&mut self.wire, async { Ok(self.sql.fed().await) }).await?;
         if self.implicit {
             self.implicit = false;
             if let Err(Stop::Fatal(e)) = self.watch.over(&mut self.wire, self.sql.rollback()).await {
@@ -171,6 +242,10 @@ impl Session {
         self.watch.target.idle();
         let status = self.status();
         self.wire.put(&Out::ReadyForQuery(ReadyForQuery::new(status)))?;
+        if let Err(e) = self.sql.may_answer() {
+            self.wire.discard();
+            return Err(Stop::Fatal(SqlError { code: state::ADMIN_SHUTDOWN, ..e }));
+        }
         self.wire.flush().await
     }
 
@@ -193,7 +268,10 @@ impl Session {
 
     async fn simple(&mut self, text: &str) -> Result<(), Stop> {
         self.portals.remove("");
-        let result = self.simple_statements(text).await;
+        let mut result = self.simple_statements(text).await;
+        if let (Ok(()) | Err(Stop::Sql(_)), Err(earlier)) = (&result, self.settle_ahead().await) {
+            result = Err(earlier);
+        }
         self.stop_timer();
         match result {
             Ok(()) => {}
@@ -216,8 +294,14 @@ impl Session {
             self.free_engine().await?;
             let command = self.admit(statement.text)?;
             match command {
-                Command::Utility(u) => self.utility_simple(u).await?,
-                Command::Copy => self.copy(statement.text).await?,
+                Command::Utility(u) => {
+                    self.settle_ahead().await?;
+                    self.utility_simple(u).await?;
+                }
+                Command::Copy => {
+                    self.settle_ahead().await?;
+                    self.copy(statement.text).await?;
+                }
                 Command::Sql => {
                     if statement.has_parameter {
                         return Err(SqlError::new("42P02", "a simple query has no parameters: there is no parameter $1").into());
@@ -227,8 +311,14 @@ impl Session {
                         self.implicit = true;
                     }
                     self.refuse_write(statement.text).await?;
+                    let tag = Tag::of(statement.text);
+                    if !last && self.sql.feeds() && changes_rows_only(statement.text, &tag) {
+                        self.go_ahead(statement.text, Vec::new(), &tag).await?;
+                        continue;
+                    }
+                    self.settle_ahead().await?;
                     let outcome = self.watch.over(&mut self.wire, self.sql.execute(statement.text, Vec::new())).await?;
-                    self.answer_simple(outcome, &Tag::of(statement.text), last).await?;
+                    self.answer_simple(outcome, &tag, last).await?;
                 }
             }
             alone = false;
@@ -499,4 +589,10 @@ impl Session {
         }
         Ok(if committed { "COMMIT" } else { "ROLLBACK" })
     }
+}
+
+/// A statement that inserts, updates or deletes, and gives no rows.
+fn changes_rows_only(text: &str, tag: &Tag) -> bool {
+    let writes = matches!(tag, Tag::Insert | Tag::Counted("UPDATE" | "DELETE"));
+    writes && !split::words(text).any(|word| word.is("RETURNING"))
 }

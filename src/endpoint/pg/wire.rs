@@ -193,6 +193,26 @@ impl Wire {
         self.put(&PgWireBackendMessage::NoticeResponse(NoticeResponse::new(fields("WARNING", e))))
     }
 
+    /// Forgets what has gathered and was not sent.
+    pub fn discard(&mut self) {
+        self.output.clear();
+    }
+
+    /// How much has gathered and was not sent.
+    pub fn gathered(&self) -> usize {
+        self.output.len()
+    }
+
+    /// Takes back what has gathered from `at` on.
+    pub fn take_from(&mut self, at: usize) -> BytesMut {
+        self.output.split_off(at)
+    }
+
+    /// Puts back what was taken.
+    pub fn put_back(&mut self, bytes: &[u8]) {
+        self.output.extend_from_slice(bytes);
+    }
+
     pub async fn flush(&mut self) -> Result<(), Stop> {
         if !self.output.is_empty() {
             self.stream.write_all(&self.output).await?;

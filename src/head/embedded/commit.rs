@@ -14,8 +14,8 @@ use super::pool::{Page, Pool, PoolError};
 use super::shared::Shared;
 use super::vfs::{DatabaseFile, FileError, Level};
 use crate::base::{Epoch, Generation, GroupId, Layout, Lsn, PageNo};
+use crate::head::LogSink;
 use crate::head::sql::{SqlError, state};
-use crate::head::{LogSink, WriteGate};
 use crate::io::clock;
 use crate::log::Pen;
 use crate::log::redo::{self, Change, RECORD_HEADER_BYTES, VolumeHeader};
@@ -51,16 +51,17 @@ pub struct WriterFile {
     outlet: Mutex<Option<Outlet>>,
     payload_bytes_max: usize,
     head: AtomicU64,
+    reign: u64,
     /// Term of the frames, known from the first one.
     term: OnceLock<(Epoch, Generation)>,
 }
 
 impl WriterFile {
-    pub fn new(shared: Arc<Shared>, context: Arc<Context>, pen: Pen, log: Arc<dyn LogSink>) -> WriterFile {
+    pub fn new(shared: Arc<Shared>, context: Arc<Context>, pen: Pen, log: Arc<dyn LogSink>, reign: u64) -> WriterFile {
         let head = AtomicU64::new(pen.end().end_lsn.0);
         let payload_bytes_max = pen.payload_bytes_max();
         let outlet = Mutex::new(Some(Outlet { pen, log }));
-        WriterFile { shared, context, buffer: Mutex::default(), outlet, payload_bytes_max, head, term: OnceLock::new() }
+        WriterFile { shared, context, buffer: Mutex::default(), outlet, payload_bytes_max, head, reign, term: OnceLock::new() }
     }
 
     /// End of the last commit, durable or not: what a read on this connection sees.
@@ -82,7 +83,7 @@ impl WriterFile {
     }
 
     fn newest(&self, page: PageNo) -> Result<Page, FileError> {
-        self.pool().newest(page, self.shared.horizon.visible(), &*self.shared.source).map_err(|e| self.refuse_page(&e))
+        self.pool().newest(page, self.shared.horizon.visible(), self.reign, &*self.shared.source).map_err(|e| self.refuse_page(&e))
     }
 
     fn refuse_page(&self, error: &PoolError) -> FileError {
@@ -250,8 +251,9 @@ impl DatabaseFile for WriterFile {
         if payloads.is_empty() {
             return Ok(());
         }
-        if let WriteGate::Closed { reason } = self.shared.gate() {
-            return Err(self.refuse(state::IO_ERROR, super::writes_stopped(&reason)));
+        if let Err(error) = self.shared.may_write() {
+            self.context.blame(error);
+            return Err(FileError::Refused);
         }
         let mut outlet = self.outlet.lock();
         let Some(open) = outlet.as_mut() else {
@@ -263,6 +265,9 @@ impl DatabaseFile for WriterFile {
         let last = frames.last().expect("BUG: payloads are not empty");
         let end = last.end_lsn();
         self.term.get_or_init(|| (last.header().epoch, last.header().generation));
+        if let Some((_, page_one)) = versions.iter().find(|(page, _)| page.0 == 1) {
+            self.shared.note_schema(self.shared.horizon.incarnation(), end, page_one);
+        }
         // Into the pool first: once submitted, they may become visible at any moment.
         self.pool().install(versions, end, self.shared.horizon.oldest());
         self.head.store(end.0, Ordering::SeqCst);

@@ -74,6 +74,16 @@ impl Db {
         result.map(|_| ()).map_err(|e| self.error(&e))
     }
 
+    /// Preparing alone believes the schema that was read last, which may be an older snapshot's; running anything compares it.
+    ///
+    /// # Errors
+    /// When the snapshot cannot be read.
+    pub fn look_at_schema(&self) -> Result<(), SqlError> {
+        let looked =
+            self.connection.prepare_cached("SELECT 1 FROM sqlite_schema LIMIT 0").and_then(|mut s| s.raw_query().next().map(|_| ()));
+        looked.map_err(|e| self.error(&e))
+    }
+
     /// What `sql` is, without running it.
     pub fn describe(&self, sql: &str) -> Result<Description, SqlError> {
         let statement = self.connection.prepare(sql).map_err(|e| self.error(&e))?;

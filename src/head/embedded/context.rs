@@ -5,6 +5,7 @@
 
 use crate::base::UnixMicros;
 use crate::head::sql::SqlError;
+use crate::io::clock;
 use parking_lot::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -49,7 +50,6 @@ impl Token {
     }
 }
 
-#[derive(Default)]
 pub struct Context {
     /// Transaction control is being prepared by the SQL thread itself, not by a client.
     pub own_statement: AtomicBool,
@@ -57,12 +57,30 @@ pub struct Context {
     pub stepping: AtomicBool,
     /// The thread is to stop: interrupt whatever runs.
     pub stop: AtomicBool,
+    /// From this moment on whatever runs is interrupted (a drain has come to its end).
+    pub until_ns: AtomicU64,
     pub session: AtomicI32,
     pub in_recovery: AtomicBool,
     /// `now()` of the statement or transaction, microseconds since 1970.
     pub now_us: AtomicU64,
     cancel: Mutex<Option<Arc<Token>>>,
     blame: Mutex<Option<SqlError>>,
+}
+
+impl Default for Context {
+    fn default() -> Context {
+        Context {
+            own_statement: AtomicBool::default(),
+            stepping: AtomicBool::default(),
+            stop: AtomicBool::default(),
+            until_ns: AtomicU64::new(u64::MAX),
+            session: AtomicI32::default(),
+            in_recovery: AtomicBool::default(),
+            now_us: AtomicU64::default(),
+            cancel: Mutex::default(),
+            blame: Mutex::default(),
+        }
+    }
 }
 
 impl Context {
@@ -80,7 +98,13 @@ impl Context {
     }
 
     pub fn is_interrupted(&self) -> bool {
-        self.stop.load(Ordering::Relaxed) || self.cancel.lock().as_ref().is_some_and(|c| c.is_cancelled())
+        self.stop.load(Ordering::Relaxed) || self.is_due() || self.cancel.lock().as_ref().is_some_and(|c| c.is_cancelled())
+    }
+
+    /// A drain has come to its end.
+    pub fn is_due(&self) -> bool {
+        let until = self.until_ns.load(Ordering::Relaxed);
+        until != u64::MAX && clock::now().ns >= until
     }
 
     /// The sentence behind the result code that SQLite is about to get. The first one wins: later ones are consequences.

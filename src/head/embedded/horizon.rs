@@ -80,6 +80,10 @@ impl Horizon {
         self.state.lock().incarnation + 1
     }
 
+    pub fn incarnation(&self) -> u64 {
+        self.state.lock().incarnation
+    }
+
     /// Pins what is visible now; `None` while nothing is known yet.
     pub fn pin(self: &Arc<Horizon>, interactive: bool, now: Instant) -> Option<Arc<Pin>> {
         let mut state = self.state.lock();

@@ -29,7 +29,7 @@ mod snapshot;
 #[expect(unsafe_code, reason = "SQLite's interface for virtual tables is C")]
 mod tables;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 #[expect(unsafe_code, reason = "SQLite's interface for file systems is C")]
 mod vfs;
 mod writer;
@@ -40,7 +40,7 @@ pub use session::{Port, Session};
 
 use super::sql::{SqlError, state};
 use super::{LogSink, PageSource, StatusSource, WriteGate};
-use crate::base::{Layout, LogEnd, Lsn, PageNo, SEGMENT_PAGE_BYTES};
+use crate::base::{Instant, Layout, LogEnd, Lsn, PageNo, SEGMENT_PAGE_BYTES};
 use crate::io::clock;
 use crate::log::redo::{RECORD_HEADER_BYTES, VolumeHeader};
 use crate::log::{Frame, Pen};
@@ -50,6 +50,7 @@ use shared::Shared;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::time::Duration;
+pub use writer::Drained;
 use writer::Writer;
 
 /// Size of a page, fixed when a database is founded.
@@ -162,7 +163,8 @@ impl Engine {
     }
 
     /// This region writes from now on, with this pen. `pen.end()` is the durable end of the log; an empty volume becomes an
-    /// empty database. Reads no page and returns at once.
+    /// empty database. Reads no page and returns at once. As often as the role comes back: after [`Engine::close_writer`] the
+    /// engine is a reader's (fed by [`Engine::advance`] or [`Engine::reset`]) until the next one.
     ///
     /// # Errors
     /// When a writer is open, or the pen's frames are too small for a page.
@@ -179,21 +181,77 @@ impl Engine {
             self.start_anew(end);
         }
         let reign = self.shared.progress.open(end);
+        self.shared.pool.admit(reign);
         *writer = Some(Writer::open(&self.shared, pen, log, reign)?);
         Ok(())
     }
 
     /// The role is lost, or the process stops. When this returns, no frame leaves any more. Open transactions end with
-    /// 57P01; commits that are not durable yet are told that their outcome is unknown. Does nothing without a writer.
+    /// 57P01; commits whose answer has not gone are told that their outcome is unknown (08007), durable or not; what has not
+    /// begun is refused as to be run elsewhere. Does nothing without a writer.
     pub fn close_writer(&self, reason: String) {
         let Some(writer) = self.writer.write().take() else { return };
         self.shared.progress.close(writer.reign, &reason);
         writer.close(reason);
+        self.shared.pool.admit(0);
         self.shared.pool.forget_unsettled(self.shared.horizon.visible());
+        self.shared.forget_schema();
     }
 
     pub fn set_gate(&self, gate: WriteGate) {
         self.shared.set_gate(gate);
+    }
+
+    /// Nothing is acknowledged at the writer port at or after `until`, of the clock that [`crate::io::clock::now`] reads:
+    /// looked at in the moment of answering. May be moved both ways, from any thread. Until it is called there is no lease.
+    pub fn set_lease(&self, until: Instant) {
+        self.shared.progress.set_lease(until);
+    }
+
+    /// Whether the lease is not over at this moment.
+    pub fn may_acknowledge(&self) -> bool {
+        self.shared.progress.may_acknowledge()
+    }
+
+    /// For a planned switchover: no write transaction begins from now on (they wait, until [`Engine::close_writer`] sends them
+    /// elsewhere or [`Engine::undrain`] lets them in); those that run may come to their end until `until` and are rolled back
+    /// then, with 40001. `done` is called once, on the writer's thread, when nothing runs and every answer has been given, and
+    /// at the latest soon after `until`; it is dropped uncalled when the drain is called off or the writer closed before.
+    /// Without a writer it is called at once. Reads go on.
+    pub fn drain(&self, until: Instant, done: impl FnOnce(Drained) + Send + 'static) {
+        match self.writer() {
+            Some(writer) => writer.drain(until, Box::new(done)),
+            None => done(Drained { rolled_back: 0, unanswered: 0 }),
+        }
+    }
+
+    /// Commits wait for another region by the commit rules, or do so no more: whoever waits for an answer goes on waiting meanwhile.
+    pub fn commits_pause(&self, paused: bool) {
+        self.shared.progress.pause(paused);
+    }
+
+    /// The drain is called off: what waited goes on. Does nothing without one.
+    pub fn undrain(&self) {
+        if let Some(writer) = self.writer() {
+            writer.undrain();
+        }
+    }
+
+    /// The newest version of the schema (SQLite's cookie) that a statement here has met; `None`: nobody has looked since the
+    /// role changed.
+    pub fn schema_version(&self) -> Option<u32> {
+        self.shared.schema_version()
+    }
+
+    /// Whether a statement at the writer port can be served here now.
+    ///
+    /// # Errors
+    /// The refusal; it may be run elsewhere.
+    pub fn serves_writer_port(&self) -> Result<(), SqlError> {
+        match self.writer() {
+            Some(writer) => self.shared.permits(writer.reign),
+            None => Err(self.shared.no_writer("it is not the writer")),
+        }
     }
 
     /// `frames` became durable, ending with the consistency point `vdl`. First the pages, then what is visible, then the
@@ -220,6 +278,7 @@ impl Engine {
     fn start_anew(&self, at: Lsn) {
         self.shared.pool.reset(at, self.shared.horizon.next_incarnation());
         self.shared.horizon.reset(at);
+        self.shared.forget_schema();
     }
 
     /// Who writes to the global cluster, for the message of 25006.
@@ -274,7 +333,13 @@ impl Engine {
 
     /// A session for one client.
     pub fn session(self: &Arc<Engine>, port: Port) -> Session {
-        Session::new(self.clone(), self.next_session.fetch_add(1, Ordering::Relaxed), port)
+        Session::new(self.clone(), self.next_session.fetch_add(1, Ordering::Relaxed), port, false)
+    }
+
+    /// A session that is served by the writer or not at all: without one, statements are refused as to be run elsewhere, where
+    /// [`Engine::session`] would read what this region has.
+    pub fn writer_session(self: &Arc<Engine>) -> Session {
+        Session::new(self.clone(), self.next_session.fetch_add(1, Ordering::Relaxed), Port::Writer, true)
     }
 
     fn writer(&self) -> Option<Arc<Writer>> {

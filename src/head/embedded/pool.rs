@@ -52,9 +52,18 @@ struct Load {
     changed_at: Option<Lsn>,
 }
 
+/// Who looks: a reader of an incarnation, or the writer of a reign.
+#[derive(Clone, Copy)]
+enum For {
+    Reader(u64),
+    Writer(u64),
+}
+
 #[derive(Default)]
 struct Shard {
     incarnation: u64,
+    /// The writer that is admitted; 0: none.
+    reign: u64,
     pages: BTreeMap<PageNo, Vec<Version>>,
     loads: BTreeMap<PageNo, Vec<Load>>,
     /// Last change of each page that changed after `floor`.
@@ -113,21 +122,32 @@ impl Pool {
     /// # Errors
     /// When no copy can give it, or the volume was replaced.
     pub fn at(&self, page: PageNo, snapshot: Snapshot, source: &dyn PageSource) -> Result<Page, PoolError> {
-        self.find(page, snapshot.lsn, Some(snapshot.incarnation), source)
+        self.find(page, snapshot.lsn, For::Reader(snapshot.incarnation), source)
     }
 
-    /// The page's newest version, durable or not. Only for the writer: nobody else changes pages meanwhile.
+    /// The page's newest version, durable or not. Only for the writer of `reign`: nobody else changes pages while it is admitted.
     ///
     /// # Errors
-    /// When no copy can give it.
-    pub fn newest(&self, page: PageNo, visible: Lsn, source: &dyn PageSource) -> Result<Page, PoolError> {
-        self.find(page, visible, None, source)
+    /// When no copy can give it, or the writer was dismissed: its thread may still be at work when others change pages again.
+    pub fn newest(&self, page: PageNo, visible: Lsn, reign: u64, source: &dyn PageSource) -> Result<Page, PoolError> {
+        self.find(page, visible, For::Writer(reign), source)
     }
 
-    fn find(&self, page: PageNo, at: Lsn, incarnation: Option<u64>, source: &dyn PageSource) -> Result<Page, PoolError> {
-        let for_writer = incarnation.is_none();
+    /// From here to the next call only this writer changes pages (0: no writer does).
+    pub fn admit(&self, reign: u64) {
+        for shard in &self.shards {
+            shard.lock().reign = reign;
+        }
+    }
+
+    fn find(&self, page: PageNo, at: Lsn, whom: For, source: &dyn PageSource) -> Result<Page, PoolError> {
+        let for_writer = matches!(whom, For::Writer(_));
+        let is_stale = |shard: &Shard| match whom {
+            For::Reader(incarnation) => incarnation != shard.incarnation,
+            For::Writer(reign) => reign != shard.reign,
+        };
         let mut shard = self.shard(page);
-        if incarnation.is_some_and(|i| i != shard.incarnation) {
+        if is_stale(&shard) {
             return Err(PoolError::Stale);
         }
         if let Some(version) = shard
@@ -160,7 +180,7 @@ impl Pool {
             };
             self.keep(&mut shard, page, Version { from: at, until, page: loaded.clone(), used: true });
         }
-        if incarnation.is_some_and(|i| i != shard.incarnation) {
+        if is_stale(&shard) {
             return Err(PoolError::Stale);
         }
         Ok(loaded)
@@ -234,7 +254,8 @@ impl Pool {
         for shard in &self.shards {
             let mut shard = shard.lock();
             self.bytes.fetch_sub(shard.bytes, Ordering::Relaxed);
-            *shard = Shard { incarnation: incarnation.unwrap_or(shard.incarnation), floor, ..Shard::default() };
+            let (incarnation, reign) = (incarnation.unwrap_or(shard.incarnation), shard.reign);
+            *shard = Shard { incarnation, reign, floor, ..Shard::default() };
         }
     }
 
@@ -425,13 +446,26 @@ mod tests {
     }
 
     #[test]
+    fn a_writer_that_was_dismissed_leaves_nothing_in_the_pool() {
+        let pool = Pool::new(1 << 20);
+        let (source, _asks, answer) = slow();
+        pool.admit(3);
+        pool.admit(0);
+        // Another writer's change is laid over what is cached (nothing) before the old writer's thread looks.
+        pool.shard(P).changed(P, Lsn(10), Lsn(0));
+        answer.send(Bytes::from_static(b"old")).unwrap();
+        assert!(matches!(pool.newest(P, Lsn(4), 3, &*source), Err(PoolError::Stale)), "it would be kept as the newest");
+        assert_eq!((pool.hits_and_misses(), pool.bytes()), ((0, 0), 0));
+    }
+
+    #[test]
     fn what_is_not_durable_is_never_evicted_and_the_rest_stays_in_its_bounds() {
         let pool = Pool::new(8 * (64 + VERSION_OVERHEAD_BYTES));
         let (source, _asks, answer) = slow();
         let page = |n: u8| -> Page { Arc::from(&[n; 64][..]) };
         pool.install((0..20).map(|n| (PageNo(n), page(1))).collect(), Lsn(10), Lsn(0));
         for n in 0..20 {
-            assert_eq!(pool.newest(PageNo(n), Lsn(0), &*source).unwrap(), page(1));
+            assert_eq!(pool.newest(PageNo(n), Lsn(0), 0, &*source).unwrap(), page(1));
         }
         pool.durable.store(10, Ordering::SeqCst);
         pool.install(vec![(PageNo(0), page(2))], Lsn(20), Lsn(10));
@@ -439,7 +473,7 @@ mod tests {
         for _ in 0..12 {
             answer.send(Bytes::copy_from_slice(&page(1))).unwrap();
         }
-        assert_eq!(pool.newest(PageNo(0), Lsn(10), &*source).unwrap(), page(2), "the version at 20 is not durable");
+        assert_eq!(pool.newest(PageNo(0), Lsn(10), 0, &*source).unwrap(), page(2), "the version at 20 is not durable");
     }
 
     #[test]

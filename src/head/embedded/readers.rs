@@ -11,7 +11,7 @@ use super::shared::Shared;
 use super::snapshot::ReaderFile;
 use super::vfs::Registration;
 use super::{AbortOnPanic, EngineError, spawn};
-use crate::head::sql::{Column, Description, Outcome, Row, SqlError, Value, state};
+use crate::head::sql::{Column, Description, Outcome, Row, RowStream, SqlError, Value, state};
 use crate::io::clock;
 use parking_lot::{Condvar, Mutex};
 use std::collections::VecDeque;
@@ -153,15 +153,17 @@ struct Thread {
     context: Arc<Context>,
     file: Arc<ReaderFile>,
     registration: Option<Arc<Registration>>,
-    /// Opened at the first statement: before, there may be nothing to read.
+    /// Opened at the first statement: before, there may be nothing to read. Of one incarnation: SQLite keeps a schema for as
+    /// long as its cookie stays, and another history may have another schema under the same cookie.
     db: Option<Db>,
+    incarnation: u64,
 }
 
 impl Thread {
     fn new(inner: Arc<Inner>, name: String) -> Thread {
         let context = Arc::new(Context::default());
         let file = Arc::new(ReaderFile::new(inner.shared.clone(), context.clone()));
-        Thread { inner, name, context, file, registration: None, db: None }
+        Thread { inner, name, context, file, registration: None, db: None, incarnation: 0 }
     }
 
     fn work(&mut self) {
@@ -170,7 +172,10 @@ impl Thread {
             busy.fetch_add(1, Ordering::Relaxed);
             match job {
                 ReadJob::Describe { reading, sql, reply } => {
-                    let result = self.prepare(&reading).and_then(|_pin| self.db().describe(&sql));
+                    let result = self.prepare(&reading).and_then(|_pin| {
+                        self.db().look_at_schema()?;
+                        self.db().describe(&sql)
+                    });
                     self.context.leave();
                     self.file.set_snapshot(None);
                     let _ = reply.send(result);
@@ -203,6 +208,10 @@ impl Thread {
         pin.touch(now);
         self.context.enter(reading.session, reading.in_recovery, clock::unix_now(), reading.cancel.clone());
         self.file.set_snapshot(Some(pin.snapshot()));
+        let incarnation = pin.snapshot().incarnation;
+        if self.incarnation != incarnation {
+            (self.db, self.incarnation) = (None, incarnation);
+        }
         if self.db.is_none() {
             let registration = match &self.registration {
                 Some(registration) => registration.clone(),
@@ -284,7 +293,9 @@ impl Answer {
             return false;
         }
         match (self.reply.take(), self.rows.take()) {
-            (Some(reply), Some(rows)) => reply.send(Ok(ReadReply::Outcome(Outcome::Rows { columns: columns.clone(), rows }))).is_ok(),
+            (Some(reply), Some(rows)) => {
+                reply.send(Ok(ReadReply::Outcome(Outcome::Rows { columns: columns.clone(), rows: RowStream::new(rows) }))).is_ok()
+            }
             _ => true,
         }
     }

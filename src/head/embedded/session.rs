@@ -15,7 +15,7 @@ use super::shared::verb;
 use super::writer::{Answer, Hold, Product, Request, Work, Writer};
 use crate::base::Lsn;
 use crate::head::WriteGate;
-use crate::head::sql::{Description, Outcome, SqlError, TxMode, TxState, Value, state};
+use crate::head::sql::{Description, Outcome, RowStream, SqlError, TxMode, TxState, Value, state};
 use crate::io::clock;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -35,7 +35,11 @@ pub struct Session {
     engine: Arc<Engine>,
     id: i32,
     port: Port,
+    /// Served by the writer or not at all.
+    strict: bool,
     tx: Option<Transaction>,
+    /// The reign whose answers have not gone out yet.
+    unsent: Option<u64>,
     last_commit: Option<Lsn>,
     canceller: Canceller,
     /// Of the statement that runs now, or ran last.
@@ -48,6 +52,10 @@ struct Transaction {
     /// Shared with readers: an error may come behind the first rows.
     failed: Arc<AtomicBool>,
     savepoints: Vec<String>,
+    /// Of the writer that it belongs to, once it has begun.
+    reign: Option<u64>,
+    /// A statement of it was answered.
+    begun: bool,
 }
 
 /// Where a transaction lives.
@@ -62,9 +70,10 @@ enum Body {
 }
 
 impl Session {
-    pub(super) fn new(engine: Arc<Engine>, id: i32, port: Port) -> Session {
+    pub(super) fn new(engine: Arc<Engine>, id: i32, port: Port, strict: bool) -> Session {
         engine.shared.counters.sessions.fetch_add(1, Ordering::Relaxed);
-        Session { engine, id, port, tx: None, last_commit: None, canceller: Canceller::default(), token: Arc::default() }
+        let (canceller, token) = (Canceller::default(), Arc::default());
+        Session { engine, id, port, strict, tx: None, unsent: None, last_commit: None, canceller, token }
     }
 
     /// The number that `pg_backend_pid()` gives.
@@ -111,13 +120,60 @@ impl Session {
                 Err(error) => Err(self.fail(error)),
             };
         }
+        let result = self.describe_at_reader(sql).await;
+        result.map_err(|error| self.fail(error))
+    }
+
+    async fn describe_at_reader(&mut self, sql: &str) -> Result<Description, SqlError> {
+        let reign = self.reign()?;
         let pin = self.pinned();
         let (reply, answer) = oneshot::channel();
         self.engine.readers.submit(ReadJob::Describe { reading: self.reading(pin), sql: sql.to_string(), reply });
-        match answer.await.unwrap_or_else(|_| Err(gone())) {
-            Ok(description) => Ok(description),
-            Err(error) => Err(self.fail(error)),
+        let description = answer.await.unwrap_or_else(|_| Err(gone()));
+        self.permitted(reign)?;
+        description
+    }
+
+    /// The reign under which this session reads now; `None`: it reads as at a reader port, and nothing is checked.
+    fn reign(&self) -> Result<Option<u64>, SqlError> {
+        if self.port == Port::Reader {
+            return Ok(None);
         }
+        if let Some(Transaction { reign: Some(reign), .. }) = &self.tx {
+            return Ok(Some(*reign));
+        }
+        match self.engine.writer() {
+            Some(writer) => Ok(Some(writer.reign)),
+            None if self.strict => Err(self.engine.shared.no_writer("it is not the writer")),
+            None => Ok(None),
+        }
+    }
+
+    fn permitted(&self, reign: Option<u64>) -> Result<(), SqlError> {
+        reign.map_or(Ok(()), |reign| self.engine.shared.permits(reign))
+    }
+
+    /// What was read at the writer port goes out only as long as this region is the writer, whose reign it was when it was read.
+    fn checked(&mut self, outcome: Outcome, reign: Option<u64>) -> Result<Outcome, SqlError> {
+        self.permitted(reign)?;
+        self.unsent = reign;
+        Ok(match (outcome, reign) {
+            (Outcome::Rows { columns, rows }, Some(reign)) => {
+                let shared = self.engine.shared.clone();
+                let check = move || shared.permits(reign).map_err(|error| interrupted(&error));
+                Outcome::Rows { columns, rows: rows.checked(Box::new(check)) }
+            }
+            (outcome, _) => outcome,
+        })
+    }
+
+    /// The last question before answers that were given leave the process: whether they still may.
+    ///
+    /// # Errors
+    /// Why they must not.
+    pub fn may_answer(&mut self) -> Result<(), SqlError> {
+        let unsent = self.unsent.take();
+        self.permitted(unsent).map_err(|error| interrupted(&error))
     }
 
     /// Runs one statement with its `$n` parameters.
@@ -142,14 +198,22 @@ impl Session {
             Body::Reading(pin) => self.read_only(sql, params, pin).await,
             Body::Over => Err(over()),
             Body::Fresh => match self.writer_for_transaction() {
-                Some(writer) => self.begin_writing(&writer, |keep| Work::Statement { sql: sql.to_string(), params, keep }).await,
-                None => match self.start_reading() {
+                Ok(Some(writer)) => self.begin_writing(&writer, |keep| Work::Statement { sql: sql.to_string(), params, keep }).await,
+                Ok(None) => match self.start_reading() {
                     Ok(pin) => self.read_only(sql, params, pin).await,
                     Err(error) => Err(error),
                 },
+                Err(error) => Err(error),
             },
         };
+        self.note_begun(&result);
         result.map_err(|error| self.fail(error))
+    }
+
+    fn note_begun<T>(&mut self, result: &Result<T, SqlError>) {
+        if let (Some(tx), true) = (&mut self.tx, result.as_ref().map_or_else(|e| !e.elsewhere, |_| true)) {
+            tx.begun = true;
+        }
     }
 
     /// # Errors
@@ -159,7 +223,7 @@ impl Session {
             return Err(SqlError::new("25001", "there is already a transaction in progress"));
         }
         // The writer is taken, or a snapshot pinned, by the first statement.
-        self.tx = Some(Transaction { mode, body: Body::Fresh, failed: Arc::default(), savepoints: Vec::new() });
+        self.tx = Some(Transaction { mode, body: Body::Fresh, failed: Arc::default(), savepoints: Vec::new(), reign: None, begun: false });
         Ok(())
     }
 
@@ -175,8 +239,11 @@ impl Session {
         }
         let Some(tx) = self.tx.take() else { return Ok(true) };
         let Body::Writing(hold) = tx.body else { return Ok(true) };
-        let answer = self.in_hold(&hold, |_| Work::Commit).await?;
-        self.settle(&hold.writer, answer).await.map(|_| true)
+        let committed = match self.in_hold(&hold, |_| Work::Commit).await {
+            Ok(answer) => self.settle(&hold.writer, answer).await,
+            Err(error) => Err(error),
+        };
+        committed.map(|_| true).map_err(lost)
     }
 
     /// Rolls back; nothing happens without a transaction.
@@ -258,10 +325,12 @@ impl Session {
             Body::Reading(_) => Ok(()),
             Body::Over => Err(over()),
             Body::Fresh => match self.writer_for_transaction() {
-                Some(writer) => self.begin_writing(&writer, |keep| Work::Mark { sql, keep }).await.map(|_| ()),
-                None => self.start_reading().map(|_| ()),
+                Ok(Some(writer)) => self.begin_writing(&writer, |keep| Work::Mark { sql, keep }).await.map(|_| ()),
+                Ok(None) => self.start_reading().map(|_| ()),
+                Err(error) => Err(error),
             },
         };
+        self.note_begun(&result);
         result.map_err(|error| self.fail(error))
     }
 
@@ -280,15 +349,29 @@ impl Session {
 
     /// Notes that the transaction, if there is one, has failed.
     fn fail(&mut self, error: SqlError) -> SqlError {
-        if let Some(tx) = &mut self.tx {
-            tx.failed.store(true, Ordering::SeqCst);
+        let Some(tx) = &mut self.tx else { return error };
+        tx.failed.store(true, Ordering::SeqCst);
+        if error.elsewhere && tx.begun {
+            // What came before is lost with the writer: the transaction cannot go on at another one.
+            self.set_over();
+            return lost(error);
         }
         error
     }
 
-    fn writer_for_transaction(&self) -> Option<Arc<Writer>> {
-        let read_only = self.tx.as_ref().is_some_and(|tx| tx.mode.read_only);
-        if self.port == Port::Reader || read_only { None } else { self.engine.writer() }
+    fn writer_for_transaction(&mut self) -> Result<Option<Arc<Writer>>, SqlError> {
+        if self.port == Port::Reader {
+            return Ok(None);
+        }
+        let writer = self.engine.writer();
+        match &writer {
+            Some(writer) => self.engine.shared.permits(writer.reign)?,
+            None if self.strict => return Err(self.engine.shared.no_writer("it is not the writer")),
+            None => {}
+        }
+        let Some(tx) = &mut self.tx else { return Ok(None) };
+        tx.reign = writer.as_ref().map(|w| w.reign);
+        Ok(writer.filter(|_| !tx.mode.read_only))
     }
 
     fn pinned(&self) -> Option<Arc<Pin>> {
@@ -316,13 +399,19 @@ impl Session {
         }
     }
 
-    async fn read(&self, sql: &str, params: Vec<Value>, pin: Option<Arc<Pin>>) -> Result<ReadReply, SqlError> {
+    async fn read(&mut self, sql: &str, params: Vec<Value>, pin: Option<Arc<Pin>>) -> Result<ReadReply, SqlError> {
+        let reign = self.reign()?;
         let (reply, answer) = oneshot::channel();
         self.engine.readers.submit(ReadJob::Query { reading: self.reading(pin), sql: sql.to_string(), params, reply });
-        answer.await.unwrap_or_else(|_| Err(gone()))
+        let answer = answer.await.unwrap_or_else(|_| Err(gone()));
+        self.permitted(reign)?;
+        Ok(match answer? {
+            ReadReply::Outcome(outcome) => ReadReply::Outcome(self.checked(outcome, reign)?),
+            ReadReply::Writes(params) => ReadReply::Writes(params),
+        })
     }
 
-    async fn read_only(&self, sql: &str, params: Vec<Value>, pin: Arc<Pin>) -> Result<Outcome, SqlError> {
+    async fn read_only(&mut self, sql: &str, params: Vec<Value>, pin: Arc<Pin>) -> Result<Outcome, SqlError> {
         match self.read(sql, params, Some(pin)).await? {
             ReadReply::Outcome(outcome) => Ok(outcome),
             ReadReply::Writes(_) if self.port == Port::Writer && self.engine.writer().is_some() => {
@@ -340,6 +429,9 @@ impl Session {
     async fn alone(&mut self, sql: &str, params: Vec<Value>) -> Result<Outcome, SqlError> {
         let writer = if self.port == Port::Writer { self.engine.writer() } else { None };
         let Some(writer) = writer else {
+            if self.strict {
+                return Err(self.engine.shared.no_writer("it is not the writer"));
+            }
             return match self.read(sql, params, None).await? {
                 ReadReply::Outcome(outcome) => Ok(outcome),
                 ReadReply::Writes(_) => Err(self.no_writes(sql)),
@@ -353,18 +445,16 @@ impl Session {
                 ReadReply::Writes(params) => params,
             }
         };
-        if let WriteGate::Closed { reason } = self.engine.shared.gate() {
-            return Err(SqlError::new(state::IO_ERROR, super::writes_stopped(&reason)));
-        }
-        let (request, answer) = self.request(Work::Statement { sql: sql.to_string(), params, keep: false });
+        self.engine.shared.may_write()?;
+        let (request, answer) = self.request(&writer, Work::Statement { sql: sql.to_string(), params, keep: false });
         let id = writer.submit(request);
         let answer = self.answer(&writer, id, answer).await?;
         self.settle(&writer, answer).await
     }
 
-    fn request(&self, work: Work) -> (Request, oneshot::Receiver<Answer>) {
+    fn request(&self, writer: &Writer, work: Work) -> (Request, oneshot::Receiver<Answer>) {
         let (reply, answer) = oneshot::channel();
-        (Request { session: self.id, cancel: self.token.clone(), work, reply }, answer)
+        (Request { session: self.id, cancel: self.token.clone(), work, reply, under_way: writer.under_way() }, answer)
     }
 
     /// Waits for the writer thread; a cancel takes back what has not begun.
@@ -385,7 +475,7 @@ impl Session {
 
     /// The first statement of a writing transaction.
     async fn begin_writing(&mut self, writer: &Arc<Writer>, work: impl FnOnce(bool) -> Work) -> Result<Outcome, SqlError> {
-        let (request, answer) = self.request(work(false));
+        let (request, answer) = self.request(writer, work(false));
         let hold = Arc::new(writer.begin(request));
         if let Some(tx) = &mut self.tx {
             tx.body = Body::Writing(hold.clone());
@@ -404,7 +494,7 @@ impl Session {
 
     /// A further request in the transaction that owns the writer. `Err`: the transaction is already over.
     async fn in_hold(&mut self, hold: &Arc<Hold>, work: impl FnOnce(()) -> Work) -> Result<Answer, SqlError> {
-        let (request, answer) = self.request(work(()));
+        let (request, answer) = self.request(&hold.writer, work(()));
         let answer = match hold.submit(request) {
             Ok(()) => answer.await.map_err(|_| gone()),
             Err(error) => Err(error),
@@ -435,26 +525,35 @@ impl Session {
 
     /// Holds an answer back until everything it saw is durable.
     async fn settle(&mut self, writer: &Writer, answer: Answer) -> Result<Outcome, SqlError> {
-        if let Err(error) = &answer.result {
+        let Answer { result, seen, committed, under_way, .. } = answer;
+        if let Err(error) = &result {
             // These say something about rows or tables; other errors saw nothing.
             if !matches!(&error.code[..2], "22" | "23") {
                 return Err(error.clone());
             }
         }
         let at_most = self.engine.shared.settings.commit_wait_max;
-        let settled = self.engine.shared.progress.wait(writer.reign, answer.seen, at_most).await;
-        let product = answer.result?;
-        if let Err(not_durable) = settled {
-            return Err(self.not_durable(&not_durable, answer.committed.is_some()));
+        let settled = self.engine.shared.progress.wait(writer.reign, seen, at_most).await;
+        drop(under_way);
+        if let (Err(error), Ok(()) | Err(NotDurable::TimedOut)) = (&result, &settled) {
+            return Err(error.clone());
         }
-        if answer.committed.is_some() {
-            self.last_commit = answer.committed;
+        if let Err(not_durable) = settled {
+            return Err(self.not_durable(&not_durable, committed.is_some()));
+        }
+        let product = result?;
+        self.unsent = Some(writer.reign);
+        if committed.is_some() {
+            self.last_commit = committed;
         }
         Ok(match product {
             Product::Rows { columns, rows } => {
                 let (out, receiver) = mpsc::channel(1);
                 out.try_send(Ok(rows)).expect("BUG: a new channel has room");
-                Outcome::Rows { columns, rows: receiver }
+                let shared = self.engine.shared.clone();
+                let reign = writer.reign;
+                let check = move || shared.permits(reign).map_err(|error| interrupted(&error));
+                Outcome::Rows { columns, rows: RowStream::new(receiver).checked(Box::new(check)) }
             }
             Product::Changed(changed) => Outcome::Done { changed },
             Product::Nothing | Product::Description(_) => Outcome::Done { changed: 0 },
@@ -462,18 +561,23 @@ impl Session {
     }
 
     fn not_durable(&self, why: &NotDurable, committed: bool) -> SqlError {
-        let why = match (why, self.engine.shared.gate()) {
-            (NotDurable::Closed(reason), _) => reason.clone(),
-            (NotDurable::TimedOut, WriteGate::Closed { reason }) => reason,
+        let shared = &self.engine.shared;
+        let (role_lost, reason) = match (why, shared.gate()) {
+            (NotDurable::Closed(reason) | NotDurable::Withheld(reason), _) => (true, reason.clone()),
+            (NotDurable::TimedOut, WriteGate::Closed { reason } | WriteGate::Fenced { reason, .. }) => (false, reason),
             (NotDurable::TimedOut, WriteGate::Open) => {
-                format!("the copies did not acknowledge it within {:?}", self.engine.shared.settings.commit_wait_max)
+                (false, format!("the copies did not acknowledge it within {:?}", shared.settings.commit_wait_max))
             }
         };
-        if committed {
-            SqlError::new(state::COMMIT_UNKNOWN, format!("the commit's outcome is unknown: {why}"))
+        let unknown = |code| {
+            SqlError::new(code, format!("the commit's outcome is unknown: {reason}"))
                 .hint("It may still become durable. Look for its effect before you repeat it.")
-        } else {
-            SqlError::new(state::IO_ERROR, format!("what the statement saw is not durable yet: {why}"))
+        };
+        match (role_lost, committed) {
+            (true, true) => unknown(state::RESOLUTION_UNKNOWN),
+            (false, true) => unknown(state::COMMIT_UNKNOWN),
+            (true, false) => shared.no_writer(&reason),
+            (false, false) => SqlError::new(state::IO_ERROR, format!("what the statement saw is not durable yet: {reason}")),
         }
     }
 }
@@ -486,6 +590,21 @@ impl Drop for Session {
 
 fn gone() -> SqlError {
     SqlError::new(state::ADMIN_SHUTDOWN, "the engine is shutting down")
+}
+
+/// The writer went, and a transaction with it.
+fn lost(error: SqlError) -> SqlError {
+    if !error.elsewhere {
+        return error;
+    }
+    let code = if error.code == state::SERIALIZATION_FAILURE { error.code } else { state::ADMIN_SHUTDOWN };
+    SqlError { code, elsewhere: false, ..error }
+}
+
+/// The writer went while a result was on its way out. What was given before must not be taken for the whole.
+fn interrupted(error: &SqlError) -> SqlError {
+    let text = format!("the result was not given as a whole, as this region ceased to be the writer: {}", error.message);
+    SqlError::new(state::SERIALIZATION_FAILURE, text).hint("Run it again.")
 }
 
 fn over() -> SqlError {

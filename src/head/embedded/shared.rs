@@ -3,12 +3,16 @@
 use super::EngineSettings;
 use super::horizon::Horizon;
 use super::pool::Pool;
-use super::progress::Progress;
+use super::progress::{NotDurable, Progress};
+use crate::base::Lsn;
 use crate::head::sql::{SqlError, state};
 use crate::head::{PageSource, StatusSource, WriteGate};
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize};
+
+/// Where SQLite keeps its schema cookie in page 1.
+const SCHEMA_VERSION_AT: usize = 40;
 
 #[derive(Default)]
 pub struct Counters {
@@ -31,6 +35,7 @@ pub struct Shared {
     pub counters: Counters,
     gate: RwLock<WriteGate>,
     primary: RwLock<Option<String>>,
+    schema: Mutex<Option<(u64, Lsn, u32)>>,
 }
 
 impl Shared {
@@ -46,6 +51,7 @@ impl Shared {
             counters: Counters::default(),
             gate: RwLock::new(WriteGate::Open),
             primary: RwLock::default(),
+            schema: Mutex::default(),
         }
     }
 
@@ -54,7 +60,80 @@ impl Shared {
     }
 
     pub fn set_gate(&self, gate: WriteGate) {
+        let fence = match &gate {
+            WriteGate::Fenced { reason, .. } => Some(reason.clone()),
+            WriteGate::Open | WriteGate::Closed { .. } => None,
+        };
         *self.gate.write() = gate;
+        self.progress.fence(fence);
+    }
+
+    /// Whether a write may begin, as the node and the lease say.
+    ///
+    /// # Errors
+    /// The refusal.
+    pub fn may_write(&self) -> Result<(), SqlError> {
+        match self.gate() {
+            WriteGate::Closed { reason } => Err(SqlError::new(state::IO_ERROR, super::writes_stopped(&reason))),
+            WriteGate::Fenced { reason, .. } => Err(self.no_writer(&reason)),
+            WriteGate::Open if self.progress.may_acknowledge() => Ok(()),
+            WriteGate::Open => Err(self.no_writer("the lease of this region as the primary is over")),
+        }
+    }
+
+    /// Whether an answer of writer `reign` may go out now.
+    ///
+    /// # Errors
+    /// The refusal of a statement that did nothing: it may be run where there is a writer.
+    pub fn permits(&self, reign: u64) -> Result<(), SqlError> {
+        self.progress.permits(reign).map_err(|why| self.not_the_writer(&why))
+    }
+
+    fn not_the_writer(&self, why: &NotDurable) -> SqlError {
+        let reason = match why {
+            NotDurable::Closed(reason) | NotDurable::Withheld(reason) => reason.as_str(),
+            NotDurable::TimedOut => "the copies do not answer",
+        };
+        self.no_writer(reason)
+    }
+
+    /// Nothing can be answered at the writer port of this region now.
+    pub fn no_writer(&self, reason: &str) -> SqlError {
+        let region = &self.settings.region;
+        let error = SqlError::new(state::CANNOT_CONNECT_NOW, format!("{region} does not serve the writer port now: {reason}"));
+        match self.primary_hint() {
+            Some(primary) if primary != *region => error.hint(format!("The primary is {primary}.")),
+            _ => error.hint("Run it again in a moment."),
+        }
+        .run_elsewhere()
+    }
+
+    fn primary_hint(&self) -> Option<String> {
+        match self.gate() {
+            WriteGate::Fenced { primary: Some(primary), .. } => Some(primary.to_string()),
+            _ => self.primary.read().clone(),
+        }
+    }
+
+    /// Somebody has seen page 1 as of `at`.
+    pub fn note_schema(&self, incarnation: u64, at: Lsn, page_one: &[u8]) {
+        let mut version = [0; 4];
+        super::copy_part(page_one, SCHEMA_VERSION_AT, &mut version);
+        let seen = (incarnation, at, u32::from_be_bytes(version));
+        let mut schema = self.schema.lock();
+        if schema.is_none_or(|known| (known.0, known.1) <= (seen.0, seen.1)) {
+            *schema = Some(seen);
+        }
+    }
+
+    /// What was seen last may be cut away.
+    pub fn forget_schema(&self) {
+        *self.schema.lock() = None;
+    }
+
+    /// The newest version of the schema that anybody here has seen.
+    pub fn schema_version(&self) -> Option<u32> {
+        self.schema.lock().map(|(_, _, version)| version)
     }
 
     pub fn set_primary(&self, name: Option<String>) {

@@ -71,8 +71,10 @@ impl DatabaseFile for ReaderFile {
         if at + out.len() > PAGE_BYTES {
             return Err(FileError::Misuse);
         }
-        super::copy_part(&self.page(PageNo(number), snapshot)?, at, out);
+        let page = self.page(PageNo(number), snapshot)?;
+        super::copy_part(&page, at, out);
         if number == 1 {
+            self.shared.note_schema(snapshot.incarnation, snapshot.lsn, &page);
             for (i, byte) in view.counter.to_be_bytes().into_iter().enumerate() {
                 if let Some(place) = (COUNTER_AT + i).checked_sub(at).and_then(|i| out.get_mut(i)) {
                     *place = byte;

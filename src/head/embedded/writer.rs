@@ -3,6 +3,7 @@
 //! Decides who writes next: statements of their own in the order they came, and interactive transactions, each of which
 //! owns the connection from its first statement to its end. Never waits for durability: an answer carries the LSN that it
 //! saw, and the session waits for that. A client that thinks for longer than the limit loses its transaction.
+//! A drain lets what runs come to its end, until a deadline, and begins nothing: what comes waits in the queue.
 //! Driven by sessions through the queue. A panic here aborts the process: the volume is as after a crash, and recovery is
 //! the way back that is always tested.
 
@@ -12,17 +13,21 @@ use super::context::{Context, Token};
 use super::shared::Shared;
 use super::vfs::Registration;
 use super::{AbortOnPanic, EngineError, spawn};
-use crate::base::{Epoch, Generation, Lsn};
+use crate::base::{Epoch, Generation, Instant, Lsn};
+use crate::head::LogSink;
 use crate::head::sql::{Column, Description, Row, SqlError, Value, state};
-use crate::head::{LogSink, WriteGate};
 use crate::io::clock;
 use crate::log::Pen;
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::collections::VecDeque;
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 use tokio::sync::oneshot;
+
+/// While a drain waits for the last answers to be given.
+const ANSWERS_LOOKED_AT_EVERY: Duration = Duration::from_millis(1);
 
 /// What is asked of the writer, for whom.
 pub struct Request {
@@ -30,6 +35,34 @@ pub struct Request {
     pub cancel: Arc<Token>,
     pub work: Work,
     pub reply: oneshot::Sender<Answer>,
+    /// Goes over into the answer: the request is under way until the session has done with it.
+    pub under_way: UnderWay,
+}
+
+/// Counts requests from when they are made until their answer has been given.
+pub struct UnderWay(Arc<AtomicUsize>);
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// How a drain ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Drained {
+    /// Transactions and statements that did not come to their end in time and were rolled back (40001).
+    pub rolled_back: usize,
+    /// Answers that still waited for durability when the deadline came.
+    pub unanswered: usize,
+}
+
+/// A drain that was ordered: nothing begins, and what runs has so long.
+struct Drain {
+    until: Instant,
+    rolled_back: usize,
+    /// Called once, when nothing runs any more.
+    done: Option<Box<dyn FnOnce(Drained) + Send>>,
 }
 
 pub enum Work {
@@ -67,6 +100,7 @@ pub struct Answer {
     pub committed: Option<Lsn>,
     /// The transaction is no more.
     pub over: bool,
+    pub under_way: UnderWay,
 }
 
 /// Why a transaction was ended without its client; told at its next statement.
@@ -85,6 +119,7 @@ struct Queue {
     owner_requests: VecDeque<Request>,
     owner_gone: bool,
     closed: Option<String>,
+    drain: Option<Drain>,
 }
 
 pub struct Writer {
@@ -93,6 +128,7 @@ pub struct Writer {
     file: Arc<WriterFile>,
     queue: Mutex<Queue>,
     wake: Condvar,
+    under_way: Arc<AtomicUsize>,
     /// Its number in [`super::progress::Progress`].
     pub reign: u64,
 }
@@ -109,15 +145,17 @@ enum Next {
     Idle,
     Gone,
     Closed(String),
+    Drained,
 }
 
 impl Writer {
     pub fn open(shared: &Arc<Shared>, pen: Pen, log: Arc<dyn LogSink>, reign: u64) -> Result<Arc<Writer>, EngineError> {
         let context = Arc::new(Context::default());
-        let file = Arc::new(WriterFile::new(shared.clone(), context.clone(), pen, log));
+        let file = Arc::new(WriterFile::new(shared.clone(), context.clone(), pen, log, reign));
         let name = format!("w-{}-{reign}", shared.id);
         let registration = Arc::new(Registration::new(name.clone(), file.clone()).map_err(|code| EngineError::Vfs { code })?);
-        let writer = Arc::new(Writer { shared: shared.clone(), context, file, queue: Mutex::default(), wake: Condvar::new(), reign });
+        let (queue, wake, under_way) = (Mutex::default(), Condvar::new(), Arc::default());
+        let writer = Arc::new(Writer { shared: shared.clone(), context, file, queue, wake, under_way, reign });
         let thread = Thread { writer: writer.clone(), registration, db: None };
         spawn(name, move || {
             let _bug = AbortOnPanic("the writer thread");
@@ -147,12 +185,32 @@ impl Writer {
         self.wake.notify_all();
     }
 
+    pub fn under_way(&self) -> UnderWay {
+        self.under_way.fetch_add(1, Ordering::SeqCst);
+        UnderWay(self.under_way.clone())
+    }
+
+    /// Begins nothing from now on; what runs may come to its end until `until` and is rolled back then. `done` is called on
+    /// the writer's thread when nothing runs and every answer is given; never, when the writer closes or the drain is called
+    /// off before. A second drain takes the place of the first.
+    pub fn drain(&self, until: Instant, done: Box<dyn FnOnce(Drained) + Send>) {
+        self.queue.lock().drain = Some(Drain { until, rolled_back: 0, done: Some(done) });
+        self.context.until_ns.store(until.ns, Ordering::SeqCst);
+        self.wake.notify_one();
+    }
+
+    pub fn undrain(&self) {
+        self.context.until_ns.store(u64::MAX, Ordering::SeqCst);
+        self.queue.lock().drain = None;
+        self.wake.notify_one();
+    }
+
     /// A statement of its own. Returns a number to withdraw it by.
     pub fn submit(&self, request: Request) -> u64 {
         let mut queue = self.queue.lock();
         if let Some(reason) = queue.closed.clone() {
             drop(queue);
-            request.refuse(shut_down(&reason));
+            request.refuse(shut_down(&reason).run_elsewhere());
             return 0;
         }
         queue.next_id += 1;
@@ -171,7 +229,7 @@ impl Writer {
         let id = queue.next_id;
         if let Some(reason) = queue.closed.clone() {
             drop(queue);
-            first.refuse(shut_down(&reason));
+            first.refuse(shut_down(&reason).run_elsewhere());
         } else {
             queue.jobs.push_back(Job::Transaction { id, ended: ended.clone(), first });
             drop(queue);
@@ -196,9 +254,13 @@ impl Writer {
                 drop(queue);
                 for job in jobs {
                     let (Job::Single { request, .. } | Job::Transaction { first: request, .. }) = job;
-                    request.refuse(shut_down(&reason));
+                    request.refuse(shut_down(&reason).run_elsewhere());
                 }
                 return None;
+            }
+            if queue.drain.is_some() {
+                self.rest(&mut queue);
+                continue;
             }
             if let Some(job) = queue.jobs.pop_front() {
                 if let Job::Transaction { id, .. } = &job {
@@ -211,10 +273,28 @@ impl Writer {
         }
     }
 
+    /// While a drain lasts and nothing runs: says so once every answer has been given, then waits.
+    fn rest(&self, queue: &mut MutexGuard<'_, Queue>) {
+        let waiting = queue.jobs.len();
+        let Some(drain) = queue.drain.as_mut().filter(|d| d.done.is_some()) else {
+            return self.wake.wait(queue);
+        };
+        let unanswered = self.under_way.load(Ordering::SeqCst).saturating_sub(waiting);
+        if unanswered > 0 && clock::now() < drain.until {
+            // Answers leave on other threads, which have no need to know of this one.
+            self.wake.wait_for(queue, ANSWERS_LOOKED_AT_EVERY);
+            return;
+        }
+        let rolled_back = drain.rolled_back;
+        if let Some(done) = drain.done.take() {
+            MutexGuard::unlocked(queue, || done(Drained { rolled_back, unanswered }));
+        }
+    }
+
     fn next_request(&self) -> Next {
         let mut queue = self.queue.lock();
-        let mut waited_out = false;
         let idle_max = self.shared.settings.idle_in_transaction_max;
+        let begun = clock::now();
         loop {
             if let Some(reason) = &queue.closed {
                 return Next::Closed(reason.clone());
@@ -222,28 +302,20 @@ impl Writer {
             if queue.owner_gone {
                 return Next::Gone;
             }
+            let now = clock::now();
+            let drained_in = queue.drain.as_ref().map(|d| d.until.since(now));
+            if drained_in.is_some_and(|left| left.is_zero()) {
+                return Next::Drained;
+            }
             if let Some(request) = queue.owner_requests.pop_front() {
                 return Next::Request(request);
             }
-            if waited_out {
+            // Other sessions' jobs wake this thread too and count for nothing.
+            let left = idle_max.saturating_sub(now.since(begun));
+            if left.is_zero() {
                 return Next::Idle;
             }
-            waited_out = self.idle_wait(&mut queue, idle_max);
-        }
-    }
-
-    /// Waits until the owner speaks or `idle_max` is over; other sessions' jobs wake this thread too and count for nothing.
-    fn idle_wait(&self, queue: &mut parking_lot::MutexGuard<'_, Queue>, idle_max: std::time::Duration) -> bool {
-        let begun = clock::now();
-        loop {
-            let left = idle_max.saturating_sub(clock::now().since(begun));
-            if left.is_zero() {
-                return true;
-            }
-            self.wake.wait_for(queue, left);
-            if queue.closed.is_some() || queue.owner_gone || !queue.owner_requests.is_empty() {
-                return false;
-            }
+            self.wake.wait_for(&mut queue, drained_in.map_or(left, |d| d.min(left)));
         }
     }
 
@@ -299,12 +371,18 @@ impl Drop for Hold {
 
 impl Request {
     fn refuse(self, error: SqlError) {
-        let _ = self.reply.send(Answer { result: Err(error), seen: Lsn::ZERO, committed: None, over: true });
+        let Request { reply, under_way, .. } = self;
+        let _ = reply.send(Answer { result: Err(error), seen: Lsn::ZERO, committed: None, over: true, under_way });
     }
 }
 
 fn shut_down(reason: &str) -> SqlError {
     SqlError::new(state::ADMIN_SHUTDOWN, format!("terminating the transaction: {reason}"))
+}
+
+fn drained() -> SqlError {
+    let message = "the transaction was rolled back: the role of this region as the writer is about to be handed over";
+    SqlError::new(state::SERIALIZATION_FAILURE, message).hint("Run it again: it goes to the new writer.")
 }
 
 fn over() -> SqlError {
@@ -345,12 +423,24 @@ impl Thread {
         self.db.as_ref().expect("BUG: open comes before every use")
     }
 
-    /// What an error means when the thread is to stop: the interruption was ours, not the client's.
-    fn explain(&self, error: SqlError) -> SqlError {
-        match &self.writer.queue.lock().closed {
-            Some(reason) if error.code == state::QUERY_CANCELED => shut_down(reason),
-            _ => error,
+    /// What an error means when the thread is to stop: the interruption, or the page that could not be had, was ours and not the
+    /// client's. Without a commit nothing has happened.
+    fn explain(&self, error: SqlError, cancel: &Token) -> SqlError {
+        let mut queue = self.writer.queue.lock();
+        if let Some(reason) = &queue.closed {
+            return if matches!(error.code, state::QUERY_CANCELED | state::IO_ERROR | state::ADMIN_SHUTDOWN) {
+                shut_down(reason).run_elsewhere()
+            } else {
+                error
+            };
         }
+        if error.code == state::QUERY_CANCELED && !cancel.is_cancelled() && self.writer.context.is_due() {
+            if let Some(drain) = &mut queue.drain {
+                drain.rolled_back += 1;
+            }
+            return drained().run_elsewhere();
+        }
+        error
     }
 
     fn single(&mut self, request: Request) {
@@ -366,7 +456,9 @@ impl Thread {
         };
         let seen = self.writer.head();
         let committed = (seen > before).then_some(seen);
-        let _ = request.reply.send(Answer { result: result.map_err(|e| self.explain(e)), seen, committed, over: true });
+        let result = result.map_err(|e| self.explain(e, &request.cancel));
+        let Request { reply, under_way, .. } = request;
+        let _ = reply.send(Answer { result, seen, committed, over: true, under_way });
     }
 
     fn alone(&self, sql: &str, params: &[Value]) -> Result<Product, SqlError> {
@@ -388,10 +480,8 @@ impl Thread {
     }
 
     fn run(&self, prepared: super::connection::Prepared<'_>, params: &[Value]) -> Result<Product, SqlError> {
-        if !prepared.is_read_only()
-            && let WriteGate::Closed { reason } = self.writer.shared.gate()
-        {
-            return Err(SqlError::new(state::IO_ERROR, super::writes_stopped(&reason)));
+        if !prepared.is_read_only() {
+            self.writer.shared.may_write()?;
         }
         let bytes_max = self.writer.shared.settings.result_bytes_max;
         let mut rows = Vec::new();
@@ -429,7 +519,8 @@ impl Thread {
             if first.cancel.is_cancelled() { Err(cancelled()) } else { self.open().and_then(|()| self.db().control("BEGIN IMMEDIATE")) };
         if let Err(error) = begun {
             self.writer.release(ended, None);
-            first.refuse(self.explain(error));
+            let error = self.explain(error, &first.cancel);
+            first.refuse(error);
             return;
         }
         let now_us = self.writer.context.now_us.load(Ordering::Relaxed);
@@ -442,6 +533,12 @@ impl Thread {
                 Next::Request(request) => request,
                 Next::Gone => break None,
                 Next::Closed(reason) => break Some(shut_down(&reason)),
+                Next::Drained => {
+                    if let Some(drain) = &mut self.writer.queue.lock().drain {
+                        drain.rolled_back += 1;
+                    }
+                    break Some(drained());
+                }
                 Next::Idle => {
                     let limit = self.writer.shared.settings.idle_in_transaction_max;
                     let message = format!(
@@ -470,7 +567,8 @@ impl Thread {
                 (Ok(Product::Nothing), false)
             }
         };
-        if result.is_err() && !keep {
+        // With the drain's time over there is none to go back to a savepoint either.
+        if result.is_err() && (!keep || self.writer.context.is_due()) {
             self.roll_back();
         }
         // Also where SQLite ended it by itself, as it does on a full or interrupted transaction.
@@ -481,7 +579,9 @@ impl Thread {
         }
         let seen = self.writer.head();
         let committed = (seen > before).then_some(seen);
-        let _ = request.reply.send(Answer { result: result.map_err(|e| self.explain(e)), seen, committed, over });
+        let result = result.map_err(|e| self.explain(e, &request.cancel));
+        let Request { reply, under_way, .. } = request;
+        let _ = reply.send(Answer { result, seen, committed, over, under_way });
         over
     }
 }

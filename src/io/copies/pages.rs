@@ -7,7 +7,7 @@
 
 use super::hedge::Hedge;
 use super::slow::Drills;
-use crate::base::{CopyId, GroupId, Instant, Layout, Lsn, MemberId, PageNo};
+use crate::base::{CopyId, Generation, GroupId, Instant, Layout, Lsn, MemberId, PageNo};
 use crate::head::{PageError, PageSource};
 use crate::io::clock;
 use crate::volume::{PageStore, ReadError};
@@ -29,7 +29,7 @@ const WAITING_PER_COPY: usize = 32;
 /// Where a page may come from that is not in this process.
 pub trait RemotePages: Send + Sync {
     /// Asks, without waiting. False: the copy cannot be asked now.
-    fn ask(&self, page: PageNo, at: Lsn, answer: Answer) -> bool;
+    fn ask(&self, of: Generation, page: PageNo, at: Lsn, answer: Answer) -> bool;
 }
 
 /// Why a copy, or none of them, gave a page.
@@ -84,6 +84,8 @@ pub struct Pages {
     stores: RwLock<Vec<Option<Arc<PageStore>>>>,
     /// Copies that left their duty and are still read.
     left: Mutex<BTreeSet<MemberId>>,
+    /// The volume's: a copy that has not heard of it may be on a history that the volume left.
+    generation: AtomicU64,
     /// Of each place: the disk is the same for its copies of all groups.
     readers: Vec<SyncSender<Question>>,
     remote: BTreeMap<MemberId, Arc<dyn RemotePages>>,
@@ -116,6 +118,7 @@ impl Pages {
             layout,
             stores: RwLock::new(vec![None; MemberId::all(layout.groups).count()]),
             left: Mutex::default(),
+            generation: AtomicU64::new(0),
             readers,
             hedge: Arc::new(Mutex::new(Hedge::new(CopyId::all().map(is_remote)))),
             remote,
@@ -137,12 +140,17 @@ impl Pages {
         self.left.lock().insert(copy);
     }
 
-    /// The volume begins anew at some position: what a copy out of duty has may not be what lies there now.
-    pub fn forget_left(&self) {
+    /// The volume begins anew at some position, under `generation`: what a copy out of duty has may not be what lies there now.
+    pub fn forget_left(&self, generation: Generation) {
+        self.generation.store(generation.0, Ordering::SeqCst);
         let mut stores = self.stores.write();
         for copy in std::mem::take(&mut *self.left.lock()) {
             stores[copy.index()] = None;
         }
+    }
+
+    fn generation(&self) -> Generation {
+        Generation(self.generation.load(Ordering::SeqCst))
     }
 
     pub(super) fn moved(&self) {
@@ -164,7 +172,8 @@ impl Pages {
         let fast = |id: &MemberId| self.drills.of(id.copy).delay().is_zero();
         let mut open = MemberId::of(group).into_iter().filter(fast).filter_map(|id| stores[id.index()].as_ref());
         // What is in memory is about the same in all of them.
-        open.find(|store| store.ingested() >= at)?.read_in_memory(page, at)
+        let of = self.generation();
+        open.find(|store| store.serves(of) && store.ingested() >= at)?.read_in_memory(page, at)
     }
 
     /// From whichever copy has it, hedged. `Err` with the last reason when none has it now.
@@ -217,14 +226,14 @@ impl Pages {
     fn ask(&self, id: MemberId, page: PageNo, at: Lsn, began: Instant, to: &Sender<Result<Bytes, Miss>>) -> bool {
         let answer = Answer { source: id.copy.index(), began, hedge: Arc::clone(&self.hedge), to: to.clone() };
         match self.remote.get(&id) {
-            Some(remote) => remote.ask(page, at, answer),
-            None => self.read_of(id, page, at, Box::new(move |page| answer.give(page))),
+            Some(remote) => remote.ask(self.generation(), page, at, answer),
+            None => self.read_of(id, self.generation(), page, at, Box::new(move |page| answer.give(page))),
         }
     }
 
-    /// Asks one copy of this process. False: it is not open, or its threads are stuck in their disk.
-    pub fn read_of(&self, id: MemberId, page: PageNo, at: Lsn, give: Give) -> bool {
-        let Some(store) = self.stores.read()[id.index()].clone() else { return false };
+    /// Asks one copy of this process, for a volume of generation `of`. False: it is not open, or has not heard of that, or its threads are stuck in their disk.
+    pub fn read_of(&self, id: MemberId, of: Generation, page: PageNo, at: Lsn, give: Give) -> bool {
+        let Some(store) = self.stores.read()[id.index()].clone().filter(|store| store.serves(of)) else { return false };
         let question = Question { store, page, at, began: clock::now(), give };
         match self.readers[id.copy.index()].try_send(question) {
             Ok(()) => true,
@@ -301,7 +310,7 @@ mod tests {
     }
 
     impl RemotePages for Far {
-        fn ask(&self, page: PageNo, _: Lsn, answer: Answer) -> bool {
+        fn ask(&self, _: Generation, page: PageNo, _: Lsn, answer: Answer) -> bool {
             self.asked.fetch_add(1, Ordering::Relaxed);
             if self.answers {
                 answer.give(Ok(Bytes::copy_from_slice(&page.0.to_le_bytes())));

@@ -9,6 +9,7 @@ use crate::volume::identity::{self, Home};
 use crate::volume::membership::{Incarnation, PLACE_BYTES_MAX};
 use crate::volume::{Disk, DiskError};
 use bytes::Bytes;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 const PLACES: &str = "PLACES";
@@ -44,11 +45,15 @@ impl Places {
         Ok(places)
     }
 
-    /// Notes where the slots live now; `true`: something changed.
+    /// Notes where those slots live now; `true`: something changed.
     ///
     /// # Errors
     /// When it cannot be written. The record on the copies is what counts.
-    pub fn note(&mut self, moved: [Option<String>; 6]) -> Result<bool, DiskError> {
+    pub fn note(&mut self, places: BTreeMap<CopyId, Option<String>>) -> Result<bool, DiskError> {
+        let mut moved = self.moved.clone();
+        for (slot, place) in places {
+            moved[slot.index()] = place;
+        }
         if self.moved == moved {
             return Ok(false);
         }
@@ -121,8 +126,7 @@ mod tests {
         let a1 = MemberId::of(crate::base::GroupId(1))[0];
         let mut places = Places::load(&copies).unwrap();
         assert_eq!(places.directory(a1), copies.join("a1.g1"));
-        let mut moved: [Option<String>; 6] = Default::default();
-        moved[0] = Some("/mnt/a new one".into());
+        let moved = BTreeMap::from([(CopyId(0), Some("/mnt/a new one".to_owned()))]);
         assert_eq!(places.note(moved.clone()), Ok(true));
         assert_eq!(places.note(moved), Ok(false));
         let again = Places::load(&copies).unwrap();

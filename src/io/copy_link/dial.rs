@@ -6,7 +6,7 @@
 
 use super::wire::{self, Address, PageAnswer, PageQuestion, ToCopy};
 use super::{CLOSE, ORDERED, PAGE, PRIORITY_PAGE, PRIORITY_READ, READ, READ_TIMEOUT, read, refusal, write};
-use crate::base::{CopyId, Layout, Limits, Lsn, MemberId, PageNo};
+use crate::base::{CopyId, Generation, Layout, Limits, Lsn, MemberId, PageNo};
 use crate::io::copies::{Answer, Drill, Listener, Miss, RemotePages, Says, request_bytes, waiting_bytes_max};
 use crate::io::quic::{NEAR_IDLE_TIMEOUT, Quic, printable};
 use crate::volume::{CopyReply, CopyRequest};
@@ -155,12 +155,12 @@ impl RemoteCopy {
 }
 
 impl RemotePages for RemoteCopy {
-    fn ask(&self, page: PageNo, at: Lsn, answer: Answer) -> bool {
+    fn ask(&self, of: Generation, page: PageNo, at: Lsn, answer: Answer) -> bool {
         let Some(connection) = self.connection().filter(|_| self.opened.load(Ordering::Acquire)) else { return false };
         let id = self.id;
         self.runtime.spawn(async move {
             let asked = async {
-                let question = ask(&connection, PAGE, id, PRIORITY_PAGE, PageQuestion { page, at }.encode());
+                let question = ask(&connection, PAGE, id, PRIORITY_PAGE, PageQuestion { of, page, at }.encode());
                 let bytes = tokio::time::timeout(READ_TIMEOUT, question).await.map_err(|_| "it did not answer in time".to_owned())??;
                 wire::decode_page(&bytes).map_err(|e| e.to_string())
             };

@@ -229,7 +229,7 @@ async fn read_log(session: &Session, mailbox: &Mailbox, request: CopyRequest) ->
 async fn read_page(host: &Host, copy: MemberId, question: PageQuestion) -> PageAnswer {
     let (to, answer) = oneshot::channel();
     let give = Box::new(move |page| drop(to.send(page)));
-    if !host.pages.read_of(copy, question.page, question.at, give) {
+    if !host.pages.read_of(copy, question.of, question.page, question.at, give) {
         return Err(Miss::now(format!("copy {copy} cannot be read now")));
     }
     answer.await.unwrap_or_else(|_| Err(Miss::now("the process of this copy is stopping")))

@@ -9,7 +9,7 @@
 //! All numbers little-endian. The version is the protocol's name in the handshake (`io::tls::COPY_ALPN`). Frames are never
 //! re-encoded; every length is checked against what is there before anything is allocated; nothing may be left over.
 
-use crate::base::{CopyId, GROUPS_MAX, Generation, GroupId, LogEnd, Lsn, MemberId, PageNo, Seq, TimelineId};
+use crate::base::{CopyId, Epoch, GROUPS_MAX, Generation, GroupId, LogEnd, Lsn, MemberId, PageNo, Seq, TimelineId};
 use crate::io::copies::{Miss, Says};
 use crate::log::{Frame, History, SeedBase, split_frames};
 use crate::volume::{CheckPlace, CopyReply, CopyRequest, CopyState, Damage, Digest};
@@ -52,6 +52,8 @@ pub enum ToCopy {
 /// One page, as of an LSN.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
 pub struct PageQuestion {
+    /// The volume's generation: see `PageStore::serves`.
+    pub of: Generation,
     pub page: PageNo,
     pub at: Lsn,
 }
@@ -102,6 +104,9 @@ enum RequestHead {
     DropBranch { generation: Generation, child: TimelineId },
     Drill { on_duty: bool, delay_us: u64 },
     Serving(bool),
+    Rewind { generation: Generation, number: u64, archive: Option<TimelineId>, at: LogEnd, reign: Epoch },
+    ReadArchive { id: u64, archive: TimelineId, from: Seq, bytes_max: u64 },
+    DropArchive { generation: Generation, archive: TimelineId },
 }
 
 #[derive(bincode::Encode, bincode::Decode)]
@@ -110,7 +115,7 @@ enum ReplyHead {
     Lost { reason: String },
     Raised { generation: Generation, state: CopyState },
     Refused { promised: Generation },
-    Appended { generation: Generation, end: LogEnd, ingested: Lsn },
+    Appended { generation: Generation, end: LogEnd, ingested: Lsn, low: bool },
     Misplaced { generation: Generation, end: LogEnd, history: History },
     ControlStored { generation: Generation, version: u64 },
     Log { id: u64 },
@@ -126,6 +131,9 @@ enum ReplyHead {
     BranchRefused { generation: Generation, child: TimelineId, reason: String },
     BranchDropped { generation: Generation, child: TimelineId },
     Failed { reason: String },
+    Rewound { generation: Generation, number: u64, state: CopyState },
+    RewindRefused { generation: Generation, number: u64, reason: String },
+    ArchiveDropped { generation: Generation, archive: TimelineId },
 }
 
 #[derive(bincode::Encode, bincode::Decode)]
@@ -241,6 +249,13 @@ impl ToCopy {
             R::Branch { generation, child, at } => RequestHead::Branch { generation: *generation, child: *child, at: *at },
             R::DropBranch { generation, child } => RequestHead::DropBranch { generation: *generation, child: *child },
             R::SeedEnd { generation, steps } => RequestHead::SeedEnd { generation: *generation, steps: *steps },
+            R::Rewind { generation, number, archive, at, reign } => {
+                RequestHead::Rewind { generation: *generation, number: *number, archive: *archive, at: *at, reign: *reign }
+            }
+            R::ReadArchive { id, archive, from, bytes_max } => {
+                RequestHead::ReadArchive { id: *id, archive: *archive, from: *from, bytes_max: *bytes_max as u64 }
+            }
+            R::DropArchive { generation, archive } => RequestHead::DropArchive { generation: *generation, archive: *archive },
         };
         let mut parts = encode_head(&head);
         match request {
@@ -275,6 +290,13 @@ impl ToCopy {
             RequestHead::Branch { generation, child, at } => CopyRequest::Branch { generation, child, at },
             RequestHead::DropBranch { generation, child } => CopyRequest::DropBranch { generation, child },
             RequestHead::SeedEnd { generation, steps } => CopyRequest::SeedEnd { generation, steps },
+            RequestHead::Rewind { generation, number, archive, at, reign } => {
+                CopyRequest::Rewind { generation, number, archive, at, reign }
+            }
+            RequestHead::ReadArchive { id, archive, from, bytes_max } => {
+                CopyRequest::ReadArchive { id, archive, from, bytes_max: size(bytes_max) }
+            }
+            RequestHead::DropArchive { generation, archive } => CopyRequest::DropArchive { generation, archive },
             RequestHead::Drill { on_duty, delay_us } => {
                 nothing(&tail)?;
                 return Ok(ToCopy::Drill { on_duty, delay: Duration::from_micros(delay_us) });
@@ -301,7 +323,9 @@ pub fn encode_says(says: &Says) -> Vec<Bytes> {
     let head = match reply {
         R::Raised { generation, state } => ReplyHead::Raised { generation: *generation, state: state.clone() },
         R::Refused { promised } => ReplyHead::Refused { promised: *promised },
-        R::Appended { generation, end, ingested } => ReplyHead::Appended { generation: *generation, end: *end, ingested: *ingested },
+        R::Appended { generation, end, ingested, low } => {
+            ReplyHead::Appended { generation: *generation, end: *end, ingested: *ingested, low: *low }
+        }
         R::Misplaced { generation, end, history } => ReplyHead::Misplaced { generation: *generation, end: *end, history: history.clone() },
         R::ControlStored { generation, version } => ReplyHead::ControlStored { generation: *generation, version: *version },
         R::Log { id, .. } => ReplyHead::Log { id: *id },
@@ -319,6 +343,11 @@ pub fn encode_says(says: &Says) -> Vec<Bytes> {
         }
         R::BranchDropped { generation, child } => ReplyHead::BranchDropped { generation: *generation, child: *child },
         R::Failed { reason } => ReplyHead::Failed { reason: reason.clone() },
+        R::Rewound { generation, number, state } => ReplyHead::Rewound { generation: *generation, number: *number, state: state.clone() },
+        R::RewindRefused { generation, number, reason } => {
+            ReplyHead::RewindRefused { generation: *generation, number: *number, reason: reason.clone() }
+        }
+        R::ArchiveDropped { generation, archive } => ReplyHead::ArchiveDropped { generation: *generation, archive: *archive },
     };
     let mut parts = encode_head(&head);
     match reply {
@@ -340,7 +369,7 @@ pub fn decode_says(bytes: &Bytes) -> Result<Says, CopyWireError> {
         ReplyHead::Lost { reason } => return nothing(&tail).map(|()| Says::Lost { reason }),
         ReplyHead::Raised { generation, state } => CopyReply::Raised { generation, state },
         ReplyHead::Refused { promised } => CopyReply::Refused { promised },
-        ReplyHead::Appended { generation, end, ingested } => CopyReply::Appended { generation, end, ingested },
+        ReplyHead::Appended { generation, end, ingested, low } => CopyReply::Appended { generation, end, ingested, low },
         ReplyHead::Misplaced { generation, end, history } => CopyReply::Misplaced { generation, end, history },
         ReplyHead::ControlStored { generation, version } => CopyReply::ControlStored { generation, version },
         ReplyHead::LogTrimmed { id, first } => CopyReply::LogTrimmed { id, first },
@@ -354,6 +383,9 @@ pub fn decode_says(bytes: &Bytes) -> Result<Says, CopyWireError> {
         ReplyHead::BranchRefused { generation, child, reason } => CopyReply::BranchRefused { generation, child, reason },
         ReplyHead::BranchDropped { generation, child } => CopyReply::BranchDropped { generation, child },
         ReplyHead::Failed { reason } => CopyReply::Failed { reason },
+        ReplyHead::Rewound { generation, number, state } => CopyReply::Rewound { generation, number, state },
+        ReplyHead::RewindRefused { generation, number, reason } => CopyReply::RewindRefused { generation, number, reason },
+        ReplyHead::ArchiveDropped { generation, archive } => CopyReply::ArchiveDropped { generation, archive },
     };
     nothing(&tail)?;
     Ok(Says::Replied(reply))

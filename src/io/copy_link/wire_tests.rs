@@ -3,6 +3,7 @@
 use super::*;
 use crate::base::{Epoch, LineageId, UnixMicros};
 use crate::log::Flags;
+use crate::volume::ArchiveView;
 use crate::volume::membership::Incarnation;
 use proptest::prelude::*;
 
@@ -42,6 +43,9 @@ fn requests() -> Vec<ToCopy> {
         CopyRequest::Distrust { generation, reason: "it differs".to_owned() },
         CopyRequest::Branch { generation, child: TimelineId(3), at: end },
         CopyRequest::DropBranch { generation, child: TimelineId(3) },
+        CopyRequest::Rewind { generation, number: 4, archive: Some(TimelineId(9)), at: end, reign: Epoch(2) },
+        CopyRequest::ReadArchive { id: 5, archive: TimelineId(9), from: Seq(3), bytes_max: 4096 },
+        CopyRequest::DropArchive { generation, archive: TimelineId(9) },
     ];
     let drill = ToCopy::Drill { on_duty: false, delay: Duration::from_millis(50) };
     requests.into_iter().map(ToCopy::Request).chain([drill, ToCopy::Serving(true)]).collect()
@@ -59,16 +63,21 @@ fn sayings() -> Vec<Says> {
         end,
         consistent: frames[0].log_end(),
         history: history.clone(),
-        ingested: Lsn(7),
+        ingested: end,
         flushed: LogEnd::EMPTY,
         control_version: 3,
         control: b"state".to_vec(),
+        reign: Epoch(3),
+        archives: vec![ArchiveView { id: TimelineId(1 << 63), base: LogEnd::EMPTY, consistent: end, end }],
     };
     let reason = || "a reason".to_owned();
     let replies = vec![
-        CopyReply::Raised { generation, state },
+        CopyReply::Raised { generation, state: state.clone() },
+        CopyReply::Rewound { generation, number: 4, state },
+        CopyReply::RewindRefused { generation, number: 4, reason: reason() },
+        CopyReply::ArchiveDropped { generation, archive: TimelineId(9) },
         CopyReply::Refused { promised: generation },
-        CopyReply::Appended { generation, end, ingested: Lsn(7) },
+        CopyReply::Appended { generation, end, ingested: Lsn(7), low: true },
         CopyReply::Misplaced { generation, end, history },
         CopyReply::ControlStored { generation, version: 3 },
         CopyReply::Log { id: 1, frames },
@@ -102,7 +111,7 @@ fn messages_survive_the_round_trip() {
         let back = decode_says(&whole(encode_says(&says))).unwrap();
         assert_eq!(format!("{back:?}"), format!("{says:?}"));
     }
-    let question = PageQuestion { page: PageNo(3), at: Lsn(1 << 40) };
+    let question = PageQuestion { of: Generation(5), page: PageNo(3), at: Lsn(1 << 40) };
     assert_eq!(PageQuestion::decode(&whole(question.encode())).unwrap(), question);
     for answer in [Ok(Bytes::from_static(b"page")), Ok(Bytes::new()), Err(Miss::now("behind")), Err(Miss::Folded { first: Lsn(9) })] {
         assert_eq!(decode_page(&whole(encode_page(&answer))).unwrap(), answer);

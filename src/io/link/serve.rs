@@ -6,8 +6,9 @@
 
 use super::{Link, LinkError, LinkEvent, sentence, streams};
 use crate::base::RegionName;
+use crate::io::control_link::Dialled;
 use crate::io::quic::{IDLE_TIMEOUT, Quic, RefusalKind, classify, printable};
-use crate::io::tls::Material;
+use crate::io::tls::{Material, Subject};
 use bytes::Bytes;
 use quinn::{Connection, ConnectionError, RecvStream, SendStream};
 use std::net::SocketAddr;
@@ -25,6 +26,8 @@ pub enum Arrival {
     Link(Link, mpsc::Receiver<LinkEvent>),
     /// A command asks one question. It has shown the certificate of `from`, mostly this region's own.
     Admin { from: RegionName, request: Bytes, reply: streams::AdminReply },
+    /// A member, perhaps the witness, wants a control link.
+    Control(Dialled),
 }
 
 /// Accepts connections until the endpoint is closed. `on_arrival` is called from many tasks and must not block.
@@ -51,6 +54,7 @@ pub async fn serve(quic: Quic, on_arrival: impl Fn(Arrival) + Send + Sync + 'sta
                     let (link, events) = Link::start(peer, connection, false, control);
                     on_arrival(Arrival::Link(link, events));
                 }
+                Welcomed::Member(peer, connection) => on_arrival(Arrival::Control(Dialled { peer, connection })),
                 Welcomed::Command(from, connection, first) => answer_command(&from, &connection, first, &*on_arrival).await,
             }
         });
@@ -59,6 +63,7 @@ pub async fn serve(quic: Quic, on_arrival: impl Fn(Arrival) + Send + Sync + 'sta
 
 enum Welcomed {
     Region(RegionName, Connection, (SendStream, RecvStream)),
+    Member(RegionName, Connection),
     Command(RegionName, Connection, (SendStream, RecvStream)),
 }
 
@@ -79,8 +84,8 @@ async fn welcome(quic: &Quic, incoming: quinn::Incoming) -> Option<Welcomed> {
         connection.close(kind.code(), detail.as_bytes());
         quic.refuse(kind, addr, detail);
     };
-    let peer = match quic.identify(&connection) {
-        Ok(peer) => peer,
+    let (peer, subject) = match quic.identify(&connection) {
+        Ok(named) => named,
         Err((kind, detail)) => {
             refuse(kind, &detail);
             return None;
@@ -96,7 +101,19 @@ async fn welcome(quic: &Quic, incoming: quinn::Incoming) -> Option<Welcomed> {
             return None;
         }
     };
-    match streams::first_byte(&mut recv).await {
+    let first = streams::first_byte(&mut recv).await;
+    match first {
+        // Whoever is at which end: between a witness and a region there is nothing but a control link. Its own commands ask it.
+        Ok(streams::CONTROL) if quic.material.subject() == Subject::Witness => refuse(RefusalKind::WrongRole, "this is a witness"),
+        Ok(streams::CONTROL | streams::ADMIN) if subject == Subject::Witness && peer != *quic.region() => {
+            refuse(RefusalKind::WrongRole, "a witness asked for a link");
+        }
+        Ok(streams::MEMBER) if peer == *quic.region() => refuse(RefusalKind::Protocol, "a member has no link with itself"),
+        Ok(streams::MEMBER) => {
+            if send.write_all(&[streams::MEMBER]).await.is_ok() {
+                return Some(Welcomed::Member(peer, connection));
+            }
+        }
         Ok(streams::CONTROL) if peer == *quic.region() => refuse(RefusalKind::Protocol, "a region has no link with itself"),
         Ok(streams::CONTROL) => {
             if send.write_all(&[streams::CONTROL]).await.is_ok() {
@@ -136,7 +153,7 @@ async fn answer_command(from: &RegionName, connection: &Connection, (send, recv)
 pub async fn dial(quic: &Quic, member: &RegionName, addr: &str) -> Result<(Link, mpsc::Receiver<LinkEvent>), LinkError> {
     let silent = || LinkError::Silent { region: member.clone(), addr: addr.to_owned() };
     let dialling = async {
-        let connection = connect(quic, member, addr).await?;
+        let connection = connect(quic, Subject::Region, member, addr).await?;
         let opened = async {
             let (mut send, mut recv) = connection.open_bi().await.map_err(|e| e.to_string())?;
             send.write_all(&[streams::CONTROL]).await.map_err(|e| e.to_string())?;
@@ -164,10 +181,25 @@ pub async fn admin_once(
     request: Bytes,
     timeout: Duration,
 ) -> Result<Bytes, LinkError> {
+    admin_once_of(Subject::Region, material, addr, region, request, timeout).await
+}
+
+/// As [`admin_once`], of a region or of the witness.
+///
+/// # Errors
+/// As [`admin_once`].
+pub async fn admin_once_of(
+    subject: Subject,
+    material: Arc<Material>,
+    addr: &str,
+    region: &RegionName,
+    request: Bytes,
+    timeout: Duration,
+) -> Result<Bytes, LinkError> {
     let target = resolve(region, addr, |_| true).await?;
     let quic = Quic::dialler(target, material).map_err(|e| LinkError::Endpoint(e.to_string()))?;
     let asked = async {
-        let connecting = tokio::time::timeout(timeout, connect(&quic, region, addr));
+        let connecting = tokio::time::timeout(timeout, connect(&quic, subject, region, addr));
         let connection = connecting.await.unwrap_or_else(|_| Err(LinkError::Silent { region: region.clone(), addr: addr.to_owned() }))?;
         match tokio::time::timeout(timeout, streams::ask(&connection, &request)).await {
             Ok(Ok(answer)) => Ok(answer),
@@ -180,10 +212,10 @@ pub async fn admin_once(
     answer
 }
 
-async fn connect(quic: &Quic, region: &RegionName, addr: &str) -> Result<Connection, LinkError> {
+async fn connect(quic: &Quic, subject: Subject, region: &RegionName, addr: &str) -> Result<Connection, LinkError> {
     let ours = quic.local_addr().map_err(|e| LinkError::Endpoint(e.to_string()))?;
     let target = resolve(region, addr, |a| ours.is_ipv6() || a.is_ipv4()).await?;
-    let connecting = quic.connect(region, target).map_err(|e| LinkError::Address {
+    let connecting = quic.connect(subject, region, target).map_err(|e| LinkError::Address {
         region: region.clone(),
         addr: addr.to_owned(),
         reason: e.to_string(),
@@ -192,13 +224,13 @@ async fn connect(quic: &Quic, region: &RegionName, addr: &str) -> Result<Connect
 }
 
 /// A host name may move: it is looked up at every attempt.
-async fn resolve(region: &RegionName, addr: &str, usable: impl Fn(&SocketAddr) -> bool) -> Result<SocketAddr, LinkError> {
+pub(crate) async fn resolve(region: &RegionName, addr: &str, usable: impl Fn(&SocketAddr) -> bool) -> Result<SocketAddr, LinkError> {
     let nowhere = |reason: String| LinkError::Address { region: region.clone(), addr: addr.to_owned(), reason };
     let mut found = tokio::net::lookup_host(addr).await.map_err(|e| nowhere(e.to_string()))?;
     found.find(usable).ok_or_else(|| nowhere("the name has no address of the family this region listens on".to_owned()))
 }
 
-fn attempt_failed(quic: &Quic, region: &RegionName, addr: &str, connection: &Connection, reason: &str) -> LinkError {
+pub(crate) fn attempt_failed(quic: &Quic, region: &RegionName, addr: &str, connection: &Connection, reason: &str) -> LinkError {
     match connection.close_reason() {
         Some(error) => refused(quic, region, addr, connection.remote_address(), &error),
         None => {
@@ -208,7 +240,7 @@ fn attempt_failed(quic: &Quic, region: &RegionName, addr: &str, connection: &Con
     }
 }
 
-fn refused(quic: &Quic, region: &RegionName, addr: &str, target: SocketAddr, error: &ConnectionError) -> LinkError {
+pub(crate) fn refused(quic: &Quic, region: &RegionName, addr: &str, target: SocketAddr, error: &ConnectionError) -> LinkError {
     let (region_name, addr) = (region.clone(), addr.to_owned());
     if matches!(error, ConnectionError::TimedOut) {
         return LinkError::Silent { region: region_name, addr };

@@ -19,6 +19,8 @@ pub const BATCH_BYTES_MAX: usize = (1 << 20) + (64 << 10);
 pub(super) const CONTROL: u8 = b'C';
 pub(super) const FORWARD: u8 = b'F';
 pub(super) const ADMIN: u8 = b'A';
+/// The whole connection is a control link.
+pub(crate) const MEMBER: u8 = b'V';
 const BATCH: u8 = b'B';
 
 /// Batches read at a time: as many may wait for a lost packet each without holding up the others.
@@ -194,7 +196,7 @@ pub(super) async fn ask(connection: &Connection, question: &Bytes) -> Result<Byt
     }
 }
 
-pub(super) async fn first_byte(stream: &mut RecvStream) -> Result<u8, String> {
+pub(crate) async fn first_byte(stream: &mut RecvStream) -> Result<u8, String> {
     let mut byte = [0];
     stream.read_exact(&mut byte).await.map_err(|e| format!("a stream ended before it said what it is: {e}"))?;
     Ok(byte[0])

@@ -6,6 +6,7 @@
 mod cluster;
 mod measure;
 mod path;
+mod roles;
 mod volume;
 
 use super::failure::Failure;
@@ -16,8 +17,8 @@ use std::time::Duration;
 
 #[derive(Debug, Args)]
 pub struct BenchArgs {
-    /// Which: start, commit, lag, path, ship, restart [default: all of these], volume
-    #[arg(value_name = "WHAT", value_parser = ["start", "commit", "lag", "path", "ship", "restart", "volume"])]
+    /// Which: start, commit, lag, path, ship, restart [default: all of these], volume, history, switchover, failover
+    #[arg(value_name = "WHAT", value_parser = ["start", "commit", "lag", "path", "ship", "restart", "volume", "history", "switchover", "failover"])]
     pub what: Vec<String>,
     /// Where the demos keep their data; removed afterwards
     #[arg(long, value_name = "DIR", default_value = "./parhelion-bench")]
@@ -31,13 +32,16 @@ pub struct BenchArgs {
     /// For `volume`: seconds that one measurement lasts
     #[arg(long, default_value_t = 4, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub window: u64,
-    /// For `volume`: how often each trouble is measured; the median counts
+    /// For `volume` and `failover`: how often each trouble is measured; the median counts
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub rounds: u32,
+    /// For `switchover`: how often the primary moves
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub moves: u32,
     /// For `volume`: pages in the volume when a copy or a region is rebuilt, in MiB
     #[arg(long, default_value_t = 128, value_name = "MIB", value_parser = clap::value_parser!(u64).range(16..=1_048_576))]
     pub rebuild_mib: u64,
-    /// For `volume`: also kill -9 and restart behind so many commits; may be given several times
+    /// Also kill -9 and restart behind so many commits; may be given several times. `history` does nothing else [default there: 1000000 and 10000000]
     #[arg(long, value_name = "COMMITS")]
     pub history: Vec<u64>,
     /// Print JSON
@@ -79,6 +83,8 @@ pub async fn run(args: BenchArgs) -> Result<(), Failure> {
             "lag" => measure::lag(&dir, args.base_port).await?,
             "path" => path::measure(&dir).await?,
             "ship" => measure::ship(&dir, args.base_port, args.log_mib / 4).await?,
+            "switchover" => roles::switchover(&dir, args.base_port, args.moves).await?,
+            "failover" => roles::failover(&dir, args.base_port, args.rounds).await?,
             "volume" => {
                 let options = volume::VolumeOptions {
                     window: Duration::from_secs(args.window),
@@ -87,6 +93,10 @@ pub async fn run(args: BenchArgs) -> Result<(), Failure> {
                     history: args.history.clone(),
                 };
                 volume::measure(&dir, args.base_port, &options).await?
+            }
+            "history" => {
+                let of = if args.history.is_empty() { &[1_000_000, 10_000_000][..] } else { &args.history };
+                volume::restarts(&dir, args.base_port, of).await?
             }
             _ => measure::restart(&dir, args.base_port, args.log_mib).await?,
         };

@@ -1,4 +1,5 @@
 use super::*;
+use crate::control::AutoFailover;
 
 const GOOD: &str = r#"
 cluster = "sun"
@@ -116,6 +117,66 @@ fn addresses_and_bounds_are_checked() {
     assert!(error(&format!("{GOOD}\n[limits]\nreaders = 0\n")).contains("limits.readers = 0: it must lie between 1 and 256"));
     assert!(error(&format!("{GOOD}\n[quic]\ncongestion = \"reno\"\n")).contains("'cubic'"));
     load(&GOOD.replace(":7402", ":0").replace(":7401", ":0")).unwrap();
+}
+
+#[test]
+fn leases_and_the_witness_are_read_and_checked() {
+    let plain = load(GOOD).unwrap();
+    assert_eq!((plain.control, plain.witness.as_ref()), (ControlSettings::default(), None));
+    assert_eq!(
+        plain.founding_voters().voters,
+        std::slice::from_ref(&plain.founder),
+        "two regions without a witness have no majority without both"
+    );
+    let with = |text: &str| GOOD.replace("[tls]", &format!("{text}\n\n[tls]"));
+    let full = load(&with(
+        "[control]\nlease = \"3s\"\nrenew = \"0.5s\"\ndrain = \"250ms\"\nauto_failover = { max_loss = \"2s\" }\n[witness]\nquic = \"10.0.0.9:7400\"",
+    ));
+    let full = full.unwrap();
+    let control = full.control;
+    assert_eq!(
+        (control.lease, control.renew, control.drain),
+        (Duration::from_secs(3), Duration::from_millis(500), Duration::from_millis(250))
+    );
+    assert_eq!(control.auto_failover, AutoFailover::MaxLoss(Duration::from_secs(2)));
+    let witness = full.witness.clone().unwrap();
+    assert_eq!((witness.name.as_str(), witness.quic.as_str()), ("witness", "10.0.0.9:7400"));
+    let names = |voters: Vec<RegionName>| voters.iter().map(RegionName::to_string).collect::<Vec<_>>();
+    assert_eq!(names(full.founding_voters().voters), ["eu-west", "us-east", "witness"]);
+    assert_eq!(full.control_peers().iter().map(|p| p.subject).collect::<Vec<_>>(), [Subject::Region, Subject::Witness]);
+    assert_eq!(load(&with("[control]\nlease = \"2s\"")).unwrap().control.renew, Duration::from_millis(500), "four in a lease");
+    assert_eq!(load(&with("[control]\nauto_failover = \"lossless\"")).unwrap().control.auto_failover, AutoFailover::Lossless);
+    for auto in [AutoFailover::Off, AutoFailover::Lossless, AutoFailover::MaxLoss(Duration::from_millis(1500))] {
+        assert_eq!(parse_auto_failover(&show_auto_failover(auto)), Ok(auto));
+    }
+    assert_eq!(parse_auto_failover("5s"), Ok(AutoFailover::MaxLoss(Duration::from_secs(5))));
+    assert!(parse_auto_failover("always").unwrap_err().contains("write off, lossless, or max_loss=5s"));
+    for (text, said) in [
+        ("[control]\nlease = \"6\"", "control.lease = \"6\": write a time"),
+        ("[control]\nlease = \"1ms\"", "it must lie between 500ms and 10m"),
+        ("[control]\nlease = \"3s\"\nrenew = \"2s\"", "too long for a lease of 3s"),
+        ("[control]\nauto_failover = \"on\"", "auto_failover is \"off\", \"lossless\", or a bound"),
+        ("[control]\nauto_failover = true", "auto_failover is \"off\", \"lossless\", or a bound"),
+        ("[control]\nauto_failover = { loss = \"5s\" }", "auto_failover has keys that mean nothing"),
+        ("[control]\nauto_failover = { max_loss = \"much\" }", "control.auto_failover.max_loss = \"much\""),
+        ("[control]\nleese = \"6s\"", "unknown key 'leese'"),
+        ("[witness]\nname = \"eu-west\"\nquic = \"10.0.0.9:7400\"", "the witness is called eu-west, and so is a member"),
+        ("[witness]\nquic = \"0.0.0.0:7400\"", "of the witness can be listened on but not reached"),
+        ("[witness]\nquic = \"10.0.0.9:7400\"\nvotes = 2", "unknown key 'votes'"),
+    ] {
+        let message = error(&with(text));
+        assert!(message.contains(said), "{text}: {message}");
+    }
+}
+
+#[test]
+fn a_witness_beside_a_region_is_warned_of() {
+    let zoned = GOOD.replace("quic = \"127.0.0.1:7500\"", "quic = \"127.0.0.1:7500\"\nzone = \"fra\"");
+    let with =
+        |zone: &str| load(&zoned.replace("[tls]", &format!("[witness]\nquic = \"10.0.0.9:7400\"\nzone = \"{zone}\"\n\n[tls]"))).unwrap();
+    assert_eq!(with("dub").warnings(), Vec::<String>::new());
+    let warned = with("fra").warnings();
+    assert!(warned.len() == 1 && warned[0].contains("in the zone of eu-west (fra)"), "{warned:?}");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 //! Decides what a key means and which combinations are mistakes, once. Unknown keys are errors.
 
 use crate::base::{ClusterName, CopyId, Limits, RegionName};
-use crate::ops::config::{ConfigError, LogFormat, LogSettings, RawLog, RawTls, parse};
+use crate::ops::config::{ConfigError, LogSettings, RawLog, RawTls, complete_log, parse};
 use serde::Deserialize;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -81,13 +81,6 @@ impl CopyConfig {
         if !(1 << 16..=1 << 32).contains(&memtable_bytes_max) {
             return Err(invalid(format!("limits.memtable_bytes_max = {memtable_bytes_max}: it must lie between 65536 and 4294967296")));
         }
-        let log = raw.log.unwrap_or_default();
-        let format = match env("PARHELION_LOG_FORMAT").as_deref() {
-            None => log.format.unwrap_or_default(),
-            Some("text") => LogFormat::Text,
-            Some("json") => LogFormat::Json,
-            Some(other) => return Err(invalid(format!("PARHELION_LOG_FORMAT is '{other}' in the environment: text or json"))),
-        };
         Ok(CopyConfig {
             file: file.to_path_buf(),
             cluster: raw.cluster,
@@ -96,7 +89,7 @@ impl CopyConfig {
             data_dir: env("PARHELION_DATA_DIR").map_or_else(|| base.join(raw.data_dir), PathBuf::from),
             listen,
             tls_dir: base.join(raw.tls.dir),
-            log: LogSettings { level: env("PARHELION_LOG").or(log.level).unwrap_or_else(|| "info".to_owned()), format },
+            log: complete_log(raw.log, env).map_err(invalid)?,
             limits: Limits { memtable_bytes_max, ..d },
         })
     }

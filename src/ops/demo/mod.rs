@@ -388,7 +388,7 @@ mod tests {
         let members = [name("us-east"), name("eu-west")];
         let mut answers: BTreeMap<_, _> =
             [sample("us-east", Role::Primary), sample("eu-west", Role::Secondary)].map(|r| (r.region.clone(), Ok(r))).into();
-        let check = |answers: &BTreeMap<_, _>| serves(&merge(&members[0], NOW, &members, answers));
+        let check = |answers: &BTreeMap<_, _>| serves(&merge(&members[0], NOW, &members, answers, &None));
         assert!(check(&answers));
         for state in [RegionState::Starting, RegionState::CatchingUp, RegionState::Disconnected] {
             let mut west = sample("eu-west", Role::Secondary);

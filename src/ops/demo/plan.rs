@@ -150,6 +150,7 @@ impl Plan {
             let member = |other: &Site| RawMember {
                 region: other.name.clone(),
                 quic: if other.name == site.name { site.quic } else { link(&site.name, &other.name) }.to_string(),
+                zone: None,
             };
             let raw = RawConfig {
                 copies: BTreeMap::new(),
@@ -172,6 +173,8 @@ impl Plan {
                 quic: None,
                 limits: None,
                 volume: None,
+                control: None,
+                witness: None,
                 member: self.regions.iter().map(member).collect(),
             };
             write_whole(&site.config, &config::render(&raw), 0o644)?;

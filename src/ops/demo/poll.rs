@@ -62,7 +62,7 @@ impl Poller {
     pub fn status(&self, now: UnixMicros) -> ClusterStatus {
         let answers = self.answers.lock();
         let first = self.members.iter().find(|m| matches!(answers.get(*m), Some(Ok(_)))).unwrap_or(&self.members[0]);
-        status::merge(first, now, &self.members, &answers)
+        status::merge(first, now, &self.members, &answers, &None)
     }
 }
 

@@ -3,9 +3,11 @@
 //! One set of links for everything: shipping, forwarded sessions, questions between regions. The node decides with whom it ships;
 //! a link that is only used for questions costs it nothing.
 
-use super::ports;
 use super::view::View;
 use crate::base::{ConnId, RegionName};
+use crate::endpoint::router;
+use crate::head::embedded::Engine;
+use crate::io::control_link::ControlLinks;
 use crate::io::driver::{Dialler, Inbox, Shared};
 use crate::io::link::{self, Arrival, Link, LinkEvent};
 use crate::io::quic::Quic;
@@ -27,6 +29,9 @@ pub struct Links {
     inbox: Inbox,
     shared: Arc<Shared>,
     view: OnceLock<Weak<View>>,
+    control: OnceLock<ControlLinks>,
+    /// Whose writer serves the sessions that other regions forward.
+    engine: OnceLock<Weak<Engine>>,
     next_conn: AtomicU64,
     /// One dial for questions at a time: many of them want the same region at once.
     asking: tokio::sync::Mutex<()>,
@@ -41,6 +46,8 @@ impl Links {
             inbox,
             shared,
             view: OnceLock::new(),
+            control: OnceLock::new(),
+            engine: OnceLock::new(),
             next_conn: AtomicU64::new(1),
             asking: tokio::sync::Mutex::new(()),
             runtime: tokio::runtime::Handle::current(),
@@ -49,6 +56,19 @@ impl Links {
 
     pub fn answer_with(&self, view: &Arc<View>) {
         let _ = self.view.set(Arc::downgrade(view));
+    }
+
+    /// From now on members that dial get control links.
+    pub fn control_with(&self, control: &ControlLinks) {
+        let _ = self.control.set(control.clone());
+    }
+
+    pub fn forward_to(&self, engine: &Arc<Engine>) {
+        let _ = self.engine.set(Arc::downgrade(engine));
+    }
+
+    pub fn control(&self) -> Option<&ControlLinks> {
+        self.control.get()
     }
 
     pub fn quic(&self) -> &Quic {
@@ -67,6 +87,10 @@ impl Links {
                 let links = Arc::clone(self);
                 tokio::spawn(async move { reply.send(links.answer(&request).await) });
             }
+            Arrival::Control(dialled) => match self.control.get() {
+                Some(control) => control.arrived(dialled),
+                None => drop(dialled),
+            },
         }
     }
 
@@ -112,7 +136,16 @@ impl Links {
                 LinkEvent::Batch(bytes) => (Lane::Batch, bytes),
                 LinkEvent::Datagram(bytes) => (Lane::Datagram, bytes),
                 LinkEvent::Forward(send, recv) => {
-                    tokio::spawn(ports::serve_forwarded(self.config.listen.writer, send, recv));
+                    match self.engine.get().and_then(Weak::upgrade) {
+                        Some(engine) => {
+                            let in_use = link.in_use();
+                            tokio::spawn(async move {
+                                router::serve(engine, recv, send).await;
+                                drop(in_use);
+                            });
+                        }
+                        None => tracing::debug!("a forwarded session came before the engine, or after it"),
+                    }
                     continue;
                 }
                 LinkEvent::Admin(request, reply) => {

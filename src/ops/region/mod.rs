@@ -10,17 +10,20 @@ mod view;
 
 use super::config::Config;
 use crate::base::{Prng, RegionName};
+use crate::control::ControlMessage;
 use crate::endpoint::pg::auth::ScramVerifier;
-use crate::endpoint::{EmbeddedService, Port, http, pg};
+use crate::endpoint::router::RoutedService;
+use crate::endpoint::{EmbeddedService, Port, SqlService, http, pg};
 use crate::head::embedded::{Engine, EngineSettings};
 use crate::io::clock;
+use crate::io::control_link::{CONTROL_MESSAGE_BYTES_MAX, ControlLinks};
 use crate::io::copies::{Copies, Listener, Whose};
 use crate::io::copy_link;
-use crate::io::driver::{Driver, Queue, Shared};
+use crate::io::driver::{self, Driver, Inbox, Queue, Shared};
 use crate::io::link;
 use crate::io::quic::Quic;
 use crate::io::tls::Material;
-use crate::node::{Identity, Node};
+use crate::node::{Event, Identity, Node};
 use anyhow::{Context, bail};
 use links::Links;
 use std::net::SocketAddr;
@@ -49,9 +52,13 @@ pub async fn run(config: Config, options: RunOptions, shutdown: watch::Receiver<
     if let Some(warning) = material.expiry_warning(clock::unix_now(), &config.file) {
         tracing::warn!("{warning}");
     }
+    for warning in config.warnings() {
+        tracing::warn!("{warning}");
+    }
     let password = config.password()?;
     let regions: Vec<RegionName> = config.regions();
-    let quic = Quic::bind(config.listen.quic, Arc::clone(&material), &regions, &config.quic)?;
+    let witness = config.witness.as_ref().map(|w| w.name.clone());
+    let quic = Quic::bind(config.listen.quic, Arc::clone(&material), &regions, &config.quic)?.with_witness(witness.clone());
     let writer = bind(config.listen.writer, "listen.writer").await?;
     let reader = bind(config.listen.reader, "listen.reader").await?;
     let instance = bind(config.listen.instance, "listen.instance").await?;
@@ -77,6 +84,8 @@ pub async fn run(config: Config, options: RunOptions, shutdown: watch::Receiver<
         region: config.region.clone(),
         founder: config.founder.clone(),
         members: regions.clone(),
+        witness,
+        control: config.control.settings(),
         version: env!("CARGO_PKG_VERSION").into(),
         layout: config.layout,
     };
@@ -88,7 +97,11 @@ pub async fn run(config: Config, options: RunOptions, shutdown: watch::Receiver<
     links.answer_with(&view);
     let engine = Engine::start(engine_settings(&config), copies.pages(), view.clone()).context("the SQL engine cannot start")?;
     view.attach(&engine);
-    let driver = Driver::new(node, queue, copies, Arc::clone(&engine), Arc::clone(&shared), Box::new(Arc::clone(&links)));
+    links.forward_to(&engine);
+    let control = ControlLinks::start(&quic, config.control_peers(), hear(inbox.clone()));
+    links.control_with(&control);
+    let dialler = Box::new(Arc::clone(&links));
+    let driver = Driver::new(node, queue, copies, Arc::clone(&engine), Arc::clone(&shared), dialler, Box::new(Members(control.clone())));
     let driver =
         std::thread::Builder::new().name("node".into()).spawn(move || driver.run()).context("the node's thread cannot be started")?;
 
@@ -100,14 +113,19 @@ pub async fn run(config: Config, options: RunOptions, shutdown: watch::Receiver<
         require_tls: true,
         tls: Some(material.postgres()),
     });
-    let service: Arc<dyn crate::endpoint::SqlService> = Arc::new(EmbeddedService::new(Arc::clone(&engine)));
+    let service: Arc<dyn SqlService> = Arc::new(EmbeddedService::new(Arc::clone(&engine)));
+    let ways = Arc::new(ports::Forwarding { shared: Arc::clone(&shared) });
+    let (own, who) = (config.region.clone(), shared.who.subscribe());
+    let routed: Arc<dyn SqlService> = Arc::new(RoutedService::new(Arc::clone(&engine), own, who, ways, config.serving.writer_wait));
     let mut servers = tokio::task::JoinSet::new();
     let (writer_tx, writer_rx) = mpsc::channel(INCOMING_MAX);
     let (reader_tx, reader_rx) = mpsc::channel(INCOMING_MAX);
-    servers.spawn(pg::serve(writer_rx, Port::Writer, Arc::clone(&settings), Arc::clone(&service), stopping.clone()));
+    let (instance_tx, instance_rx) = mpsc::channel(INCOMING_MAX);
+    servers.spawn(pg::serve(writer_rx, Port::Writer, Arc::clone(&settings), routed, stopping.clone()));
+    servers.spawn(pg::serve(instance_rx, Port::Writer, Arc::clone(&settings), Arc::clone(&service), stopping.clone()));
     servers.spawn(pg::serve(reader_rx, Port::Reader, settings, service, stopping.clone()));
-    servers.spawn(ports::route_writer(writer, writer_tx.clone(), Arc::clone(&shared), config.region.clone(), stopping.clone()));
-    servers.spawn(ports::route_instance(instance, writer_tx, reader_tx.clone(), Arc::clone(&shared), stopping.clone()));
+    servers.spawn(ports::accept(writer, writer_tx, stopping.clone()));
+    servers.spawn(ports::route_instance(instance, instance_tx, reader_tx.clone(), Arc::clone(&shared), stopping.clone()));
     servers.spawn(ports::accept(reader, reader_tx, stopping.clone()));
     servers.spawn(http::serve_http(http, view.clone(), stopping.clone()));
     let accepting = tokio::spawn(link::serve(quic.clone(), move |arrival| links.arrived(arrival)));
@@ -128,6 +146,29 @@ pub async fn run(config: Config, options: RunOptions, shutdown: watch::Receiver<
     }
     quic.close("the region process is stopping").await;
     Ok(())
+}
+
+/// What a member says goes to the node; nonsense ends its connection.
+fn hear(inbox: Inbox) -> impl Fn(&RegionName, bytes::Bytes) -> Result<(), String> + Send + Sync {
+    move |from, bytes| {
+        let message = ControlMessage::decode(&bytes).map_err(|e| e.to_string())?;
+        inbox.send(Event::Member { from: from.clone(), message });
+        Ok(())
+    }
+}
+
+/// The control links, as the driver knows them.
+struct Members(ControlLinks);
+
+impl driver::Members for Members {
+    fn send(&self, to: &RegionName, message: &ControlMessage) {
+        let bytes = message.encode();
+        if bytes.len() > CONTROL_MESSAGE_BYTES_MAX {
+            tracing::warn!(%to, bytes = bytes.len(), "a control message is too long and is not sent");
+            return;
+        }
+        self.0.send(to, bytes.into());
+    }
 }
 
 fn engine_settings(config: &Config) -> EngineSettings {

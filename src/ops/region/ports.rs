@@ -1,25 +1,23 @@
-//! The region's SQL ports: which connection is served here and which goes to the primary.
+//! The region's SQL ports: who serves a connection, and the way of statements to the primary.
 //!
-//! The writer port always reaches the current writer: here when this region writes, else through this region's own link, as raw
-//! bytes (the login is with the primary). The decision is made for each connection, when it comes in.
+//! The writer port is served here, in every region, with sessions whose statements go to whoever writes
+//! ([`crate::endpoint::router`]); this module gives them the region's own links to go over, and serves the other end. The
+//! instance's port is its writer in the primary and its reader elsewhere: that is decided for each connection, when it comes in.
 
 use crate::base::RegionName;
 use crate::endpoint::pg;
-use crate::head::sql::{SqlError, state};
+use crate::endpoint::router::{Way, Ways};
 use crate::io::driver::Shared;
-use crate::io::link::Link;
-use quinn::{RecvStream, SendStream};
+use crate::io::link::{InUse, Link};
+use async_trait::async_trait;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 
-/// The primary has so long to take a session.
-const FORWARD_TIMEOUT: Duration = Duration::from_secs(3);
-/// First byte of the primary's answer on a forwarded stream.
-const JOINED: u8 = b'J';
+/// A primary speaks every tenth of a second. One that was silent for longer is asked before it is sent a statement.
+const SILENT_AFTER: Duration = Duration::from_millis(400);
 
 /// What a port's server is handed.
 pub type Incoming = (TcpStream, SocketAddr);
@@ -30,7 +28,7 @@ fn hand(to: &mpsc::Sender<Incoming>, incoming: Incoming) {
     }
 }
 
-/// The reader port: everything is served here.
+/// A port that is served here, whatever comes.
 pub async fn accept(listener: TcpListener, to: mpsc::Sender<Incoming>, stopping: watch::Receiver<bool>) {
     pg::accept(listener, stopping, |incoming| hand(&to, incoming)).await;
 }
@@ -43,78 +41,45 @@ pub async fn route_instance(
     shared: Arc<Shared>,
     stopping: watch::Receiver<bool>,
 ) {
-    let on = |incoming| hand(if shared.is_writer.load(Ordering::Acquire) { &writer } else { &reader }, incoming);
+    let on = |incoming| hand(if shared.is_writer() { &writer } else { &reader }, incoming);
     pg::accept(listener, stopping, on).await;
 }
 
-/// The writer port.
-pub async fn route_writer(
-    listener: TcpListener,
-    here: mpsc::Sender<Incoming>,
-    shared: Arc<Shared>,
-    own: RegionName,
-    stopping: watch::Receiver<bool>,
-) {
-    pg::accept(listener, stopping, |(stream, addr)| {
-        if shared.is_writer.load(Ordering::Acquire) {
-            hand(&here, (stream, addr));
-        } else {
-            tokio::spawn(forward(stream, Arc::clone(&shared), own.clone()));
-        }
-    })
-    .await;
+/// The region's links, as the ways of its writer port's statements.
+pub struct Forwarding {
+    pub shared: Arc<Shared>,
 }
 
-/// Joins a client to the primary's writer port.
-async fn forward(stream: TcpStream, shared: Arc<Shared>, own: RegionName) {
-    let primary = shared.primary.read().clone();
-    let opened = match primary.as_ref().filter(|p| **p != own) {
-        None => Err("this region knows of no primary yet".to_owned()),
-        Some(primary) => match shared.link_to(primary) {
-            None => Err(format!("the primary {primary} cannot be reached from {own} now")),
-            Some(link) => match tokio::time::timeout(FORWARD_TIMEOUT, open(&link)).await {
-                Ok(opened) => opened,
-                Err(_) => Err(format!("the primary {primary} does not answer {own}")),
-            },
-        },
-    };
-    match opened {
-        Ok((send, recv)) => join(stream, send, recv).await,
-        Err(reason) => {
-            let error = SqlError::new(state::CANNOT_CONNECT_NOW, reason)
-                .hint("Reads go on at this region's reader port. The writer port works again when the link does.");
-            pg::refuse(stream, &error).await;
-        }
+impl Forwarding {
+    /// Of several, the one that was heard from last: another may be dead and not know it.
+    fn link(&self, region: &RegionName) -> Option<Link> {
+        let links = self.shared.links.read();
+        links.values().filter(|l| l.peer() == region && !l.is_closed()).min_by_key(|l| l.silent_for()).cloned()
     }
 }
 
-/// A session's stream, once the other end has said that it is joined to its writer port: a link may be dead and not know it.
-async fn open(link: &Link) -> Result<(SendStream, RecvStream), String> {
-    let (send, mut recv) = link.open_forward().await.map_err(|e| e.to_string())?;
-    let mut joined = [0];
-    recv.read_exact(&mut joined).await.map_err(|e| format!("{} did not take the session: {e}", link.peer()))?;
-    Ok((send, recv))
+/// A link with a session on it.
+struct Used {
+    link: Link,
+    _link: InUse,
 }
 
-/// The primary's end of a forwarded session: its own writer port, over loopback.
-pub async fn serve_forwarded(writer: SocketAddr, mut send: SendStream, recv: RecvStream) {
-    let mut target = writer;
-    if target.ip().is_unspecified() {
-        target.set_ip(if target.is_ipv4() { std::net::Ipv4Addr::LOCALHOST.into() } else { std::net::Ipv6Addr::LOCALHOST.into() });
-    }
-    match TcpStream::connect(target).await {
-        Ok(stream) => {
-            if send.write_all(&[JOINED]).await.is_ok() {
-                join(stream, send, recv).await;
-            }
-        }
-        Err(e) => tracing::warn!("a forwarded session cannot reach the own writer port {target}: {e}"),
+impl Used {
+    fn hears(&self) -> bool {
+        self.link.silent_for() < SILENT_AFTER
     }
 }
 
-async fn join(mut stream: TcpStream, send: SendStream, recv: RecvStream) {
-    let _ = stream.set_nodelay(true);
-    let mut remote = tokio::io::join(recv, send);
-    // Either side may end first; an error of one is the end of both.
-    let _ = tokio::io::copy_bidirectional(&mut stream, &mut remote).await;
+#[async_trait]
+impl Ways for Forwarding {
+    async fn open(&self, region: &RegionName) -> Result<Way, String> {
+        let link = self.link(region).ok_or_else(|| format!("there is no link to the primary {region} now"))?;
+        let (send, recv) = link.open_forward().await.map_err(|e| e.to_string())?;
+        let in_use = Used { _link: link.in_use(), link };
+        Ok(Way { recv: Box::new(recv), send: Box::new(send), hears: Box::new(move || in_use.hears()) })
+    }
+
+    fn reaches(&self, region: &RegionName) -> bool {
+        self.link(region).is_some()
+    }
 }

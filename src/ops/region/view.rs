@@ -3,6 +3,7 @@
 use super::links::Links;
 use super::space;
 use crate::base::{CopyId, MemberId, RegionName};
+use crate::control::{FailoverRecord, OpView, Order};
 use crate::endpoint::http::RegionView;
 use crate::head::embedded::Engine;
 use crate::head::{GlobalStatusRow, InstanceStatusRow, StatusSource};
@@ -10,12 +11,17 @@ use crate::io::clock;
 use crate::io::copies::slow::Drills;
 use crate::io::copies::{Drill, places};
 use crate::io::driver::Shared;
+use crate::io::link::admin_once_of;
 use crate::io::quic::RefusalKind;
+use crate::io::tls::Subject;
+use crate::node::Event;
 use crate::node::report::{LagReport, OperatorEvent, RegionReport, Role, VolumeReport};
 use crate::ops::admin::{AdminAnswer, AdminPort, AdminRequest};
-use crate::ops::config::Config;
+use crate::ops::config::{Config, parse_auto_failover, show_auto_failover};
+use crate::ops::witness::peers;
 use crate::volume::identity::Home;
 use async_trait::async_trait;
+use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
@@ -23,6 +29,9 @@ use std::time::Duration;
 
 /// Another region has so long to answer; `admin::answer` has its own, shorter limit.
 const ASK_TIMEOUT: Duration = Duration::from_secs(3);
+/// An order's first state is looked for so often and so long.
+const ORDER_LOOKED_FOR_EVERY: Duration = Duration::from_millis(10);
+const ORDER_KNOWN_WITHIN: Duration = Duration::from_millis(1200);
 /// Reports of other regions are asked for so often, for SQL's status functions.
 const REFRESH_EVERY: Duration = Duration::from_secs(1);
 
@@ -113,6 +122,9 @@ impl RegionView for View {
             let place = copy.name.split('.').next().and_then(|name| name.parse().ok());
             copy.reason = place.and_then(|id| self.drills.note(id));
         }
+        if let (Some(roles), Some(control)) = (&mut report.control, self.links.control()) {
+            roles.peers = peers(control);
+        }
         if let Some(space) = &*self.space.read() {
             report.volume.clone_from(space);
         }
@@ -144,6 +156,13 @@ impl RegionView for View {
 #[async_trait]
 impl AdminPort for View {
     async fn ask(&self, region: &RegionName, request: AdminRequest) -> Result<AdminAnswer, String> {
+        if let Some(witness) = self.config.witness.as_ref().filter(|w| w.name == *region) {
+            // It has no link but the control link, and that carries no questions: a connection for this one.
+            let request = Bytes::from(request.encode());
+            let material = Arc::clone(self.links.quic().material());
+            let asked = admin_once_of(Subject::Witness, material, &witness.quic, region, request, ASK_TIMEOUT).await;
+            return AdminAnswer::decode(&asked.map_err(|e| e.to_string())?).map_err(|e| e.to_string());
+        }
         let link = self.links.for_questions(region).await?;
         let bytes = link.request_admin(request.encode().into(), ASK_TIMEOUT).await.map_err(|e| e.to_string())?;
         AdminAnswer::decode(&bytes).map_err(|e| e.to_string())
@@ -172,6 +191,49 @@ impl AdminPort for View {
         let prepared = tokio::task::spawn_blocking(move || places::prepare(&at, copy, layout, home)).await;
         let candidate = prepared.map_err(|e| format!("the directory cannot be prepared: {e}"))??;
         self.links.inbox().replace(copy, Some((candidate, place))).await
+    }
+
+    fn witness(&self) -> Option<RegionName> {
+        self.config.witness.as_ref().map(|w| w.name.clone())
+    }
+
+    fn witness_beside(&self, primary: &RegionName) -> Option<String> {
+        self.config.witness_beside(primary)
+    }
+
+    async fn order(&self, order: Order) -> Result<Option<OpView>, String> {
+        let id = order.id;
+        if self.shared.control.read().is_none() {
+            return Err("this region is still recovering and takes no orders yet; try again in a moment".into());
+        }
+        self.links.inbox().send(Event::Order(order));
+        let known = async {
+            loop {
+                if let Some(op) = self.shared.ops().into_iter().find(|o| o.order.id == id) {
+                    return op;
+                }
+                tokio::time::sleep(ORDER_LOOKED_FOR_EVERY).await;
+            }
+        };
+        Ok(tokio::time::timeout(ORDER_KNOWN_WITHIN, known).await.ok())
+    }
+
+    fn ops(&self) -> Vec<OpView> {
+        self.shared.ops()
+    }
+
+    fn failovers(&self) -> Vec<FailoverRecord> {
+        self.shared.ledger.read().failovers().to_vec()
+    }
+
+    async fn set(&self, key: String, value: String) -> Result<String, String> {
+        if key == "auto_failover" {
+            let wanted = show_auto_failover(parse_auto_failover(&value)?);
+            return Err(format!(
+                "auto_failover={wanted} is a matter of the files: write it into [control] of every member's, the same everywhere, and restart them one by one"
+            ));
+        }
+        self.links.inbox().set(key, value).await
     }
 
     async fn slow_copy(&self, copy: CopyId, delay: Duration) -> Result<String, String> {

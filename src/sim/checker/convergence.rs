@@ -38,7 +38,7 @@ impl World {
                 let states: Vec<&str> = report.copies.iter().map(|c| c.state.as_str()).collect();
                 return Some(format!("{name}: not all copies count as up: {}", states.join(" ")));
             }
-            if r == 0 {
+            if r == self.primary() {
                 if report.state != RegionState::Writable || !region.head.gate_open {
                     return Some(format!("{name}: {:?}", report.state));
                 }

@@ -15,7 +15,9 @@ impl World {
     /// Copies of the region that have fsynced everything up to `end`, one that was replaced since included: in the group that has the
     /// fewest.
     fn copies_with(&self, r: usize, end: &LogEnd) -> usize {
-        let covers = |claim: &LogEnd| claim.seq >= end.seq && self.truth.has(claim);
+        // A reign that is not open yet is on no history but its own.
+        let on_history = self.truth.has(end);
+        let covers = |claim: &LogEnd| claim.seq >= end.seq && ((on_history && self.truth.has(claim)) || self.truth.reaches(claim, end));
         let of_group = |g| self.regions[r].copies.iter().filter(move |c| c.member.group == g);
         let counts =
             self.plan.layout.all_groups().map(|g| of_group(g).filter(|c| covers(&c.claim) || covers(&c.claim_before_wipe)).count());
@@ -44,12 +46,15 @@ impl World {
     /// A region says that everything up to `vdl` is durable.
     pub(in crate::sim) fn check_announced(&mut self, r: usize, vdl: &LogEnd) -> Checked {
         let name = self.regions[r].name.clone();
-        if r == 0 {
+        let writes = self.truth.writer_of(vdl.epoch) == Some(r);
+        if writes && vdl.epoch == self.truth.epoch() {
             let committed = *self.truth.committed();
             if vdl.seq < committed.seq {
                 return Err(format!("durability: {name} came back with VDL {vdl}, {committed} was acknowledged"));
             }
             self.truth.commit(vdl)?;
+        } else if writes && !self.truth.has(vdl) {
+            // A reign that no majority has granted yet, or the tail of one that is over: durable here, and shown to nobody.
         } else if vdl.seq > self.truth.committed().seq || !self.truth.has(vdl) {
             return Err(format!("prefix: {name} shows {vdl}, which is not what the primary committed (up to {})", self.truth.committed()));
         } else if self.truth.frame(vdl).is_none_or(|f| !f.is_consistency_point()) {
@@ -67,6 +72,10 @@ impl World {
     pub(in crate::sim) fn check_advance(&mut self, r: usize, vdl: &LogEnd, frames: &[Frame]) -> Checked {
         self.check_announced(r, vdl)?;
         let name = &self.regions[r].name;
+        // A reign that began here goes on as its own log; a majority may not have granted it yet.
+        if self.truth.writer_of(vdl.epoch) == Some(r) && vdl.epoch > self.truth.epoch() {
+            return Ok(());
+        }
         if frames.last().map(Frame::log_end) != Some(*vdl) {
             return Err(format!("{name}: it advances to {vdl} with frames that end elsewhere"));
         }
@@ -81,7 +90,9 @@ impl World {
         let Message::Frames(frames) = message else { return Ok(()) };
         // What was durable when it was sent: as the node says, and that is judged by itself.
         let vdl = self.regions[r].node.as_ref().map_or(LogEnd::EMPTY, |n| n.log_positions().1);
-        match frames.iter().find(|f| f.seq() > vdl.seq || !self.truth.has(&f.log_end())) {
+        // A primary whose reign is over and that has not heard of it ships on; whoever promised a later epoch takes nothing of it.
+        let over = |f: &Frame| self.truth.writer_of(f.header().epoch) == Some(r) && f.header().epoch < self.truth.epoch();
+        match frames.iter().find(|f| f.seq() > vdl.seq || !(self.truth.has(&f.log_end()) || over(f))) {
             Some(odd) => Err(format!("S11: {} ships {odd:?}, its VDL is {vdl}", self.regions[r].name)),
             None => Ok(()),
         }
@@ -96,15 +107,60 @@ impl World {
                     if !frame.fits(c.group) {
                         return Err(format!("{}: {frame:?} of group {} goes to copy {c}", self.regions[r].name, frame.header().group));
                     }
-                    if r != 0 {
+                    self.truth.note_reign(frame, r)?;
+                    if self.truth.writer_of(frame.header().epoch) != Some(r) {
                         self.check_foreign(r, &frame.log_end())?;
                     }
                 }
                 Ok(())
             }
-            CopyRequest::SeedBegin { base, .. } => self.check_foreign(r, &base.end),
+            // A deposed primary rebuilds its copies from one another like any region.
+            CopyRequest::SeedBegin { base, .. } if self.truth.writer_of(base.end.epoch) != Some(r) => self.check_foreign(r, &base.end),
             _ => Ok(()),
         }
+    }
+
+    /// S2: nothing is acknowledged in an epoch after a later one opened; S5: it is on the history that goes on.
+    pub(in crate::sim) fn check_acknowledged(&mut self, r: usize, end: &LogEnd) -> Checked {
+        if end.epoch != self.truth.epoch() || !self.truth.has(end) {
+            return Err(format!(
+                "S2, single writer: {} acknowledges {end}, and epoch {} of another region is open",
+                self.regions[r].name,
+                self.truth.epoch()
+            ));
+        }
+        self.truth.acknowledge(end);
+        Ok(())
+    }
+
+    /// A region's head gets a pen: a reign opens, goes on after a restart, or after a drain that was given up.
+    pub(in crate::sim) fn check_reign_opens(&mut self, r: usize, pen: &crate::log::Pen) -> Checked {
+        let name = self.regions[r].name.clone();
+        if self.truth.writer_of(pen.epoch()) != Some(r) || pen.epoch() < self.truth.epoch() {
+            return Err(format!(
+                "one writer: {name} was handed the pen of epoch {}, and epoch {} is {:?}'s",
+                pen.epoch(),
+                self.truth.epoch(),
+                self.truth.writer_of(self.truth.epoch())
+            ));
+        }
+        if pen.epoch() > self.truth.epoch() {
+            let record = self.regions[r].node.as_ref().and_then(|n| n.ledger()?.failover_into(pen.epoch()).cloned());
+            if let Some(record) = record {
+                self.truth.failover(&record);
+            }
+            let n = self.truth.open(pen.epoch(), pen.end())?;
+            self.counts.reigns += 1;
+            self.say(|| format!("epoch {} of {name} is open; {n} acknowledged frames are lost", pen.epoch()));
+        }
+        self.truth.go_on_with(pen.end())?;
+        // The reign's first frame is durable already.
+        self.truth.commit(pen.end())
+    }
+
+    /// What a secondary has on its disks was committed once, by the history that goes on or by one that was cut.
+    fn check_was_shipped(&self, r: usize, end: &LogEnd) -> Checked {
+        if self.truth.was_committed(end) { Ok(()) } else { self.check_foreign(r, end) }
     }
 
     fn check_foreign(&self, r: usize, end: &LogEnd) -> Checked {
@@ -121,8 +177,8 @@ impl World {
     /// What a copy says is fsynced there.
     pub(in crate::sim) fn check_claim(&self, r: usize, c: crate::base::MemberId, state: &CopyState) -> Checked {
         let name = &self.regions[r].name;
-        if r != 0 {
-            self.check_foreign(r, &state.end)?;
+        if self.truth.writer_of(state.end.epoch) != Some(r) && state.end != LogEnd::EMPTY {
+            self.check_was_shipped(r, &state.end)?;
         } else if state.end != LogEnd::EMPTY && self.truth.frame(&state.end).is_none() {
             return Err(format!("{name}: copy {c} ends at {}, which nobody wrote", state.end));
         }
@@ -132,7 +188,7 @@ impl World {
             return Err(format!("{name}: copy {c} says its last consistency point is {}, its end {}", state.consistent, state.end));
         }
         let pages = self.truth.committed().end_lsn;
-        if state.ingested > pages {
+        if state.ingested.end_lsn > pages {
             return Err(format!("{name}: copy {c} has pages up to LSN {}, the primary has committed {pages}", state.ingested));
         }
         Ok(())

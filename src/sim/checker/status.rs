@@ -16,7 +16,8 @@ impl World {
             let region = &self.regions[r];
             let Some(node) = &region.node else { continue };
             let report = node.report(region.local(self.now), region.wall(self.now));
-            let linked = r != 0 && self.network.is_linked(r, 0);
+            let primary = self.primary();
+            let linked = r != primary && self.network.is_linked(r, primary);
             let wrong = judge(&report, linked, self.regions[r].copies.len());
             if let Some(wrong) = wrong {
                 return Err(format!("status: {}: {wrong}", region.name));

@@ -5,8 +5,10 @@
 
 use super::Checked;
 use crate::base::{Epoch, Generation, LogEnd, Lsn, PageNo, Seq};
-use crate::log::Frame;
+use crate::control::FailoverRecord;
+use crate::log::{ControlFrame, Frame};
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 /// One change of a page as the workload made it, kept apart from the bytes of the redo record.
 #[derive(Clone, Debug)]
@@ -25,10 +27,94 @@ pub(in crate::sim) struct Truth {
     chain: Vec<LogEnd>,
     pages: BTreeMap<u32, Vec<(Lsn, Vec<u8>)>>,
     committed: LogEnd,
+    /// The last commit that a client was told of.
+    told: LogEnd,
+    /// Who began each epoch, by its first frame.
+    reigns: BTreeMap<Epoch, usize>,
+    /// The epoch whose writer has the pen.
+    epoch: Epoch,
+    /// What was committed on lines of history that later reigns left: their ends.
+    left: Vec<LogEnd>,
+    failovers: BTreeMap<Epoch, FailoverRecord>,
+    /// Of a failover that an operator agreed to.
+    pub(in crate::sim) frames_lost: u64,
     pub(in crate::sim) acknowledged: u64,
 }
 
 impl Truth {
+    /// The region that has the pen, or had it last.
+    pub(in crate::sim) fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    pub(in crate::sim) fn writer_of(&self, epoch: Epoch) -> Option<usize> {
+        self.reigns.get(&epoch).copied()
+    }
+
+    /// S1: the first frame of an epoch goes to a copy of region `r`.
+    pub(in crate::sim) fn note_reign(&mut self, frame: &Frame, r: usize) -> Checked {
+        // In the copies of another group its payload is missing; but whoever begins an epoch is the first to store a frame of it.
+        if let Entry::Vacant(first) = self.reigns.entry(frame.header().epoch) {
+            first.insert(r);
+            return Ok(());
+        }
+        if !frame.is_control() {
+            return Ok(());
+        }
+        if let Some(writer) = self.writer_of(frame.header().epoch) {
+            // Its last word in its epoch, which no pen wrote.
+            let handover = matches!(ControlFrame::decode(frame), Ok(ControlFrame::Handover { .. }));
+            return if handover && writer == r && frame.header().epoch == self.epoch { self.go_on_with(&frame.log_end()) } else { Ok(()) };
+        }
+        Ok(())
+    }
+
+    pub(in crate::sim) fn failover(&mut self, record: &FailoverRecord) {
+        self.failovers.insert(record.new_epoch, record.clone());
+    }
+
+    pub(in crate::sim) fn acknowledge(&mut self, end: &LogEnd) {
+        if end.seq > self.told.seq {
+            self.told = *end;
+        }
+    }
+
+    /// A majority granted the reign of `epoch`, which goes on as the log that ends at `end`. S5, S6: what was acknowledged is in it, or an
+    /// operator agreed to lose it and the record says what. Returns how many frames were lost.
+    pub(in crate::sim) fn open(&mut self, epoch: Epoch, end: &LogEnd) -> Checked<u64> {
+        self.epoch = epoch;
+        if self.reaches(end, &self.committed) {
+            return Ok(0);
+        }
+        let (told, committed) = (self.told, self.committed);
+        let record = self.failovers.get(&epoch);
+        let base = record.map(|f| f.loss.base);
+        if !self.reaches(end, &told) {
+            let Some(record) = record.filter(|f| f.consent.allow_data_loss) else {
+                return Err(format!(
+                    "S5, durability: epoch {epoch} goes on with {end}, commits up to {told} were acknowledged, and nobody agreed to lose them"
+                ));
+            };
+            if record.loss.base.seq >= told.seq {
+                return Err(format!("S7: the failover into epoch {epoch} says that it keeps up to {}, and loses {told}", record.loss.base));
+            }
+        }
+        self.left.push(committed);
+        let kept = base.unwrap_or(LogEnd::EMPTY);
+        self.committed = kept;
+        if told.seq > kept.seq {
+            self.frames_lost += told.seq.0 - kept.seq.0;
+            self.told = kept;
+            return Ok(told.seq.0 - kept.seq.0);
+        }
+        Ok(0)
+    }
+
+    /// Whether a log that ends so was committed once, also on a line that was left.
+    pub(in crate::sim) fn was_committed(&self, end: &LogEnd) -> bool {
+        self.left.iter().any(|left| end.seq <= left.seq && self.reaches(left, end))
+    }
+
     /// S3, log matching: a frame seen anywhere.
     pub(in crate::sim) fn observe(&mut self, frame: &Frame) -> Checked {
         let h = frame.header();
@@ -129,6 +215,11 @@ impl Truth {
 
     pub(in crate::sim) fn frame(&self, end: &LogEnd) -> Option<&Frame> {
         self.frames.get(&(end.seq.0, end.checksum))
+    }
+
+    /// The log's end with the frame of that seq and checksum.
+    pub(in crate::sim) fn end_of(&self, frame: (Seq, u32)) -> Option<LogEnd> {
+        self.frames.get(&(frame.0.0, frame.1)).map(Frame::log_end)
     }
 
     pub(in crate::sim) fn committed(&self) -> &LogEnd {

@@ -94,6 +94,7 @@ pub(super) fn read_alone(disk: Arc<SimDisk>, story: &Story) -> Checked<Sight> {
         Err(OpenError::Unsupported { file, version }) => return Err(format!("damage in {file} is taken for format version {version}")),
         Err(_) => return Ok(Sight::Damaged),
     };
+    copy.pages().trust();
     let state = copy.state();
     if read_all(&mut copy, story)?.is_some() {
         return Ok(Sight::Damaged);

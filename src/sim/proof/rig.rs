@@ -75,6 +75,9 @@ impl Disk for Seen {
         self.bench.before(name);
         self.disk.allocate(name, len)
     }
+    fn room(&self) -> u64 {
+        self.disk.room()
+    }
     fn sync(&self, name: &str) -> Result<(), DiskError> {
         self.bench.before(name);
         self.disk.sync(name)
@@ -145,6 +148,11 @@ pub(super) fn new_disks(seed: u64) -> Disks {
 impl Rig {
     /// The volume's first start on these disks, or the next one.
     pub(super) fn start(disks: Disks, story: Story, seed: u64, harm: Harm, probe: Option<Probe>) -> Checked<Rig> {
+        Rig::start_with(limits(), disks, story, seed, harm, probe)
+    }
+
+    /// As [`Rig::start`], within other bounds.
+    pub(super) fn start_with(limits: Limits, disks: Disks, story: Story, seed: u64, harm: Harm, probe: Option<Probe>) -> Checked<Rig> {
         let mut prng = Prng::new(seed).fork("rig");
         let bench = Arc::new(Bench {
             disks: Mutex::new(disks),
@@ -153,14 +161,14 @@ impl Rig {
             calls: AtomicU64::new(0),
             probe,
         });
-        let appender = Appender::new(limits(), Layout::default(), prng.fork("appender"), UnixMicros(1), false);
+        let appender = Appender::new(limits.clone(), Layout::default(), prng.fork("appender"), UnixMicros(1), false);
         let mut rig = Rig {
             bench,
             waits: None,
             stopped: None,
             damage: Vec::new(),
             harm,
-            limits: limits(),
+            limits,
             prng,
             now: Instant { ns: 1_000_000_000 },
             appender,
@@ -313,8 +321,12 @@ impl Rig {
                         self.pen = Some(self.appender.found(self.now, self.wall(), lineage));
                     }
                 }
-                AppenderEffect::QuorumLost { reason } => self.stopped = Some(reason),
-                AppenderEffect::QuorumRegained | AppenderEffect::CopyChanged { .. } => {}
+                AppenderEffect::QuorumLost { reason, .. } => self.stopped = Some(reason),
+                AppenderEffect::QuorumRegained | AppenderEffect::CopyChanged { .. } | AppenderEffect::Scrubbed { .. } => {}
+                // Met while layers were merged, or read for a peer; the appender has it rebuilt.
+                AppenderEffect::CopyDamaged { copy, damage } if self.harm == Harm::Damage => {
+                    self.damage.push(format!("{}: {damage}", copy.copy));
+                }
                 other => return Err(format!("the volume did what nobody asked for: {other:?}")),
             }
         }
@@ -355,11 +367,11 @@ impl Rig {
         }
     }
 
-    fn put_control(&mut self) {
+    pub(super) fn put_control(&mut self) {
         self.control_asked += 1;
         self.control = self.control_asked.to_le_bytes().to_vec();
         self.control.resize(8 + usize::try_from(self.prng.below(40)).expect("BUG: a small number"), 7);
-        self.appender.put_control(self.control.clone());
+        self.appender.put_control(self.control.clone(), true);
     }
 
     // ---- one thing at a time ---------------------------------------------------------------------------------------
@@ -456,7 +468,7 @@ impl Rig {
         Ok(true)
     }
 
-    fn pass(&mut self, ns: u64) -> Checked {
+    pub(super) fn pass(&mut self, ns: u64) -> Checked {
         self.now = Instant { ns: self.now.ns + ns };
         if self.appender.next_timeout().is_some_and(|at| at <= self.now) {
             self.appender.handle_timeout(self.now);

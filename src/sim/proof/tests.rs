@@ -2,9 +2,9 @@
 
 use super::flips::{self, FlipOptions};
 use super::powercut::{self, PowercutOptions};
-use super::rig::{Disks, Harm, Rig, new_disks};
+use super::rig::{Disks, Harm, Rig, limits, new_disks};
 use super::story::Story;
-use crate::base::CopyId;
+use crate::base::{CopyId, Limits};
 use crate::sim::disk::{Fault, Left};
 use std::sync::Arc;
 
@@ -112,8 +112,149 @@ fn six_full_disks_stop_writes_and_room_lets_them_go_on() {
     for disk in &disks {
         disk.set_quota(None);
     }
-    rig.rest().unwrap();
+    wait(&mut rig);
     assert!(rig.write().unwrap());
     rig.rest().unwrap();
     rig.check(&[acknowledged]).unwrap();
+}
+
+/// Limits with a reserve, and a volume within them that has a past.
+fn roomy(seed: u64) -> (Disks, Rig) {
+    let limits = Limits { log_file_bytes: 16 << 10, reserve_bytes: 8 << 10, ..limits() };
+    let disks = new_disks(seed);
+    let mut rig = Rig::start_with(limits, disks.clone(), Story::new(), seed, Harm::None, None).unwrap();
+    rig.rest().unwrap();
+    for _ in 0..25 {
+        assert!(rig.write().unwrap());
+        rig.rest().unwrap();
+    }
+    assert!(rig.appender.copies().iter().all(|c| !c.low));
+    (disks, rig)
+}
+
+fn is_short(rig: &Rig) -> bool {
+    let said = rig.stopped.as_deref().unwrap_or_default();
+    rig.appender.is_short_of_room() && said.contains("have room on their disks") && said.contains("almost full")
+}
+
+/// Time for what the volume asks again by itself.
+fn wait(rig: &mut Rig) {
+    for _ in 0..6 {
+        rig.pass(500_000_000).unwrap();
+        rig.rest().unwrap();
+    }
+}
+
+/// With [`Harm::None`] a copy that fails fails the test: none ever meets a full disk where it may not.
+#[test]
+fn writes_are_refused_before_the_log_is_full_and_what_must_be_written_still_is() {
+    for seed in 0..20 {
+        let (disks, mut rig) = roomy(seed);
+        // The volume itself fills its disks.
+        for disk in &disks {
+            disk.set_quota(Some(disk.used_bytes() + (160 << 10)));
+        }
+        let mut written = 0;
+        while rig.write().unwrap() {
+            rig.rest().unwrap();
+            written += 1;
+            assert!(written < 5000, "so much fits nowhere");
+        }
+        assert!(is_short(&rig), "{:?}", rig.stopped);
+        assert!(
+            disks.iter().all(|d| crate::volume::Disk::room(&**d) >= 16 << 10),
+            "there is room for a file of the log, and writes stopped"
+        );
+
+        // Somebody else takes what is left: the control state, a restart and its generation still find their room, more than once.
+        for disk in &disks {
+            disk.set_quota(Some(disk.used_bytes()));
+        }
+        for _ in 0..3 {
+            rig.put_control();
+            rig.rest().unwrap();
+            let before = *rig.appender.vdl();
+            rig.restart().unwrap();
+            rig.rest().unwrap();
+            assert!(rig.appender.vdl().seq > before.seq, "a generation began on full disks");
+            assert!(!rig.write().unwrap() && is_short(&rig), "{:?}", rig.stopped);
+        }
+
+        // Room again: by itself, and the reserve is whole again, which the next time shows.
+        for disk in &disks {
+            disk.set_quota(None);
+        }
+        wait(&mut rig);
+        assert!(rig.write().unwrap(), "{:?}", rig.stopped);
+        rig.rest().unwrap();
+        let acknowledged = rig.bench.story.lock().acknowledged;
+        for disk in &disks {
+            let names = crate::volume::Disk::list(&**disk).unwrap();
+            assert_eq!(names.iter().filter(|n| n.starts_with("reserve-")).count(), 4, "{names:?}");
+        }
+        rig.check(&[acknowledged]).unwrap();
+    }
+}
+
+#[test]
+fn what_is_under_way_when_the_disks_are_suddenly_full_becomes_durable() {
+    for seed in 100..140 {
+        let (disks, mut rig) = roomy(seed);
+        for _ in 0..seed % 5 {
+            rig.write().unwrap();
+        }
+        for disk in &disks {
+            disk.set_quota(Some(disk.used_bytes()));
+        }
+        assert!(rig.write().unwrap(), "nobody knows yet");
+        rig.rest().unwrap();
+        assert_eq!(rig.appender.vdl(), rig.appender.end());
+        assert!(!rig.write().unwrap() && is_short(&rig), "{:?}", rig.stopped);
+        for disk in &disks[..4] {
+            disk.set_quota(None);
+        }
+        wait(&mut rig);
+        assert!(rig.write().unwrap(), "four have room again: {:?}", rig.stopped);
+        rig.rest().unwrap();
+        let acknowledged = rig.bench.story.lock().acknowledged;
+        for disk in &disks {
+            disk.set_quota(None);
+        }
+        rig.check(&[acknowledged]).unwrap();
+    }
+}
+
+/// One disk, or both of a zone, acknowledge syncs that they do not do, and then the power goes everywhere.
+#[test]
+fn disks_that_lie_cost_nothing_while_four_do_not() {
+    let mut lost_something = 0;
+    for seed in 0..60 {
+        let (disks, story) = volume(seed);
+        let liars: &[usize] = if seed % 2 == 0 { &[1] } else { &[2, 3] };
+        let mut rig = Rig::start(disks.clone(), story, seed, Harm::Damage, None).unwrap();
+        rig.rest().unwrap();
+        for liar in liars {
+            disks[*liar].set_lying(true);
+        }
+        for _ in 0..20 {
+            assert!(rig.write().unwrap());
+            rig.rest().unwrap();
+        }
+        let acknowledged = rig.bench.story.lock().acknowledged;
+        let story = rig.bench.story.lock().clone();
+        drop(rig);
+        for disk in &disks {
+            disk.crash();
+            disk.restart();
+        }
+        for liar in liars {
+            disks[*liar].set_lying(false);
+            let found = crate::volume::Copy::open(Arc::new(disks[*liar].image(Left::Cached, seed)), &limits());
+            lost_something += u32::from(found.is_err() || found.is_ok_and(|copy| copy.state().end.seq < acknowledged.seq));
+        }
+        let mut rig = Rig::start(disks, story, seed, Harm::Damage, None).unwrap();
+        rig.rest().unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+        rig.check(&[acknowledged]).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+    }
+    assert!(lost_something > 40, "the liars lost something in {lost_something} cases");
 }

@@ -18,6 +18,9 @@ struct Tails {
     replaced: usize,
 }
 
+/// A copy has a newer start, three others have an old tail that it outranks.
+pub(in crate::sim) const FIGURE_8: &str = "a newer start on c1, an old tail on a1 a2 b1";
+
 const TAILS: [Tails; 5] = [
     Tails { name: "tails on a1 a2 b1 b2", order: [0, 1, 2, 3, 4, 5], unacknowledged: 3, replaced: 0 },
     Tails { name: "tails on c2 c1 b2 b1", order: [5, 4, 3, 2, 1, 0], unacknowledged: 2, replaced: 0 },
@@ -67,7 +70,7 @@ fn figure_8(image: &Image) -> Checked<Image> {
             return Err(format!("figure 8: the recovery does not begin: {}", rig.describe()));
         }
     }
-    let layout = "a newer start on c1, an old tail on a1 a2 b1";
+    let layout = FIGURE_8;
     Ok(Image { disks: rig.disks(), claims: rig.claims, truth: rig.truth, incarnation: image.incarnation + 1, layout, ..image.clone() })
 }
 

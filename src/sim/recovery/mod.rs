@@ -11,6 +11,8 @@ mod layouts;
 mod rig;
 mod two;
 
+pub(super) use layouts::FIGURE_8;
+
 use super::Mutant;
 use super::checker::Checked;
 use super::checker::truth::Truth;
@@ -37,6 +39,8 @@ pub struct RecoveryOptions {
     pub threads: usize,
     /// A rule that is broken, to show that it is noticed.
     pub mutant: Option<Mutant>,
+    /// Only what follows from this one of the layouts; `None`: from all, and with two processes at a time.
+    pub layout: Option<&'static str>,
 }
 
 /// What an enumeration came to.
@@ -294,7 +298,10 @@ pub fn enumerate(options: &RecoveryOptions, say: &dyn Fn(&str)) -> RecoverySumma
         }
     };
     let mutant = options.mutant;
-    two::enumerate(options, &mut summary);
+    match options.layout {
+        Some(layout) => images.retain(|image| image.layout == layout),
+        None => two::enumerate(options, &mut summary),
+    }
     for crashes in 0..=options.crashes {
         finish_all(&images, options, &mut summary);
         say(&format!("{crashes} crashes: {} states, {} runs so far", images.len(), summary.runs));

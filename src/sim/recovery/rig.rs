@@ -16,6 +16,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 const EPOCH_US: u64 = 1_790_000_000_000_000;
 /// More messages than any recovery of a few frames needs: something spins.
@@ -57,6 +58,9 @@ impl Disk for LookedAtDisk {
         self.look();
         self.inner.allocate(name, len)
     }
+    fn room(&self) -> u64 {
+        self.inner.room()
+    }
     fn sync(&self, name: &str) -> Result<(), DiskError> {
         self.look();
         self.inner.sync(name)
@@ -75,6 +79,7 @@ impl Disk for LookedAtDisk {
 }
 
 /// What is under way. Between one process and one copy messages keep their order.
+#[expect(clippy::large_enum_variant, reason = "a few dozen at once")]
 enum What {
     Request(CopyRequest),
     Event(Event),
@@ -114,7 +119,7 @@ pub(super) struct Rig {
     /// Timers in a row, and nothing came of them.
     timeouts: usize,
     /// Where the newest generation goes on: the end of what older ones left.
-    old_tail: Option<(Seq, u32)>,
+    old_tail: Option<LogEnd>,
     /// The last copy whose disk was written to.
     acted: CopyId,
 }
@@ -137,6 +142,13 @@ fn identity() -> Identity {
         region: region.clone(),
         founder: region.clone(),
         members: vec![region],
+        witness: None,
+        // One voter, and no renewal before the end: a recovery ends when nothing moves any more.
+        control: crate::control::Settings {
+            lease: Duration::from_secs(36_000),
+            renew_every: Duration::from_secs(3_600),
+            ..crate::control::Settings::default()
+        },
         version: "sim".into(),
         layout: Layout::default(),
     }
@@ -321,7 +333,9 @@ impl Rig {
 
     fn due_ns(&self, process: usize) -> Option<u64> {
         let process = &self.processes[process];
-        process.node.next_timeout().map(|at| at.ns.saturating_sub(1_000_000_000) + process.born_ns)
+        let due = process.node.next_timeout().map(|at| at.ns.saturating_sub(1_000_000_000) + process.born_ns);
+        // The next renewal of the lease is no part of a recovery.
+        due.filter(|at| *at < self.now_ns + 600_000_000_000)
     }
 
     #[expect(clippy::wrong_self_convention, reason = "something goes to a copy; nothing is converted")]
@@ -351,11 +365,10 @@ impl Rig {
         }
         self.look_at(c);
         if self.mutant == Some(Mutant::OldTailCounts)
-            && let Some((seq, checksum)) = self.old_tail
-            && self.claims.iter().filter(|e| (e.seq, e.checksum) == (seq, checksum)).count() >= 4
+            && let Some(tail) = self.old_tail
+            && self.holders(&tail) >= 4
         {
             // The mutant tells whoever waits for it.
-            let tail = *self.claims.iter().find(|e| (e.seq, e.checksum) == (seq, checksum)).expect("BUG: four have it");
             Arc::make_mut(&mut self.truth).commit(&tail)?;
         }
         for mut reply in replies {
@@ -413,7 +426,8 @@ impl Rig {
                     for frame in frames {
                         Arc::make_mut(&mut self.truth).observe(frame)?;
                         if frame.is_control() && frame.seq() > Seq(1) {
-                            self.old_tail = Some((Seq(frame.seq().0 - 1), frame.header().prev_checksum));
+                            let before = (Seq(frame.seq().0 - 1), frame.header().prev_checksum);
+                            self.old_tail = self.truth.end_of(before);
                         }
                     }
                 }

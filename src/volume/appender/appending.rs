@@ -97,12 +97,18 @@ impl Appender {
     }
 
     pub(super) fn send_append(&mut self, now: Instant, copy: MemberId, frames: Vec<Frame>) {
-        let request =
-            CopyRequest::Append { generation: self.generation, frames, vdl: self.vdl, horizon: self.horizon(now), trim: self.trim() };
+        let vdl = self.vdl_for(copy);
+        let request = CopyRequest::Append { generation: self.generation, frames, vdl, horizon: self.horizon(now), trim: self.trim() };
         let peer = &mut self.peers[copy.index()];
-        peer.told_vdl = self.vdl.seq;
+        peer.told_vdl = vdl.seq;
         peer.last_asked = now;
         self.effects.push_back(AppenderEffect::ToCopy { copy, request });
+    }
+
+    /// What a copy is told to be durable: before this incarnation has a VDL, what surely was. It serves pages from where it is told that its log
+    /// and the volume's are the same.
+    pub(super) fn vdl_for(&self, copy: MemberId) -> LogEnd {
+        if self.vdl == LogEnd::EMPTY { self.known_durable[copy.group.index()] } else { self.vdl }
     }
 
     pub(super) fn appended(&mut self, now: Instant, copy: MemberId, end: LogEnd, ingested: Lsn) {
@@ -124,6 +130,8 @@ impl Appender {
             if repair.is_done_at(&end) {
                 peer.contact = Contact::Joined;
                 peer.ingested = ingested;
+                // Its pages are the volume's; a reign it takes up anew.
+                (peer.joined_with, peer.reign) = (end.seq, Epoch(0));
                 self.mended(copy);
                 self.set_health(copy, CopyHealth::CatchingUp);
                 let history = self.history.clone();
@@ -152,6 +160,11 @@ impl Appender {
             peer.sent = end.seq;
             peer.sent_lsn = end.end_lsn;
         }
+        if self.lacks_reign(&self.peers[copy.index()]) && end.seq >= self.reign_at.seq && self.reign_at != LogEnd::EMPTY {
+            // It was behind and has everything now: it takes up the reign, and counts.
+            self.raise(now, copy);
+            return;
+        }
         self.judge_durable(now);
         self.judge_health(copy);
         self.pump(now, copy);
@@ -162,7 +175,7 @@ impl Appender {
         if self.phase != VolumePhase::Serving {
             return;
         }
-        let durable = self.reached_in_all(|p| p.acked.seq);
+        let durable = self.reached_in_all(|p| self.counted(p));
         let mut vdl = None;
         while self.points.front().is_some_and(|p| p.seq <= durable) {
             vdl = self.points.pop_front();
@@ -176,8 +189,12 @@ impl Appender {
         if self.moments.back().is_none_or(|(t, _)| now.since(*t) >= Duration::from_secs(1)) {
             self.moments.push_back((now, vdl.end_lsn));
         }
+        if self.reign <= vdl.epoch {
+            (self.reign, self.reign_at) = (Epoch(0), LogEnd::EMPTY); // the log has reached it
+        }
         if first {
             self.effects.push_back(AppenderEffect::Restarted { vdl });
+            self.judge_way_back(now);
             return;
         }
         let skip =
@@ -185,6 +202,7 @@ impl Appender {
         let frames: Vec<Frame> = self.ring.range(skip.min(self.ring.len())..).take_while(|f| f.seq() <= vdl.seq).cloned().collect();
         debug_assert_eq!(frames.len() as u64, vdl.seq.0 - before.0, "BUG: the ring lost a frame that was not durable");
         self.effects.push_back(AppenderEffect::Durable { vdl, frames });
+        self.judge_way_back(now);
     }
 
     pub(super) fn horizon(&mut self, now: Instant) -> Lsn {

@@ -132,6 +132,16 @@ impl Appender {
         }
     }
 
+    /// The volume went back: there is nothing above `at` to branch from.
+    pub(super) fn refuse_branches_above(&mut self, at: &LogEnd) {
+        for order in self.branches.values_mut() {
+            if order.state == BranchState::Asked && order.lsn.is_some_and(|lsn| lsn > at.end_lsn) {
+                let reason = format!("the volume went back to LSN {}; branch at or below it", at.end_lsn);
+                order.state = BranchState::Refused { reason };
+            }
+        }
+    }
+
     pub(super) fn point_from(&self, child: TimelineId) -> Seq {
         self.branches.get(&child).map_or(Seq(1), |o| o.search.0)
     }

@@ -56,7 +56,8 @@ impl Appender {
     /// The version is above all that older generations put, also where this one has not seen it: a record that a crash left on one copy
     /// never comes back over this one.
     pub(super) fn put_kept(&mut self) {
-        self.control = Record { membership: self.membership.clone(), control: self.node_control.clone() }.encode();
+        let (membership, control, holds_commits) = (self.membership.clone(), self.node_control.clone(), self.holds_commits);
+        self.control = Record { membership, control, holds_commits }.encode();
         self.control_version = (self.control_version + 1).max(self.generation.0.saturating_mul(1 << 12));
         self.in_force = false;
         for copy in self.members() {
@@ -66,7 +67,8 @@ impl Appender {
 
     pub(super) fn judge_control(&mut self) {
         let stored = self.reached_in(GroupId(0), |p| p.control_stored);
-        if !self.in_force && self.control_version > 0 && stored >= self.control_version {
+        // No step is taken before recovery knows the record that the copies have.
+        if self.phase != VolumePhase::Recovering && !self.in_force && self.control_version > 0 && stored >= self.control_version {
             self.in_force = true;
             self.record_in_force();
         }
@@ -85,11 +87,13 @@ impl Appender {
 
     /// What recovery found, taken apart.
     pub(super) fn take_kept(&mut self, version: u64, kept: Record) {
-        self.control_version = version;
+        // No two records share a number, also when an older one is found than this process put last (seed 7000172).
+        self.control_version = version.max(self.control_version);
         self.node_put = None;
         self.in_force = false;
         self.membership = kept.membership;
         self.node_control = kept.control;
+        self.holds_commits = kept.holds_commits;
     }
 
     /// What recovery found is put again, before any step builds on it.
@@ -99,13 +103,15 @@ impl Appender {
         }
     }
 
-    pub(super) fn is_changing(&self) -> bool {
+    /// A slot changes hands, until the end of that is in force.
+    #[must_use]
+    pub fn is_changing(&self) -> bool {
         self.membership.as_ref().is_some_and(|m| !matches!(m.step(), Step::Settled))
     }
 
     fn record_in_force(&mut self) {
         let Some(m) = self.membership.clone() else { return };
-        self.effects.push_back(AppenderEffect::Places { places: CopyId::all().map(|slot| m.lives_in(slot).map(str::to_owned)) });
+        self.say_where(&m, |_| true);
         if let Step::Leaving { slot, place, .. } = m.step() {
             let by = self.layout.all_groups().map(|g| m.member(g.index(), *slot)).collect();
             self.effects.push_back(AppenderEffect::Retired { slot: *slot, place: place.clone(), by });
@@ -116,6 +122,31 @@ impl Appender {
             self.judge_quorum();
         }
         self.judge_membership();
+    }
+
+    /// Where those slots live by `record`.
+    fn say_where(&mut self, record: &Membership, which: impl Fn(CopyId) -> bool) {
+        let slots = CopyId::all().into_iter().filter(|slot| which(*slot));
+        let places: BTreeMap<CopyId, Option<String>> = slots.map(|slot| (slot, record.lives_in(slot).map(str::to_owned))).collect();
+        if !places.is_empty() {
+            self.effects.push_back(AppenderEffect::Places { places });
+        }
+    }
+
+    /// Recovery has heard enough to know the members: whoever was looked for elsewhere is opened where he lives. Not only when the record is
+    /// in force again, because the copies that are to keep it may be among them (seed 5000248).
+    pub(super) fn say_where_members_live(&mut self) {
+        if let Some(m) = self.membership.clone() {
+            self.say_where(&m, |_| true);
+        }
+    }
+
+    /// Recovery waits, perhaps because copies were looked for where they once were. By the newest record that was heard (it may be an old one,
+    /// so nobody is moved who did not answer, or who is a member by it) the slots are told in which nothing else than strangers is open.
+    pub(super) fn look_elsewhere(&mut self, record: &Membership) {
+        let stranger = |c: MemberId| matches!(&self.peers[c.index()].contact, Contact::Raised(s) if !Appender::has_vote(Some(record), c, s.incarnation));
+        let strangers = CopyId::all().map(|copy| self.layout.all_groups().all(|group| stranger(MemberId { group, copy })));
+        self.say_where(record, |slot| strangers[slot.index()]);
     }
 
     /// Directories that were replaced are turned away, whatever they hold.

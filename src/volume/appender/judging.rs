@@ -10,7 +10,7 @@ impl Appender {
         copy.group == GroupId(0)
             && !self.control.is_empty()
             && peer.control_stored < self.control_version
-            && matches!(peer.contact, Contact::Raised(_) | Contact::Joined | Contact::Repairing(_))
+            && matches!(peer.contact, Contact::Raised(_) | Contact::Joined | Contact::Repairing(_) | Contact::GoingBack(_))
     }
 
     pub(super) fn owes_answer(&self, copy: MemberId) -> bool {
@@ -20,7 +20,7 @@ impl Appender {
         }
         match &peer.contact {
             Contact::Down { .. } => false,
-            Contact::Raising | Contact::Repairing(_) => true,
+            Contact::Raising | Contact::Repairing(_) | Contact::GoingBack(_) => true,
             Contact::Raised(_) => false,
             Contact::Joined if self.seeding.is_some() => true,
             Contact::Joined => peer.acked.seq < peer.sent || (peer.sent < self.end.seq && peer.reading.is_none()) || peer.splice.is_some(),
@@ -41,6 +41,7 @@ impl Appender {
         self.send_control(copy);
         match &self.peers[copy.index()].contact {
             Contact::Raising => self.raise(now, copy),
+            Contact::GoingBack(_) => self.say_back_again(copy),
             Contact::Repairing(repair) => match repair.ask_again() {
                 crate::volume::repair::Next::Read => {
                     // Its time comes, or it is being read.
@@ -126,15 +127,24 @@ impl Appender {
             return;
         }
         let lacking = self.layout.all_groups().find(|g| !self.reached_in(*g, Peer::is_joined));
-        let ok = lacking.is_none();
-        if ok == self.quorum_ok && self.quorum_said {
+        let without_room = if lacking.is_none() { self.group_without_room() } else { None };
+        let (ok, short) = (lacking.is_none() && without_room.is_none(), without_room.is_some());
+        if (ok, short) == (self.quorum_ok, self.short_of_room) && self.quorum_said {
             return;
         }
-        self.quorum_ok = ok;
+        (self.quorum_ok, self.short_of_room) = (ok, short);
         self.quorum_said = true;
-        let Some(group) = lacking else {
-            self.effects.push_back(AppenderEffect::QuorumRegained);
-            return;
+        let group = match (lacking, without_room) {
+            (Some(group), _) => group,
+            (None, Some(group)) => {
+                let reason = self.too_little_room(group);
+                self.effects.push_back(AppenderEffect::QuorumLost { reason, until: "when there is room again" });
+                return;
+            }
+            (None, None) => {
+                self.effects.push_back(AppenderEffect::QuorumRegained);
+                return;
+            }
         };
         let missing: Vec<String> = MemberId::of(group)
             .into_iter()
@@ -154,7 +164,7 @@ impl Appender {
             ),
             None => format!("{able} of 6 copies{of_group} can take writes and {WRITE_QUORUM} are needed; missing: {missing}"),
         };
-        self.effects.push_back(AppenderEffect::QuorumLost { reason });
+        self.effects.push_back(AppenderEffect::QuorumLost { reason, until: "when a copy returns" });
     }
 
     pub(super) fn send_control(&mut self, copy: MemberId) {

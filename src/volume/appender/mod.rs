@@ -16,6 +16,8 @@ mod judging;
 mod reads;
 mod recovering;
 mod retention;
+mod rewinding;
+mod room;
 mod scrubbing;
 mod seeding;
 
@@ -25,10 +27,10 @@ use crate::base::{
     CopyId, Epoch, Generation, GroupId, Instant, Layout, Limits, LineageId, LogEnd, Lsn, MemberId, Pace, PageNo, Prng, Seq, TimelineId,
     UnixMicros,
 };
-use crate::log::{ControlFrame, FRAME_HEADER_BYTES, Frame, History, LogOutcome, PagesOutcome, Pen, SeedBase};
+use crate::log::{ControlFrame, FRAME_HEADER_BYTES, Frame, History, LogOutcome, PagesOutcome, Pen, Reign, SeedBase};
 use crate::volume::agreement::{self, Choice};
 use crate::volume::membership::{Incarnation, Membership};
-use crate::volume::message::{CopyReply, CopyRequest, CopyState, Damage};
+use crate::volume::message::{ArchiveView, CopyReply, CopyRequest, CopyState, Damage};
 use crate::volume::quorum::{self, COPIES, WRITE_QUORUM};
 use crate::volume::recovery::Heard;
 use crate::volume::repair::{Repair, RepairView};
@@ -81,10 +83,18 @@ pub enum AppenderEffect {
     Restarted {
         vdl: LogEnd,
     },
+    /// Four copies of every group went back to `at` ([`Appender::rewind`]); the volume follows on from there. `Restarted` comes when that is durable.
+    Rewound {
+        at: LogEnd,
+    },
+    /// Too many copies cannot go back so far: the volume must be seeded. A sentence that says why.
+    RewindImpossible {
+        reason: String,
+    },
     ControlDurable,
-    /// Where the copies live by the record in force; `None`: where the configuration says.
+    /// Where those slots live by the membership; `None`: where the configuration says.
     Places {
-        places: [Option<String>; 6],
+        places: BTreeMap<CopyId, Option<String>>,
     },
     /// The directories of `slot` in `place` have left the volume for good; those of `by` (one for each group) have the slot.
     Retired {
@@ -92,9 +102,11 @@ pub enum AppenderEffect {
         place: Option<String>,
         by: Vec<Incarnation>,
     },
-    /// Fewer than four copies can take writes: nothing new becomes durable.
+    /// No new writes should come: fewer than four copies can take them, and nothing new becomes durable; or fewer than four have room for them,
+    /// and what is under way still does. A sentence, and when that ends.
     QuorumLost {
         reason: String,
+        until: &'static str,
     },
     QuorumRegained,
     CopyChanged {
@@ -170,6 +182,8 @@ pub struct CopyView {
     pub repair: Option<RepairView>,
     pub scrub: ScrubView,
     pub kept: Kept,
+    /// Little room is left on its disk.
+    pub low: bool,
 }
 
 /// Counted for each copy since the process began.
@@ -209,6 +223,8 @@ enum Contact {
     Joined,
     /// Gets pages from a peer.
     Repairing(Box<Repair>),
+    /// Was told to cut a tail that the volume's history does not have, or to take up a reign.
+    GoingBack(Box<rewinding::Told>),
 }
 
 #[derive(Debug)]
@@ -222,8 +238,18 @@ pub(super) struct Peer {
     sent: Seq,
     sent_lsn: Lsn,
     ingested: Lsn,
+    /// Little room is left on its disk, as it said last.
+    low: bool,
     /// What the copy was last told.
     told_vdl: Seq,
+    /// What had become pages there when it joined.
+    joined_with: Seq,
+    /// The newest reign that it took up.
+    reign: Epoch,
+    /// It has gone back with the volume.
+    went_back: bool,
+    /// Lost tails that it keeps.
+    archives: Vec<ArchiveView>,
     last_heard: Instant,
     last_asked: Instant,
     /// A rebuilding of it goes at this pace; the next read waits until then.
@@ -289,6 +315,13 @@ enum ReadPurpose {
     Point {
         child: TimelineId,
     },
+    Archive {
+        tag: u64,
+        group: GroupId,
+        archive: TimelineId,
+        from: Seq,
+        bytes_max: usize,
+    },
 }
 
 #[derive(Debug)]
@@ -306,8 +339,10 @@ pub struct Appender {
     prng: Prng,
     pub(super) generation: Generation,
     phase: VolumePhase,
-    /// Another region is the primary: see `recovery::choose`.
+    /// Another region founds, so that this one may be seeded anew as long as it never wrote: see `recovery::choose`.
     reseedable: bool,
+    /// This region wrote and was not followed up since: kept beside the control state.
+    holds_commits: Option<bool>,
     /// The wall clock's second in which this incarnation began: see `generation_above`.
     began_s: u64,
     /// Copies that promised a newer generation to somebody else.
@@ -330,6 +365,8 @@ pub struct Appender {
     recovery_since: Option<Instant>,
     recovery_said: String,
     quorum_ok: bool,
+    /// It is lost for want of room on the disks only.
+    short_of_room: bool,
     /// The node was told, one way or the other, since the volume serves.
     quorum_said: bool,
     vdl_moved: Option<Instant>,
@@ -360,6 +397,13 @@ pub struct Appender {
     pages_need: Option<Lsn>,
     secondaries_need: Option<Seq>,
     branches: BTreeMap<TimelineId, branching::BranchOrder>,
+    way_back: Option<rewinding::WayBack>,
+    /// Orders to go back that were given to copies so far.
+    rewinds: u64,
+    /// Copies took up this reign behind `reign_at`, and the log may not have reached it yet. See [`rewinding`].
+    reign: Epoch,
+    reign_at: LogEnd,
+    archives: BTreeMap<TimelineId, ArchiveView>,
     /// One for each group: its copies are compared with one another.
     scrubs: Vec<Scrub>,
     /// As `peers`, for longer than a copy is open.
@@ -391,7 +435,12 @@ impl Peer {
             sent: Seq(0),
             sent_lsn: Lsn(0),
             ingested: Lsn(0),
+            low: false,
             told_vdl: Seq(0),
+            joined_with: Seq(0),
+            reign: Epoch(0),
+            went_back: false,
+            archives: Vec::new(),
             last_heard: Instant::ZERO,
             last_asked: Instant::ZERO,
             pace: Pace::new(u64::MAX, REPAIR_REST),
@@ -434,6 +483,7 @@ impl Appender {
             generation: Generation(0),
             phase: VolumePhase::Recovering,
             reseedable,
+            holds_commits: None,
             // Bounded, so that a clock from the far future leaves room above.
             began_s: (wall.0 / 1_000_000).min(1 << 34),
             refused_by: vec![false; members],
@@ -449,6 +499,7 @@ impl Appender {
             recovery_since: None,
             recovery_said: String::new(),
             quorum_ok: false,
+            short_of_room: false,
             quorum_said: false,
             vdl_moved: None,
             vdl_at: Instant::ZERO,
@@ -470,6 +521,11 @@ impl Appender {
             pages_need: None,
             secondaries_need: None,
             branches: BTreeMap::new(),
+            way_back: None,
+            rewinds: 0,
+            reign: Epoch(0),
+            reign_at: LogEnd::EMPTY,
+            archives: BTreeMap::new(),
             effects: VecDeque::new(),
         }
     }
@@ -501,6 +557,12 @@ impl Appender {
     #[must_use]
     pub fn history(&self) -> &History {
         &self.history
+    }
+
+    /// Under which the copies are written now. Whoever reads pages asks only copies that promised it (`PageStore::serves`).
+    #[must_use]
+    pub fn generation(&self) -> Generation {
+        self.generation
     }
 
     #[must_use]
@@ -542,6 +604,7 @@ impl Appender {
                 repair: if let Contact::Repairing(repair) = &p.contact { repair.view() } else { None },
                 scrub: self.scrubs[copy.group.0 as usize].view(copy.copy),
                 kept: self.kept[copy.index()],
+                low: p.low,
             })
             .collect()
     }
@@ -575,6 +638,9 @@ impl Appender {
         if let Some(asked) = self.branch_timeout() {
             at(asked);
         }
+        if let Some(due) = self.room_timeout() {
+            at(due);
+        }
         if let Some(due) = self.scrub_timeout() {
             at(due);
         }
@@ -594,7 +660,7 @@ impl Appender {
             if self.generation <= promised {
                 self.generation = self.generation_above(promised);
                 for id in self.members() {
-                    if matches!(self.peers[id.index()].contact, Contact::Raising | Contact::Raised(_)) {
+                    if matches!(self.peers[id.index()].contact, Contact::Raising | Contact::Raised(_) | Contact::GoingBack(_)) {
                         self.raise(now, id);
                     }
                 }
@@ -629,15 +695,22 @@ impl Appender {
         match reply {
             CopyReply::Raised { generation, state } => self.raised(now, copy, generation, state),
             CopyReply::Refused { promised } => self.refused(now, copy, promised),
-            CopyReply::Appended { generation, end, ingested } => {
+            CopyReply::Appended { generation, end, ingested, low } => {
                 if generation == self.generation {
+                    self.peers[copy.index()].low = low;
                     self.appended(now, copy, end, ingested);
                 }
             }
             CopyReply::Misplaced { generation, end, history } => {
                 if generation == self.generation && self.peers[copy.index()].is_joined() {
-                    self.place(now, copy, end, &history);
-                    self.pump(now, copy);
+                    let common = self.history.common_seq(self.end.seq, &history, end.seq);
+                    if common < end.seq && common < self.peers[copy.index()].joined_with {
+                        // What became pages there is not on the volume's history: it says anew where it is, and goes back.
+                        self.raise(now, copy);
+                    } else {
+                        self.place(now, copy, end, &history);
+                        self.pump(now, copy);
+                    }
                 }
             }
             CopyReply::ControlStored { generation, version } => {
@@ -682,6 +755,17 @@ impl Appender {
                     self.branch_said(copy, child, false, Err(reason));
                 }
             }
+            CopyReply::Rewound { generation, number, state } => {
+                if generation == self.generation {
+                    self.rewound(now, copy, number, state);
+                }
+            }
+            CopyReply::RewindRefused { generation, number, reason } => {
+                if generation == self.generation {
+                    self.rewind_refused(now, copy, number, reason);
+                }
+            }
+            CopyReply::ArchiveDropped { .. } => {}
             CopyReply::Failed { reason } => self.copy_lost(now, copy, reason),
         }
         // A copy may have come back, so that another one can be spared.
@@ -696,7 +780,7 @@ impl Appender {
             self.vdl_moved = None;
             for copy in self.members() {
                 let peer = &self.peers[copy.index()];
-                if peer.is_joined() && peer.told_vdl < self.vdl.seq {
+                if peer.is_joined() && peer.told_vdl < self.vdl_for(copy).seq {
                     self.send_append(now, copy, Vec::new());
                 }
             }
@@ -706,6 +790,7 @@ impl Appender {
                 self.ask_again(now, copy);
             }
         }
+        self.ask_for_room(now);
         self.read_paced(now);
         let late: Vec<u64> = self.reads.iter().filter(|(_, r)| now >= r.asked + self.limits.copy_silent_after).map(|(id, _)| *id).collect();
         for id in late {
@@ -733,6 +818,27 @@ impl Appender {
         Pen::new(epoch, self.generation, self.end, self.limits.frame_payload_bytes_max)
     }
 
+    /// Goes on as the primary of a new epoch: cuts everything behind the reign's base by the reign's first frame, also what became pages
+    /// (copies that have such are rewound, and what is cut stays as an archive). Returns the pen; nothing it writes is durable before
+    /// that frame is.
+    ///
+    /// # Panics
+    /// When recovery has not chosen a log, when the base is not on it, or when the epoch is not newer than all of it.
+    pub fn lead_epoch(&mut self, now: Instant, wall: UnixMicros, epoch: Epoch, reign: Reign) -> Pen {
+        assert_eq!(self.phase, VolumePhase::Chosen, "BUG: lead before recovery chose a log");
+        let base = reign.base;
+        let ours = base.seq <= self.end.seq && base != LogEnd::EMPTY && self.history.contains(&base);
+        assert!(ours && Some(reign.lineage) == self.lineage, "BUG: {base} is not on the log that ends at {}", self.end);
+        assert!(epoch > self.end.epoch, "BUG: epoch {epoch} does not outrank {}", self.end);
+        let start = ControlFrame::Reign(reign).encode(&base, epoch, self.generation, wall);
+        self.end = base;
+        self.history.cut_from(base.seq.next());
+        self.vdl = LogEnd::EMPTY;
+        self.push(start);
+        self.serve(now);
+        Pen::new(epoch, self.generation, self.end, self.limits.frame_payload_bytes_max)
+    }
+
     /// Founds a new global cluster on empty copies, or once more where a founding stopped half-way over the groups.
     ///
     /// # Panics
@@ -744,6 +850,25 @@ impl Appender {
         self.end = LogEnd::EMPTY;
         self.push(ControlFrame::EpochStart { lineage }.encode(&LogEnd::EMPTY, epoch, self.generation, wall));
         self.serve(now);
+        Pen::new(epoch, self.generation, self.end, self.limits.frame_payload_bytes_max)
+    }
+
+    /// Begins a reign behind the end of a log that this process holds already: as a secondary, all of it durable. Its generation is the
+    /// one that the copies promised, so nobody else can append. Returns the pen; nothing it writes is durable before the first frame is.
+    ///
+    /// # Panics
+    /// When the log's end is not durable, or is not the reign's base.
+    pub fn begin_reign(&mut self, now: Instant, wall: UnixMicros, epoch: Epoch, reign: Reign) -> Pen {
+        assert!(self.phase == VolumePhase::Serving && self.vdl == self.end, "BUG: a reign behind what is not durable");
+        assert!(reign.base == self.end && epoch > self.end.epoch, "BUG: epoch {epoch} behind {}", self.end);
+        let start = ControlFrame::Reign(reign).encode(&self.end, epoch, self.generation, wall);
+        self.append(now, vec![start]);
+        self.pen(epoch)
+    }
+
+    /// A pen that goes on at the log's end. There is no other one, or it was given back.
+    #[must_use]
+    pub fn pen(&self, epoch: Epoch) -> Pen {
         Pen::new(epoch, self.generation, self.end, self.limits.frame_payload_bytes_max)
     }
 
@@ -768,6 +893,7 @@ impl Appender {
     /// When a frame does not follow the log's end: the caller (the pen's holder, the receiver) has checked it.
     pub fn append(&mut self, now: Instant, frames: Vec<Frame>) {
         assert_eq!(self.phase, VolumePhase::Serving, "BUG: append to a volume that does not serve");
+        assert!(!self.is_rewinding(), "BUG: append to a volume that goes back");
         for frame in frames {
             assert!(frame.follows(&self.end), "BUG: {frame:?} does not follow {}", self.end);
             self.push(frame);
@@ -777,9 +903,10 @@ impl Appender {
         }
     }
 
-    /// Keeps `control` on the six copies of group 0; `ControlDurable` when four have it.
-    pub fn put_control(&mut self, control: Vec<u8>) {
+    /// Keeps `control` on the six copies of group 0; `ControlDurable` when four have it. `holds_commits`: what lies here may lie nowhere else.
+    pub fn put_control(&mut self, control: Vec<u8>, holds_commits: bool) {
         self.node_control = control;
+        self.holds_commits = Some(holds_commits);
         if self.membership.is_none() {
             self.membership = self.membership_of_all();
         }
@@ -815,6 +942,8 @@ impl Appender {
     /// Begins to replace the whole volume by the primary's pages at `base`.
     pub fn seed_begin(&mut self, now: Instant, base: SeedBase) {
         self.phase = VolumePhase::AwaitingSeed;
+        self.way_back = None;
+        (self.reign, self.reign_at) = (Epoch(0), LogEnd::EMPTY);
         self.scrubs.iter_mut().for_each(Scrub::stop);
         self.ring.clear();
         self.ring_bytes = 0;
@@ -830,7 +959,7 @@ impl Appender {
             Some(Seeding { base, first, requests: VecDeque::from([(0, request)]), last_step: 0, stored: 0, ending: false, stalled: false });
         for copy in self.members() {
             let peer = &mut self.peers[copy.index()];
-            if matches!(peer.contact, Contact::Raised(_) | Contact::Joined | Contact::Repairing(_)) {
+            if matches!(peer.contact, Contact::Raised(_) | Contact::Joined | Contact::Repairing(_) | Contact::GoingBack(_)) {
                 peer.contact = Contact::Joined;
                 peer.acked = LogEnd::EMPTY;
                 peer.reading = None;
@@ -838,6 +967,8 @@ impl Appender {
                 peer.seed_step = None;
                 peer.seed_said = None;
                 self.set_health(copy, CopyHealth::Seeding);
+            } else {
+                peer.acked = LogEnd::EMPTY;
             }
             self.feed_seed(now, copy);
         }

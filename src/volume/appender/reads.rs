@@ -9,13 +9,14 @@ impl Appender {
             ReadPurpose::Backfill { copy } => p.acked.seq > self.peers[copy.index()].sent,
             ReadPurpose::Log { from, .. } | ReadPurpose::LogPart { from, .. } => p.acked.seq >= *from,
             ReadPurpose::Point { child } => p.acked.seq >= self.point_from(*child),
+            ReadPurpose::Archive { archive, .. } => p.archives.iter().any(|a| a.id == *archive),
             ReadPurpose::Pages { at, .. } | ReadPurpose::PagesPart { at, .. } => p.ingested >= *at || p.acked.end_lsn >= *at,
             ReadPurpose::Repair { copy } => p.acked.seq >= self.vdl.seq.max(self.known_durable[copy.group.index()].seq),
         };
         // Only the copies of one group have its pages, and its frames whole.
         let group = match purpose {
             ReadPurpose::Backfill { copy } | ReadPurpose::Repair { copy } => copy.group,
-            ReadPurpose::LogPart { group, .. } | ReadPurpose::PagesPart { group, .. } => *group,
+            ReadPurpose::LogPart { group, .. } | ReadPurpose::PagesPart { group, .. } | ReadPurpose::Archive { group, .. } => *group,
             ReadPurpose::Log { .. } | ReadPurpose::Point { .. } => GroupId(0),
             ReadPurpose::Pages { from, .. } => self.layout.group_of(*from),
         };
@@ -28,7 +29,14 @@ impl Appender {
             .into_iter()
             .filter(|c| self.peers[c.index()].is_joined() && !tried.contains(c) && able(&self.peers[c.index()]))
             .filter(|c| trusted(&self.peers[c.index()]))
-            .max_by_key(|c| (self.peers[c.index()].damage.is_none(), self.peers[c.index()].ingested, std::cmp::Reverse(*c)))
+            .max_by_key(|c| {
+                (
+                    self.archived_upto(*c, purpose),
+                    self.peers[c.index()].damage.is_none(),
+                    self.peers[c.index()].ingested,
+                    std::cmp::Reverse(*c),
+                )
+            })
     }
 
     pub(super) fn start_read(&mut self, now: Instant, purpose: ReadPurpose, tried: Vec<MemberId>) {
@@ -46,6 +54,9 @@ impl Appender {
             }
             ReadPurpose::Point { child } => {
                 CopyRequest::ReadLog { id, from: self.point_from(*child), bytes_max: self.limits.batch_bytes_max }
+            }
+            ReadPurpose::Archive { archive, from, bytes_max, .. } => {
+                CopyRequest::ReadArchive { id, archive: *archive, from: *from, bytes_max: *bytes_max }
             }
             ReadPurpose::Log { from, bytes_max, .. } | ReadPurpose::LogPart { from, bytes_max, .. } => {
                 CopyRequest::ReadLog { id, from: *from, bytes_max: *bytes_max }
@@ -69,7 +80,9 @@ impl Appender {
     pub(super) fn log_read(&mut self, now: Instant, id: u64, outcome: LogOutcome) {
         let Some(read) = self.reads.remove(&id) else { return };
         match read.purpose {
-            ReadPurpose::Log { tag, .. } => self.effects.push_back(AppenderEffect::Log { tag, outcome }),
+            ReadPurpose::Log { tag, .. } | ReadPurpose::Archive { tag, .. } => {
+                self.effects.push_back(AppenderEffect::Log { tag, outcome });
+            }
             ReadPurpose::Point { child } => self.point_read(now, child, outcome),
             ReadPurpose::LogPart { gather, group, .. } => self.part_read(gather, group, gathering::Part::Log(outcome)),
             ReadPurpose::Backfill { copy } => {
@@ -100,13 +113,18 @@ impl Appender {
             ReadPurpose::PagesPart { gather, group, .. } => self.part_read(gather, group, gathering::Part::Pages(pages, next)),
             ReadPurpose::Repair { copy } => {
                 let generation = self.generation;
-                if let Contact::Repairing(repair) = &mut self.peers[copy.index()].contact {
-                    let request = repair.pages_arrived(now, generation, pages, next);
+                if let Contact::Repairing(repair) = &mut self.peers[copy.index()].contact
+                    && let Some(request) = repair.pages_arrived(now, generation, pages, next)
+                {
                     self.peers[copy.index()].last_asked = now;
                     self.effects.push_back(AppenderEffect::ToCopy { copy, request });
                 }
             }
-            ReadPurpose::Log { .. } | ReadPurpose::LogPart { .. } | ReadPurpose::Backfill { .. } | ReadPurpose::Point { .. } => {}
+            ReadPurpose::Log { .. }
+            | ReadPurpose::LogPart { .. }
+            | ReadPurpose::Backfill { .. }
+            | ReadPurpose::Point { .. }
+            | ReadPurpose::Archive { .. } => {}
         }
     }
 
@@ -125,7 +143,9 @@ impl Appender {
 
     pub(super) fn read_failed(&mut self, now: Instant, purpose: ReadPurpose, reason: String) {
         match purpose {
-            ReadPurpose::Log { tag, .. } => self.effects.push_back(AppenderEffect::Log { tag, outcome: LogOutcome::Unreadable { reason } }),
+            ReadPurpose::Log { tag, .. } | ReadPurpose::Archive { tag, .. } => {
+                self.effects.push_back(AppenderEffect::Log { tag, outcome: LogOutcome::Unreadable { reason } });
+            }
             ReadPurpose::Pages { tag, .. } => {
                 self.effects.push_back(AppenderEffect::Pages { tag, outcome: PagesOutcome::Unreadable { reason } })
             }

@@ -2,12 +2,13 @@
 //! set where its log and the volume's part. The choice itself is a pure function in [`super::super::recovery`].
 
 use super::*;
-use crate::volume::membership::Record;
+use crate::volume::membership::{Record, Standing};
 
 impl Appender {
     pub(super) fn raise(&mut self, now: Instant, copy: MemberId) {
         let peer = &mut self.peers[copy.index()];
         peer.contact = Contact::Raising;
+        peer.went_back = false;
         peer.last_asked = now;
         self.effects.push_back(AppenderEffect::ToCopy { copy, request: CopyRequest::Raise { generation: self.generation } });
     }
@@ -38,11 +39,14 @@ impl Appender {
             return;
         }
         self.peers[copy.index()].incarnation = state.incarnation;
+        self.peers[copy.index()].reign = state.reign;
+        self.note_archives(copy, &state);
         self.peers[copy.index()].contact = Contact::Raised(Box::new(state));
-        if self.phase != VolumePhase::Recovering && self.turn_away(now, copy) {
+        if (self.phase != VolumePhase::Recovering || self.is_cutting()) && self.turn_away(now, copy) {
             return;
         }
         match self.phase {
+            VolumePhase::Recovering if self.is_cutting() => self.cut_raised(now, copy),
             VolumePhase::Recovering => self.try_choose(now),
             VolumePhase::Serving => self.join(now, copy),
             VolumePhase::AwaitingSeed if self.seeding.is_some() => {
@@ -56,6 +60,10 @@ impl Appender {
     }
 
     pub(super) fn try_choose(&mut self, now: Instant) {
+        if self.is_cutting() {
+            self.recovery_since = None;
+            return; // the log is chosen
+        }
         let raised = self.peers.iter().filter(|p| matches!(p.contact, Contact::Raised(_))).count();
         let grace_over = self.recovery_since.is_some_and(|since| now >= since + RECOVERY_GRACE);
         if raised < self.peers.len() && !grace_over {
@@ -68,7 +76,9 @@ impl Appender {
             })
             .collect();
         let (control_version, bytes) = agreement::control(&heard);
-        let kept = Record::decode(&bytes).unwrap_or(Record { membership: None, control: bytes });
+        let kept = Record::decode(&bytes).unwrap_or(Record { control: bytes, ..Record::default() });
+        // Who wrote may hold what nobody else has; who only followed is seeded anew.
+        let reseedable = kept.holds_commits.map_or(self.reseedable, |holds| !holds);
         // A directory that the membership does not know, or that was replaced, has no vote: what it holds may be old.
         let strangers: Vec<Option<CopyState>> = (self.members().zip(&heard))
             .map(|(c, h)| match h {
@@ -81,9 +91,9 @@ impl Appender {
         let voters: Vec<Heard<'_>> =
             heard.iter().zip(&strangers).map(|(h, stranger)| stranger.as_ref().map_or_else(|| h.clone(), Heard::Raised)).collect();
         let control = kept.control.clone();
-        let choice = match agreement::choose(&voters, self.reseedable) {
+        let choice = match agreement::choose(&voters, reseedable) {
             // There is data, only it is not that of the members.
-            Choice::Empty if !self.reseedable && strangers.iter().any(Option::is_some) => Choice::Wait {
+            Choice::Empty if !reseedable && strangers.iter().any(Option::is_some) => Choice::Wait {
                 reason: "the directories with data are not those of the region's members; put the members' directories back".into(),
             },
             choice => choice,
@@ -92,6 +102,9 @@ impl Appender {
             Choice::Wait { reason } => {
                 // Asked again with every copy that answers; said once for each change.
                 self.recovery_since = None;
+                if let Some(record) = &kept.membership {
+                    self.look_elsewhere(record);
+                }
                 if reason != self.recovery_said {
                     self.recovery_said.clone_from(&reason);
                     self.effects.push_back(AppenderEffect::RecoveryWaits { reason, control });
@@ -100,7 +113,7 @@ impl Appender {
             Choice::Empty => {
                 self.phase = VolumePhase::AwaitingSeed;
                 // Whose the empty directories are is recorded with the next control state.
-                self.take_kept(control_version, Record { membership: None, control: control.clone() });
+                self.take_kept(control_version, Record { membership: None, ..kept });
                 self.effects.push_back(AppenderEffect::Recovered { found: Found::Empty { control } });
             }
             Choice::Log(chosen) => {
@@ -115,7 +128,9 @@ impl Appender {
                 self.lineage = Some(chosen.lineage);
                 self.history = chosen.history;
                 self.end = chosen.end;
+                (self.reign, self.reign_at) = (chosen.reign, chosen.consistent);
                 self.take_kept(control_version, kept);
+                self.say_where_members_live();
                 self.milestones = VecDeque::from([(chosen.first, Lsn(0)), (chosen.end.seq, chosen.end.end_lsn)]);
                 let found = Found::Log { lineage: chosen.lineage, end: chosen.end, consistent: chosen.consistent, control };
                 self.effects.push_back(AppenderEffect::Recovered { found });
@@ -131,8 +146,16 @@ impl Appender {
         self.phase == VolumePhase::Serving && self.vdl == LogEnd::EMPTY && self.layout.all_groups().any(|g| first > best(g).next())
     }
 
-    /// From the beginning, as a new generation: the one that was begun has nothing durable and ends here.
-    pub(super) fn recover_again(&mut self, now: Instant) {
+    /// From the beginning, as a new generation: what the one that was begun has not made durable may be lost. Also the way from following to
+    /// leading in one process: `Recovered` comes again, and the node answers anew.
+    pub fn recover_again(&mut self, now: Instant) {
+        self.way_back = None;
+        self.begin_generation(now);
+        self.effects.push_back(AppenderEffect::RecoveryBeginsAnew);
+    }
+
+    /// A new generation raises all copies that are there.
+    pub(super) fn begin_generation(&mut self, now: Instant) {
         self.phase = VolumePhase::Recovering;
         self.recovery_since = Some(now);
         self.recovery_said.clear();
@@ -143,13 +166,27 @@ impl Appender {
         self.reads.clear();
         self.gathers.clear();
         self.generation = self.generation_above(self.generation);
-        self.effects.push_back(AppenderEffect::RecoveryBeginsAnew);
         for id in self.members() {
             let peer = &mut self.peers[id.index()];
-            if !matches!(peer.contact, Contact::Down { .. }) {
+            if let Contact::Down { reason } = &peer.contact {
+                // What it acknowledged may be the tail that is about to be cut, and counts for nothing any more (seed 1785704162).
+                let contact = Contact::Down { reason: reason.clone() };
+                *peer = Peer { contact, health: peer.health.clone(), incarnation: peer.incarnation, ..Peer::new() };
+            } else {
                 *peer = Peer { health: CopyHealth::Starting, last_heard: now, ..Peer::new() };
                 self.raise(now, id);
             }
+        }
+    }
+
+    /// A copy that was not heard when the log was chosen may have later pages, and a log that begins behind them: whoever is rebuilt from pages
+    /// before them would never get what lies between (seed 9000673).
+    fn note_flushed(&mut self, copy: MemberId) {
+        let Contact::Raised(state) = &self.peers[copy.index()].contact else { return };
+        let (flushed, known) = (state.flushed, &mut self.known_durable[copy.group.index()]);
+        let ours = state.lineage == self.lineage && flushed.seq <= self.end.seq && self.history.contains(&flushed);
+        if ours && flushed.seq > known.seq {
+            *known = flushed;
         }
     }
 
@@ -168,9 +205,16 @@ impl Appender {
         for scrub in &mut self.scrubs {
             scrub.serve(now);
         }
+        let replaced = |a: &Appender, c: MemberId| a.standing(c) == Standing::Replaced;
         for copy in self.members() {
-            if matches!(self.peers[copy.index()].contact, Contact::Raised(_)) && !self.turn_away(now, copy) {
+            if matches!(self.peers[copy.index()].contact, Contact::Raised(_)) && !replaced(self, copy) {
                 self.join(now, copy);
+            }
+        }
+        // Behind the others: the log that was chosen is theirs, and is not lost with these.
+        for copy in self.members() {
+            if matches!(self.peers[copy.index()].contact, Contact::Raised(_)) {
+                self.turn_away(now, copy);
             }
         }
         self.judge_quorum();
@@ -179,15 +223,22 @@ impl Appender {
 
     /// Takes a raised copy into the appending set: finds where its log and the volume's part, and goes on from there.
     pub(super) fn join(&mut self, now: Instant, copy: MemberId) {
+        self.note_flushed(copy);
         let Contact::Raised(state) = std::mem::replace(&mut self.peers[copy.index()].contact, Contact::Joined) else {
             unreachable!("BUG: only a raised copy joins")
         };
-        self.peers[copy.index()].ingested = state.ingested;
+        self.peers[copy.index()].ingested = state.ingested.end_lsn;
+        self.peers[copy.index()].joined_with = state.ingested.seq;
         self.set_health(copy, CopyHealth::CatchingUp);
         let foreign = state.lineage.is_some() && state.lineage != self.lineage;
         let pages_exist = self.vdl != LogEnd::EMPTY || self.known_durable[copy.group.index()] != LogEnd::EMPTY;
         if foreign || (state.lineage.is_none() && self.first_in_ring() != Some(Seq(1)) && pages_exist) {
             self.repair(now, copy);
+        } else if let Some((at, archive)) = self.must_go_back(&state) {
+            self.send_back(now, copy, at, Some(archive), *state);
+        } else if state.rank().epoch < self.reign && self.has_point(&state) {
+            let at = self.reign_at;
+            self.send_back(now, copy, at, None, *state);
         } else {
             self.place(now, copy, state.end, &state.history);
             self.introduce(now, copy);
@@ -201,7 +252,7 @@ impl Appender {
     /// that it is up.
     pub(super) fn introduce(&mut self, now: Instant, copy: MemberId) {
         self.peers[copy.index()].told_vdl = Seq(0);
-        if self.vdl != LogEnd::EMPTY {
+        if self.vdl_for(copy) != LogEnd::EMPTY {
             self.vdl_moved.get_or_insert(now);
         }
     }

@@ -5,6 +5,11 @@ use super::*;
 impl Appender {
     /// Rebuilds a copy from its peers: pages at the VDL, then the log. Writes go on meanwhile.
     pub(super) fn repair(&mut self, now: Instant, copy: MemberId) {
+        // What is still being read for it was asked for by what ends here: pages of an earlier rebuilding would count as the first of
+        // this one, and a log that was trimmed would begin it once more (seed 1785704779).
+        self.drop_reads_of(copy);
+        let peer = &mut self.peers[copy.index()];
+        (peer.reading, peer.splice, peer.diverged) = (None, None, None);
         let at = if self.vdl == LogEnd::EMPTY { self.known_durable[copy.group.index()] } else { self.vdl };
         let (Some(lineage), true) = (self.lineage, at != LogEnd::EMPTY) else {
             // Nothing to copy from yet; the timer comes back.
@@ -73,13 +78,14 @@ impl Appender {
         }
     }
 
-    /// Four copies must be able to finish the seed: those that wait for a step that is no longer in memory cannot.
+    /// A write quorum must be able to finish the seed: those that wait for a step that is no longer in memory cannot.
     pub(super) fn judge_seed(&mut self) {
         let Some(seeding) = &self.seeding else { return };
         let oldest = seeding.requests.front().map_or(seeding.last_step + 1, |(step, _)| *step);
         let (groups, stalled) = (self.layout.all_groups(), seeding.stalled);
-        let behind = |p: &&Peer| p.is_joined() && p.seed_step.map_or(0, |s| s + 1) < oldest;
-        let lost = |group| COPIES - self.six(group).iter().filter(behind).count() < WRITE_QUORUM;
+        let behind = |p: &Peer| p.is_joined() && p.seed_step.map_or(0, |s| s + 1) < oldest;
+        // While a slot changes hands, four of the other five (seed 6003641).
+        let lost = |group| !self.reached_in(group, |p| !behind(p));
         if !stalled && groups.into_iter().any(lost) {
             if let Some(seeding) = &mut self.seeding {
                 seeding.stalled = true;
@@ -110,7 +116,9 @@ impl Appender {
         let Some(seeding) = &mut self.seeding else { return };
         let Some(step) = step.checked_sub(seeding.first) else { return };
         let peer = &mut self.peers[copy.index()];
-        if !peer.is_joined() || Some(step) != peer.seed_step.map_or(Some(0), |s| s.checked_add(1)) {
+        // More than is known of it is believed: a late answer may have put what is known back, and the copy is not asked to store again
+        // what it has (seed 5002606).
+        if !peer.is_joined() || step > seeding.last_step || peer.seed_step.is_some_and(|known| step <= known) {
             peer.seed_said = Some(step);
             return;
         }

@@ -65,10 +65,17 @@ impl Copy {
                 return Ok(());
             }
             self.agreed = self.agreed.max(last);
+            if !self.proven && last >= self.ingested.seq {
+                // They follow, or are, what lies here: by the chain everything before them is theirs.
+                self.proven_upto(self.ingested.end_lsn, true);
+            }
         }
-        if vdl.seq > self.agreed && self.position_at(vdl.seq)? == Some(vdl) {
+        if (vdl.seq > self.agreed || !self.proven) && vdl.seq > Seq::ZERO && self.position_at(vdl.seq)? == Some(vdl) {
             // The appender knows of a frame that we have: the logs are the same up to there.
-            self.agreed = vdl.seq;
+            self.agreed = self.agreed.max(vdl.seq);
+            if !self.proven {
+                self.proven_upto(vdl.end_lsn, vdl.seq >= self.ingested.seq);
+            }
         }
         if self.pending.is_empty() {
             replies.push(self.appended(generation));
@@ -89,7 +96,7 @@ impl Copy {
                 if self.tail() == LogEnd::EMPTY
                     && let Some(first) = frames.get(held)
                 {
-                    let Ok(ControlFrame::EpochStart { lineage }) = ControlFrame::decode(first) else { return Ok(false) };
+                    let Some(lineage) = ControlFrame::founding(first) else { return Ok(false) };
                     self.wal.set_lineage(lineage);
                 }
                 self.pending.extend(frames.into_iter().skip(held));
@@ -187,7 +194,7 @@ impl Copy {
         }
         // The first frame of a lineage is only replaced when another founding outranks one that never became durable.
         if before == LogEnd::EMPTY {
-            let Ok(ControlFrame::EpochStart { lineage }) = ControlFrame::decode(&frames[at]) else { return Ok(false) };
+            let Some(lineage) = ControlFrame::founding(&frames[at]) else { return Ok(false) };
             self.wal.set_lineage(lineage);
         }
         let rest = frames.split_off(at + newer + 1);

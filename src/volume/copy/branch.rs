@@ -7,7 +7,7 @@
 
 use super::Copy;
 use super::directory::TimelineView;
-use super::manifest::{LayerMeta, Manifest, Origin};
+use super::manifest::{LayerMeta, Manifest, Origin, Rewinds};
 use crate::base::{Generation, LogEnd, Lsn, Seq, TimelineId};
 use crate::volume::{CopyReply, DiskError, OpenError};
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use std::sync::Arc;
 pub(super) struct Waiting {
     generation: Generation,
     child: TimelineId,
-    at: LogEnd,
+    pub(super) at: LogEnd,
 }
 
 /// Orders that wait at once; more are refused. They are few: each is an operator's, and is answered within a layer's writing.
@@ -101,14 +101,14 @@ impl Copy {
 
     /// Whether `at` is a consistency point of the log here. Of what was trimmed only the writer is known, and that is enough: what is
     /// durable in the region under one (epoch, generation, seq) is one frame.
-    fn was_here(&mut self, at: &LogEnd) -> Result<bool, DiskError> {
+    pub(super) fn was_here(&mut self, at: &LogEnd) -> Result<bool, DiskError> {
         if at.seq < self.wal.first() {
             return Ok(*at == *self.wal.before_first() || (at.seq > Seq::ZERO && self.wal.history().contains(at)));
         }
         Ok(self.frame_at(at.seq)?.is_some_and(|f| f.log_end() == *at && f.is_consistency_point()))
     }
 
-    fn child_at(&self, child: TimelineId, at: LogEnd) -> Manifest {
+    pub(super) fn child_at(&self, child: TimelineId, at: LogEnd) -> Manifest {
         let shared = self.manifest.layers.iter().filter(|l| l.above < at.end_lsn);
         let mut base_history = self.wal.history().clone();
         base_history.cut_from(at.seq.next());
@@ -124,6 +124,7 @@ impl Copy {
             folded: self.manifest.folded,
             log_first_number: 1,
             next_layer: 1,
+            rewinds: Rewinds::default(),
         }
     }
 

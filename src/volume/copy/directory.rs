@@ -8,6 +8,7 @@
 
 use super::layer::{self, Layer, LayerError, LayerFile};
 use super::manifest::{self, LayerMeta, Manifest, Origin, TEMPORARY};
+use super::room::Reserve;
 use super::{OpenError, codec};
 use crate::base::{Generation, LineageId, LogEnd, Lsn, TimelineId};
 use crate::volume::{Cold, Disk, DiskError};
@@ -28,6 +29,7 @@ pub(super) type LayerId = (TimelineId, u64);
 /// See the module.
 pub struct Directory {
     disk: Arc<dyn Disk>,
+    reserve: Reserve,
     state: Mutex<State>,
     /// Held while a timeline is made or opened: one that is opened before it was branched stays the empty copy that it is.
     making: Mutex<()>,
@@ -107,6 +109,7 @@ impl Directory {
         let dropped: Vec<TimelineId> = manifest::read_checked(&*disk, DROPPED, DROPPED_MAGIC)?.unwrap_or_default();
         let directory = Arc::new(Directory {
             disk,
+            reserve: Reserve::default(),
             state: Mutex::default(),
             making: Mutex::new(()),
             dropped: RwLock::new(dropped.into_iter().collect()),
@@ -174,6 +177,23 @@ impl Directory {
         Arc::new(TimelineDisk { directory: Arc::clone(self), timeline, prefix: prefix(timeline) })
     }
 
+    /// The files of one timeline in a directory that is only looked at.
+    pub(super) fn look(disk: &Arc<dyn Disk>, timeline: TimelineId) -> Arc<dyn Disk> {
+        let directory = Directory {
+            disk: Arc::clone(disk),
+            reserve: Reserve::default(),
+            state: Mutex::default(),
+            making: Mutex::new(()),
+            dropped: RwLock::default(),
+        };
+        Arc::new(directory).view(timeline)
+    }
+
+    /// A layer in such a directory.
+    pub(super) fn look_at_layer(disk: &Arc<dyn Disk>, lineage: LineageId, meta: &LayerMeta) -> Result<Layer, LayerError> {
+        Layer::new(Arc::new(LayerFile::open(None, Arc::clone(disk), lineage, meta)?), meta)
+    }
+
     /// See [`Directory::making`]; not to be held while anything is taken in or waited for.
     pub(super) fn making(&self) -> MutexGuard<'_, ()> {
         self.making.lock()
@@ -181,6 +201,20 @@ impl Directory {
 
     pub(super) fn disk(&self) -> &Arc<dyn Disk> {
         &self.disk
+    }
+
+    pub(super) fn reserve(&self) -> &Reserve {
+        &self.reserve
+    }
+
+    /// Runs a call that takes space. What is `needed` gets the reserve, piece by piece, when the disk is full.
+    fn with_reserve(&self, needed: bool, call: impl Fn() -> Result<(), DiskError>) -> Result<(), DiskError> {
+        loop {
+            match call() {
+                Err(DiskError::Full { .. }) if needed && self.reserve.give_up(&*self.disk)? => {}
+                other => return other,
+            }
+        }
     }
 
     pub(super) fn is_dropped(&self, timeline: TimelineId) -> bool {
@@ -377,11 +411,18 @@ impl Disk for TimelineDisk {
     }
 
     fn write(&self, name: &str, offset: u64, parts: &[Bytes]) -> Result<(), DiskError> {
-        self.write_with(|disk| disk.write(&self.name(name), offset, parts))
+        let needed = layer::number_of(name).is_none();
+        self.write_with(|disk| self.directory.with_reserve(needed, || disk.write(&self.name(name), offset, parts)))
     }
 
     fn allocate(&self, name: &str, len: u64) -> Result<(), DiskError> {
-        self.write_with(|disk| disk.allocate(&self.name(name), len))
+        // A whole log file is more than the reserve: whoever finds no room for it asks for less.
+        let needed = layer::number_of(name).is_none() && len <= self.directory.reserve.bytes();
+        self.write_with(|disk| self.directory.with_reserve(needed, || disk.allocate(&self.name(name), len)))
+    }
+
+    fn room(&self) -> u64 {
+        self.directory.disk.room()
     }
 
     fn sync(&self, name: &str) -> Result<(), DiskError> {

@@ -10,8 +10,12 @@ use super::layer::{Layer, LayerCursor, LayerError, LayerWriter, Place};
 use super::merge::{Before, Merge, Source, write_page};
 use super::pages::{Memtable, PageStore};
 use crate::base::{LogEnd, Lsn, PageNo};
+use crate::log::redo::VolumeHeader;
 use crate::volume::{CopyReply, DiskError};
 use std::sync::{Arc, Weak};
+
+/// What is to come back must be worth so many memtables.
+const RECLAIM_MEMTABLES: u64 = 8;
 
 /// A layer file to be written. See [`Copy::background_job`].
 pub struct FlushJob {
@@ -160,6 +164,7 @@ impl Copy {
         let layers = self.pages.layers();
         if let Some(table) = self.pages.frozen()
             && !self.flushing
+            && self.has_room_for_memtable(table.bytes())
         {
             self.flushing = true;
             let (above, upto) = (table.above, table.upto);
@@ -167,16 +172,43 @@ impl Copy {
             let replaces = Replaces::Memtable { upto };
             return Some(self.job(above, upto.end_lsn, upto.epoch, before, replaces, Work::Flush(table)));
         }
-        if layers.len() < self.limits.layers_before_compaction.max(2) || self.compacting || self.damage.is_some() {
+        if self.compacting || self.damage.is_some() {
+            return None;
+        }
+        let range = if layers.len() >= self.limits.layers_before_compaction.max(2) {
+            let sizes: Vec<u64> = layers.iter().map(|l| l.meta().bytes).collect();
+            layers.len() - newest_to_merge(&sizes)..layers.len()
+        } else {
+            0..self.worth_reclaiming(&layers)?
+        };
+        if !self.has_room_for_merge(layers[range.clone()].iter().map(|l| l.meta().bytes).sum()) {
             return None;
         }
         self.compacting = true;
-        let sizes: Vec<u64> = layers.iter().map(|l| l.meta().bytes).collect();
-        let (older, merged) = layers.split_at(layers.len() - newest_to_merge(&sizes));
+        let (older, merged) = (&layers[..range.start], &layers[range]);
         let before = if older.is_empty() { Before::Nothing } else { Before::Layers(older.to_vec()) };
         let (first, last) = (merged[0].meta(), merged[merged.len() - 1].meta());
         let replaces = Replaces::Layers { first: first.id(), count: merged.len() };
         Some(self.job(first.above, last.end(), last.epoch, before, replaces, Work::Compact(merged.to_vec())))
+    }
+
+    /// How many of the oldest layers to write again because most of what they hold is nothing any more: the database shrank, and without this
+    /// its space came back only when as much had been written again. Looked at once for each layer that comes or can be folded.
+    fn worth_reclaiming(&mut self, layers: &[Arc<Layer>]) -> Option<usize> {
+        let horizon = self.fold_horizon();
+        let count = layers.iter().take_while(|l| l.meta().end() <= horizon).count();
+        let bytes: u64 = layers[..count].iter().map(|l| l.meta().bytes).sum();
+        let least = RECLAIM_MEMTABLES.saturating_mul(self.limits.memtable_bytes_max as u64);
+        let seen = (self.manifest.flushed.seq, count);
+        if bytes < least || self.reclaim_looked == seen {
+            return None;
+        }
+        self.reclaim_looked = seen;
+        let header = self.pages.read(PageNo::HEADER, self.ingested.end_lsn).ok()?;
+        let header = VolumeHeader::from_page(&header);
+        let used = u64::from(header.page_count) * u64::from(header.page_bytes);
+        // Only the group that holds the header knows.
+        (used > 0 && bytes >= used.saturating_mul(2).saturating_add(least)).then_some(count)
     }
 
     fn job(&mut self, above: Lsn, upto: Lsn, epoch: crate::base::Epoch, before: Before, replaces: Replaces, work: Work) -> FlushJob {
@@ -224,6 +256,8 @@ impl Copy {
                 self.tell(super::check::layer_damage("layer", e), replies);
                 Ok(())
             }
+            // Somebody else took the room. Until there is some again, what was to become a layer stays where it is.
+            Err(LayerError::Disk(DiskError::Full { name })) if self.is_full() => self.layer_found_no_room(&name).map_err(|e| e.to_string()),
             Err(e) => Err(e.to_string()),
         };
         if let Err(reason) = published {
@@ -250,6 +284,7 @@ impl Copy {
         manifest.folded = manifest.folded.max(folded);
         manifest.next_layer = self.next_layer;
         self.directory.store(self.timeline, &manifest)?;
+        self.layer_wants = 0;
         self.manifest = manifest;
         self.pages.publish(layers, folded, replaces.is_memtable());
         for layer in retired {

@@ -298,6 +298,11 @@ impl Layer {
         &self.meta
     }
 
+    /// The same, seen up to `cap`.
+    pub(super) fn capped(&self, cap: crate::base::Lsn) -> Layer {
+        Layer { file: Arc::clone(&self.file), meta: LayerMeta { cap, ..self.meta.clone() } }
+    }
+
     pub(super) fn file(&self) -> &LayerFile {
         &self.file
     }

@@ -25,6 +25,8 @@ pub(super) const TEMPORARY: &str = ".tmp";
 const MANIFEST_MAGIC: [u8; 4] = *b"PHLA";
 const PROMISE_MAGIC: [u8; 4] = *b"PHLV";
 pub(super) const VERSION: u16 = 1;
+/// Of a manifest that says something about rewinding.
+const VERSION_REWOUND: u16 = 2;
 /// More than any manifest needs (one layer is 60 bytes, one term 24).
 const FILE_BYTES_MAX: usize = 32 << 20;
 
@@ -83,6 +85,90 @@ pub(super) struct Manifest {
     /// Log files with a lower number are void: a seed replaced them.
     pub log_first_number: u64,
     pub next_layer: u64,
+    /// Stands in the file from version 2 on.
+    pub rewinds: Rewinds,
+}
+
+/// What rewinding left behind; see [`super::rewind`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+pub(super) struct Rewinds {
+    pub cut: Option<Cut>,
+    /// The last order that was carried out: the generation that gave it, and its number there.
+    pub done: (Generation, u64),
+    /// The newest reign for whose sake it was: what lies here is that reign's history, and outranks any log that ends in an older one.
+    pub reign: Epoch,
+    pub archives: Vec<Archive>,
+}
+
+/// The log was cut without a frame that replaces what goes.
+#[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+pub(super) struct Cut {
+    /// Of the files with a lower number ...
+    pub below: u64,
+    /// ... this is the last one of the log ...
+    pub last: u64,
+    /// ... which ends here while there is no newer file.
+    pub at: LogEnd,
+    /// Terms up to there.
+    pub history: History,
+}
+
+/// A tail that was cut and is kept. Its pages are those of the timeline of the same id.
+#[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+pub(super) struct Archive {
+    pub id: TimelineId,
+    /// The tail begins behind this.
+    pub base: LogEnd,
+    /// Its last frame, and its last consistency point.
+    pub end: LogEnd,
+    pub consistent: LogEnd,
+    /// The frames behind this are kept: behind the base, or where the layers ended when that was earlier.
+    pub from: LogEnd,
+    /// The log files that hold them, oldest first. They stay whatever is trimmed.
+    pub files: Vec<u64>,
+}
+
+/// A manifest as version 1 has it.
+#[derive(bincode::Encode, bincode::Decode)]
+struct Plain {
+    timeline: TimelineId,
+    group: GroupId,
+    lineage: Option<LineageId>,
+    origin: Option<Origin>,
+    base: LogEnd,
+    base_history: History,
+    flushed: LogEnd,
+    layers: Vec<LayerMeta>,
+    folded: Lsn,
+    log_first_number: u64,
+    next_layer: u64,
+}
+
+impl From<&Manifest> for Plain {
+    fn from(m: &Manifest) -> Plain {
+        let Manifest { timeline, group, lineage, origin, base, flushed, folded, log_first_number, next_layer, .. } = *m;
+        let (base_history, layers) = (m.base_history.clone(), m.layers.clone());
+        Plain { timeline, group, lineage, origin, base, base_history, flushed, layers, folded, log_first_number, next_layer }
+    }
+}
+
+impl From<Plain> for Manifest {
+    fn from(p: Plain) -> Manifest {
+        Manifest {
+            timeline: p.timeline,
+            group: p.group,
+            lineage: p.lineage,
+            origin: p.origin,
+            base: p.base,
+            base_history: p.base_history,
+            flushed: p.flushed,
+            layers: p.layers,
+            folded: p.folded,
+            log_first_number: p.log_first_number,
+            next_layer: p.next_layer,
+            rewinds: Rewinds::default(),
+        }
+    }
 }
 
 /// Writes `bytes` as `name` in one step: at a crash it is the old file or the new one.
@@ -94,13 +180,30 @@ pub(super) fn publish(disk: &dyn Disk, name: &str, bytes: Bytes) -> Result<(), D
 }
 
 impl Manifest {
+    /// As version 1 when it says no more than that can: an older parhelion reads it.
     pub(super) fn store(&self, disk: &dyn Disk) -> Result<(), DiskError> {
-        publish(disk, MANIFEST, codec::encode(MANIFEST_MAGIC, VERSION, self))
+        let bytes = if self.rewinds == Rewinds::default() {
+            codec::encode(MANIFEST_MAGIC, VERSION, &Plain::from(self))
+        } else {
+            codec::encode(MANIFEST_MAGIC, VERSION_REWOUND, self)
+        };
+        publish(disk, MANIFEST, bytes)
+    }
+
+    /// The archive, if it is here.
+    pub(super) fn archive(&self, id: TimelineId) -> Option<&Archive> {
+        self.rewinds.archives.iter().find(|a| a.id == id)
     }
 
     /// `None`: there is no manifest.
     pub(super) fn load(disk: &dyn Disk, timeline: TimelineId) -> Result<Option<Manifest>, OpenError> {
-        let Some(manifest) = read_checked::<Manifest>(disk, MANIFEST, MANIFEST_MAGIC)? else { return Ok(None) };
+        let manifest = match read_checked::<Plain>(disk, MANIFEST, MANIFEST_MAGIC) {
+            Err(OpenError::Unsupported { version: VERSION_REWOUND, .. }) => {
+                read_version::<Manifest>(disk, MANIFEST, MANIFEST_MAGIC, VERSION_REWOUND)?
+            }
+            found => found?.map(Manifest::from),
+        };
+        let Some(manifest) = manifest else { return Ok(None) };
         let joined = manifest.layers.windows(2).all(|w| w[0].end() == w[1].above);
         let nothing = manifest.flushed == manifest.base && manifest.flushed.end_lsn == Lsn(0);
         let whole = manifest.layers.first().is_none_or(|l| l.above == Lsn(0))
@@ -155,11 +258,15 @@ pub(super) fn load_promise(disk: &dyn Disk) -> Result<Option<Generation>, OpenEr
 
 /// What [`publish`] wrote with [`codec::encode`]; `None`: there is no such file.
 pub(super) fn read_checked<T: bincode::Decode<()>>(disk: &dyn Disk, name: &str, magic: [u8; 4]) -> Result<Option<T>, OpenError> {
+    read_version(disk, name, magic, VERSION)
+}
+
+fn read_version<T: bincode::Decode<()>>(disk: &dyn Disk, name: &str, magic: [u8; 4], version: u16) -> Result<Option<T>, OpenError> {
     if disk.len(name)?.is_none() {
         return Ok(None);
     }
     let bytes = disk.read(name, 0, FILE_BYTES_MAX)?;
-    match codec::decode(&bytes, magic, VERSION) {
+    match codec::decode(&bytes, magic, version) {
         Ok(value) => Ok(Some(value)),
         Err(CodecError::Unsupported(version)) => Err(OpenError::Unsupported { file: name.into(), version }),
         Err(e) => Err(OpenError::Damaged { what: name.into(), reason: e.to_string() }),

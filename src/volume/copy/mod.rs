@@ -22,6 +22,8 @@ mod manifest;
 mod merge;
 mod pages;
 mod record;
+mod rewind;
+mod room;
 mod seed;
 #[cfg(test)]
 mod tests;
@@ -32,6 +34,7 @@ pub use directory::{Directory, TimelineView};
 pub use jobs::{FlushDone, FlushJob, Slice};
 pub use manifest::Origin;
 pub use pages::{PageStore, ReadError};
+pub use rewind::ArchivedTail;
 pub use verify::{FileDamage, FilesVerdict, verify_files};
 
 use crate::base::{Generation, GroupId, Limits, LineageId, LogEnd, Lsn, Seq, TimelineId};
@@ -122,6 +125,8 @@ pub struct Copy {
     /// cut. Only what agrees and is at or below the VDL becomes pages.
     agreed: Seq,
     agreed_with: Generation,
+    /// What became pages here is on the history of the generation that is promised.
+    proven: bool,
     ingested: LogEnd,
     /// Whether `ingested` is a consistency point: only there a memtable may end.
     ingested_consistent: bool,
@@ -148,6 +153,11 @@ pub struct Copy {
     /// The layer that a check is in, and where in the log it is.
     checking: Option<Layer>,
     check_cursor: Option<Cursor>,
+    /// See `room`.
+    low: bool,
+    layer_wants: u64,
+    /// See `jobs`: up to where layers were looked at for what is to come back.
+    reclaim_looked: (Seq, usize),
     failed: Option<String>,
 }
 
@@ -205,13 +215,16 @@ impl Copy {
                 .ok_or_else(|| OpenError::Damaged { what: manifest::MANIFEST.into(), reason: "it names layers and no lineage".into() })?;
             layers.push(Arc::new(directory.layer(lineage, meta)?));
         }
-        let (wal, consistent) = Wal::open(Arc::clone(&disk), &manifest, limits.log_file_bytes)?;
+        let reserve_bytes = limits.reserve_bytes.min(limits.log_file_bytes / 2);
+        directory.reserve().keep(reserve_bytes);
+        let (wal, consistent) = Wal::open(Arc::clone(&disk), &manifest, limits.log_file_bytes, reserve_bytes / room::PIECES)?;
         if wal.end().seq > Seq::ZERO && promised.is_none() {
             return Err(OpenError::Damaged { what: manifest::PROMISE.into(), reason: "it is missing beside a log".into() });
         }
         let flushed = manifest.flushed;
         let distrust = manifest::load_distrust(&*disk)?;
         let pages = PageStore::new(layers, flushed, manifest.folded);
+        pages.promise(promised.unwrap_or(Generation::ZERO));
         if let Some(reason) = &distrust {
             pages.distrust(reason.clone());
         }
@@ -229,6 +242,7 @@ impl Copy {
             vdl: flushed,
             agreed: flushed.seq,
             agreed_with: Generation::ZERO,
+            proven: false,
             ingested: flushed,
             ingested_consistent: true,
             horizon: Lsn::ZERO,
@@ -252,6 +266,9 @@ impl Copy {
             met_in_log: None,
             checking: None,
             check_cursor: None,
+            low: false,
+            layer_wants: 0,
+            reclaim_looked: (Seq::ZERO, 0),
             failed: None,
             wal,
             manifest,
@@ -283,10 +300,12 @@ impl Copy {
             end: *self.wal.end(),
             consistent: self.consistent,
             history: self.wal.history().clone(),
-            ingested: self.ingested.end_lsn,
+            ingested: self.ingested,
             flushed: self.manifest.flushed,
             control_version: self.control.version,
             control: self.control.bytes.clone(),
+            reign: self.manifest.rewinds.reign,
+            archives: self.archives(),
         }
     }
 
@@ -334,6 +353,14 @@ impl Copy {
             CopyRequest::SeedEnd { generation, steps } => self.seed_end(generation, steps, replies),
             CopyRequest::Branch { generation, child, at } => self.branch(generation, child, at, replies),
             CopyRequest::DropBranch { generation, child } => self.drop_branch(generation, child, replies),
+            CopyRequest::Rewind { generation, number, archive, at, reign } => {
+                self.rewind(rewind::Order { generation, number, archive, at, reign }, replies)
+            }
+            CopyRequest::ReadArchive { id, archive, from, bytes_max } => {
+                self.read_archive(id, archive, from, bytes_max, replies);
+                Ok(())
+            }
+            CopyRequest::DropArchive { generation, archive } => self.drop_archive(generation, archive, replies),
         };
         self.fail_on(done, replies);
         self.tell_what_readers_met(replies);
@@ -341,8 +368,13 @@ impl Copy {
 
     /// Writes all frames that were accepted since the last call, in one write and one fsync, and acknowledges them.
     pub fn flush(&mut self, replies: &mut Vec<CopyReply>) {
-        let done = self.flush_pending(replies);
+        let done = self.judge_room_before_flush().and_then(|()| self.flush_pending(replies));
         self.fail_on(done, replies);
+    }
+
+    /// Only frames fill the log; and a copy that is low is asked now and then whether it still is.
+    fn judge_room_before_flush(&mut self) -> Result<(), DiskError> {
+        if self.failed.is_none() && (self.low || self.pending_for.is_some()) { self.judge_room() } else { Ok(()) }
     }
 
     fn fail_on(&mut self, done: Result<(), DiskError>, replies: &mut Vec<CopyReply>) {
@@ -371,8 +403,17 @@ impl Copy {
             self.flush_pending(replies)?;
             manifest::store_promise(&*self.disk, generation)?;
             self.promised = generation;
+            // Its history may be another one than the last writer's.
+            self.proven = false;
+            self.pages.promise(generation);
         }
         Ok(true)
+    }
+
+    /// The log here up to `upto` is that of the generation that is promised.
+    fn proven_upto(&mut self, upto: Lsn, all: bool) {
+        self.proven = all;
+        self.pages.prove(if all { Lsn(u64::MAX) } else { upto });
     }
 
     fn raise(&mut self, generation: Generation, replies: &mut Vec<CopyReply>) -> Result<(), DiskError> {
@@ -409,7 +450,7 @@ impl Copy {
     }
 
     fn appended(&self, generation: Generation) -> CopyReply {
-        CopyReply::Appended { generation, end: *self.wal.end(), ingested: self.ingested.end_lsn }
+        CopyReply::Appended { generation, end: *self.wal.end(), ingested: self.ingested.end_lsn, low: self.low }
     }
 
     /// Frames that are fsynced now.
@@ -533,7 +574,8 @@ impl Copy {
             return true;
         }
         if self.pages.frozen().is_some() {
-            return false;
+            // On a full disk no memtable becomes a layer, no new writes come, and readers want to see those that did.
+            return self.low && self.pages.open_bytes() < self.limits.memtable_bytes_max.saturating_mul(4);
         }
         self.pages.freeze();
         true

@@ -7,7 +7,7 @@
 use super::layer::{Key, Layer, LayerCursor, LayerError};
 use super::manifest::LayerMeta;
 use super::merge::{Fold, Merge, Source};
-use crate::base::{LogEnd, Lsn, PageNo, Seq};
+use crate::base::{Generation, LogEnd, Lsn, PageNo, Seq};
 use crate::log::redo::{Change, Record};
 use crate::volume::DiskError;
 use crate::volume::message::{Damage, Digest};
@@ -100,6 +100,11 @@ pub(super) struct Memtable {
 impl Memtable {
     fn new(above: LogEnd) -> Memtable {
         Memtable { versions: BTreeMap::new(), chains: BTreeMap::new(), bytes: 0, above: above.end_lsn, upto: above }
+    }
+
+    /// What it takes.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// `true`: the page has as many changes behind its last image as there may be.
@@ -207,6 +212,11 @@ struct State {
     /// Oldest first.
     layers: Arc<Vec<Arc<Layer>>>,
     ingested: LogEnd,
+    /// What lies here up to this is on the volume's history, as whoever appends has shown. What is above may be a tail that the volume has
+    /// not: this copy was away when it was rewound.
+    proven: Lsn,
+    /// The newest generation that the copy promised: whoever reads for an older or a newer one may mean another history.
+    promised: Generation,
     folded: Lsn,
     /// Why nothing here is to be read.
     distrusted: Option<String>,
@@ -217,8 +227,9 @@ impl State {
         if let Some(reason) = &self.distrusted {
             return Err(ReadError::Distrusted { reason: reason.clone() });
         }
-        if at > self.ingested.end_lsn {
-            return Err(ReadError::NotYet { at, ingested: self.ingested.end_lsn });
+        let upto = self.ingested.end_lsn.min(self.proven);
+        if at > upto {
+            return Err(ReadError::NotYet { at, ingested: upto });
         }
         if at < self.folded {
             return Err(ReadError::TooOld { at, first: self.folded });
@@ -235,6 +246,8 @@ impl PageStore {
                 frozen: None,
                 layers: Arc::new(layers),
                 ingested: flushed,
+                proven: Lsn::ZERO,
+                promised: Generation::ZERO,
                 folded,
                 distrusted: None,
             }),
@@ -389,7 +402,31 @@ impl PageStore {
     /// Page versions up to here can be read.
     #[must_use]
     pub fn ingested(&self) -> Lsn {
-        self.state.read().ingested.end_lsn
+        let state = self.state.read();
+        state.ingested.end_lsn.min(state.proven)
+    }
+
+    /// Everything here is what it is: nobody appends, and whoever looks wants to see it.
+    pub fn trust(&self) {
+        self.prove(Lsn(u64::MAX));
+    }
+
+    /// Another generation was promised, and has shown nothing yet.
+    pub(super) fn promise(&self, generation: Generation) {
+        let mut state = self.state.write();
+        (state.promised, state.proven) = (generation, Lsn::ZERO);
+    }
+
+    /// Whether the copy heard of `generation`. One that did not is on a history that the volume may have left; after this, a read gives only
+    /// what that generation, or a later one, has shown to be its own.
+    #[must_use]
+    pub fn serves(&self, generation: Generation) -> bool {
+        self.state.read().promised >= generation
+    }
+
+    /// What lies here up to `upto`, and what is taken in behind it, is on the volume's history.
+    pub(super) fn prove(&self, upto: Lsn) {
+        self.state.write().proven = upto;
     }
 
     /// The oldest LSN at which pages can still be read.
@@ -468,11 +505,21 @@ impl PageStore {
         state.open = Memtable::new(base);
         state.frozen = None;
         state.ingested = base;
+        state.proven = Lsn(u64::MAX);
         state.folded = base.end_lsn;
         state.distrusted = None;
         drop(state);
         self.met.lock().damage = None;
         old
+    }
+
+    /// Only what `layers` hold, up to `flushed`, is here any more.
+    pub(super) fn go_back(&self, layers: Vec<Arc<Layer>>, flushed: LogEnd) {
+        let mut state = self.state.write();
+        state.layers = Arc::new(layers);
+        state.open = Memtable::new(flushed);
+        state.frozen = None;
+        state.ingested = flushed;
     }
 
     pub(super) fn metas(layers: &[Arc<Layer>]) -> Vec<LayerMeta> {
@@ -483,11 +530,12 @@ impl PageStore {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::{Epoch, Generation, Seq};
+    use crate::base::{Epoch, Seq};
 
     #[test]
     fn a_page_that_changes_with_every_commit_costs_no_more_to_read() {
         let store = PageStore::new(Vec::new(), LogEnd::EMPTY, Lsn::ZERO);
+        store.trust();
         let (hot, cold) = (PageNo(3), PageNo(9));
         let mut page = vec![0u8; 200];
         let mut states = vec![page.clone()];

@@ -6,8 +6,8 @@
 
 use super::Copy;
 use super::layer::{LayerWriter, Place};
-use super::manifest::Manifest;
-use crate::base::{Generation, Lsn, PageNo};
+use super::manifest::{Manifest, Rewinds};
+use crate::base::{Epoch, Generation, Lsn, PageNo};
 use crate::log::SeedBase;
 use crate::log::redo::{Change, PAGE_BYTES_MAX};
 use crate::volume::{CopyReply, DiskError};
@@ -137,6 +137,8 @@ impl Copy {
             folded: end.end_lsn,
             log_first_number: self.wal.next_number(),
             next_layer: self.next_layer,
+            // Archives stay; the log they were cut from is gone, and a reign is taken up again with what comes behind this.
+            rewinds: Rewinds { cut: None, reign: Epoch::ZERO, ..self.manifest.rewinds.clone() },
         };
         self.directory.store(self.timeline, &manifest)?;
         self.manifest = manifest;
@@ -151,6 +153,7 @@ impl Copy {
         self.vdl = end;
         self.agreed = end.seq;
         self.ingested = end;
+        self.proven = true;
         self.ingested_consistent = true;
         (self.ingest_cursor, self.read_cursor) = (None, None);
         for layer in self.pages.reset(layer, end).iter() {

@@ -70,6 +70,9 @@ pub fn verify_files(disk: &Arc<dyn Disk>) -> FilesVerdict {
             }
             look.verdict.empty = manifest.lineage.is_none() && log.is_empty();
             look.log(log, Some(&manifest));
+            for archive in &manifest.rewinds.archives {
+                look.archive(archive);
+            }
         }
         Ok(None) => {
             look.verdict.empty =
@@ -138,14 +141,20 @@ impl Look<'_> {
     fn log(&mut self, mut numbers: Vec<u64>, manifest: Option<&Manifest>) {
         numbers.sort_unstable();
         let first_number = manifest.map_or(0, |m| m.log_first_number);
+        let cut = manifest.and_then(|m| m.rewinds.cut.as_ref());
+        let held = manifest.map(|m| wal::held_by(&m.rewinds.archives)).unwrap_or_default();
+        let cut_off = |number: u64| cut.is_some_and(|cut| number < cut.below && number > cut.last);
         let mut chain: Vec<(String, Option<(FileHeader, u64)>)> = Vec::new();
         let mut previous: Option<u64> = None;
         for number in numbers.into_iter().rev() {
             // What a seed or a cut replaced, and a crash left.
-            if number < first_number || previous.is_some_and(|p| number > p) {
+            if number < first_number || previous.map_or_else(|| cut_off(number), |p| number > p) {
                 continue;
             }
             let name = wal::name_of(number);
+            if previous.is_some_and(|p| number < p) && held.contains(&number) {
+                continue;
+            }
             if let Some(p) = previous.filter(|p| number < *p) {
                 self.bad(&wal::name_of(p), None, "the file is missing in the middle of the log");
             }
@@ -190,9 +199,30 @@ impl Look<'_> {
         for i in 0..chain.len() {
             let (name, Some((header, at))) = &chain[i] else { continue };
             let next = chain.get(i + 1).and_then(|(_, h)| h.as_ref()).map(|(h, _)| h.before);
-            let newest = i + 1 == chain.len();
+            // Rewound, and nothing was written since: it ends where the manifest says.
+            let ends = cut.filter(|cut| i + 1 == chain.len() && header.number < cut.below).map(|cut| cut.at);
+            let (newest, next) = (i + 1 == chain.len() && ends.is_none(), next.or(ends));
             let flushed = manifest.map_or(Seq::ZERO, |m| m.flushed.seq);
             self.log_file(name, header, *at, next, newest, flushed);
+        }
+    }
+
+    /// The files of a lost tail, up to its end. Those that it shares with the log are read once more.
+    fn archive(&mut self, archive: &manifest::Archive) {
+        let mut files = Vec::new();
+        for &number in &archive.files {
+            let name = wal::name_of(number);
+            self.verdict.files += 1;
+            match FileHeader::read(&**self.disk, &name) {
+                Ok(Ok((header, at))) if header.number == number => files.push((name, header, at)),
+                Ok(Ok(_)) => return self.bad(&name, Some(0), "its header belongs to another file"),
+                Ok(Err(e)) => return self.bad(&name, Some(0), format!("its header is not readable: {e}")),
+                Err(e) => return self.bad(&name, Some(0), e.to_string()),
+            }
+        }
+        for (i, (name, header, at)) in files.iter().enumerate() {
+            let next = files.get(i + 1).map_or(archive.end, |(_, h, _)| h.before);
+            self.log_file(name, header, *at, Some(next), false, Seq::ZERO);
         }
     }
 

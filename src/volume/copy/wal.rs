@@ -11,11 +11,12 @@
 
 use super::OpenError;
 use super::codec::CodecError;
-use super::manifest::{Manifest, TEMPORARY};
+use super::manifest::{Archive, Cut, Manifest, TEMPORARY};
 use super::record::{FileHeader, MARK_BYTES, Record, RecordReader, encode_mark, search_marks};
 use crate::base::{LineageId, LogEnd, Seq};
 use crate::log::{FRAME_HEADER_BYTES, Frame, History};
 use crate::volume::{Disk, DiskError};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// One entry of the sparse index per so many bytes of log.
@@ -27,6 +28,10 @@ pub(super) struct Wal {
     disk: Arc<dyn Disk>,
     lineage: Option<LineageId>,
     file_bytes: u64,
+    /// Of a file that is begun on a full disk; 0: none is.
+    small_file_bytes: u64,
+    /// The last file is written on up to here.
+    capacity: u64,
     /// Oldest first.
     files: Vec<LogFile>,
     /// Where the last file is written on; `None`: the next batch begins a new file.
@@ -39,6 +44,8 @@ pub(super) struct Wal {
     base: LogEnd,
     end: LogEnd,
     history: History,
+    /// Files of archives: they stay when the log does without them.
+    held: BTreeSet<u64>,
 }
 
 struct LogFile {
@@ -110,7 +117,12 @@ impl LogFile {
 impl Wal {
     /// Finds the log's end and makes it certain. Reads only files that hold frames above the manifest's `flushed`; of the
     /// others only the header. Also gives the last consistency point.
-    pub(super) fn open(disk: Arc<dyn Disk>, manifest: &Manifest, file_bytes: u64) -> Result<(Wal, LogEnd), OpenError> {
+    pub(super) fn open(
+        disk: Arc<dyn Disk>,
+        manifest: &Manifest,
+        file_bytes: u64,
+        small_file_bytes: u64,
+    ) -> Result<(Wal, LogEnd), OpenError> {
         let flushed = manifest.flushed;
         let mut numbers: Vec<u64> = disk.list()?.iter().filter_map(|n| number_of(n)).collect();
         numbers.sort_unstable();
@@ -118,13 +130,16 @@ impl Wal {
         let mut wal = Wal {
             lineage: manifest.lineage,
             file_bytes,
+            small_file_bytes,
+            capacity: file_bytes,
             files: Vec::new(),
             write_at: None,
             merge_last: false,
-            next_number: (newest_number + 1).max(manifest.log_first_number),
+            next_number: (newest_number + 1).max(manifest.log_first_number).max(manifest.rewinds.cut.as_ref().map_or(0, |c| c.below)),
             base: manifest.base,
             end: manifest.base,
             history: manifest.base_history.clone(),
+            held: held_by(&manifest.rewinds.archives),
             disk,
         };
         let chain = wal.chain(&numbers, manifest)?;
@@ -142,24 +157,75 @@ impl Wal {
                 wal.check_whole(i, &pair[1].0.before, &flushed, &mut consistent)?;
             }
         }
-        wal.find_end(newest, &flushed, &mut consistent)?;
+        match manifest.rewinds.cut.as_ref().filter(|cut| newest.number < cut.below) {
+            Some(cut) => {
+                if cut.at.seq > flushed.seq {
+                    wal.check_whole(chain.len() - 1, &cut.at, &flushed, &mut consistent)?;
+                }
+                wal.end = cut.at;
+                wal.history = cut.history.clone();
+            }
+            None => wal.find_end(newest, &flushed, &mut consistent)?,
+        }
         Ok((wal, consistent))
+    }
+
+    /// The log of an archive, to be read only.
+    pub(super) fn of_archive(disk: Arc<dyn Disk>, archive: &Archive) -> Result<Wal, OpenError> {
+        let mut files: Vec<LogFile> = Vec::new();
+        let mut lineage = None;
+        for &number in &archive.files {
+            let name = name_of(number);
+            let (header, content_at) = match FileHeader::read(&*disk, &name)? {
+                Ok(found) => found,
+                Err(CodecError::Unsupported(version)) => return Err(OpenError::Unsupported { file: name, version }),
+                Err(e) => return Err(damaged(&name, format!("its header is not readable: {e}"))),
+            };
+            let joined = files.last().map_or(header.before.seq <= archive.from.seq, |f| f.before.seq < header.before.seq);
+            if header.number != number || !joined || lineage.is_some_and(|l| l != header.lineage) {
+                return Err(damaged(&name, "its header belongs to another log"));
+            }
+            lineage = Some(header.lineage);
+            files.push(LogFile::new(&header, content_at));
+        }
+        if files.is_empty() {
+            return Err(damaged("log", "the archive names no file"));
+        }
+        Ok(Wal {
+            lineage,
+            file_bytes: 0,
+            small_file_bytes: 0,
+            capacity: 0,
+            files,
+            write_at: None,
+            merge_last: false,
+            next_number: u64::MAX,
+            base: archive.from,
+            end: archive.end,
+            history: History::default(),
+            held: BTreeSet::new(),
+            disk,
+        })
     }
 
     /// Reads headers from the newest file down, drops files that are void, and gives the chain, oldest first.
     fn chain(&self, numbers: &[u64], manifest: &Manifest) -> Result<Vec<(FileHeader, u64)>, OpenError> {
         let mut chain: Vec<(FileHeader, u64)> = Vec::new();
+        let cut_off = |number: u64| manifest.rewinds.cut.as_ref().is_some_and(|cut| number < cut.below && number > cut.last);
         for &number in numbers.iter().rev() {
             let name = name_of(number);
             let newer = chain.last().map(|(h, _)| h);
-            if number < manifest.log_first_number || newer.is_some_and(|n| number > n.previous) {
-                // A seed or a cut replaced it and the crash came before it was removed.
-                self.disk.remove(&name)?;
+            if number < manifest.log_first_number || newer.map_or_else(|| cut_off(number), |n| number > n.previous) {
+                // A seed or a cut replaced it and the crash came before it was removed, or an archive has it.
+                self.discard(number)?;
                 continue;
             }
             if let Some(newer) = newer
                 && number < newer.previous
             {
+                if self.held.contains(&number) {
+                    continue; // the log was trimmed, an archive has it still
+                }
                 return Err(damaged(&name_of(newer.previous), "the file is missing in the middle of the log"));
             }
             let (header, content_at) = match FileHeader::read(&*self.disk, &name)? {
@@ -320,7 +386,7 @@ impl Wal {
         let Some(last) = frames.last() else { return Ok(()) };
         let bytes: u64 = frames.iter().map(|f| f.bytes().len() as u64).sum();
         match self.write_at {
-            Some(at) if at + MARK_BYTES as u64 + bytes <= self.file_bytes => {
+            Some(at) if at + MARK_BYTES as u64 + bytes <= self.capacity => {
                 let lineage = self.lineage.expect("BUG: a log with files has a lineage");
                 let file = self.files.last_mut().expect("BUG: there is a file to write on");
                 let mut parts = Vec::with_capacity(frames.len() + 1);
@@ -390,15 +456,22 @@ impl Wal {
         };
         self.next_number += 1;
         let temporary = format!("log{TEMPORARY}");
-        match self.disk.allocate(&temporary, self.file_bytes) {
-            // When a copy is opened it must not need room for more than what it has to write again.
-            Err(DiskError::Full { .. }) if !reserve => {}
-            other => other?,
-        }
         let mut parts = vec![header.encode()];
         let content_at = parts[0].len() as u64;
         parts.extend(frames.iter().map(|f| f.bytes().clone()));
         let len: u64 = parts.iter().map(|p| p.len() as u64).sum();
+        self.capacity = self.file_bytes;
+        match self.disk.allocate(&temporary, self.file_bytes) {
+            Err(DiskError::Full { .. }) if self.small_file_bytes > 0 => {
+                // What was allocated of it is in the way of what comes now, out of the copy's reserve.
+                self.disk.remove(&temporary)?;
+                self.capacity = len.max(self.small_file_bytes);
+                self.disk.allocate(&temporary, self.capacity)?;
+            }
+            // When a copy is opened it must not need room for more than what it has to write again.
+            Err(DiskError::Full { .. }) if !reserve => {}
+            other => other?,
+        }
         self.disk.write(&temporary, 0, &parts)?;
         self.disk.sync(&temporary)?;
         let file = LogFile::new(&header, content_at);
@@ -408,7 +481,57 @@ impl Wal {
         self.write_at = Some(len);
         self.merge_last = false;
         for file in void {
-            self.disk.remove(&file.name)?;
+            self.discard(file.number)?;
+        }
+        Ok(())
+    }
+
+    /// The log does without a file.
+    fn discard(&self, number: u64) -> Result<(), DiskError> {
+        if self.held.contains(&number) { Ok(()) } else { self.disk.remove(&name_of(number)) }
+    }
+
+    /// The files that hold everything behind `from`, oldest first.
+    pub(super) fn files_behind(&self, from: Seq) -> Vec<u64> {
+        let first = self.files.partition_point(|f| f.before.seq <= from).saturating_sub(1);
+        self.files[first..].iter().map(|f| f.number).collect()
+    }
+
+    /// What a manifest must say for the log to end at `at`, which lies in it behind its beginning.
+    pub(super) fn cut_at(&self, at: LogEnd) -> Cut {
+        let kept = self.files.partition_point(|f| f.before.seq < at.seq);
+        let last = self.files[kept.checked_sub(1).expect("BUG: the log begins before the cut")].number;
+        let mut history = self.history.clone();
+        history.cut_from(at.seq.next());
+        Cut { below: self.next_number, last, at, history }
+    }
+
+    /// Ends where the manifest that is in place says. The next frame begins a new file.
+    pub(super) fn cut(&mut self, cut: &Cut) -> Result<(), DiskError> {
+        let void = self.files.split_off(self.files.partition_point(|f| f.before.seq < cut.at.seq));
+        if let Some(last) = self.files.last_mut() {
+            let kept = last.index.partition_point(|(seq, _)| *seq <= cut.at.seq).max(1);
+            last.index.truncate(kept);
+        }
+        self.end = cut.at;
+        self.history = cut.history.clone();
+        self.write_at = None;
+        self.merge_last = false;
+        for file in void {
+            self.discard(file.number)?;
+        }
+        Ok(())
+    }
+
+    /// Files of `archives` stay from now on; those of others that the log does without may go.
+    pub(super) fn hold(&mut self, archives: &[Archive]) {
+        self.held = held_by(archives);
+    }
+
+    /// Removes files that an archive let go and the log does without.
+    pub(super) fn discard_all(&self, numbers: &[u64]) -> Result<(), DiskError> {
+        for &number in numbers.iter().filter(|n| self.files.iter().all(|f| f.number != **n)) {
+            self.discard(number)?;
         }
         Ok(())
     }
@@ -482,7 +605,7 @@ impl Wal {
     /// Removes files whose frames all lie below `below`; never the newest.
     pub(super) fn trim(&mut self, below: Seq) -> Result<(), DiskError> {
         while self.files.len() > 1 && self.files[1].before.seq < below {
-            self.disk.remove(&self.files[0].name)?;
+            self.discard(self.files[0].number)?;
             self.files.remove(0);
         }
         Ok(())
@@ -497,10 +620,14 @@ impl Wal {
         self.write_at = None;
         self.merge_last = false;
         for file in std::mem::take(&mut self.files) {
-            self.disk.remove(&file.name)?;
+            self.discard(file.number)?;
         }
         Ok(())
     }
+}
+
+pub(super) fn held_by(archives: &[Archive]) -> BTreeSet<u64> {
+    archives.iter().flat_map(|a| a.files.iter().copied()).collect()
 }
 
 fn check_flushed(name: &str, end: &LogEnd, flushed: &LogEnd) -> Result<(), OpenError> {

@@ -2,8 +2,8 @@
 
 use super::engine::Engine;
 use super::{Options, PASSWORD, Server, code, connect};
-use crate::endpoint::Port;
-use crate::endpoint::pg::{PgSettings, ScramVerifier, Shared, refuse};
+use crate::endpoint::pg::{PgSettings, ScramVerifier, Shared};
+use crate::endpoint::{Port, SqlService, SqlSession};
 use crate::head::sql::SqlError;
 use bytes::Bytes;
 use futures::{SinkExt, StreamExt, TryStreamExt};
@@ -416,22 +416,29 @@ async fn garbage_does_no_harm() {
     good.batch_execute("select 1").await.unwrap();
 }
 
+/// Gives no sessions.
+struct Nobody;
+
+#[async_trait::async_trait]
+impl SqlService for Nobody {
+    async fn open(&self, _port: Port) -> Result<Box<dyn SqlSession>, SqlError> {
+        Err(SqlError::new("57P03", "the primary us-east cannot be reached").hint("parhelion status"))
+    }
+
+    fn parameters(&self, _port: Port) -> Vec<(String, String)> {
+        Vec::new()
+    }
+}
+
 #[tokio::test]
-async fn a_port_without_a_server_can_say_why() {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
-    tokio::spawn(async move {
-        let (stream, _) = listener.accept().await.unwrap();
-        refuse(stream, &SqlError::new("57P03", "the primary us-east cannot be reached").hint("parhelion status")).await;
-    });
-    let mut config = tokio_postgres::Config::new();
-    config.host("127.0.0.1").port(port).user("app").password(PASSWORD).ssl_mode(tokio_postgres::config::SslMode::Prefer);
-    let e = connect(&config).await.err().unwrap();
+async fn a_service_without_sessions_can_say_why() {
+    let server = Server::with(Options::default(), Arc::new(Nobody)).await;
+    let e = connect(&server.config()).await.err().unwrap();
     assert_eq!(code(&e), "57P03");
     assert_eq!(e.as_db_error().unwrap().hint(), Some("parhelion status"));
 }
 
-fn message(kind: u8, parts: &[&[u8]]) -> Vec<u8> {
+pub fn message(kind: u8, parts: &[&[u8]]) -> Vec<u8> {
     let body = parts.concat();
     let mut m = vec![kind];
     m.extend_from_slice(&u32::try_from(body.len() + 4).unwrap().to_be_bytes());
@@ -440,12 +447,12 @@ fn message(kind: u8, parts: &[&[u8]]) -> Vec<u8> {
 }
 
 /// A logged-in connection whose bytes the test writes itself. The login is a driver's, spoken through a relay.
-struct Raw {
+pub struct Raw {
     stream: TcpStream,
 }
 
 impl Raw {
-    async fn login(server: &Server) -> Raw {
+    pub async fn login(server: &Server) -> Raw {
         // The driver logs in over one end of a pipe; when it is ready, the socket behind the pipe is ours.
         let mut stream = TcpStream::connect(server.address).await.unwrap();
         let (mut near, far) = tokio::io::duplex(65_536);
@@ -469,7 +476,7 @@ impl Raw {
         Raw { stream }
     }
 
-    async fn send(&mut self, bytes: &[u8]) {
+    pub async fn send(&mut self, bytes: &[u8]) {
         self.stream.write_all(bytes).await.unwrap();
     }
 
@@ -482,7 +489,7 @@ impl Raw {
     }
 
     /// The types of the answers up to ReadyForQuery, and the last field of the last row.
-    async fn until_ready(&mut self) -> (String, String) {
+    pub async fn until_ready(&mut self) -> (String, String) {
         let (mut kinds, mut last) = (String::new(), String::new());
         loop {
             let (kind, body) = self.one().await.expect("an answer");

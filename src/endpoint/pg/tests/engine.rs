@@ -31,8 +31,9 @@ struct LiteSession {
     tx: TxState,
 }
 
+#[async_trait]
 impl SqlService for Engine {
-    fn open(&self, port: Port) -> Result<Box<dyn SqlSession>, SqlError> {
+    async fn open(&self, port: Port) -> Result<Box<dyn SqlSession>, SqlError> {
         let connection = Connection::open(&self.path).expect("opens");
         connection.busy_timeout(std::time::Duration::from_secs(10)).expect("sets");
         connection.pragma_update(None, "query_only", port == Port::Reader).expect("sets");
@@ -115,7 +116,7 @@ fn run(c: &Connection, sql: &str, params: &[Value], reply: oneshot::Sender<Resul
             return Ok(());
         }
         let (to, rows) = mpsc::channel(2);
-        let _ = reply.take().expect("once").send(Ok(Outcome::Rows { columns: columns(&s), rows }));
+        let _ = reply.take().expect("once").send(Ok(Outcome::Rows { columns: columns(&s), rows: crate::head::sql::RowStream::new(rows) }));
         stream = Some(to.clone());
         let width = s.column_count();
         let mut found = s.raw_query();

@@ -1,12 +1,12 @@
 //! The protocol as clients see it: tokio-postgres, psql and pgbench against a port, and bytes that no client sends.
 
 mod clients;
-mod driver;
+pub mod driver;
 mod engine;
 mod infer;
 
 use super::{PgSettings, ScramVerifier, accept, serve};
-use crate::endpoint::Port;
+use crate::endpoint::{Port, SqlService};
 use engine::Engine;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -38,7 +38,7 @@ impl Server {
         Server::with(Options::default(), Arc::new(Engine::new())).await
     }
 
-    pub async fn with(options: Options, engine: Arc<Engine>) -> Server {
+    pub async fn with(options: Options, service: Arc<dyn SqlService>) -> Server {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("an address");
         let settings = PgSettings {
@@ -52,7 +52,7 @@ impl Server {
         let (stop, shutdown) = watch::channel(false);
         let (hand, incoming) = tokio::sync::mpsc::channel(64);
         tokio::spawn(accept(listener, shutdown.clone(), move |connection| drop(hand.try_send(connection))));
-        let task = tokio::spawn(serve(incoming, options.port, Arc::new(settings), engine, shutdown));
+        let task = tokio::spawn(serve(incoming, options.port, Arc::new(settings), service, shutdown));
         Server { address, stop, task }
     }
 

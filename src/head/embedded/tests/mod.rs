@@ -2,6 +2,7 @@
 //! nothing durable before it is told.
 
 mod replication;
+mod roles;
 mod security;
 mod sql;
 mod transactions;
@@ -83,6 +84,15 @@ impl Volume {
         if let Some(engine) = engine {
             engine.advance(end, frames);
         }
+    }
+
+    /// Another history takes the place of this one, as when a copy is rewound; the engine is told.
+    pub fn replace(&self, log: &[Frame]) {
+        let engine = std::mem::take(&mut *self.engine.lock());
+        *self.state.lock() = State::default();
+        self.settle(log);
+        engine.upgrade().expect("a region's engine").reset(self.end());
+        *self.engine.lock() = engine;
     }
 
     fn drive(&self) {
@@ -170,7 +180,11 @@ impl Region {
     }
 
     pub fn open(&self, generation: u64) {
-        let pen = Pen::new(Epoch(1), Generation(generation), self.volume.end(), 64 << 10);
+        self.open_as(1, generation);
+    }
+
+    pub fn open_as(&self, epoch: u64, generation: u64) {
+        let pen = Pen::new(Epoch(epoch), Generation(generation), self.volume.end(), 64 << 10);
         self.engine.open_writer(pen, self.volume.clone()).unwrap();
     }
 

@@ -218,7 +218,7 @@ async fn losing_the_role_ends_transactions_and_tells_what_is_unknown() {
     let unknown = tokio::spawn(async move { code(&mut s, "INSERT INTO t VALUES (5, 5)").await });
     until(|| region.engine.stats().commits_waiting == 1).await;
     region.engine.close_writer("fenced".to_string());
-    assert_eq!(unknown.await.unwrap(), "40003");
+    assert_eq!(unknown.await.unwrap(), "08007");
     assert_eq!(number(&mut owner, "SELECT count(*) FROM t").await, 1);
     region.volume.go_on();
     until(|| region.volume.pending() == 0 && region.engine.visible() == region.volume.end().end_lsn).await;

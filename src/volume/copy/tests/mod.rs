@@ -3,6 +3,7 @@
 mod crash;
 mod damage;
 mod place;
+mod rewind;
 mod rules;
 mod scrub;
 mod timelines;
@@ -29,6 +30,7 @@ struct World {
     before: LogEnd,
     images: BTreeMap<Lsn, Image>,
     prng: Prng,
+    epoch: Epoch,
     generation: Generation,
 }
 
@@ -40,6 +42,7 @@ impl World {
             before: LogEnd::EMPTY,
             images: BTreeMap::from([(Lsn(0), Image::new())]),
             prng,
+            epoch: Epoch(1),
             generation: Generation(1),
         };
         world.control(&ControlFrame::EpochStart { lineage: LINEAGE });
@@ -60,7 +63,7 @@ impl World {
     }
 
     fn control(&mut self, control: &ControlFrame) {
-        self.frames.push(control.encode(&self.end(), Epoch(1), self.generation, UnixMicros(1)));
+        self.frames.push(control.encode(&self.end(), self.epoch, self.generation, UnixMicros(1)));
     }
 
     fn image(&self, at: Lsn) -> &Image {
@@ -70,7 +73,7 @@ impl World {
     /// A mini-transaction of one to three frames.
     fn write(&mut self) -> Vec<Frame> {
         let payloads: Vec<Vec<u8>> = (0..self.prng.between(1, 3)).map(|_| self.payload()).collect();
-        let mut pen = Pen::new(Epoch(1), self.generation, self.end(), 4096);
+        let mut pen = Pen::new(self.epoch, self.generation, self.end(), 4096);
         let frames = pen.write(&payloads, true, UnixMicros(1));
         for frame in &frames {
             let mut image = self.image(frame.header().first_lsn).clone();
@@ -182,7 +185,8 @@ fn open(disk: &Arc<SimDisk>) -> Copy {
 }
 
 fn try_open(disk: &Arc<SimDisk>) -> Result<Copy, OpenError> {
-    Copy::open(Arc::clone(disk) as Arc<dyn Disk>, &Limits::tiny())
+    // What lies there is looked at without an appender, which would show that it is on the volume's history.
+    Copy::open(Arc::clone(disk) as Arc<dyn Disk>, &Limits::tiny()).inspect(|copy| copy.pages().trust())
 }
 
 /// What the driver does: all requests, one flush, and then everything that is to do in the background.

@@ -170,6 +170,9 @@ impl Disk for Counting {
     fn allocate(&self, name: &str, len: u64) -> Result<(), DiskError> {
         self.disk.allocate(name, len)
     }
+    fn room(&self) -> u64 {
+        self.disk.room()
+    }
     fn sync(&self, name: &str) -> Result<(), DiskError> {
         self.disk.sync(name)
     }

@@ -11,8 +11,12 @@ fn directory(disk: &Arc<SimDisk>) -> Arc<Directory> {
     Directory::open(Arc::clone(disk) as Arc<dyn Disk>).unwrap()
 }
 
+fn try_open_in(directory: &Arc<Directory>, timeline: TimelineId) -> Result<Copy, OpenError> {
+    Copy::open_in(directory, GroupId(0), timeline, &Limits::tiny()).inspect(|copy| copy.pages().trust())
+}
+
 fn open_in(directory: &Arc<Directory>, timeline: TimelineId) -> Copy {
-    Copy::open_in(directory, GroupId(0), timeline, &Limits::tiny()).unwrap()
+    try_open_in(directory, timeline).unwrap()
 }
 
 /// What a branch behind the first `keep` frames writes, as `generation`.
@@ -123,11 +127,11 @@ fn a_child_shares_layers_and_both_sides_are_read_and_written() {
             check(&child, &other, 7);
             match round {
                 2 => {
-                    parent = Copy::open_in(&dir, GroupId(0), TimelineId::ROOT, &Limits::tiny()).unwrap();
+                    parent = try_open_in(&dir, TimelineId::ROOT).unwrap();
                     write_all(&mut parent, &world, world.frames.len(), Lsn(0));
                 }
                 4 => {
-                    child = Copy::open_in(&dir, GroupId(0), CHILD, &Limits::tiny()).unwrap();
+                    child = try_open_in(&dir, CHILD).unwrap();
                     write_all(&mut child, &other, other.frames.len(), Lsn(0));
                 }
                 _ => {}
@@ -165,7 +169,7 @@ fn a_child_shares_layers_and_both_sides_are_read_and_written() {
         drop(child);
         let open = open_in(&dir, TimelineId(9));
         drop_branch(&mut parent, CHILD);
-        assert!(matches!(Copy::open_in(&dir, GroupId(0), CHILD, &Limits::tiny()), Err(OpenError::Dropped { .. })));
+        assert!(matches!(try_open_in(&dir, CHILD), Err(OpenError::Dropped { .. })));
         check(&grandchild, &third, 5);
         check(&parent, &world, 9);
         drop_branch(&mut parent, GRANDCHILD);
@@ -284,7 +288,7 @@ fn a_branch_that_cannot_be_is_refused_with_a_sentence_and_the_same_again_is_answ
     }
     drop((parent, dir));
     let dir = directory(&disk);
-    assert!(matches!(Copy::open_in(&dir, GroupId(0), CHILD, &Limits::tiny()), Err(OpenError::Dropped { .. })), "also after a restart");
+    assert!(matches!(try_open_in(&dir, CHILD), Err(OpenError::Dropped { .. })), "also after a restart");
 }
 
 #[test]
@@ -335,7 +339,7 @@ fn a_childs_damaged_manifest_costs_only_the_child() {
     let name = disk.list().unwrap().into_iter().find(|n| n.starts_with('t') && n.ends_with(manifest::MANIFEST)).unwrap();
     disk.flip(&name, 40);
     let dir = directory(&disk);
-    assert!(matches!(Copy::open_in(&dir, GroupId(0), CHILD, &Limits::tiny()), Err(OpenError::Damaged { .. })));
+    assert!(matches!(try_open_in(&dir, CHILD), Err(OpenError::Damaged { .. })));
     let mut parent = open_in(&dir, TimelineId::ROOT);
     let before = layer_files(&disk);
     for _ in 0..5 {
@@ -414,19 +418,19 @@ impl Run {
     fn run(&mut self, disk: &Arc<SimDisk>) -> Option<()> {
         let dir = Directory::open(Arc::clone(disk) as Arc<dyn Disk>).ok()?;
         let (ends, points) = (self.worlds.clone().map(|w| w.frames.len()), self.acked);
-        let mut parent = Copy::open_in(&dir, GroupId(0), TimelineId::ROOT, &Limits::tiny()).ok()?;
+        let mut parent = try_open_in(&dir, TimelineId::ROOT).ok()?;
         self.write(&mut parent, 0, ends[0] - 10)?;
         let generation = self.worlds[0].generation;
         let order = CopyRequest::Branch { generation, child: CHILD, at: points[1] };
         self.order(&mut parent, 1, order, Said::Ordered, Said::Whole)?;
-        let mut child = Copy::open_in(&dir, GroupId(0), CHILD, &Limits::tiny()).ok()?;
+        let mut child = try_open_in(&dir, CHILD).ok()?;
         self.write(&mut child, 1, ends[1])?;
         let vdl = child.state().consistent;
         let generation = self.worlds[1].generation;
         drive(&mut child, vec![self.worlds[1].append(Vec::new(), vdl)]);
         let order = CopyRequest::Branch { generation, child: GRANDCHILD, at: points[2] };
         self.order(&mut child, 2, order, Said::Ordered, Said::Whole)?;
-        let mut grandchild = Copy::open_in(&dir, GroupId(0), GRANDCHILD, &Limits::tiny()).ok()?;
+        let mut grandchild = try_open_in(&dir, GRANDCHILD).ok()?;
         self.write(&mut grandchild, 2, ends[2])?;
         self.write(&mut parent, 0, ends[0])?;
         drop(child);
@@ -457,8 +461,7 @@ impl Run {
                 assert!(i == 0 || left.is_empty(), "{label}: {left:?}");
                 continue;
             }
-            let mut copy =
-                Copy::open_in(&dir, GroupId(0), timeline, &Limits::tiny()).unwrap_or_else(|e| panic!("{label}: timeline {timeline}: {e}"));
+            let mut copy = try_open_in(&dir, timeline).unwrap_or_else(|e| panic!("{label}: timeline {timeline}: {e}"));
             let end = copy.state().end;
             if i == 0 || self.said[i] != Said::Ordered {
                 assert!(end.seq >= self.acked[i].seq, "{label}: {end} of timeline {timeline}, {} was acknowledged", self.acked[i]);
@@ -490,7 +493,7 @@ fn a_branch_and_a_drop_are_whole_or_not_at_all_wherever_the_power_goes() {
                 // Again, while it is put in order.
                 disk.cut_power_at(1 + n % 5);
                 if let Ok(dir) = Directory::open(Arc::clone(&disk) as Arc<dyn Disk>) {
-                    let _ = Copy::open_in(&dir, GroupId(0), TimelineId::ROOT, &Limits::tiny());
+                    let _ = try_open_in(&dir, TimelineId::ROOT);
                 }
                 disk.crash();
                 disk.restart();

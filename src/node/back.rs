@@ -1,0 +1,134 @@
+//! The way back of an old primary (protocol.md rules 21 to 23): what it has beyond the new history is archived, cut, read and told.
+//!
+//! Story: the new primary compares the logs' terms and says where they part. The volume goes back to that point in all copies, and what was cut
+//! stays there as an archive. Then it is read once, frame by frame, and counted: the failover's record becomes exact. A crash anywhere is
+//! harmless: the volume is cut or it is not, and the archive is counted again by whoever starts next.
+//!
+//! Decides what counts as lost; never cuts anything itself (the volume does), and never drops an archive.
+
+use super::{Node, Stage};
+use crate::base::{ConnId, Epoch, GroupId, Instant, LogEnd, RegionName, Seq, TimelineId, UnixMicros};
+use crate::control::{Input, LostTail};
+use crate::log::{Flags, LogOutcome};
+use crate::volume::archive_id;
+
+/// Read at once.
+const READ_BYTES: usize = 1 << 20;
+
+/// An archive that is being counted.
+#[derive(Debug)]
+pub(super) struct Counting {
+    tag: u64,
+    archive: TimelineId,
+    end: LogEnd,
+    tail: LostTail,
+}
+
+impl Node {
+    /// The primary of a later epoch says that this region's log goes on behind `common` otherwise than its own.
+    pub(super) fn parts_at(&mut self, now: Instant, conn: ConnId, epoch: Epoch, primary: &RegionName, common: Seq, end: Option<LogEnd>) {
+        let own = *self.appender.end();
+        let history = self.appender.history();
+        let at = history.end_of_term_at(common).or(end.filter(|e| history.contains(e)));
+        let (true, Some(at)) = (self.roles.may_receive(epoch) && epoch > own.epoch, at) else {
+            let what = format!("{primary} of epoch {epoch} says that this log, which ends at {own}, parts from its own at seq {common}");
+            return self.unlink(now, conn, what);
+        };
+        self.stop_following(now, "going back to where the histories part");
+        self.note(
+            "rewinding",
+            format!("{primary} reigns since epoch {epoch} behind {at}; what this region has beyond, up to {own}, is archived and cut"),
+        );
+        self.stage = Stage::GoingBack { primary: primary.clone() };
+        self.appender.rewind(now, archive_id(&at, own.epoch), at, epoch);
+    }
+
+    /// The volume stands at `at`, which the history that is followed has, too.
+    pub(super) fn rewound(&mut self, now: Instant, at: LogEnd) {
+        self.note("rewound", format!("the volume went back to {at}; what was cut is archived"));
+        let Stage::GoingBack { primary } = &self.stage else { return };
+        let primary = primary.clone();
+        self.stage = Stage::Following;
+        self.roles.unsettled = false;
+        self.follower.look_for(now, primary);
+        self.count_archives(now);
+    }
+
+    pub(super) fn cannot_rewind(&mut self, reason: &str) {
+        let reason = format!(
+            "this region's log goes on otherwise than the primary's, and cannot be taken back: {reason}. What it has that the primary has not is \
+             kept. Move its data directory away (it is what `parhelion salvage` reads) and start it again: it is seeded"
+        );
+        self.note("halted", reason.clone());
+        self.stage = Stage::Halted { reason };
+    }
+
+    /// The log of an old primary is a prefix of the new history: its failover lost nothing, and that is exact now.
+    pub(super) fn nothing_was_lost(&mut self) {
+        let end = *self.appender.vdl();
+        let Some(new_epoch) = self.epoch_after(&end) else { return };
+        if self.ledger().is_none_or(|l| l.failover_into(new_epoch).is_none()) {
+            return; // it was handed over
+        }
+        let none = LostTail { new_epoch, from: end, to: end, commits: 0, from_time: None, to_time: None };
+        self.untold.push(none);
+    }
+
+    /// The first reign that did not take what a log has that ends there.
+    fn epoch_after(&self, end: &LogEnd) -> Option<Epoch> {
+        let chain = &self.control.as_ref()?.voter.chain;
+        chain.entries().iter().find(|e| e.epoch > end.epoch).map(|e| e.epoch)
+    }
+
+    /// Reads the archives that no complete record tells of.
+    pub(super) fn count_archives(&mut self, now: Instant) {
+        if self.counting.is_some() {
+            return;
+        }
+        let archives = self.appender.archives();
+        let next = archives.into_iter().filter(|a| a.end.seq > a.base.seq).find_map(|archive| {
+            let chain = &self.control.as_ref()?.voter.chain;
+            // The reign that began behind the base or before it, after the tail's own.
+            let reign = chain.entries().iter().find(|e| e.epoch > archive.end.epoch && e.base.seq <= archive.end.seq)?;
+            let record = self.ledger()?.failover_into(reign.epoch)?;
+            (!record.complete).then_some((archive, reign.epoch))
+        });
+        let Some((archive, new_epoch)) = next else { return };
+        let tag = self.next_tag;
+        self.next_tag += 1;
+        let tail = LostTail { new_epoch, from: archive.base, to: archive.end, commits: 0, from_time: None, to_time: None };
+        self.counting = Some(Counting { tag, archive: archive.id, end: archive.end, tail });
+        self.appender.read_archive(now, tag, GroupId(0), archive.id, archive.base.seq.next(), READ_BYTES);
+    }
+
+    /// A part of the archive that is counted; `false`: it is somebody else's read.
+    pub(super) fn counted(&mut self, now: Instant, tag: u64, outcome: &LogOutcome) -> bool {
+        let Some(counting) = self.counting.as_mut().filter(|c| c.tag == tag) else { return false };
+        let LogOutcome::Frames(frames) = outcome else {
+            self.note("archive_unreadable", format!("a lost tail cannot be read yet: {outcome:?}; it is tried again at the next start"));
+            self.counting = None;
+            return true;
+        };
+        for frame in frames {
+            let h = frame.header();
+            if h.flags.has(Flags::USER_COMMIT) {
+                let at: UnixMicros = h.source_time;
+                counting.tail.commits += 1;
+                counting.tail.from_time = Some(counting.tail.from_time.map_or(at, |t| t.min(at)));
+                counting.tail.to_time = Some(counting.tail.to_time.map_or(at, |t| t.max(at)));
+            }
+        }
+        let (archive, last) = (counting.archive, frames.last().map(crate::log::Frame::seq));
+        if let Some(last) = last.filter(|last| *last < counting.end.seq) {
+            self.appender.read_archive(now, tag, GroupId(0), archive, last.next(), READ_BYTES);
+            return true;
+        }
+        let tail = self.counting.take().expect("BUG: it was just there").tail;
+        self.note(
+            "lost_tail_read",
+            format!("{} commits of this region were lost by the failover into epoch {}", tail.commits, tail.new_epoch),
+        );
+        self.tell(now, Input::TailRead(tail));
+        true
+    }
+}

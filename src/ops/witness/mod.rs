@@ -1,0 +1,149 @@
+//! `parhelion witness --config FILE`: a member that votes and holds no data, so that two regions can tell which of them is cut off.
+//!
+//! Decides the order of starting and stopping. What is granted and voted for is decided by the control core ([`crate::control`]), whose
+//! state is on the disk before anything that depends on it leaves. It knows no log and no SQL, and its certificate gets it none.
+
+pub mod config;
+mod voter;
+
+use super::region::{RunOptions, lock, until_told};
+use crate::control::Control;
+use crate::endpoint::http::{self, MemberView};
+use crate::io::clock;
+use crate::io::control_link::ControlLinks;
+use crate::io::disk::FileDisk;
+use crate::io::link::{self, Arrival};
+use crate::io::quic::{Quic, QuicSettings, RefusalKind};
+use crate::io::slots::Slots;
+use crate::io::tls::{Material, Subject};
+use crate::node::report::{ControlReport, PeerReport};
+use crate::ops::admin::{AdminAnswer, AdminRequest};
+use anyhow::Context as _;
+use config::WitnessConfig;
+use parking_lot::RwLock;
+use std::sync::Arc;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use voter::Voter;
+
+/// Runs the witness of `config` until `shutdown` says so.
+///
+/// # Errors
+/// When it cannot start, or can keep its promises no longer, with a sentence that says what to do.
+pub async fn run(config: WitnessConfig, options: RunOptions, shutdown: watch::Receiver<bool>) -> anyhow::Result<()> {
+    let name = config.name.clone();
+    let _lock = lock(&config.data_dir, &config.file, &format!("the witness {name}"))?;
+    let material = Material::load_as(Subject::Witness, &config.tls_dir, &config.cluster, &name, &config.file, clock::unix_now())?;
+    if let Some(warning) = material.expiry_warning(clock::unix_now(), &config.file) {
+        tracing::warn!("{warning}");
+    }
+    let disk = FileDisk::open(&config.data_dir.join("voter"))?;
+    let slots = Slots::open(Arc::new(disk), &format!("{}/{name}", config.cluster), random()?)?;
+    if let Some(damage) = slots.damage() {
+        tracing::warn!("one of the two slots of what was promised was damaged and is mended ({damage}); look after the disk");
+    }
+    let kept = voter::kept(&slots)?;
+    let known = kept.as_ref().map_or_else(
+        || "it has promised nothing yet".to_owned(),
+        |k| format!("it has promised epoch {}, and votes after {} ms at the earliest", k.promised, k.grant_ms_max),
+    );
+    let quic = Quic::bind(config.quic, Arc::new(material), &config.regions(), &QuicSettings::default())?;
+    let http = match config.http {
+        Some(addr) => Some(TcpListener::bind(addr).await.with_context(|| format!("cannot listen on {addr} (listen.http)"))?),
+        None => None,
+    };
+
+    let core = Control::new(config.who(), kept, clock::now(), voter::prng(random()?));
+    let (inbox, queue) = voter::queue();
+    let links = ControlLinks::start(&quic, config.control_peers(), voter::hear(inbox.clone()));
+    let view = Arc::new(View { links: links.clone(), quic: quic.clone(), report: RwLock::new(voter::report(&name, &core)) });
+    let voter = Voter::new(core, slots, links.clone(), Arc::clone(&view));
+    let (ended, mut end) = watch::channel(false);
+    let voter = std::thread::Builder::new()
+        .name("voter".into())
+        .spawn(move || {
+            let outcome = voter.run(&queue);
+            let _ = ended.send(true);
+            outcome
+        })
+        .context("the voter's thread cannot be started")?;
+    let (stop, stopping) = watch::channel(false);
+    let page = http.map(|listener| tokio::spawn(http::serve_member(listener, Arc::clone(&view) as Arc<dyn MemberView>, stopping)));
+    let accepting = tokio::spawn(link::serve(quic.clone(), arrived(links.clone(), Arc::clone(&view))));
+    tracing::info!(
+        cluster = %config.cluster, quic = %config.quic,
+        "the witness {name} runs: it votes and holds no data; {known}"
+    );
+
+    let why = tokio::select! {
+        why = until_told(options, shutdown) => why.to_string(),
+        _ = end.wait_for(|ended| *ended) => "the voter ended".to_owned(),
+    };
+    tracing::info!("stopping: {why}");
+    let _ = stop.send(true);
+    accepting.abort();
+    inbox.stop();
+    links.stop();
+    let outcome = tokio::task::spawn_blocking(move || voter.join()).await.context("the voter's thread cannot be joined")?;
+    if let Some(page) = page {
+        let _ = page.await;
+    }
+    quic.close("the witness is stopping").await;
+    outcome.map_err(|_| anyhow::anyhow!("the voter's thread panicked; what it promised is on the disk: start it again"))?
+}
+
+fn random<const N: usize>() -> anyhow::Result<[u8; N]> {
+    let mut bytes = [0u8; N];
+    aws_lc_rs::rand::fill(&mut bytes).map_err(|_| anyhow::anyhow!("the system gives no random numbers"))?;
+    Ok(bytes)
+}
+
+/// What the witness shows of itself.
+struct View {
+    links: ControlLinks,
+    quic: Quic,
+    report: RwLock<ControlReport>,
+}
+
+impl MemberView for View {
+    fn report(&self) -> ControlReport {
+        let mut report = self.report.read().clone();
+        report.peers = peers(&self.links);
+        report
+    }
+
+    fn refusals(&self) -> Vec<(String, u64)> {
+        RefusalKind::ALL.iter().map(|k| (k.label().to_owned(), self.quic.refusals().get(*k))).collect()
+    }
+}
+
+/// The control links, for people.
+#[must_use]
+pub fn peers(links: &ControlLinks) -> Vec<PeerReport> {
+    let (now, wall) = (clock::now(), clock::unix_now());
+    let of = |peer: crate::io::control_link::PeerView| PeerReport {
+        name: peer.name,
+        up: peer.up,
+        since: crate::base::UnixMicros(wall.0.saturating_sub(u64::try_from(now.since(peer.since).as_micros()).unwrap_or(u64::MAX))),
+        round_trip_ms: peer.rtt.map(|rtt| rtt.as_secs_f64() * 1000.0),
+        trouble: peer.trouble,
+    };
+    links.view().into_iter().map(of).collect()
+}
+
+/// A witness has control links and one answer.
+fn arrived(links: ControlLinks, view: Arc<View>) -> impl Fn(Arrival) + Send + Sync {
+    move |arrival| match arrival {
+        Arrival::Control(dialled) => links.arrived(dialled),
+        Arrival::Admin { request, reply, .. } => {
+            let answer = match AdminRequest::decode(&request) {
+                Ok(AdminRequest::Voter) => AdminAnswer::Voter(Box::new(view.report())),
+                Ok(_) => AdminAnswer::Refused("this is a witness: it votes and knows nothing else; ask a region".into()),
+                Err(e) => AdminAnswer::Refused(e.to_string()),
+            };
+            reply.send(answer.encode().into());
+        }
+        // The endpoint lets none in; if it did, nothing would be taken from it.
+        Arrival::Link(link, _) => link.close("a witness votes and nothing else"),
+    }
+}

@@ -1,0 +1,241 @@
+//! The commands that move the primary, on real processes: a demo of three regions, and two regions with a witness.
+
+mod common;
+
+use common::{ByHand, Cluster, Ports, Ready, Region, ensure, json_of, parhelion, run, signal, text, until};
+use rustix::process::Signal;
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+
+/// A verb with `--config`; exit code, stdout, stderr.
+fn verb(config: &Path, args: &[&str]) -> (Option<i32>, String, String) {
+    let output = run(parhelion().args(args).arg("--config").arg(config), "");
+    (output.status.code(), text(&output.stdout), text(&output.stderr))
+}
+
+/// Its JSON, where it must succeed.
+fn must(config: &Path, args: &[&str]) -> Value {
+    let (code, out, err) = verb(config, args);
+    assert_eq!(code, Some(0), "{args:?}: {out}{err}");
+    serde_json::from_str(&out).unwrap_or_else(|e| panic!("{args:?}: JSON and nothing else on stdout: {e}: {out}"))
+}
+
+#[test]
+fn a_switchover_is_checked_carried_out_and_told_again() {
+    let cluster = Cluster::start(3, "none");
+    let ready = cluster.ready.clone();
+    let (old, new, third) = (cluster.primary().clone(), cluster.secondaries()[0].clone(), cluster.secondaries()[1].clone());
+    ready.must(&old.writer, "create table t (id integer primary key); insert into t values (1)");
+    let status = cluster.until_whole();
+    assert_eq!(status["voters"].as_array().map(Vec::len), Some(3), "{status}");
+    assert!(status["voters"].as_array().unwrap().iter().all(|v| v["answered"] == true), "{status}");
+    assert!(status["lease_left_ms"].as_u64().is_some_and(|ms| ms > 0) && status["writers_seen"].as_u64() <= Some(1), "{status}");
+    let epoch = status["epoch"].as_u64().unwrap();
+
+    // Every check, and nothing changes; from a region that is neither.
+    let dry = must(&third.config, &["switchover", "--to", &new.name, "--dry-run", "--json"]);
+    assert!(dry["dry_run"] == true && dry["predicted_gap_ms"].is_u64() && dry["checks"].as_array().is_some_and(|c| c.len() >= 3), "{dry}");
+    assert_eq!(cluster.status_of(&third.name).unwrap()["epoch"], epoch);
+
+    // What makes no sense is refused with the reason, and changes nothing (O1).
+    for (to, said) in [("mars", "there is no region 'mars'"), (old.name.as_str(), "is the primary already")] {
+        let (code, _, err) = verb(&third.config, &["switchover", "--to", to]);
+        assert!(code == Some(4) && (err.contains(said) || err.contains("cannot be a primary")), "{to}: {code:?} {err}");
+    }
+
+    // The real one.
+    let done = must(&third.config, &["switchover", "--to", &new.name, "--json"]);
+    assert_eq!((done["from"].as_str(), done["to"].as_str()), (Some(old.name.as_str()), Some(new.name.as_str())), "{done}");
+    assert!(done["epoch"].as_u64() > Some(epoch) && done["write_gap_ms"].is_u64(), "{done}");
+    let names: Vec<&str> = done["phases"].as_array().unwrap().iter().filter_map(|p| p["name"].as_str()).collect();
+    for phase in ["check", "drain", "seal", "activate", "verify"] {
+        assert!(names.contains(&phase), "{phase} in {done}");
+    }
+    let id = done["id"].as_str().unwrap();
+
+    // The same again tells the same, from any region; and it is kept.
+    for region in [&old, &new, &third] {
+        let again = until("it is known there", || {
+            let (code, out, err) = verb(&region.config, &["switchover", "--to", &new.name, "--json"]);
+            ensure(code == Some(0), format!("{code:?} {err}")).map(|()| serde_json::from_str::<Value>(&out).unwrap())
+        });
+        assert_eq!(again["id"], id, "{again}");
+        assert_eq!(must(&region.config, &["op", &id[..8], "--json"])["state"], "done");
+    }
+    let (_, people, _) = verb(&third.config, &["op", id]);
+    assert!(people.contains("writes stood still for about") && people.contains("ordered by"), "{people}");
+
+    // It writes there, everybody follows, nothing is lost.
+    until("writes go to the new primary", || ready.sql(&new.writer, "insert into t values (2)").map(drop));
+    for region in &ready.regions {
+        until("it is everywhere", || ready.sql(&region.reader, "select count(*) from t").and_then(|n| ensure(n == "2", n)));
+    }
+    let status = until("status knows", || {
+        let status = cluster.status_of(&old.name)?;
+        ensure(status["primary"] == new.name.as_str() && status["operation"]["id"] == id, &status).map(|()| status)
+    });
+    assert_eq!(status["failovers"].as_array().map(Vec::len), Some(0), "{status}");
+    let page = common::http_get(&new.http, "/metrics").unwrap().1;
+    assert_eq!(common::metric(&page, "parhelion_is_primary"), Some(1.0));
+    assert!(common::metric(&page, "parhelion_lease_remaining_seconds").is_some_and(|s| s > 0.0), "{page}");
+    assert!(page.contains("parhelion_switchover_phase_seconds{phase=\"seal\"}"), "{page}");
+}
+
+#[test]
+fn rules_are_set_from_any_region() {
+    let cluster = Cluster::start(2, "none");
+    let second = cluster.secondaries()[0].clone();
+    let (code, out, err) = verb(&second.config, &["set", "max_rpo=2s"]);
+    assert!(code == Some(0) && out.contains("max_rpo=2000ms"), "{out}{err}");
+    until("status shows it", || {
+        let status = cluster.status_of(&second.name)?;
+        ensure(status["rules"]["max_rpo_ms"] == 2000, status)
+    });
+    let (code, _, err) = verb(&second.config, &["set", "max_rpo=often"]);
+    assert!(code == Some(4) && err.contains("max_rpo=often"), "{err}");
+    let (code, _, err) = verb(&second.config, &["set", "max_rpo"]);
+    assert!(code == Some(2) && err.contains("KEY=VALUE"), "{err}");
+    let (code, _, err) = verb(&second.config, &["set", "auto_failover=lossless"]);
+    assert!(code == Some(4) && err.contains("[control]"), "{err}");
+    let (code, _, err) = verb(&second.config, &["op", "ab12"]);
+    assert!(code == Some(4) && err.contains("ab12 is not among the operations"), "{err}");
+}
+
+/// Two regions and a witness in a directory, on ports of their own, with a short lease.
+struct Two {
+    dir: tempfile::TempDir,
+    ready: Ready,
+    witness: Child,
+    regions: Vec<Option<ByHand>>,
+    _ports: Ports,
+}
+
+const NAMES: [&str; 2] = ["us-east", "eu-west"];
+
+impl Two {
+    fn start() -> Two {
+        let dir = tempfile::tempdir().unwrap();
+        let ports = Ports::reserve(3);
+        let at = |region: u16, n: u16| format!("127.0.0.1:{}", ports.base + 100 * region + n);
+        let members = format!(
+            "[[member]]\nregion = \"us-east\"\nquic = \"{}\"\n[[member]]\nregion = \"eu-west\"\nquic = \"{}\"\n",
+            at(0, 0),
+            at(1, 0)
+        );
+        let control = "[tls]\ndir = \"certs\"\n[control]\nlease = \"3s\"\n";
+        let mut regions = Vec::new();
+        for (i, name) in (0u16..).zip(NAMES) {
+            let config = dir.path().join(format!("{name}.toml"));
+            let text = format!(
+                "cluster = \"two\"\nregion = \"{name}\"\nfounder = \"us-east\"\ndata_dir = \"{name}\"\n[listen]\nquic = \"{}\"\nwriter = \"{}\"\n\
+                 reader = \"{}\"\nhttp = \"{}\"\ninstance = \"{}\"\n{control}[sql]\nuser = \"app\"\ndatabase = \"app\"\n\
+                 [witness]\nquic = \"{}\"\n{members}",
+                at(i, 0),
+                at(i, 1),
+                at(i, 2),
+                at(i, 3),
+                at(i, 10),
+                at(2, 0)
+            );
+            std::fs::write(&config, text).unwrap();
+            regions.push(Region {
+                name: name.into(),
+                role: String::new(),
+                writer: at(i, 1),
+                reader: at(i, 2),
+                http: at(i, 3),
+                quic: at(i, 0),
+                pid: 0,
+                data_dir: dir.path().join(name),
+                config,
+            });
+        }
+        let file = dir.path().join("witness.toml");
+        let text = format!(
+            "cluster = \"two\"\nname = \"witness\"\ndata_dir = \"witness\"\n[listen]\nquic = \"{}\"\nhttp = \"{}\"\n{control}{members}",
+            at(2, 0),
+            at(2, 3)
+        );
+        std::fs::write(&file, text).unwrap();
+        json_of(parhelion().args(["certs", "--json", "--config"]).arg(&regions[0].config)).unwrap();
+        let password = std::fs::read_to_string(dir.path().join("certs/sql-password")).unwrap().trim().to_owned();
+        let ready = Ready { cluster: "two".into(), user: "app".into(), password, database: "app".into(), regions };
+        let log = std::fs::File::create(dir.path().join("witness.log")).unwrap();
+        let witness =
+            parhelion().args(["witness", "--config"]).arg(&file).stdout(Stdio::null()).stderr(log).spawn().expect("the program runs");
+        let mut two = Two { dir, ready, witness, regions: vec![None, None], _ports: ports };
+        for i in 0..2 {
+            two.start_region(i);
+        }
+        two
+    }
+
+    fn start_region(&mut self, i: usize) {
+        let log = self.log(NAMES[i]);
+        self.regions[i] = Some(ByHand::start(&self.ready.regions[i].config, &log));
+    }
+
+    fn log(&self, name: &str) -> PathBuf {
+        self.dir.path().join(format!("{name}.log"))
+    }
+
+    fn status(&self, asked: usize) -> Result<Value, String> {
+        json_of(parhelion().args(["status", "--json", "--config"]).arg(&self.ready.regions[asked].config))
+    }
+}
+
+impl Drop for Two {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for name in ["us-east", "eu-west", "witness"] {
+                eprintln!("--- {name}\n{}", common::tail(&self.log(name)));
+            }
+        }
+        let _ = self.witness.kill();
+        let _ = self.witness.wait();
+    }
+}
+
+#[test]
+fn a_failover_says_what_it_costs_and_the_old_primary_comes_back() {
+    let mut two = Two::start();
+    let ready = two.ready.clone();
+    let (us, eu) = (ready.regions[0].clone(), ready.regions[1].clone());
+    until("it writes", || ready.sql(&us.writer, "create table t (id integer primary key)").map(drop));
+    ready.must(&us.writer, "insert into t values (1)");
+    until("it is there", || ready.sql(&eu.reader, "select count(*) from t").and_then(|n| ensure(n == "1", n)));
+    let status = until("all three vote", || {
+        let status = two.status(1)?;
+        let voters = status["voters"].as_array().cloned().unwrap_or_default();
+        let all = voters.len() == 3 && voters.iter().all(|v| v["answered"] == true && v["heard_by_primary"] == true);
+        ensure(all, &status).map(|()| status)
+    });
+    assert!(status["voters"].as_array().unwrap().iter().any(|v| v["name"] == "witness" && v["witness"] == true), "{status}");
+
+    // While the primary lives, nobody is promoted beside it: not by mistake either.
+    let (code, _, err) = verb(&eu.config, &["failover", "--to", "us-east", "--allow-data-loss"]);
+    assert!(code == Some(4) && err.contains("is the primary already"), "{code:?} {err}");
+
+    signal(two.regions[0].as_ref().unwrap().child.id(), Signal::KILL);
+    two.regions[0] = None;
+    let looked = must(&eu.config, &["failover", "--to", "eu-west", "--dry-run", "--json"]);
+    assert!(looked["dry_run"] == true && looked["state"] == "done", "{looked}");
+    let done = must(&eu.config, &["failover", "--to", "eu-west", "--allow-data-loss", "--json"]);
+    assert_eq!((done["from"].as_str(), done["to"].as_str()), (Some("us-east"), Some("eu-west")), "{done}");
+    for key in
+        ["id", "old_epoch", "new_epoch", "complete", "lost_commits", "lost_from_lsn", "lost_to_lsn", "lost_from_time", "lost_to_time"]
+    {
+        assert!(done.get(key).is_some(), "{key} in {done}");
+    }
+    let id = done["id"].as_str().unwrap();
+    until("writes go on", || ready.sql(&eu.writer, "insert into t values (2)").map(drop));
+    let again = must(&eu.config, &["failover", "--to", "eu-west", "--allow-data-loss", "--json"]);
+    assert_eq!(again["id"], id, "the same again tells the same");
+    let (code, people, err) = verb(&eu.config, &["failover", "report", &id[..6]]);
+    assert!(code == Some(0) && people.contains("from us-east"), "{people}{err}");
+
+    // The old one comes back and follows.
+    two.start_region(0);
+    until("it follows", || ready.sql(&us.reader, "select count(*) from t").and_then(|n| ensure(n == "2", n)));
+}
