@@ -11,7 +11,7 @@ use crate::base::{Epoch, Instant, LogEnd, RegionName};
 
 /// Everything that can wake a control core.
 #[derive(Clone, Debug)]
-#[expect(clippy::large_enum_variant, reason = "one at a time, and none is kept")]
+#[expect(clippy::large_enum_variant, reason = "they are handed on one at a time, and none is kept")]
 pub enum Input {
     /// From a member whose certificate says that it is `from`.
     Message {
@@ -96,7 +96,7 @@ pub enum Promotion {
 
 /// Everything that a control core can want. In this order, one after the other; none waits for a message.
 #[derive(Clone, Debug)]
-#[expect(clippy::large_enum_variant, reason = "few at a time, and none is kept")]
+#[expect(clippy::large_enum_variant, reason = "they are handed on one at a time, and none is kept")]
 pub enum Output {
     Send {
         to: RegionName,

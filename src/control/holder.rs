@@ -374,12 +374,15 @@ impl Control {
             self.learn_reign(higher, &region);
             return;
         }
-        if promised > epoch && self.st().voters.contains(from) {
+        let votes = self.st().voters.contains(from);
+        // A region without a vote that promised more would never follow this epoch again.
+        if promised > epoch && (votes || self.who.regions.contains(from)) {
             let now = self.now;
             let holder = self.holder.as_mut().expect("BUG: just seen");
             holder.overtaken_since.get_or_insert(now);
             self.reason = Some(format!("{from} refuses epoch {epoch}: {reason}"));
-            let activating = matches!(self.holder.as_ref().expect("BUG: just seen").stage, Stage::Activating | Stage::Reopening { .. });
+            let activating =
+                votes && matches!(self.holder.as_ref().expect("BUG: just seen").stage, Stage::Activating | Stage::Reopening { .. });
             if activating {
                 self.regain_wanted();
             }

@@ -23,7 +23,7 @@ pub struct Round {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
-#[expect(clippy::large_enum_variant, reason = "few at a time, on their way")]
+#[expect(clippy::large_enum_variant, reason = "they are handed on one at a time, and none is kept")]
 pub enum ControlMessage {
     Renew(Renew),
     Granted {

@@ -285,11 +285,14 @@ impl Control {
             let Some(about) = view.order.at_epoch.filter(|e| *e < reign) else { continue };
             let state = match self.took_effect(view.order.id, about) {
                 Some(None) => OpState::Failed { reason: format!("it did not come about; {region} is the primary of epoch {reign}") },
-                Some(Some(made)) if made < reign && view.by == self.who.name => OpState::Failed {
-                    reason: format!(
-                        "it took effect in epoch {made} and was not seen through; {region} is the primary of epoch {reign} by now"
-                    ),
-                },
+                // Whoever took over says how it ended.
+                Some(Some(made)) if made < reign && self.st().chain.get(made).is_some_and(|e| e.region == self.who.name) => {
+                    OpState::Failed {
+                        reason: format!(
+                            "it took effect in epoch {made} and was not seen through; {region} is the primary of epoch {reign} by now"
+                        ),
+                    }
+                }
                 _ => continue,
             };
             self.publish(OpView { state, ..view });

@@ -74,7 +74,10 @@ impl Control {
     pub(super) fn ordered(&mut self, mut order: Order) {
         let reign = self.reign.clone();
         if self.state.is_none() {
-            let view = self.view_of(&order, OpState::Refused { reason: "this member has not joined a global cluster yet".into() });
+            let view = self.view_of(
+                &order,
+                OpState::Unknown { reason: "this member has not joined a global cluster yet; order it at another".into() },
+            );
             return self.outputs.push_back(Output::OpMoved(Box::new(view)));
         }
         if let Some(view) = self.op(order.id).cloned() {
@@ -131,7 +134,8 @@ impl Control {
             let changed = format!("roles have changed since: it was about epoch {was}, and now it is {now}. Look at parhelion status");
             return match self.took_effect(order.id, was) {
                 Some(Some(made)) => {
-                    let view = self.view_of(&order, OpState::Done);
+                    let reason = format!("it took effect in epoch {made}; whether it was seen through, the region that did it says");
+                    let view = self.view_of(&order, OpState::Unknown { reason });
                     self.publish(OpView { epoch: Some(made), ..view });
                 }
                 Some(None) => self.refuse_new(&order, format!("{changed}, and order anew")),

@@ -231,7 +231,8 @@ impl Control {
         if vote.lineage != state.lineage {
             return never(format!("this is lineage {}", state.lineage));
         }
-        if vote.voters_version != state.voters.version {
+        // Newer ones were agreed on by a majority of these: its vote counts among them.
+        if vote.voters_version < state.voters.version {
             return never(format!("its voters are of version {}, here they are of version {}", vote.voters_version, state.voters.version));
         }
         if self.amnesiac && !own {

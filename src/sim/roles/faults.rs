@@ -86,6 +86,14 @@ impl World {
         let Some(primary) = (0..self.regions).find(|r| self.members[*r].gate_open(self.now, None)) else { return };
         let to = (primary + 1 + self.prng.below(self.regions as u64 - 1) as usize) % self.regions;
         let kind = OrderKind::Switchover { to: self.members[to].name().clone() };
+        if self.prng.chance(400_000) {
+            // The handover is on its way for long, nothing else gets through between the two, and the primary is back soon.
+            self.network.handovers_late_until = self.now + 1000 * MS;
+            self.after_ms(0, 5, Event::OrderOf { at: primary, kind });
+            self.after_ms(60, 300, Event::Parted { a: primary, b: to });
+            self.after_ms(100, 400, Event::CrashShortly { m: primary });
+            return;
+        }
         let dies = if self.prng.chance(600_000) { primary } else { to };
         let target = self.prng.chance(300_000);
         self.after_ms(0, 5, Event::OrderOf { at: primary, kind });

@@ -45,22 +45,22 @@ pub enum RoleMutant {
 }
 
 const ALL: [(RoleMutant, &str, &[&str]); 16] = [
-    (RoleMutant::VotesAfterRestart, "M1 a voter waits after a restart", &["S2", "S5"]),
-    (RoleMutant::LeaseFromReply, "M2 a lease counts from sending", &["S2", "S5"]),
-    (RoleMutant::UnsealsItself, "M3 a sealed epoch stays sealed", &["S2", "S5", "S6"]),
-    (RoleMutant::NoDriftGuard, "M4 the holder's share allows for drift", &["S2", "S5"]),
-    (RoleMutant::CheckThenAck, "M5 the check is the commit point", &["S2", "S5"]),
-    (RoleMutant::SuspendUnnoticed, "M6 a suspend voids the lease", &["S2", "S5"]),
-    (RoleMutant::VoterLosesState, "M7 a voter keeps its state", &["S1", "S2", "S3", "S5", "S8"]),
-    (RoleMutant::NoChainAtVoters, "M8 voters keep the chain", &["S1", "S2", "S3", "S5", "S8"]),
-    (RoleMutant::IgnoresGrants, "M9 a voter minds its grants", &["S2", "S5"]),
-    (RoleMutant::AckWithoutLease, "M10 no acknowledgement without lease", &["S2", "S5"]),
-    (RoleMutant::NoMajority, "M11 a promotion needs a majority", &["S1", "S2", "S3", "S5", "S8"]),
-    (RoleMutant::ResumesSealed, "M12 a seal outlives a restart", &["S1", "S2", "S3", "S5", "S6"]),
-    (RoleMutant::ResumesUnasked, "a restarted primary asks first", &["S2", "S5"]),
-    (RoleMutant::AnswersBeforeKept, "a promise is kept before it is given", &["S1", "S2", "S3", "S5", "S8"]),
-    (RoleMutant::ReceivesOldEpoch, "what was promised away is not received", &["S5"]),
-    (RoleMutant::VotersWithoutOld, "a change of voters needs both majorities", &["S1", "S2", "S3", "S5", "S8"]),
+    (RoleMutant::VotesAfterRestart, "M1 a voter waits after a restart", &["S2:", "S5:"]),
+    (RoleMutant::LeaseFromReply, "M2 a lease counts from sending", &["S2:", "S5:"]),
+    (RoleMutant::UnsealsItself, "M3 a sealed epoch stays sealed", &["S2:", "S5:", "S6:"]),
+    (RoleMutant::NoDriftGuard, "M4 the holder's share allows for drift", &["S2:", "S5:"]),
+    (RoleMutant::CheckThenAck, "M5 the check is the commit point", &["S2:", "S5:"]),
+    (RoleMutant::SuspendUnnoticed, "M6 a suspend voids the lease", &["S2:", "S5:"]),
+    (RoleMutant::VoterLosesState, "M7 a voter keeps its state", &["S1:", "S2:", "S3:", "S5:", "S8:"]),
+    (RoleMutant::NoChainAtVoters, "M8 voters keep the chain", &["S1:", "S2:", "S3:", "S5:", "S8:"]),
+    (RoleMutant::IgnoresGrants, "M9 a voter minds its grants", &["S2:", "S5:"]),
+    (RoleMutant::AckWithoutLease, "M10 no acknowledgement without lease", &["S2:", "S5:"]),
+    (RoleMutant::NoMajority, "M11 a promotion needs a majority", &["S1:", "S2:", "S3:", "S5:", "S8:"]),
+    (RoleMutant::ResumesSealed, "M12 a seal outlives a restart", &["S1:", "S2:", "S3:", "S5:", "S6:"]),
+    (RoleMutant::ResumesUnasked, "a restarted primary asks first", &["S2:", "S5:"]),
+    (RoleMutant::AnswersBeforeKept, "a promise is kept before it is given", &["S1:", "S2:", "S3:", "S5:", "S8:"]),
+    (RoleMutant::ReceivesOldEpoch, "what was promised away is not received", &["S5:"]),
+    (RoleMutant::VotersWithoutOld, "a change of voters needs both majorities", &["S1:", "S2:", "S3:", "S5:", "S8:"]),
 ];
 
 /// What became of one mutant.

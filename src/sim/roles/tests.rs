@@ -17,6 +17,25 @@ fn roles_change_without_two_writers_and_without_a_silent_loss() {
     assert!(c.switchovers > 0 && c.failovers > 0 && c.regained > 0 && c.lost_and_named > 0 && c.voter_changes > 0, "{c}");
 }
 
+#[test]
+fn rules_that_are_switched_off_are_noticed() {
+    let early = [
+        RoleMutant::VotesAfterRestart,
+        RoleMutant::LeaseFromReply,
+        RoleMutant::UnsealsItself,
+        RoleMutant::CheckThenAck,
+        RoleMutant::VoterLosesState,
+        RoleMutant::NoChainAtVoters,
+        RoleMutant::IgnoresGrants,
+        RoleMutant::AckWithoutLease,
+        RoleMutant::NoMajority,
+        RoleMutant::ResumesUnasked,
+    ];
+    let reports = crate::sim::runs::spread_over(&early, 2, &|mutant| mutants::catch(*mutant, 1, 60));
+    let unseen: Vec<String> = reports.iter().filter(|r| r.noticed.is_none()).map(ToString::to_string).collect();
+    assert!(unseen.is_empty(), "{unseen:?}");
+}
+
 // ---- one thing at a time --------------------------------------------------------------------------------------------------
 
 fn region(m: usize) -> RegionName {

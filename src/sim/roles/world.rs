@@ -54,6 +54,8 @@ pub(super) enum Event {
     Resume { m: usize },
     Restart { m: usize },
     Crash { m: usize },
+    CrashShortly { m: usize },
+    Parted { a: usize, b: usize },
     OrderOf { at: usize, kind: OrderKind },
     Fault,
     Order,
@@ -77,6 +79,8 @@ pub(super) struct Network {
     pub double_ppm: u64,
     pub late_ppm: u64,
     pub delay_ms: (u64, u64),
+    /// Handovers sent before this are on their way for seconds.
+    pub handovers_late_until: u64,
 }
 
 pub(super) struct World {
@@ -155,7 +159,7 @@ impl World {
             event_no: 0,
             members,
             regions,
-            network: Network { cut: BTreeSet::new(), loss_ppm: 0, double_ppm: 0, late_ppm: 0, delay_ms: (1, 40) },
+            network: Network { cut: BTreeSet::new(), loss_ppm: 0, double_ppm: 0, late_ppm: 0, delay_ms: (1, 40), handovers_late_until: 0 },
             truth,
             counts: RolesCounts { runs: 1, ..RolesCounts::default() },
             mutant: None,
@@ -346,7 +350,7 @@ impl World {
         member.control = None;
         member.life += 1;
         // What was on its way to the disks may have come there or not.
-        if let Some((_, bytes)) = member.writing.iter().take(reached).last() {
+        if let Some((_, bytes)) = member.writing.iter().take(reached).next_back() {
             member.kept = Some(bytes.clone());
         }
         member.writing.clear();
@@ -517,7 +521,12 @@ impl World {
                 self.fails(outcome);
             }
             Output::Note { kind: "voters_changed", .. } => self.counts.voter_changes += 1,
-            Output::LeaseLost { .. } | Output::Failover(_) | Output::Note { .. } => {}
+            Output::Failover(_) => {
+                if let Some(epoch) = self.members[m].lead.as_ref().filter(|l| l.open).map(|l| l.epoch) {
+                    self.tell_tails(m, epoch);
+                }
+            }
+            Output::LeaseLost { .. } | Output::Note { .. } => {}
         }
     }
 
@@ -577,7 +586,10 @@ impl World {
             let at = self.arrival();
             self.at(at, Event::Message { to, from, bytes: bytes.clone() });
         }
-        let at = self.arrival();
+        let mut at = self.arrival();
+        if matches!(message, ControlMessage::Handover(_)) && self.now < self.network.handovers_late_until {
+            at += self.prng.between(500, 4000) * MS;
+        }
         self.at(at, Event::Message { to, from, bytes });
     }
 
@@ -612,7 +624,6 @@ impl World {
                 self.input(to, Input::Message { from, message });
             }
             Event::Ship { to, from, ship } if self.members[to].control.is_some() => self.shipped(to, from, ship),
-            Event::Ship { .. } => {}
             Event::Kept { m, life } if self.lives(m, life) => {
                 let Some((token, bytes)) = self.members[m].writing.pop_front() else { return };
                 self.members[m].kept = Some(bytes);
@@ -649,6 +660,11 @@ impl World {
             Event::Rule { m, life, sync } if self.lives(m, life) => self.set_rule(m, sync),
             Event::Resume { m } => self.resume(m),
             Event::Restart { m } if self.members[m].control.is_none() => self.start(m),
+            Event::CrashShortly { m } if !self.healthy => self.crash_for(m, 20, 200),
+            Event::Parted { a, b } if !self.healthy => {
+                self.network.cut.insert((a, b));
+                self.network.cut.insert((b, a));
+            }
             Event::Crash { m } if !self.healthy => self.crash_for(m, 20, 4000),
             Event::OrderOf { at, kind } => self.order_of(at, kind),
             Event::Fault => self.fault(),
