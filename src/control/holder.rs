@@ -455,8 +455,8 @@ impl Control {
         match &holder.stage {
             Stage::Open if now >= holder.valid_until => {
                 let voters = self.st().voters.voters.len();
-                let heard = holder.heard_since(now, self.who.settings.lease).len();
-                let reason = format!("the lease ran out: {heard} of {voters} voters renewed it lately, a majority is needed");
+                let lease_ms = millis(self.who.settings.lease);
+                let reason = format!("the lease ran out: no majority of the {voters} voters renewed it within {lease_ms} ms");
                 self.op_lease_lost(&reason);
                 self.lease_lost(&reason, None);
                 self.ask(false);
