@@ -239,3 +239,86 @@ fn a_failover_says_what_it_costs_and_the_old_primary_comes_back() {
     two.start_region(0);
     until("it follows", || ready.sql(&us.reader, "select count(*) from t").and_then(|n| ensure(n == "2", n)));
 }
+
+/// Commits that only the old primary has are lost by name: the record becomes exact, the tail stays readable, and nobody rebuilds a region.
+#[test]
+fn what_a_cut_off_primary_committed_alone_is_counted_kept_and_readable() {
+    let cluster = Cluster::start(3, "none");
+    let ready = cluster.ready.clone();
+    let (east, west) = (cluster.primary().clone(), cluster.secondaries()[0].clone());
+    ready.must(
+        &east.writer,
+        "create table t (id integer primary key, v text); insert into t select value, 'kept' from generate_series(1, 100)",
+    );
+    until("the secondary has them", || {
+        let there = ready.sql(&west.reader, "select count(*) from t")?;
+        ensure(there == "100", there)
+    });
+    cluster.netem(&["set", &east.name, "*", "blackhole=on", "--both"]);
+    for i in 1..=5 {
+        ready.must(&east.writer, &format!("insert into t values ({}, 'lost')", 1000 + i));
+    }
+    // Without a majority its lease ends, and with it every answer at its writer port.
+    until("the old primary is fenced", || match ready.sql(&east.writer, "select count(*) from t") {
+        Err(said) if said.contains("57P03") && said.contains("lease") => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
+    let done = must(&west.config, &["failover", "--to", &west.name, "--allow-data-loss", "--json"]);
+    let id = done["id"].as_str().expect("an id").to_owned();
+    assert_eq!(
+        (&done["from"], &done["to"], &done["complete"]),
+        (&east.name.clone().into(), &west.name.clone().into(), &false.into()),
+        "{done}"
+    );
+    ready.must(&west.writer, "insert into t values (2000, 'after')");
+
+    cluster.netem(&["set", &east.name, "*", "blackhole=off", "--both"]);
+    let report = until("the record is exact", || {
+        let report = must(&west.config, &["failover", "report", &id, "--json"]);
+        ensure(report["complete"] == true, &report).map(|()| report)
+    });
+    assert_eq!(report["lost_commits"], 5, "{report}");
+    until("the old primary follows, without a seed", || {
+        let there = ready.sql(&east.reader, "select count(*), sum(v = 'lost') from t")?;
+        ensure(there == "101|0", there)
+    });
+    let events = cluster.events(&west.name).expect("events");
+    let seeds = events.iter().filter(|e| e["kind"] == "seeding_began" && e["region"] == east.name.as_str()).count();
+    let first = events.iter().filter(|e| e["kind"] == "seeding_done" && e["region"] == east.name.as_str()).count();
+    assert!(events.iter().any(|e| e["kind"] == "rewound" && e["region"] == east.name.as_str()), "{events:?}");
+    assert_eq!(seeds, first, "seeds that it sent in the beginning, and none that it got");
+    let salvage = must(&east.config, &["salvage", "--json"]);
+    assert!(salvage.to_string().contains("\"commits\":5"), "{salvage}");
+    // An older process of the test would count as a second writer.
+    let page = common::http_get(&west.http, "/metrics").expect("metrics").1;
+    assert_eq!(common::metric(&page, "parhelion_epoch"), Some(2.0), "{page}");
+}
+
+/// A primary that stands still for longer than its lease and goes on acknowledges nothing afterwards, and follows.
+#[test]
+fn a_primary_that_was_stopped_past_its_lease_acknowledges_nothing() {
+    let cluster = Cluster::start(3, "none");
+    let ready = cluster.ready.clone();
+    let (east, west) = (cluster.primary().clone(), cluster.secondaries()[0].clone());
+    ready.must(&east.writer, "create table t (id integer primary key, v text)");
+    until("the secondary has it", || ready.sql(&west.reader, "select count(*) from t"));
+    signal(east.pid, Signal::STOP);
+    let zombie = {
+        let (ready, writer) = (ready.clone(), east.writer.clone());
+        std::thread::spawn(move || ready.sql(&writer, "insert into t values (1, 'zombie')"))
+    };
+    until("another region takes over", || {
+        let (code, out, err) = verb(&west.config, &["failover", "--to", &west.name, "--allow-data-loss", "--json"]);
+        ensure(code == Some(0), format!("{out} {err}"))
+    });
+    ready.must(&west.writer, "insert into t values (2, 'new')");
+    signal(east.pid, Signal::CONT);
+    // It was routed to the new primary, or refused; never acknowledged by the old one.
+    let said = zombie.join().expect("a client");
+    until("the old primary follows", || {
+        let row = cluster.row(&west.name, &east.name)?;
+        ensure(row["role"] == "secondary" && row["state"] != "disconnected", row)
+    });
+    let rows = ready.must(&west.writer, "select count(*) from t where v = 'zombie'");
+    assert_eq!(rows == "1", said.is_ok(), "acknowledged means it is there, and an error that it is not: {said:?}, {rows}");
+}

@@ -1,6 +1,5 @@
 //! A witness as a real process: what it grants is kept, it is killed and comes back, and it does not vote before what it forgot is over.
 
-#[allow(dead_code)]
 mod common;
 
 use bytes::Bytes;

@@ -231,7 +231,8 @@ fn the_example_of_three_zones_fits_together() {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("regions");
     let region = Config::load_with(&dir.join("zones/us-east.toml"), &|_| None).unwrap();
     let plain = Config::load_with(&dir.join("us-east.toml"), &|_| None).unwrap();
-    assert_eq!((&region.members, &region.listen), (&plain.members, &plain.listen));
+    // Two of the three, so that the region starts without anybody else's vote.
+    assert_eq!((&region.members[..], &region.listen), (&plain.members[..2], &plain.listen));
     assert_eq!(region.copies.len(), 6);
     for zone in ["zone-a", "zone-b", "zone-c"] {
         let copies = crate::ops::copy::config::CopyConfig::load(&dir.join(format!("zones/{zone}.toml"))).unwrap();
