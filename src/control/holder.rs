@@ -103,6 +103,10 @@ impl Holder {
         matches!(self.stage, Stage::Open)
     }
 
+    pub fn is_taking(&self) -> bool {
+        matches!(self.stage, Stage::Taking)
+    }
+
     pub fn is_fenced(&self) -> bool {
         matches!(self.stage, Stage::Asking { .. } | Stage::Reopening { .. } | Stage::Open)
     }

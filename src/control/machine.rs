@@ -301,6 +301,9 @@ impl Control {
             while self.held.front().is_some_and(|(token, _)| *token <= self.persisted) {
                 match self.held.pop_front().expect("BUG: just seen").1 {
                     Output::Send { to, message } if to == self.who.name => self.inbox.push_back(message),
+                    // It waited, and in between it was given up: what undoes it has been said already.
+                    Output::Promote { epoch, .. } if !self.is_taking(epoch) => {}
+                    Output::Drain { op, .. } if !self.is_draining(op) => {}
                     output => self.outputs.push_back(output),
                 }
             }

@@ -357,6 +357,10 @@ impl Control {
         self.send(to, ControlMessage::Handover(Box::new(handover)));
     }
 
+    pub(super) fn is_draining(&self, op: OpId) -> bool {
+        self.orders.switching.as_ref().is_some_and(|s| s.op == op && matches!(s.stage, SwitchStage::Draining { .. }))
+    }
+
     pub(super) fn is_handing(&self) -> bool {
         self.orders.handing.is_some()
     }

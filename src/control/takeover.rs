@@ -75,6 +75,12 @@ impl Control {
         self.output_when_kept(Output::Promote { epoch, how: Promotion::Begin { entry } });
     }
 
+    /// The volume is to be taken for this epoch, still.
+    pub(super) fn is_taking(&self, epoch: Epoch) -> bool {
+        let campaign = self.campaign.as_ref().is_some_and(|c| c.epoch == epoch && matches!(c.stage, Stage::Taking { .. }));
+        campaign || self.holder.as_ref().is_some_and(|h| h.epoch() == epoch && h.is_taking())
+    }
+
     pub(super) fn promoted(&mut self, epoch: Epoch) {
         if self.resumed(epoch) {
             return;
