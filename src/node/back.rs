@@ -27,6 +27,11 @@ pub(super) struct Counting {
 impl Node {
     /// The primary of a later epoch says that this region's log goes on behind `common` otherwise than its own.
     pub(super) fn parts_at(&mut self, now: Instant, conn: ConnId, epoch: Epoch, primary: &RegionName, common: Seq, end: Option<LogEnd>) {
+        // Before an election is settled nothing is cut: what the other one has more is then done without.
+        if let Some((from, ..)) = self.follower.catching_up_to.take() {
+            self.stop_following(now, "its log goes on otherwise than this one");
+            return self.tell(now, Input::CaughtUp { from });
+        }
         let own = *self.appender.end();
         let history = self.appender.history();
         let at = history.end_of_term_at(common).or(end.filter(|e| history.contains(e)));
