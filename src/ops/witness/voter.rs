@@ -10,6 +10,7 @@ use crate::io::clock;
 use crate::io::control_link::{CONTROL_MESSAGE_BYTES_MAX, ControlLinks};
 use crate::io::slots::Slots;
 use crate::node::report::ControlReport;
+use crate::ops::membership::roster::Roster;
 use anyhow::Context as _;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -76,11 +77,20 @@ pub(super) struct Voter {
     links: ControlLinks,
     view: Arc<View>,
     watch: clock::Watch,
+    roster: Arc<Roster>,
+    runtime: tokio::runtime::Handle,
 }
 
 impl Voter {
-    pub(super) fn new(core: Control, slots: Slots, links: ControlLinks, view: Arc<View>) -> Voter {
-        Voter { core, slots, links, view, watch: clock::Watch::new() }
+    pub(super) fn new(
+        core: Control,
+        slots: Slots,
+        links: ControlLinks,
+        view: Arc<View>,
+        roster: Arc<Roster>,
+        runtime: tokio::runtime::Handle,
+    ) -> Voter {
+        Voter { core, slots, links, view, watch: clock::Watch::new(), roster, runtime }
     }
 
     /// Until it is told to stop.
@@ -136,6 +146,10 @@ impl Voter {
                 Output::OpMoved(op) => tracing::info!(op = %op.order.id, by = %op.by, "an operation moved on: {:?}", op.state),
                 Output::Failover(record) => tracing::info!(op = %record.op, complete = record.complete, "a failover is recorded"),
                 Output::Note { kind, what } => tracing::info!(kind, "{what}"),
+                Output::Members(members) => {
+                    let _inside = self.runtime.enter();
+                    self.roster.changed(&members, &self.view.quic, &self.links);
+                }
                 // Of a member with data.
                 Output::Follow { primary: None, .. } | Output::CommitRule { .. } | Output::LeaseLost { .. } => {}
                 other => unreachable!("BUG: a witness was asked for {other:?}"),
