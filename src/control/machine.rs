@@ -10,6 +10,7 @@
 use super::api::{ControlView, Input, Output, Role};
 use super::campaign::Campaign;
 use super::holder::Holder;
+use super::lineage::Lineages;
 use super::membership::Members;
 use super::message::{ControlMessage, Round, Seen, Stands};
 use super::orders::Orders;
@@ -60,6 +61,7 @@ pub struct Control {
     pub(super) not_before: Instant,
     pub(super) orders: Orders,
     pub(super) members: Members,
+    pub(super) lineages: Lineages,
     pub(super) reason: Option<String>,
     /// Two writers were seen: which.
     pub(super) conflict: Option<String>,
@@ -81,6 +83,7 @@ impl Control {
         let incarnation = prng.next_u64();
         let mut control = Control {
             backoff: who.settings.backoff_min,
+            lineages: Lineages::default(),
             members: Members { files: who.regions.clone(), ..Members::default() },
             who,
             prng,
@@ -111,6 +114,7 @@ impl Control {
             inbox: VecDeque::new(),
             outputs: VecDeque::new(),
         };
+        control.conflict = control.rivalry();
         control.take_members();
         control.orders_after_restart();
         control
@@ -123,7 +127,10 @@ impl Control {
     /// When to call with `Timeout`, if nothing else happens.
     #[must_use]
     pub fn next_timeout(&self) -> Option<Instant> {
-        [self.holder_timeout(), self.campaign_timeout(), self.orders_timeout(), self.consider_timeout()].into_iter().flatten().min()
+        [self.holder_timeout(), self.campaign_timeout(), self.orders_timeout(), self.consider_timeout(), self.lineage_timeout()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// The commit gate: a commit of this region's reign may be acknowledged at `now` only while `now < lease_until()`. Zero when it
@@ -183,6 +190,7 @@ impl Control {
             voters_heard: self.holder.as_ref().map_or_else(Vec::new, |h| h.heard_since(now, self.who.settings.lease)),
             grant_left_ms: self.grant.as_ref().filter(|g| g.region != self.who.name).map_or(0, |g| ms(g.until)),
             writers_seen: u32::from(self.reign.is_some()) + u32::from(self.conflict.is_some()),
+            rivals: self.rivals().to_vec(),
             reason: self.out().or_else(|| self.conflict.clone()).or_else(|| self.reason.clone()),
             op: state.and_then(|s| s.ledger.ops().iter().find(|o| !o.state.is_final())).cloned(),
             chain: state.map_or_else(Vec::new, |s| s.chain.entries().to_vec()),
@@ -245,6 +253,7 @@ impl Control {
         self.holder_timers();
         self.campaign_timers();
         self.orders_timers();
+        self.lineage_timers();
         self.consider();
         self.settle();
     }
@@ -265,7 +274,12 @@ impl Control {
                 let stands = Box::new(self.stands(round));
                 self.send(from, ControlMessage::Stands(stands));
             }
+            ControlMessage::NewLineage(begun) => self.on_new_lineage(&from, *begun),
             ControlMessage::Stands(stands) => {
+                self.forcing_stands(&from, &stands);
+                if !self.same_lineage(&from, stands.lineage) {
+                    return;
+                }
                 self.holder_stands(&from, &stands);
                 self.order_stands(&from, &stands);
                 self.campaign_stands(&from, *stands);
@@ -332,6 +346,14 @@ impl Control {
         let others: Vec<RegionName> = self.who.others().cloned().collect();
         for to in others {
             self.send(to, message.clone());
+        }
+    }
+
+    /// What promises nothing and shows nothing need not wait until something is kept.
+    pub(super) fn ask_others(&mut self, message: &ControlMessage) {
+        let others: Vec<RegionName> = self.who.others().cloned().collect();
+        for to in others {
+            self.outputs.push_back(Output::Send { to, message: message.clone() });
         }
     }
 

@@ -492,13 +492,13 @@ mod tests {
     fn voters_go_to_the_rule_one_at_a_time_and_wait_for_whom_they_need() {
         // current, wanted, members, heard -> the next set
         for (current, wanted, members, heard, expected) in [
-            ("a b c", "a", "a c", "a c", Some("a c")),       // who left goes first
+            ("a b c", "a", "a c", "a c", Some("a c")), // who left goes first
             ("a c", "a", "a c", "a c", Some("a")),
             ("a", "a b c", "a b c", "a b c", Some("a b")),
             ("a", "a b c", "a b c", "a b", None),            // two of two would be worse than one of one
             ("a b", "a b c", "a b c", "a b", Some("a b c")), // and two of three never is
             ("a b c", "a c d", "a c d", "a c", Some("a c d")),
-            ("a b c", "a b d", "a b c d", "a b c", None),    // it still is one, and the other is not there
+            ("a b c", "a b d", "a b c d", "a b c", None), // it still is one, and the other is not there
             ("a b c", "a b d", "a b c d", "a b c d", Some("a b d")),
             ("a b c", "a b c", "a b c", "a", None),
         ] {

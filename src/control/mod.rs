@@ -10,6 +10,7 @@ mod campaign;
 pub mod chain;
 mod elect;
 mod holder;
+pub mod lineage;
 mod machine;
 pub mod membership;
 pub mod message;

@@ -9,6 +9,7 @@
 //! Version 1 had no members in its sets of voters; it is read, and written no more.
 
 use super::chain::Chain;
+use super::lineage::NewLineage;
 use super::types::{FailoverRecord, OpId, OpView, SyncRule, VoterSet};
 use crate::base::{Epoch, LineageId, RegionName, UnixMicros};
 use std::time::Duration;
@@ -44,6 +45,10 @@ pub struct VoterState {
     /// What this region cut off its own log for a reign that may never have been active (see `Standing`).
     pub cut: Option<(Epoch, Epoch)>,
     pub ledger: Ledger,
+    /// Members of another lineage that this one met: while there are any, nothing is written.
+    pub rivals: Vec<(RegionName, LineageId)>,
+    /// A lineage that was forced here, and those that survived and do not take part yet.
+    pub begun: Option<NewLineage>,
 }
 
 impl VoterState {
@@ -71,6 +76,8 @@ impl VoterState {
             pending: Vec::new(),
             cut: None,
             ledger: Ledger::default(),
+            rivals: Vec::new(),
+            begun: None,
         }
     }
 
@@ -256,6 +263,8 @@ mod first {
                 pending: s.pending,
                 cut: s.cut,
                 ledger: s.ledger,
+                rivals: Vec::new(),
+                begun: None,
             }
         }
     }
@@ -269,7 +278,8 @@ mod tests {
     fn what_the_version_before_kept_is_read() {
         let east = RegionName::new("us-east").unwrap();
         let voters = VoterSet::founding(&east, &[east.clone(), RegionName::new("eu-west").unwrap()], None);
-        let state = VoterState { promised: Epoch(7), grant_ms_max: 6000, ..VoterState::founding(LineageId(9), &east, voters, UnixMicros(3)) };
+        let state =
+            VoterState { promised: Epoch(7), grant_ms_max: 6000, ..VoterState::founding(LineageId(9), &east, voters, UnixMicros(3)) };
         let before = first::VoterState {
             lineage: state.lineage,
             voters: first::VoterSet { version: 1, voters: state.voters.voters.clone(), heard: Vec::new() },

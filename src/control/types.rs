@@ -215,6 +215,12 @@ pub enum OrderKind {
     RemoveRegion {
         region: RegionName,
     },
+    /// Another history goes on here. `stopped`: forced where a majority is lost, by the operator's word that the old primary is stopped;
+    /// without: a region that was taken out stands alone.
+    NewLineage {
+        survivors: Vec<RegionName>,
+        stopped: Option<RegionName>,
+    },
 }
 
 impl OrderKind {
@@ -222,7 +228,9 @@ impl OrderKind {
     pub fn to(&self) -> Option<&RegionName> {
         match self {
             OrderKind::Switchover { to } | OrderKind::Failover { to, .. } => Some(to),
-            OrderKind::SetVoters { .. } | OrderKind::AddRegion { .. } | OrderKind::RemoveRegion { .. } => None,
+            OrderKind::SetVoters { .. } | OrderKind::AddRegion { .. } | OrderKind::RemoveRegion { .. } | OrderKind::NewLineage { .. } => {
+                None
+            }
         }
     }
 

@@ -23,8 +23,8 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 use parking_lot::{Mutex, RwLock};
 use quinn::{Connection, ConnectionError, RecvStream, VarInt};
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
@@ -194,7 +194,8 @@ impl ControlLinks {
             let moved = peers.iter().any(|p| p.name == state.peer.name);
             tokio::spawn(async move {
                 tokio::time::sleep(GONE_CLOSES_AFTER).await;
-                let (code, why): (_, &[u8]) = if moved { (CLOSE, b"it moved") } else { (RefusalKind::Removed.code(), b"no member any more") };
+                let (code, why): (_, &[u8]) =
+                    if moved { (CLOSE, b"it moved") } else { (RefusalKind::Removed.code(), b"no member any more") };
                 for conn in &state.at.lock().connections {
                     conn.connection.close(code, why);
                 }
@@ -316,7 +317,6 @@ impl Inner {
         tokio::spawn(run(Arc::clone(inner), Arc::clone(state), conn));
         state.changed.notify_one();
     }
-
 }
 
 impl PeerState {

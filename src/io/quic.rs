@@ -149,7 +149,9 @@ impl RefusalKind {
             }
             RefusalKind::WrongCluster => "the certificate belongs to another global cluster; check `cluster` and [tls] dir on both sides",
             RefusalKind::WrongRegion => "another region answered at that address; check the [[member]] addresses",
-            RefusalKind::UnknownRegion => "the certificate names no member of this global cluster; invite it (parhelion invite), or, before the members were ever changed by a command, add it as a [[member]] on both sides",
+            RefusalKind::UnknownRegion => {
+                "the certificate names no member of this global cluster; invite it (parhelion invite), or, before the members were ever changed by a command, add it as a [[member]] on both sides"
+            }
             RefusalKind::Expired => "a certificate is not valid now; run `parhelion certs --renew`, and check both clocks",
             RefusalKind::NoCertificate => "no certificate was shown; only regions of this global cluster can connect",
             RefusalKind::Protocol => "the other side speaks another protocol or another version of it",

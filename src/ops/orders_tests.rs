@@ -45,7 +45,13 @@ fn lost() -> LossReport {
 
 fn reign(epoch: u64, primary: &str) -> ControlReport {
     let view = crate::control::Control::new(
-        crate::control::Who { name: name("us-east"), regions: vec![name("us-east")], witness: None, settings: Default::default(), addrs: Default::default() },
+        crate::control::Who {
+            name: name("us-east"),
+            regions: vec![name("us-east")],
+            witness: None,
+            settings: Default::default(),
+            addrs: Default::default(),
+        },
         None,
         Instant::ZERO,
         crate::base::Prng::new(1),

@@ -119,7 +119,16 @@ pub fn list(ops: &[OperationReport]) -> String {
         .map(|o| {
             let state = o.phase.as_ref().map_or_else(|| o.state.clone(), |phase| format!("{} ({phase})", o.state));
             let epoch = o.epoch.map_or_else(String::new, |e| e.to_string());
-            vec![o.id.clone(), o.kind.clone(), name(&o.from), name(o.region.as_ref().map_or(&o.to, |_| &o.region)), state, epoch, text::rfc3339(o.began_at), o.actor.clone()]
+            vec![
+                o.id.clone(),
+                o.kind.clone(),
+                name(&o.from),
+                name(o.region.as_ref().map_or(&o.to, |_| &o.region)),
+                state,
+                epoch,
+                text::rfc3339(o.began_at),
+                o.actor.clone(),
+            ]
         })
         .collect();
     text::table(&["OPERATION", "KIND", "FROM", "TO", "STATE", "EPOCH", "BEGAN", "BY"], &[5], rows)

@@ -151,6 +151,14 @@ pub struct Region {
     pub config: PathBuf,
 }
 
+impl Region {
+    /// The port of its one instance: 10 above that of QUIC.
+    pub fn instance(&self) -> String {
+        let (host, port) = self.quic.rsplit_once(':').expect("host:port");
+        format!("{host}:{}", port.parse::<u16>().expect("a port") + 10)
+    }
+}
+
 /// The ready file, exactly as documented: another key, or a missing one, is an error.
 #[derive(Clone, Debug, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -285,6 +293,14 @@ impl Cluster {
         let log = self.dir.join("logs").join(format!("{name}.by-hand.log"));
         let process = ByHand::start(&self.region(name).config, &log);
         self.by_hand.push((name.to_owned(), process));
+    }
+
+    /// Waits for the end of a region that was started by hand and ends by itself.
+    pub fn until_ended(&mut self, name: &str) {
+        let i = self.by_hand.iter().position(|(n, _)| n == name).expect("it was started by hand");
+        let (_, mut process) = self.by_hand.remove(i);
+        let status = wait(&mut process.child, "a region that ends by itself");
+        assert_eq!(status.code(), Some(0), "{}", tail(&process.log));
     }
 
     /// Ends a region that was started by hand, as Ctrl-C does.

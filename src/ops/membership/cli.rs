@@ -93,7 +93,9 @@ pub fn ended(op: &OperationReport) -> String {
     let region = op.region.as_ref().map_or_else(|| "?".to_owned(), ToString::to_string);
     match (op.state.as_str(), op.kind.as_str()) {
         ("done", _) if op.dry_run => "it could be done now\n".to_owned(),
-        ("done", "add_region") => format!("done: {region} is a member; it is seeded when its process runs, and votes when its number makes it one\n"),
+        ("done", "add_region") => {
+            format!("done: {region} is a member; it is seeded when its process runs, and votes when its number makes it one\n")
+        }
         ("done", _) => format!("done: {region} is no member any more; stop its process where it lives, its data stays there\n"),
         _ => String::new(),
     }

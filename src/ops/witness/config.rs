@@ -5,12 +5,12 @@
 use crate::base::{ClusterName, RegionName};
 use crate::control::Who;
 use crate::io::control_link::Peer;
-use crate::ops::membership::roster::Roster;
 use crate::io::tls::Subject;
 use crate::ops::config::{
     ConfigError, ControlSettings, LogSettings, Member, RawControl, RawLog, RawMember, RawTls, complete_control, complete_log, parse,
     reachable,
 };
+use crate::ops::membership::roster::Roster;
 use serde::Deserialize;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};

@@ -38,30 +38,98 @@ impl Trace {
 
 #[derive(Debug)]
 pub(super) enum Event {
-    Message { to: usize, from: usize, bytes: Vec<u8> },
-    Ship { to: usize, from: usize, ship: Ship },
-    Kept { m: usize, life: u64 },
-    Settled { m: usize, life: u64, void_no: u64, seq: Seq },
-    Timer { m: usize, life: u64, at: u64 },
-    Write { m: usize, life: u64 },
-    Pull { m: usize, life: u64 },
-    Taken { m: usize, life: u64, no: u64 },
-    DrainEnds { m: usize, life: u64, op: OpId },
-    Verified { m: usize, life: u64, op: OpId },
-    AckLater { m: usize, life: u64, commit: Acked },
-    FetchEnds { m: usize, life: u64, from: RegionName },
-    Rule { m: usize, life: u64, sync: u8 },
-    Resume { m: usize },
-    Restart { m: usize },
-    Crash { m: usize },
-    CrashShortly { m: usize },
-    Parted { a: usize, b: usize },
-    OrderOf { at: usize, kind: OrderKind },
+    Message {
+        to: usize,
+        from: usize,
+        bytes: Vec<u8>,
+    },
+    Ship {
+        to: usize,
+        from: usize,
+        ship: Ship,
+    },
+    Kept {
+        m: usize,
+        life: u64,
+    },
+    Settled {
+        m: usize,
+        life: u64,
+        void_no: u64,
+        seq: Seq,
+    },
+    Timer {
+        m: usize,
+        life: u64,
+        at: u64,
+    },
+    Write {
+        m: usize,
+        life: u64,
+    },
+    Pull {
+        m: usize,
+        life: u64,
+    },
+    Taken {
+        m: usize,
+        life: u64,
+        no: u64,
+    },
+    DrainEnds {
+        m: usize,
+        life: u64,
+        op: OpId,
+    },
+    Verified {
+        m: usize,
+        life: u64,
+        op: OpId,
+    },
+    AckLater {
+        m: usize,
+        life: u64,
+        commit: Acked,
+    },
+    FetchEnds {
+        m: usize,
+        life: u64,
+        from: RegionName,
+    },
+    Rule {
+        m: usize,
+        life: u64,
+        sync: u8,
+    },
+    Resume {
+        m: usize,
+    },
+    Restart {
+        m: usize,
+    },
+    Crash {
+        m: usize,
+    },
+    CrashShortly {
+        m: usize,
+    },
+    Parted {
+        a: usize,
+        b: usize,
+    },
+    OrderOf {
+        at: usize,
+        kind: OrderKind,
+    },
     Fault,
     Order,
     Heal,
     /// A member refused `m`, which was taken out.
-    Refused { m: usize, life: u64, by: usize },
+    Refused {
+        m: usize,
+        life: u64,
+        by: usize,
+    },
     /// An operator takes regions in again that were taken out.
     TakeBack,
 }
@@ -146,7 +214,13 @@ impl World {
         let witness = has_witness.then(|| RegionName::new("witness").expect("BUG: a name"));
         let mut members = Vec::new();
         for name in names.iter().chain(&witness) {
-            let who = Who { name: name.clone(), regions: names.clone(), witness: witness.clone(), settings: settings.clone(), addrs: std::collections::BTreeMap::new() };
+            let who = Who {
+                name: name.clone(),
+                regions: names.clone(),
+                witness: witness.clone(),
+                settings: settings.clone(),
+                addrs: std::collections::BTreeMap::new(),
+            };
             let rho = i64::from(RHO_PPM) * 99 / 100;
             let rate = [-rho, rho, 0, 500][prng.below(4) as usize];
             members.push(Member::new(who, Clock::new(0, prng.below(1 << 40), rate)));
