@@ -8,6 +8,7 @@ use crate::base::{Prng, RegionName};
 use crate::control::{Control, ControlMessage, Input, Output, VoterState};
 use crate::io::clock;
 use crate::io::control_link::{CONTROL_MESSAGE_BYTES_MAX, ControlLinks};
+use crate::io::killpoint::KillPoint;
 use crate::io::slots::Slots;
 use crate::node::report::ControlReport;
 use anyhow::Context as _;
@@ -76,11 +77,12 @@ pub(super) struct Voter {
     links: ControlLinks,
     view: Arc<View>,
     watch: clock::Watch,
+    kill: KillPoint,
 }
 
 impl Voter {
     pub(super) fn new(core: Control, slots: Slots, links: ControlLinks, view: Arc<View>) -> Voter {
-        Voter { core, slots, links, view, watch: clock::Watch::new() }
+        Voter { core, slots, links, view, watch: clock::Watch::new(), kill: KillPoint::from_env() }
     }
 
     /// Until it is told to stop.
@@ -130,7 +132,9 @@ impl Voter {
                         tracing::warn!(%to, bytes = bytes.len(), "a control message is too long and is not sent");
                         continue;
                     }
+                    let passing = self.kill.before_message(&message);
                     self.links.send(&to, bytes.into());
+                    passing.passed("a message");
                 }
                 Output::Follow { epoch, primary: Some(primary) } => tracing::info!(epoch = epoch.0, %primary, "a primary reigns"),
                 Output::OpMoved(op) => tracing::info!(op = %op.order.id, by = %op.by, "an operation moved on: {:?}", op.state),
