@@ -54,6 +54,10 @@ impl Load {
         self.acknowledged.lock().expect("a set").clone()
     }
 
+    fn forget(&self, ids: &[i64]) {
+        self.acknowledged.lock().expect("a set").retain(|id| !ids.contains(id));
+    }
+
     fn end(mut self) {
         self.stop.store(true, Ordering::SeqCst);
         for thread in self.threads.drain(..) {
@@ -114,11 +118,25 @@ fn until_there(two: &Two, acknowledged: &BTreeSet<i64>, after: &str) {
     for region in &two.ready.regions {
         until(&format!("what was acknowledged is in {} after {after}", region.name), || {
             let rows = two.ready.sql(&region.reader, "select id from drill")?;
-            let there: BTreeSet<i64> = rows.lines().map(|id| id.parse().expect("an id")).collect();
+            let there = ids(&rows);
             let missing: Vec<_> = acknowledged.difference(&there).take(20).collect();
             ensure(missing.is_empty(), missing)
         });
     }
+}
+
+fn ids(rows: &str) -> BTreeSet<i64> {
+    rows.lines().map(|id| id.parse().expect("an id")).collect()
+}
+
+/// Which of these are in neither region, once both have the same.
+fn missing_everywhere(two: &Two, acknowledged: &BTreeSet<i64>) -> Vec<i64> {
+    until("both regions have the same of them", || {
+        let in_either: Vec<BTreeSet<i64>> = (two.ready.regions.iter())
+            .map(|r| two.ready.sql(&r.reader, "select id from drill").map(|rows| acknowledged.difference(&ids(&rows)).copied().collect()))
+            .collect::<Result<_, _>>()?;
+        ensure(in_either[0] == in_either[1], &in_either).map(|()| in_either[0].iter().copied().collect())
+    })
 }
 
 /// Who dies, and where. The epoch of the points is the one that is to be.
@@ -197,4 +215,92 @@ fn whoever_dies_wherever_in_a_switchover_nothing_is_lost_2() {
 #[test]
 fn whoever_dies_wherever_in_a_switchover_nothing_is_lost_3() {
     kill_in_switchovers(2, 3);
+}
+
+/// The primary dies, an operator fails over, and the new primary or the voter dies too, wherever.
+fn failover_points() -> Vec<(&'static str, &'static str)> {
+    let new = [
+        "before:vote",
+        "after:vote",
+        "before:begin-promote",
+        "before:renew",
+        "after:renew",
+        "before:writes",
+        "after:writes",
+        "before:begin-verify",
+    ];
+    let witness = ["before:voted", "after:voted", "before:granted", "after:granted"];
+    new.into_iter().map(|p| ("new", p)).chain(witness.into_iter().map(|p| (WITNESS, p))).collect()
+}
+
+fn kill_in_failovers(share: usize, of: usize) {
+    let mut two = Two::start();
+    let ready = two.ready.clone();
+    until("it writes", || ready.sql(&ready.regions[0].writer, "create table drill (id integer primary key)").map(drop));
+    let (mut primary, mut epoch) = until_settled(&two);
+    let load = Load::start(&ready);
+    for (who, point) in failover_points().into_iter().skip(share).step_by(of) {
+        let (from, to) = (NAMES[primary], NAMES[1 - primary]);
+        let victim = if who == WITNESS { WITNESS } else { to };
+        let before = load.acknowledged();
+        two.arm(victim, &if point.contains("begin") || point.contains("writes") { point.into() } else { format!("{point}@{}", epoch + 1) });
+        two.kill_region(primary);
+        let asked = 1 - primary;
+        let mut ordered = order(&two, asked, &["failover", "--to", to, "--allow-data-loss", "--timeout", "10s"]);
+        until(&format!("{victim} comes to {point}"), || {
+            if ordered.is_finished() && !two.at_its_point(victim) {
+                // A grant of the dead primary, or a link that is not there yet: an operator orders it again.
+                let (code, said) =
+                    std::mem::replace(&mut ordered, order(&two, asked, &["failover", "--to", to, "--allow-data-loss", "--timeout", "10s"]))
+                        .join()
+                        .expect("an order");
+                assert_ne!(code, Some(0), "{victim} did not come to {point}: {said}");
+            }
+            ensure(two.at_its_point(victim), "not yet")
+        });
+        two.until_dead(victim);
+        two.restart(victim);
+        // The order may have been forgotten with whoever carried it out; then it says so, and is given again.
+        let (code, said) = ordered.join().expect("an order");
+        until("the failover came about", || {
+            let status = two.status(asked)?;
+            if status["primary"] == to && status["epoch"].as_u64() > Some(epoch) {
+                return Ok(());
+            }
+            let (code, said) =
+                order(&two, asked, &["failover", "--to", to, "--allow-data-loss", "--timeout", "10s"]).join().expect("an order");
+            ensure(code == Some(0), said)
+        });
+        let (now, e) = comes_back(&mut two, &load, from, point);
+        assert!(now == 1 - primary && e > epoch, "{victim} at {point}: primary {} in epoch {e}; {code:?} {said}", NAMES[now]);
+        // What is gone was counted, exactly.
+        let missing = missing_everywhere(&two, &before);
+        let counted = until("the records are exact", || {
+            let output = run(parhelion().args(["status", "--json", "--config"]).arg(&ready.regions[now].config), "");
+            let status: Value = serde_json::from_str(&text(&output.stdout)).map_err(|e| e.to_string())?;
+            let records = status["failovers"].as_array().cloned().unwrap_or_default();
+            let of_this: Vec<&Value> = records.iter().filter(|f| f["old_epoch"].as_u64() >= Some(epoch)).collect();
+            ensure(!of_this.is_empty() && of_this.iter().all(|f| f["complete"] == true), &records)?;
+            Ok(of_this.iter().filter_map(|f| f["lost_commits"].as_u64()).sum::<u64>())
+        });
+        assert!(missing.len() as u64 <= counted, "{victim} at {point}: {missing:?} are gone, and {counted} were counted");
+        eprintln!(
+            "{victim} died {point}: epoch {epoch} -> {e}, {counted} commits lost and counted, {} of them acknowledged",
+            missing.len()
+        );
+        load.forget(&missing);
+        (primary, epoch) = (now, e);
+    }
+    until_there(&two, &load.acknowledged(), "all of it");
+    load.end();
+}
+
+#[test]
+fn whoever_dies_wherever_in_a_failover_what_is_lost_is_counted_1() {
+    kill_in_failovers(0, 2);
+}
+
+#[test]
+fn whoever_dies_wherever_in_a_failover_what_is_lost_is_counted_2() {
+    kill_in_failovers(1, 2);
 }

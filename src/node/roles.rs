@@ -56,6 +56,8 @@ pub(super) struct Roles {
     pub(super) unsettled: bool,
     /// This region wrote, and what it wrote may lie nowhere else.
     pub(super) holds_commits: bool,
+    /// The log of this region, which wrote, ended there and was a prefix of the history that it follows now.
+    pub(super) whole_at: Option<LogEnd>,
 }
 
 impl Roles {
@@ -208,6 +210,7 @@ impl Node {
             Output::OpMoved(op) => self.effects.push_back(Effect::OpMoved(op)),
             Output::Failover(record) => {
                 self.effects.push_back(Effect::Failover(record));
+                self.nothing_was_lost();
                 self.count_archives(now);
             }
             Output::Note { kind, what } => self.note(kind, what),
@@ -476,6 +479,7 @@ impl Node {
         }
         if std::mem::take(&mut self.roles.holds_commits) {
             self.put_again();
+            self.roles.whole_at = Some(*self.appender.vdl());
             self.nothing_was_lost();
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! Each of them looks for a kill point of its own ([`Two::arm`]).
 
-use super::{ByHand, Ports, Ready, Region, json_of, parhelion, runs, tail, until};
+use super::{ByHand, Ports, Ready, Region, json_of, parhelion, runs, until};
 use serde_json::Value;
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
@@ -148,7 +148,10 @@ impl Drop for Two {
     fn drop(&mut self) {
         if std::thread::panicking() {
             for name in ["us-east", "eu-west", WITNESS] {
-                eprintln!("--- {name}\n{}", tail(&self.log(name)));
+                let log = std::fs::read_to_string(self.log(name)).unwrap_or_default();
+                let lines: Vec<&str> =
+                    log.lines().filter(|l| !["INFO link ", "INFO login refused"].iter().any(|w| l.contains(w))).collect();
+                eprintln!("--- {name}\n{}", lines[lines.len().saturating_sub(120)..].join("\n"));
             }
         }
         if let Some(mut witness) = self.witness.take() {
