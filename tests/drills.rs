@@ -6,7 +6,8 @@
 mod common;
 
 use common::two::{NAMES, Two, WITNESS};
-use common::{Ready, ensure, parhelion, run, text, until};
+use common::{Cluster, Ready, ensure, parhelion, run, signal, text, until};
+use rustix::process::Signal;
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
@@ -303,4 +304,105 @@ fn whoever_dies_wherever_in_a_failover_what_is_lost_is_counted_1() {
 #[test]
 fn whoever_dies_wherever_in_a_failover_what_is_lost_is_counted_2() {
     kill_in_failovers(1, 2);
+}
+
+/// A primary stands still for longer than its lease while another is promoted, and goes on: it acknowledges nothing, whatever was on its way.
+#[test]
+fn a_primary_that_stood_still_past_its_lease_acknowledges_nothing_however_often() {
+    let two = Two::start();
+    let ready = two.ready.clone();
+    until("it writes", || ready.sql(&ready.regions[0].writer, "create table drill (id integer primary key)").map(drop));
+    let (mut primary, mut epoch) = until_settled(&two);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+    let (mut next, mut acknowledged) = (1_i64, BTreeSet::new());
+    for round in 0..rounds(2) {
+        let (from, to) = (primary, 1 - primary);
+        // Some are idle, some are in the midst of a statement when everything stands still.
+        let clients: Vec<_> = (0..4).map(|_| runtime.block_on(ready.connect(&ready.regions[from].writer)).expect("a session")).collect();
+        let zombie = two.pid(NAMES[from]);
+        let mut asked = Vec::new();
+        for (n, client) in clients.into_iter().enumerate() {
+            let id = next;
+            next += 1;
+            if n == 2 {
+                signal(zombie, Signal::STOP);
+            }
+            asked.push((id, runtime.spawn(async move { client.batch_execute(&format!("insert into drill values ({id})")).await })));
+        }
+        let promoted =
+            || order(&two, to, &["failover", "--to", NAMES[to], "--allow-data-loss", "--timeout", "20s"]).join().expect("an order");
+        until("the other one is promoted", || {
+            let (code, said) = promoted();
+            ensure(code == Some(0), said)
+        });
+        let newer = next;
+        next += 1;
+        until("it writes", || ready.sql(&ready.regions[to].writer, &format!("insert into drill values ({newer})")).map(drop));
+        acknowledged.insert(newer);
+        signal(zombie, Signal::CONT);
+        let said: Vec<(i64, bool)> = asked.into_iter().map(|(id, task)| (id, runtime.block_on(task).expect("a client").is_ok())).collect();
+        let (now, e) = until_settled(&two);
+        assert!(now == to && e > epoch, "round {round}");
+        let lost = missing_everywhere(&two, &said.iter().map(|(id, _)| *id).collect());
+        // The first two may have been acknowledged before everything stood still, and are lost then, and counted. Of the others
+        // whoever was told that it is done finds it done: by way of the new primary, or not at all.
+        for (id, ok) in &said[2..] {
+            assert!(!ok || !lost.contains(id), "round {round}: {id} was acknowledged by one that had no lease");
+        }
+        acknowledged.extend(said.iter().filter(|(id, ok)| *ok && !lost.contains(id)).map(|(id, _)| *id));
+        (primary, epoch) = (now, e);
+        if round % 10 == 9 {
+            eprintln!("{} rounds, epoch {epoch}", round + 1);
+        }
+    }
+    until_there(&two, &acknowledged, "all rounds");
+}
+
+/// A primary that is heard and does not hear, or the other way round: it stops by itself, another one can be promoted within a few leases,
+/// and there is never more than one that acknowledges.
+#[test]
+fn one_way_partitions_end_with_one_writer() {
+    for heard in [true, false] {
+        let cluster = Cluster::start(3, "none");
+        let ready = cluster.ready.clone();
+        let (east, west) = (cluster.primary().clone(), cluster.secondaries()[0].clone());
+        ready.must(&east.instance(), "create table drill (id integer primary key)");
+        cluster.until_whole();
+        // Only to its own region's port: nothing is passed on.
+        let (from, to) = if heard { ("*", east.name.as_str()) } else { (east.name.as_str(), "*") };
+        cluster.netem(&["set", from, to, "blackhole=on"]);
+        let mut last = 0;
+        let refused = until("the primary stops by itself", || {
+            match ready.sql(&east.instance(), &format!("insert into drill values ({})", last + 1)) {
+                Ok(_) => {
+                    last += 1;
+                    Err("it acknowledges".into())
+                }
+                Err(said) => Ok(said),
+            }
+        });
+        assert!(refused.contains("57P03") || refused.contains("25006") || refused.contains("lease"), "{refused}");
+        let began = common::now();
+        let done = until("another one is promoted", || {
+            let output =
+                run(parhelion().args(["failover", "--to", &west.name, "--allow-data-loss", "--json", "--config"]).arg(&west.config), "");
+            ensure(output.status.success(), text(&output.stderr)).map(|()| text(&output.stdout))
+        });
+        eprintln!("heard {heard}: promoted {:?} after the primary stopped", common::now().since(began));
+        ready.must(&west.writer, "insert into drill values (1000000)");
+        let after = ready.sql(&east.instance(), "insert into drill values (2000000)");
+        assert!(after.is_err(), "two writers: {after:?}; {done}");
+        cluster.netem(&["set", from, to, "blackhole=off"]);
+        let rows = until("the old primary follows", || {
+            let rows = ready.sql(&east.reader, "select count(*), sum(id = 1000000), sum(id = 2000000) from drill")?;
+            ensure(rows.ends_with("|1|0"), &rows).map(|()| rows)
+        });
+        let report = until("what was lost is exact", || {
+            let status = cluster.status_of(&west.name)?;
+            let record = status["failovers"][0].clone();
+            ensure(record["complete"] == true, &record).map(|()| record)
+        });
+        let kept: u64 = rows.split('|').next().and_then(|n| n.parse().ok()).expect("a count");
+        assert_eq!(kept - 1 + report["lost_commits"].as_u64().expect("a count"), last, "{report}");
+    }
 }

@@ -152,6 +152,14 @@ pub struct Region {
     pub config: PathBuf,
 }
 
+impl Region {
+    /// The port of the region's one instance: nothing is passed on from there.
+    pub fn instance(&self) -> String {
+        let (host, port) = self.writer.rsplit_once(':').expect("host:port");
+        format!("{host}:{}", port.parse::<u16>().expect("a port") + 9)
+    }
+}
+
 /// The ready file, exactly as documented: another key, or a missing one, is an error.
 #[derive(Clone, Debug, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
