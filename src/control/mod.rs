@@ -11,6 +11,7 @@ pub mod chain;
 mod elect;
 mod holder;
 mod machine;
+pub mod membership;
 pub mod message;
 mod operations;
 mod orders;
@@ -22,6 +23,7 @@ mod voter;
 pub use api::{ControlView, Input, Output, Promotion, Role};
 pub use chain::{Chain, EpochEntry, ReignKind};
 pub use machine::Control;
+pub use membership::{MemberAt, MembersView, Membership};
 pub use message::{ControlMessage, MessageError};
 pub use state::{Ledger, VoterState};
 pub use types::{

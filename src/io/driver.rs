@@ -8,7 +8,7 @@ use super::copies::{Copies, Drill};
 use super::killpoint::KillPoint;
 use super::link::Link;
 use crate::base::{ConnId, CopyId, Instant, RegionName, WhoWrites};
-use crate::control::{ControlMessage, ControlView, Ledger, OpView};
+use crate::control::{ControlMessage, ControlView, Ledger, MembersView, OpView};
 use crate::head::embedded::Engine;
 use crate::head::{LogSink, WriteGate};
 use crate::log::Frame;
@@ -189,6 +189,9 @@ impl Shared {
 /// Carries what the control core says to other members; may drop it.
 pub trait Members: Send + 'static {
     fn send(&self, to: &RegionName, message: &ControlMessage);
+
+    /// Who they are from here on.
+    fn changed(&self, members: &MembersView);
 }
 
 /// Asks for a link to a region; the answer comes as an event.
@@ -416,6 +419,8 @@ impl Driver {
                     self.engine.set_primary(primary.as_ref().map(ToString::to_string));
                     self.shared.who.send_modify(|who| who.primary = primary);
                 }
+                Effect::Members(members) => self.members.changed(&members),
+                Effect::HeadHides { reason } => self.engine.hide(reason),
                 Effect::Places { places } => self.copies.set_places(places),
                 Effect::Retired { slot, place, by } => self.copies.retire(slot, place.as_deref(), &by),
                 Effect::Note(event) => {

@@ -11,6 +11,7 @@ use crate::io::control_link::{CONTROL_MESSAGE_BYTES_MAX, ControlLinks};
 use crate::io::killpoint::KillPoint;
 use crate::io::slots::Slots;
 use crate::node::report::ControlReport;
+use crate::ops::membership::roster::Roster;
 use anyhow::Context as _;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -78,11 +79,20 @@ pub(super) struct Voter {
     view: Arc<View>,
     watch: clock::Watch,
     kill: KillPoint,
+    roster: Arc<Roster>,
+    runtime: tokio::runtime::Handle,
 }
 
 impl Voter {
-    pub(super) fn new(core: Control, slots: Slots, links: ControlLinks, view: Arc<View>) -> Voter {
-        Voter { core, slots, links, view, watch: clock::Watch::new(), kill: KillPoint::from_env() }
+    pub(super) fn new(
+        core: Control,
+        slots: Slots,
+        links: ControlLinks,
+        view: Arc<View>,
+        roster: Arc<Roster>,
+        runtime: tokio::runtime::Handle,
+    ) -> Voter {
+        Voter { core, slots, links, view, watch: clock::Watch::new(), kill: KillPoint::from_env(), roster, runtime }
     }
 
     /// Until it is told to stop.
@@ -140,6 +150,10 @@ impl Voter {
                 Output::OpMoved(op) => tracing::info!(op = %op.order.id, by = %op.by, "an operation moved on: {:?}", op.state),
                 Output::Failover(record) => tracing::info!(op = %record.op, complete = record.complete, "a failover is recorded"),
                 Output::Note { kind, what } => tracing::info!(kind, "{what}"),
+                Output::Members(members) => {
+                    let _inside = self.runtime.enter();
+                    self.roster.changed(&members, &self.view.quic, &self.links);
+                }
                 // Of a member with data.
                 Output::Follow { primary: None, .. } | Output::CommitRule { .. } | Output::LeaseLost { .. } => {}
                 other => unreachable!("BUG: a witness was asked for {other:?}"),
