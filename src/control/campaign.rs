@@ -69,6 +69,14 @@ pub(super) enum Stage {
     },
 }
 
+impl Campaign {
+    /// The old primary's handover ends elsewhere than it did: its vote says so, and what it has may be fetched once more.
+    pub(super) fn handed_again(&mut self, from: RegionName, vote: &Voted) {
+        self.fetched.remove(&from);
+        self.votes.insert(from, Heard::from(vote));
+    }
+}
+
 impl Control {
     // ---- beginning ------------------------------------------------------------------------------------------------------
 
@@ -304,23 +312,14 @@ impl Control {
 
     // ---- votes ----------------------------------------------------------------------------------------------------------
 
-    fn vote_for_own(&mut self, epoch: Epoch) {
+    pub(super) fn vote_for_own(&mut self, epoch: Epoch) {
         let (now, retry) = (self.now, self.who.settings.retry_every);
         let round = self.next_round();
         self.op_phase(Phase::Vote);
-        let campaign = self.campaign.as_mut().expect("BUG: votes for nobody");
-        if let Why::Failover { forced: true, .. } = campaign.why {
-            // The operator's word stands for the majority: this region is the only voter from here on.
-            let name = self.who.name.clone();
+        if self.is_forced() {
+            // Whatever it granted to the region that an operator says is down.
             self.grant = None;
             self.votes_from = now;
-            let state = self.state.as_mut().expect("BUG: votes without a state");
-            if !state.voters.contains(&name) {
-                state.voters.version += 1;
-                state.voters.voters = vec![name.clone()];
-                state.voters.heard = vec![name];
-                self.keep();
-            }
         }
         let campaign = self.campaign.as_mut().expect("BUG: votes for nobody");
         campaign.epoch = epoch;
@@ -400,7 +399,8 @@ impl Control {
         let Some(campaign) = &self.campaign else { return };
         let Stage::Voting { since } = campaign.stage else { return };
         // Its own vote is always among them: it stands for what is kept here.
-        if !campaign.votes.contains_key(&self.who.name) || !self.is_majority(|v| campaign.votes.contains_key(v)) {
+        let enough = self.is_forced() || self.is_majority(|v| campaign.votes.contains_key(v));
+        if !campaign.votes.contains_key(&self.who.name) || !enough {
             return;
         }
         let outcome = match self.weigh(&campaign.votes) {
@@ -545,18 +545,15 @@ impl Control {
         }
     }
 
+    /// The operator's word stands for the majority.
+    pub(super) fn is_forced(&self) -> bool {
+        self.campaign.as_ref().is_some_and(|c| matches!(c.why, Why::Failover { forced: true, .. }))
+    }
+
     fn vote_patience(&self) -> Duration {
         // A target waits for the handover frame as long as its primary waits for it.
         let handed = self.campaign.as_ref().is_some_and(|c| matches!(c.why, Why::Handover(_)));
         if handed { self.who.settings.handover_patience * 2 } else { self.who.settings.vote_patience }
-    }
-
-    /// The old primary handed over, and its last frame is not here yet.
-    pub(super) fn awaits_frame(&self) -> bool {
-        self.campaign.as_ref().is_some_and(|c| match (&c.why, &c.stage) {
-            (Why::Handover(h), Stage::Voting { .. }) => self.log.end.seq < h.at.seq,
-            _ => false,
-        })
     }
 
     /// The primary was heard: what was begun because it was not is over.
@@ -565,48 +562,6 @@ impl Control {
         if self.campaign.as_ref().is_some_and(early) {
             self.campaign = None;
         }
-    }
-
-    /// The handover of its primary: its vote is in it, and its epoch is over.
-    pub(super) fn on_handover(&mut self, from: RegionName, handover: Handover) {
-        let Some(state) = &self.state else { return };
-        let id = handover.op.order.id;
-        let next = handover.epoch.next();
-        let wrong = handover.lineage != state.lineage || handover.op.order.kind.to() != Some(&self.who.name);
-        let known = self.campaign.as_ref().is_some_and(|c| matches!(&c.why, Why::Handover(h) if h.op.order.id == id));
-        let over = self.reign.as_ref().is_some_and(|(e, _)| *e >= next) || state.chain.get(next).is_some();
-        if wrong || known || over {
-            return;
-        }
-        if !self.log_told {
-            return;
-        }
-        if let Some(view) = state.ledger.op(id).filter(|v| v.state.is_final()).cloned() {
-            // It was given up here, for good: whoever handed over goes on.
-            self.send(from, ControlMessage::Op(Box::new(view)));
-            return;
-        }
-        if state.promised > next || (state.promised == next && state.voted_for.as_ref() != Some(&self.who.name)) {
-            self.send(from, ControlMessage::Op(Box::new(self.cannot_take(handover.op, state.promised))));
-            return;
-        }
-        if handover.voters.version > state.voters.version {
-            self.st_mut().voters = handover.voters.clone();
-            self.keep();
-            self.take_members();
-        }
-        self.st_mut().ledger.merge(&handover.ledger);
-        if self.holder.is_some() {
-            return;
-        }
-        if let Some(campaign) = self.campaign.take()
-            && let Why::Failover { op, .. } = campaign.why
-        {
-            self.op_refused(op, format!("{from} is handing over to this region"));
-        }
-        self.op_handed(&from, handover.op.clone());
-        self.campaign_for(Why::Handover(Box::new(handover)), None, self.now);
-        self.vote_for_own(next);
     }
 }
 

@@ -461,7 +461,17 @@ impl Control {
             let primary = (top.epoch >= state.promised).then_some(primary);
             self.followed = Some((epoch, primary.clone()));
             self.outputs.push_back(Output::Follow { epoch, primary });
+        } else if self.is_handing_alone() {
+            // Its target alone can go on, and may lack the last frames: the volume is made whole and lends them.
+            let epoch = state.promised;
+            self.outputs.push_back(Output::Follow { epoch, primary: None });
         }
+    }
+
+    /// This region sealed its reign for a target that may lack the log's last frames: they are lent, though readers see nothing new here.
+    #[must_use]
+    pub fn lends_its_last(&self) -> bool {
+        self.is_handing()
     }
 
     /// The clock that leases are counted on is void: so is every round that is under way.

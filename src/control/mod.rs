@@ -9,6 +9,7 @@ pub mod api;
 mod campaign;
 pub mod chain;
 mod elect;
+mod handover;
 mod holder;
 mod machine;
 pub mod membership;

@@ -256,6 +256,11 @@ impl Control {
 
     /// Somebody reigns: whatever was handed over has found its end.
     pub(super) fn orders_reign(&mut self, epoch: Epoch, region: &RegionName) {
+        if *region != self.who.name && self.orders.handing.is_none() {
+            // The handover was given up, this region asked for an epoch of its own, and another was first.
+            let handed = self.st().handed_to.as_ref().map(|(_, op)| *op);
+            self.orders.running.take_if(|v| Some(v.order.id) == handed);
+        }
         self.settle_left(epoch, region);
         let Some(handing) = self.orders.handing.as_ref().filter(|h| h.epoch < epoch) else { return };
         let (op, to) = (handing.op, handing.to.clone());

@@ -5,7 +5,7 @@
 //! operation at a time in a member; that of another one is not touched.
 
 use super::api::Output;
-use super::campaign::Why;
+use super::campaign::{Stage, Why};
 use super::machine::{Control, millis};
 use super::membership::Membership;
 use super::message::{ControlMessage, Handover, Round, Stands};
@@ -201,8 +201,11 @@ impl Control {
             );
             return self.refuse_new(&order, reason);
         }
-        if let Some(superseding) = self.campaign.as_ref().and_then(|c| match &c.why {
-            Why::Handover(h) => Some(h.op.order.id),
+        // One whose operation failed goes on only because nobody else can; an operator may prefer this.
+        let failed = |id: OpId| self.op(id).is_some_and(|o| o.state.is_final());
+        if let Some(superseding) = self.campaign.as_ref().and_then(|c| match (&c.why, &c.stage) {
+            (Why::Handover(h), Stage::Taking { .. }) => Some(h.op.order.id),
+            (Why::Handover(h), _) if !failed(h.op.order.id) => Some(h.op.order.id),
             _ => None,
         }) {
             let (epoch, region) = self.reign.clone().unwrap_or((Epoch(0), self.who.name.clone()));
@@ -395,22 +398,6 @@ impl Control {
             self.outputs.push_back(Output::Undrain { op: switching.op, reason: reason.to_owned() });
         }
         self.op_refused(switching.op, reason.to_owned());
-    }
-
-    // ---- the target's half ----------------------------------------------------------------------------------------------
-
-    pub(super) fn op_handed(&mut self, from: &RegionName, view: OpView) {
-        let watchers = self.orders.watchers.entry(view.order.id).or_default();
-        watchers.insert(from.clone());
-        let by = self.who.name.clone();
-        self.orders.running = Some(OpView { by, state: OpState::Running(Phase::HandOver), ..view });
-        self.orders.phase_since = self.now;
-        self.publish_running();
-    }
-
-    pub(super) fn cannot_take(&self, view: OpView, promised: Epoch) -> OpView {
-        let reason = format!("{} cannot take over: it promised epoch {promised}, or its volume is not there", self.who.name);
-        OpView { by: self.who.name.clone(), state: OpState::Failed { reason }, ..view }
     }
 
     // ---- voters ---------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ use super::chain::{EpochEntry, ReignKind};
 use super::elect::{Evidence, Heard, NoOutcome, Outcome, describe};
 use super::machine::Control;
 use super::membership::Membership;
-use super::types::{Consent, FailoverRecord, Phase};
+use super::types::{Consent, FailoverRecord, OpId, Phase, VoterSet};
 use crate::base::{Epoch, RegionName};
 use std::collections::BTreeMap;
 
@@ -24,6 +24,8 @@ impl Control {
             Why::Auto { op } => (Some(*op), "auto_failover".to_owned(), false),
             Why::Regain => (None, String::new(), false),
         };
+        // One that was told to have failed has no effect any more: what only this region can do is done all the same.
+        let op = op.filter(|op| self.op(*op).is_none_or(|o| !o.state.is_final()));
         let auto = matches!(campaign.why, Why::Auto { .. });
         let epoch = campaign.epoch;
         let kind = if forced { ReignKind::Unproven } else { outcome.kind };
@@ -34,7 +36,7 @@ impl Control {
             base: outcome.base,
             kind,
             op,
-            voters_version: self.st().voters.version,
+            voters_version: self.st().voters.version + u64::from(forced),
             began_at: self.wall,
         };
         let record = op.filter(|_| matches!(kind, ReignKind::Unplanned | ReignKind::Unproven)).map(|op| FailoverRecord {
@@ -92,6 +94,19 @@ impl Control {
         }
         let Some(Campaign { stage: Stage::Taking { entry }, .. }) = self.campaign.take() else { unreachable!("BUG: just seen") };
         self.op_phase_of(entry.op, Phase::Activate);
+        if entry.kind == ReignKind::Unproven && entry.voters_version > self.st().voters.version {
+            // The operator's word stands for the majority: this region is the only voter from here on. In one piece with its reign, so that a
+            // crash before leaves the old vote where it was, and one after goes on here (seed 68 of roles).
+            let name = self.who.name.clone();
+            let state = self.st_mut();
+            let members = state.voters.members.take();
+            state.voters = VoterSet { version: entry.voters_version, voters: vec![name.clone()], heard: vec![name], members };
+            if let Err(two) = state.chain.insert((*entry).clone()) {
+                self.two_writers(two.to_string());
+                return self.op_failed(entry.op.unwrap_or(OpId(0)), two.to_string());
+            }
+            self.keep();
+        }
         self.activate(*entry);
     }
 

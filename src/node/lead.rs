@@ -181,7 +181,8 @@ impl Node {
             return self.refuse(conn, refusal, peer);
         }
         // Whoever is about to take over may fetch what this secondary has more; never a seed.
-        let lends = hello.catches_up && hello.position.is_some() && matches!(self.stage, Stage::Following) && !self.roles.unsettled;
+        let whole = !self.roles.unsettled || self.roles.lends_its_last();
+        let lends = hello.catches_up && hello.position.is_some() && matches!(self.stage, Stage::Following) && whole;
         let Some(lineage) = self.appender.lineage().filter(|_| lends || matches!(self.stage, Stage::Leading)) else {
             let primary = self.roles.reign.as_ref().map(|(_, p)| p.clone()).filter(|p| *p != self.who.region);
             let message = Message::Control(Control::NotPrimary { primary, epoch: self.epoch() });

@@ -79,6 +79,11 @@ impl Roles {
         self.core.as_ref().and_then(Control::out)
     }
 
+    /// It sealed its reign, and the target may lack what lies here.
+    pub(super) fn lends_its_last(&self) -> bool {
+        self.core.as_ref().is_some_and(Control::lends_its_last)
+    }
+
     /// The member is a part of a global cluster that was founded.
     pub(super) fn is_member(&self) -> bool {
         self.core.as_ref().is_some_and(|c| c.state().is_some())
@@ -414,6 +419,11 @@ impl Node {
 
     /// An epoch from `epoch` on is somebody else's, or nobody's yet.
     fn step_back(&mut self, now: Instant, epoch: Epoch, primary: Option<RegionName>) {
+        // What was fetched in order to take over is not wanted any more, and may be on no history by now (seed 47 of moves).
+        if let Some((from, ..)) = self.follower.catching_up_to.take() {
+            self.stop_following(now, "another region takes over");
+            self.tell(now, Input::CaughtUp { from });
+        }
         let led = matches!(self.stage, Stage::Leading | Stage::Pending | Stage::Opening { pen: Some(_) });
         if led {
             let who = primary.as_ref().map_or_else(|| "nobody yet".to_owned(), RegionName::to_string);
