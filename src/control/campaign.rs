@@ -92,7 +92,7 @@ impl Control {
 
     /// The last primary asks for an epoch of its own: it has everything, so nobody's consent is needed.
     pub(super) fn regain_wanted(&mut self) {
-        if self.campaign.is_none() && self.log_told && !self.is_handing_alone() {
+        if self.campaign.is_none() && self.log_told && !self.is_handing_alone() && self.lost.is_none() {
             let at = self.back_off();
             self.campaign_for(Why::Regain, None, at);
         }
@@ -124,7 +124,7 @@ impl Control {
 
     fn consider_at(&self) -> Option<Instant> {
         let busy = self.holder.is_some() || self.campaign.is_some() || self.is_handing();
-        if busy || !self.log_told || !self.who.has_data() || self.conflict.is_some() || self.amnesiac {
+        if busy || !self.log_told || !self.who.has_data() || self.conflict.is_some() || self.amnesiac || self.lost.is_some() {
             return None;
         }
         self.state.as_ref()?.chain.top()?;

@@ -10,6 +10,7 @@ mod campaign;
 pub mod chain;
 mod elect;
 mod holder;
+mod lost;
 mod machine;
 pub mod message;
 mod operations;

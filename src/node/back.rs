@@ -75,6 +75,12 @@ impl Node {
         if self.ledger().is_none_or(|l| l.failover_into(new_epoch).is_none()) {
             return; // it was handed over
         }
+        // What it lost itself nobody can count.
+        let state = self.roles.core().and_then(crate::control::Control::state);
+        if state.and_then(|s| s.cut).is_some_and(|(from, reign)| from <= end.epoch && end.epoch < reign) {
+            self.note("loss_uncounted", format!("this region lost log of epoch {} itself: how many commits the failover lost stays unknown", end.epoch));
+            return;
+        }
         let none = LostTail { new_epoch, from: end, to: end, commits: 0, from_time: None, to_time: None };
         self.untold.push(none);
     }
