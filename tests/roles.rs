@@ -2,11 +2,11 @@
 
 mod common;
 
-use common::{ByHand, Cluster, Ports, Ready, Region, ensure, json_of, parhelion, run, signal, text, until};
+use common::two::Two;
+use common::{Cluster, ensure, parhelion, run, signal, text, until};
 use rustix::process::Signal;
 use serde_json::Value;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::path::Path;
 
 /// A verb with `--config`; exit code, stdout, stderr.
 fn verb(config: &Path, args: &[&str]) -> (Option<i32>, String, String) {
@@ -102,101 +102,6 @@ fn rules_are_set_from_any_region() {
     assert!(code == Some(4) && err.contains("ab12 is not among the operations"), "{err}");
 }
 
-/// Two regions and a witness in a directory, on ports of their own, with a short lease.
-struct Two {
-    dir: tempfile::TempDir,
-    ready: Ready,
-    witness: Child,
-    regions: Vec<Option<ByHand>>,
-    _ports: Ports,
-}
-
-const NAMES: [&str; 2] = ["us-east", "eu-west"];
-
-impl Two {
-    fn start() -> Two {
-        let dir = tempfile::tempdir().unwrap();
-        let ports = Ports::reserve(3);
-        let at = |region: u16, n: u16| format!("127.0.0.1:{}", ports.base + 100 * region + n);
-        let members = format!(
-            "[[member]]\nregion = \"us-east\"\nquic = \"{}\"\n[[member]]\nregion = \"eu-west\"\nquic = \"{}\"\n",
-            at(0, 0),
-            at(1, 0)
-        );
-        let control = "[tls]\ndir = \"certs\"\n[control]\nlease = \"3s\"\n";
-        let mut regions = Vec::new();
-        for (i, name) in (0u16..).zip(NAMES) {
-            let config = dir.path().join(format!("{name}.toml"));
-            let text = format!(
-                "cluster = \"two\"\nregion = \"{name}\"\nfounder = \"us-east\"\ndata_dir = \"{name}\"\n[listen]\nquic = \"{}\"\nwriter = \"{}\"\n\
-                 reader = \"{}\"\nhttp = \"{}\"\ninstance = \"{}\"\n{control}[sql]\nuser = \"app\"\ndatabase = \"app\"\n\
-                 [witness]\nquic = \"{}\"\n{members}",
-                at(i, 0),
-                at(i, 1),
-                at(i, 2),
-                at(i, 3),
-                at(i, 10),
-                at(2, 0)
-            );
-            std::fs::write(&config, text).unwrap();
-            regions.push(Region {
-                name: name.into(),
-                role: String::new(),
-                writer: at(i, 1),
-                reader: at(i, 2),
-                http: at(i, 3),
-                quic: at(i, 0),
-                pid: 0,
-                data_dir: dir.path().join(name),
-                config,
-            });
-        }
-        let file = dir.path().join("witness.toml");
-        let text = format!(
-            "cluster = \"two\"\nname = \"witness\"\ndata_dir = \"witness\"\n[listen]\nquic = \"{}\"\nhttp = \"{}\"\n{control}{members}",
-            at(2, 0),
-            at(2, 3)
-        );
-        std::fs::write(&file, text).unwrap();
-        json_of(parhelion().args(["certs", "--json", "--config"]).arg(&regions[0].config)).unwrap();
-        let password = std::fs::read_to_string(dir.path().join("certs/sql-password")).unwrap().trim().to_owned();
-        let ready = Ready { cluster: "two".into(), user: "app".into(), password, database: "app".into(), regions };
-        let log = std::fs::File::create(dir.path().join("witness.log")).unwrap();
-        let witness =
-            parhelion().args(["witness", "--config"]).arg(&file).stdout(Stdio::null()).stderr(log).spawn().expect("the program runs");
-        let mut two = Two { dir, ready, witness, regions: vec![None, None], _ports: ports };
-        for i in 0..2 {
-            two.start_region(i);
-        }
-        two
-    }
-
-    fn start_region(&mut self, i: usize) {
-        let log = self.log(NAMES[i]);
-        self.regions[i] = Some(ByHand::start(&self.ready.regions[i].config, &log));
-    }
-
-    fn log(&self, name: &str) -> PathBuf {
-        self.dir.path().join(format!("{name}.log"))
-    }
-
-    fn status(&self, asked: usize) -> Result<Value, String> {
-        json_of(parhelion().args(["status", "--json", "--config"]).arg(&self.ready.regions[asked].config))
-    }
-}
-
-impl Drop for Two {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            for name in ["us-east", "eu-west", "witness"] {
-                eprintln!("--- {name}\n{}", common::tail(&self.log(name)));
-            }
-        }
-        let _ = self.witness.kill();
-        let _ = self.witness.wait();
-    }
-}
-
 #[test]
 fn a_failover_says_what_it_costs_and_the_old_primary_comes_back() {
     let mut two = Two::start();
@@ -217,8 +122,7 @@ fn a_failover_says_what_it_costs_and_the_old_primary_comes_back() {
     let (code, _, err) = verb(&eu.config, &["failover", "--to", "us-east", "--allow-data-loss"]);
     assert!(code == Some(4) && err.contains("is the primary already"), "{code:?} {err}");
 
-    signal(two.regions[0].as_ref().unwrap().child.id(), Signal::KILL);
-    two.regions[0] = None;
+    two.kill_region(0);
     let looked = must(&eu.config, &["failover", "--to", "eu-west", "--dry-run", "--json"]);
     assert!(looked["dry_run"] == true && looked["state"] == "done", "{looked}");
     let done = must(&eu.config, &["failover", "--to", "eu-west", "--allow-data-loss", "--json"]);

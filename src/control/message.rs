@@ -1,7 +1,7 @@
 //! What the members' control cores say to one another, and its bytes.
 //!
 //! ```text
-//!  version u8 = 1 | bincode of ControlMessage          at most MESSAGE_BYTES_MAX
+//!  version u8 = 2 | bincode of ControlMessage          at most MESSAGE_BYTES_MAX
 //! ```
 //! Any of them may be lost, doubled, late or out of order; none is believed beyond what it says. The enums are append-only: a
 //! variant never changes its place.
@@ -13,7 +13,7 @@ use crate::base::{Epoch, LineageId, LogEnd, RegionName, UnixMicros};
 
 /// No encoded message is longer.
 pub const MESSAGE_BYTES_MAX: usize = 1 << 20;
-const MESSAGE_VERSION: u8 = 1;
+const MESSAGE_VERSION: u8 = 2;
 
 /// One round of one incarnation of a member: an answer to another one is an answer to nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, bincode::Encode, bincode::Decode)]

@@ -12,6 +12,7 @@ mod elect;
 mod holder;
 mod lost;
 mod machine;
+pub mod membership;
 pub mod message;
 mod operations;
 mod orders;
@@ -23,6 +24,7 @@ mod voter;
 pub use api::{ControlView, Input, Output, Promotion, Role};
 pub use chain::{Chain, EpochEntry, ReignKind};
 pub use machine::Control;
+pub use membership::{MemberAt, MembersView, Membership};
 pub use message::{ControlMessage, MessageError};
 pub use state::{Ledger, VoterState};
 pub use types::{

@@ -4,8 +4,9 @@
 //! on 4 of its 6 copies, by a witness in two checksummed slots (whoever stores it adds the checksum).
 //!
 //! ```text
-//!  version u8 = 1 | bincode of VoterState          at most STATE_BYTES_MAX
+//!  version u8 = 2 | bincode of VoterState          at most STATE_BYTES_MAX
 //! ```
+//! Version 1 had no members in its sets of voters; it is read, and written no more.
 
 use super::chain::Chain;
 use super::types::{FailoverRecord, OpId, OpView, SyncRule, VoterSet};
@@ -14,7 +15,7 @@ use std::time::Duration;
 
 /// No encoded state is longer.
 pub const STATE_BYTES_MAX: usize = 1 << 20;
-const STATE_VERSION: u8 = 1;
+const STATE_VERSION: u8 = 2;
 /// Operations and failovers kept, newest first.
 const OPS_MAX: usize = 32;
 const FAILOVERS_MAX: usize = 64;
@@ -89,9 +90,18 @@ impl VoterState {
     /// `None` when the bytes are not one, or of a version that this parhelion does not know.
     #[must_use]
     pub fn decode(bytes: &[u8]) -> Option<VoterState> {
-        let (&STATE_VERSION, body) = bytes.split_first()? else { return None };
         let config = bincode::config::standard().with_limit::<STATE_BYTES_MAX>();
-        let (state, read): (VoterState, usize) = bincode::decode_from_slice(body, config).ok()?;
+        let (state, read, body): (VoterState, usize, &[u8]) = match bytes.split_first()? {
+            (&STATE_VERSION, body) => {
+                let (state, read) = bincode::decode_from_slice(body, config).ok()?;
+                (state, read, body)
+            }
+            (1, body) => {
+                let (state, read): (first::VoterState, usize) = bincode::decode_from_slice(body, config).ok()?;
+                (state.into(), read, body)
+            }
+            _ => return None,
+        };
         (read == body.len()).then_some(state)
     }
 }
@@ -189,5 +199,99 @@ impl Ledger {
             Ledger { ops: self.ops.iter().filter(|o| o.state.is_final()).cloned().collect(), failovers: self.failovers.clone() };
         shared.ops.sort_by_key(|o| o.order.id);
         crc32c::crc32c(&bincode::encode_to_vec(&shared, bincode::config::standard()).expect("BUG: a ledger of names and numbers encodes"))
+    }
+}
+
+/// Version 1.
+mod first {
+    use super::{Chain, Epoch, FailoverRecord, Ledger, LineageId, OpId, RegionName, SyncRule};
+
+    #[cfg_attr(test, derive(bincode::Encode))]
+    #[derive(bincode::Decode)]
+    pub struct VoterSet {
+        pub version: u64,
+        pub voters: Vec<RegionName>,
+        pub heard: Vec<RegionName>,
+    }
+
+    #[cfg_attr(test, derive(bincode::Encode))]
+    #[derive(bincode::Decode)]
+    pub struct VoterState {
+        pub lineage: LineageId,
+        pub voters: VoterSet,
+        pub voters_next: Option<VoterSet>,
+        pub promised: Epoch,
+        pub voted_for: Option<RegionName>,
+        pub released: Epoch,
+        pub sealed: Epoch,
+        pub handed_to: Option<(RegionName, OpId)>,
+        pub chain: Chain,
+        pub grant_ms_max: u64,
+        pub sync: SyncRule,
+        pub pending: Vec<FailoverRecord>,
+        pub cut: Option<(Epoch, Epoch)>,
+        pub ledger: Ledger,
+    }
+
+    impl From<VoterSet> for super::VoterSet {
+        fn from(v: VoterSet) -> super::VoterSet {
+            super::VoterSet { version: v.version, voters: v.voters, heard: v.heard, members: None }
+        }
+    }
+
+    impl From<VoterState> for super::VoterState {
+        fn from(s: VoterState) -> super::VoterState {
+            super::VoterState {
+                lineage: s.lineage,
+                voters: s.voters.into(),
+                voters_next: s.voters_next.map(Into::into),
+                promised: s.promised,
+                voted_for: s.voted_for,
+                released: s.released,
+                sealed: s.sealed,
+                handed_to: s.handed_to,
+                chain: s.chain,
+                grant_ms_max: s.grant_ms_max,
+                sync: s.sync,
+                pending: s.pending,
+                cut: s.cut,
+                ledger: s.ledger,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_version_before_kept_is_read() {
+        let east = RegionName::new("us-east").unwrap();
+        let voters = VoterSet::founding(&east, &[east.clone(), RegionName::new("eu-west").unwrap()], None);
+        let state =
+            VoterState { promised: Epoch(7), grant_ms_max: 6000, ..VoterState::founding(LineageId(9), &east, voters, UnixMicros(3)) };
+        let before = first::VoterState {
+            lineage: state.lineage,
+            voters: first::VoterSet { version: 1, voters: state.voters.voters.clone(), heard: Vec::new() },
+            voters_next: None,
+            promised: Epoch(7),
+            voted_for: None,
+            released: Epoch(0),
+            sealed: Epoch(0),
+            handed_to: None,
+            chain: state.chain.clone(),
+            grant_ms_max: 6000,
+            sync: SyncRule::default(),
+            pending: Vec::new(),
+            cut: None,
+            ledger: Ledger::default(),
+        };
+        let mut bytes = vec![1];
+        bytes.extend(bincode::encode_to_vec(before, bincode::config::standard()).unwrap());
+        assert_eq!(VoterState::decode(&bytes), Some(state.clone()));
+        assert_eq!(VoterState::decode(&state.encode()), Some(state));
+        bytes[0] = 3;
+        assert_eq!(VoterState::decode(&bytes), None);
     }
 }

@@ -2,8 +2,10 @@
 //!
 //! Decides nothing. Everything here is plain data with bounds; sentences in it are for operators.
 
+use super::membership::Membership;
 use crate::base::{Epoch, LogEnd, RegionName, UnixMicros};
 use crate::log::{History, Term};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
@@ -16,12 +18,18 @@ pub struct Who {
     /// The member without data that only votes.
     pub witness: Option<RegionName>,
     pub settings: Settings,
+    /// How this member reaches the others, `host:port`; told to those that come later.
+    pub addrs: BTreeMap<RegionName, String>,
 }
 
 impl Who {
     #[must_use]
     pub fn has_data(&self) -> bool {
-        self.regions.contains(&self.name)
+        self.witness.as_ref() != Some(&self.name)
+    }
+
+    pub(super) fn addr(&self, name: &RegionName) -> String {
+        self.addrs.get(name).cloned().unwrap_or_default()
     }
 
     /// Everybody but this member.
@@ -64,6 +72,8 @@ pub struct Settings {
     pub auto_failover: AutoFailover,
     /// A switchover to a target that is behind by more is refused.
     pub switchover_lag_bytes_max: u64,
+    /// Regions beside the primary.
+    pub secondaries_max: usize,
 }
 
 impl Default for Settings {
@@ -81,6 +91,7 @@ impl Default for Settings {
             backoff_max: Duration::from_secs(8),
             auto_failover: AutoFailover::Off,
             switchover_lag_bytes_max: 16 << 20,
+            secondaries_max: 5,
         }
     }
 }
@@ -95,7 +106,7 @@ impl Settings {
     }
 }
 
-/// Who votes. Changed one voter at a time, never by a configuration file.
+/// Who votes, and who is a member. Changed one voter at a time, never by a configuration file.
 #[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
 pub struct VoterSet {
     /// Grows with every change.
@@ -104,6 +115,8 @@ pub struct VoterSet {
     pub voters: Vec<RegionName>,
     /// Those that ever granted. A voter that finds itself here and has no state has lost it: it must not vote.
     pub heard: Vec<RegionName>,
+    /// The regions, since the first order that changed them; before, they are what the files say.
+    pub members: Option<Membership>,
 }
 
 impl VoterSet {
@@ -122,7 +135,13 @@ impl VoterSet {
             voters.remove(out);
         }
         voters.sort();
-        VoterSet { version: 1, voters, heard: Vec::new() }
+        VoterSet { version: 1, voters, heard: Vec::new(), members: None }
+    }
+
+    /// Of a member that knows of none.
+    #[must_use]
+    pub fn unknown() -> VoterSet {
+        VoterSet { version: 0, voters: Vec::new(), heard: Vec::new(), members: None }
     }
 
     #[must_use]
@@ -188,6 +207,14 @@ pub enum OrderKind {
     SetVoters {
         voters: Vec<RegionName>,
     },
+    /// One region more; it is reached at `addr`.
+    AddRegion {
+        region: RegionName,
+        addr: String,
+    },
+    RemoveRegion {
+        region: RegionName,
+    },
 }
 
 impl OrderKind {
@@ -195,8 +222,23 @@ impl OrderKind {
     pub fn to(&self) -> Option<&RegionName> {
         match self {
             OrderKind::Switchover { to } | OrderKind::Failover { to, .. } => Some(to),
-            OrderKind::SetVoters { .. } => None,
+            OrderKind::SetVoters { .. } | OrderKind::AddRegion { .. } | OrderKind::RemoveRegion { .. } => None,
         }
+    }
+
+    /// The region that comes or goes.
+    #[must_use]
+    pub fn region(&self) -> Option<&RegionName> {
+        match self {
+            OrderKind::AddRegion { region, .. } | OrderKind::RemoveRegion { region } => Some(region),
+            _ => None,
+        }
+    }
+
+    /// It changes who votes or who is a member.
+    #[must_use]
+    pub fn changes_members(&self) -> bool {
+        matches!(self, OrderKind::SetVoters { .. } | OrderKind::AddRegion { .. } | OrderKind::RemoveRegion { .. })
     }
 }
 
@@ -237,6 +279,10 @@ pub enum Phase {
     Activate,
     /// A write through the new primary is looked for in a secondary.
     Verify,
+    /// Majorities of the old and of the new voters agree on a change.
+    Agree,
+    /// The voters follow the number of regions, one at a time.
+    Voters,
 }
 
 impl fmt::Display for Phase {
@@ -252,6 +298,8 @@ impl fmt::Display for Phase {
             Phase::Promote => "promote",
             Phase::Activate => "activate",
             Phase::Verify => "verify",
+            Phase::Agree => "agree",
+            Phase::Voters => "voters",
         })
     }
 }

@@ -25,6 +25,8 @@ pub struct RolesStatus {
     pub rules: Option<RulesReport>,
     /// Regions that write, or claimed to at the same time; more than 1 is an emergency.
     pub writers_seen: u32,
+    /// Of the membership; 0: nobody has changed it, it is what the files say.
+    pub members_version: u64,
     /// Under way, or the last one.
     pub operation: Option<OperationReport>,
     /// Newest first.
@@ -89,6 +91,7 @@ pub fn merge(answers: &BTreeMap<RegionName, Result<RegionReport, String>>, witne
         lease_left_ms: reigns.map(|p| p.lease_left_ms),
         rules: reigns.and_then(|p| p.rules),
         writers_seen: all().map(|c| c.writers_seen).max().unwrap_or(0).max(u32::try_from(writing).unwrap_or(u32::MAX)),
+        members_version: all().map(|c| c.members_version).max().unwrap_or(0),
         operation: operations().max_by_key(rank).cloned(),
         failovers: failovers.into_values().rev().collect(),
     }
@@ -136,6 +139,9 @@ pub fn notes(roles: &RolesStatus, answers: &BTreeMap<RegionName, Result<RegionRe
     }
     for deaf in roles.voters.iter().filter(|v| v.answered && v.heard_by_primary == Some(false)) {
         notes.push(format!("the primary has not had the vote of {} within a lease, although it answers here", deaf.name));
+    }
+    for stale in answers.values().filter_map(|a| a.as_ref().ok()?.control.as_deref()).flat_map(|c| c.stale.iter().map(|s| (&c.member, s))) {
+        notes.push(format!("{}: {}", stale.0, stale.1));
     }
     for open in roles.failovers.iter().filter(|f| !f.complete) {
         notes.push(format!(

@@ -9,8 +9,9 @@ mod space;
 mod view;
 
 use super::config::Config;
+use super::membership::roster::Roster;
 use crate::base::{Prng, RegionName};
-use crate::control::ControlMessage;
+use crate::control::{ControlMessage, MembersView};
 use crate::endpoint::pg::auth::ScramVerifier;
 use crate::endpoint::router::RoutedService;
 use crate::endpoint::{EmbeddedService, Port, SqlService, http, pg};
@@ -64,6 +65,7 @@ pub async fn run(config: Config, options: RunOptions, shutdown: watch::Receiver<
     let instance = bind(config.listen.instance, "listen.instance").await?;
     let http = bind(config.listen.http, "listen.http").await?;
 
+    let roster = Arc::new(config.roster());
     let queue = Queue::new();
     let inbox = queue.inbox.clone();
     let listener: Arc<dyn Listener> = Arc::new(inbox.clone());
@@ -84,6 +86,7 @@ pub async fn run(config: Config, options: RunOptions, shutdown: watch::Receiver<
         region: config.region.clone(),
         founder: config.founder.clone(),
         members: regions.clone(),
+        addrs: config.addrs(),
         witness,
         control: config.control.settings(),
         version: env!("CARGO_PKG_VERSION").into(),
@@ -92,16 +95,19 @@ pub async fn run(config: Config, options: RunOptions, shutdown: watch::Receiver<
     let node = Node::new(who, config.limits.clone(), Prng::new(entropy()?), clock::unix_now());
     let shared = Shared::new(&node);
     let (stop, stopping) = watch::channel(false);
-    let links = Links::new(&config, quic.clone(), inbox.clone(), Arc::clone(&shared));
+    let links = Links::new(quic.clone(), inbox.clone(), Arc::clone(&shared), Arc::clone(&roster));
     let view = View::new(&config, Arc::clone(&shared), Arc::clone(&links), copies.drills().clone());
     links.answer_with(&view);
     let engine = Engine::start(engine_settings(&config), copies.pages(), view.clone()).context("the SQL engine cannot start")?;
     view.attach(&engine);
     links.forward_to(&engine);
-    let control = ControlLinks::start(&quic, config.control_peers(), hear(inbox.clone()));
+    let control = ControlLinks::start(&quic, roster.control_peers(), hear(inbox.clone()));
+    let told = inbox.clone();
+    control.when_removed(move |by| told.send(Event::SaidOut { by: by.clone() }));
     links.control_with(&control);
     let dialler = Box::new(Arc::clone(&links));
-    let driver = Driver::new(node, queue, copies, Arc::clone(&engine), Arc::clone(&shared), dialler, Box::new(Members(control.clone())));
+    let members = Members { links: control.clone(), quic: quic.clone(), roster, runtime: tokio::runtime::Handle::current() };
+    let driver = Driver::new(node, queue, copies, Arc::clone(&engine), Arc::clone(&shared), dialler, Box::new(members));
     let driver =
         std::thread::Builder::new().name("node".into()).spawn(move || driver.run()).context("the node's thread cannot be started")?;
 
@@ -157,8 +163,13 @@ fn hear(inbox: Inbox) -> impl Fn(&RegionName, bytes::Bytes) -> Result<(), String
     }
 }
 
-/// The control links, as the driver knows them.
-struct Members(ControlLinks);
+/// The other members, as the driver knows them.
+struct Members {
+    links: ControlLinks,
+    quic: Quic,
+    roster: Arc<Roster>,
+    runtime: tokio::runtime::Handle,
+}
 
 impl driver::Members for Members {
     fn send(&self, to: &RegionName, message: &ControlMessage) {
@@ -167,7 +178,12 @@ impl driver::Members for Members {
             tracing::warn!(%to, bytes = bytes.len(), "a control message is too long and is not sent");
             return;
         }
-        self.0.send(to, bytes.into());
+        self.links.send(to, bytes.into());
+    }
+
+    fn changed(&self, members: &MembersView) {
+        let _inside = self.runtime.enter();
+        self.roster.changed(members, &self.quic, &self.links);
     }
 }
 

@@ -55,9 +55,11 @@ pub async fn run(config: WitnessConfig, options: RunOptions, shutdown: watch::Re
 
     let core = Control::new(config.who(), kept, clock::now(), voter::prng(random()?));
     let (inbox, queue) = voter::queue();
-    let links = ControlLinks::start(&quic, config.control_peers(), voter::hear(inbox.clone()));
+    let roster = Arc::new(config.roster());
+    let links = ControlLinks::start(&quic, roster.control_peers(), voter::hear(inbox.clone()));
     let view = Arc::new(View { links: links.clone(), quic: quic.clone(), report: RwLock::new(voter::report(&name, &core)) });
-    let voter = Voter::new(core, slots, links.clone(), Arc::clone(&view));
+    let runtime = tokio::runtime::Handle::current();
+    let voter = Voter::new(core, slots, links.clone(), Arc::clone(&view), roster, runtime);
     let (ended, mut end) = watch::channel(false);
     let voter = std::thread::Builder::new()
         .name("voter".into())

@@ -8,8 +8,10 @@ use crate::base::{Prng, RegionName};
 use crate::control::{Control, ControlMessage, Input, Output, VoterState};
 use crate::io::clock;
 use crate::io::control_link::{CONTROL_MESSAGE_BYTES_MAX, ControlLinks};
+use crate::io::killpoint::KillPoint;
 use crate::io::slots::Slots;
 use crate::node::report::ControlReport;
+use crate::ops::membership::roster::Roster;
 use anyhow::Context as _;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -76,11 +78,21 @@ pub(super) struct Voter {
     links: ControlLinks,
     view: Arc<View>,
     watch: clock::Watch,
+    kill: KillPoint,
+    roster: Arc<Roster>,
+    runtime: tokio::runtime::Handle,
 }
 
 impl Voter {
-    pub(super) fn new(core: Control, slots: Slots, links: ControlLinks, view: Arc<View>) -> Voter {
-        Voter { core, slots, links, view, watch: clock::Watch::new() }
+    pub(super) fn new(
+        core: Control,
+        slots: Slots,
+        links: ControlLinks,
+        view: Arc<View>,
+        roster: Arc<Roster>,
+        runtime: tokio::runtime::Handle,
+    ) -> Voter {
+        Voter { core, slots, links, view, watch: clock::Watch::new(), kill: KillPoint::from_env(), roster, runtime }
     }
 
     /// Until it is told to stop.
@@ -130,12 +142,18 @@ impl Voter {
                         tracing::warn!(%to, bytes = bytes.len(), "a control message is too long and is not sent");
                         continue;
                     }
+                    let passing = self.kill.before_message(&message);
                     self.links.send(&to, bytes.into());
+                    passing.passed("a message");
                 }
                 Output::Follow { epoch, primary: Some(primary) } => tracing::info!(epoch = epoch.0, %primary, "a primary reigns"),
                 Output::OpMoved(op) => tracing::info!(op = %op.order.id, by = %op.by, "an operation moved on: {:?}", op.state),
                 Output::Failover(record) => tracing::info!(op = %record.op, complete = record.complete, "a failover is recorded"),
                 Output::Note { kind, what } => tracing::info!(kind, "{what}"),
+                Output::Members(members) => {
+                    let _inside = self.runtime.enter();
+                    self.roster.changed(&members, &self.view.quic, &self.links);
+                }
                 // Of a member with data.
                 Output::Follow { primary: None, .. } | Output::CommitRule { .. } | Output::LeaseLost { .. } => {}
                 other => unreachable!("BUG: a witness was asked for {other:?}"),

@@ -370,7 +370,11 @@ fn a_directory_from_an_old_backup_has_no_vote_and_comes_back_as_a_new_member() {
         let incarnation = |rig: &Rig, c: CopyId| rig.slots[c.index()].copy.as_ref().unwrap().state().incarnation;
         assert!(incarnation(&rig, a1) > Incarnation(6) && incarnation(&rig, b1) == Incarnation(3));
 
-        // They vote again.
+        // They vote again, as soon as that is recorded.
+        for _ in 0..3 {
+            assert!(rig.write().unwrap());
+            rig.rest().unwrap();
+        }
         for c in [b1, b2, c2] {
             rig.hold(c);
         }
