@@ -30,6 +30,12 @@ pub enum Input {
     },
     /// This region's log. Told before anything that says the same to another region (progress to the primary).
     Log(LogPosition),
+    /// `by`, a noun, shows that this region's own log was durable up to `known`; it ends at `end` now. Told before the log is.
+    LogLost {
+        known: LogEnd,
+        end: LogEnd,
+        by: String,
+    },
     /// As the primary: a secondary's durable position, from its progress. For pre-checks and predictions only.
     Secondary {
         region: RegionName,

@@ -100,7 +100,7 @@ impl Control {
 
     /// The last primary asks for an epoch of its own: it has everything, so nobody's consent is needed.
     pub(super) fn regain_wanted(&mut self) {
-        if self.campaign.is_none() && self.log_told && !self.is_handing_alone() {
+        if self.campaign.is_none() && self.log_told && !self.is_handing_alone() && self.lost.is_none() {
             let at = self.back_off();
             self.campaign_for(Why::Regain, None, at);
         }
@@ -132,7 +132,8 @@ impl Control {
 
     fn consider_at(&self) -> Option<Instant> {
         let busy = self.holder.is_some() || self.campaign.is_some() || self.is_handing();
-        if busy || !self.log_told || !self.who.has_data() || self.conflict.is_some() || self.amnesiac || self.out().is_some() {
+        let shut_out = self.amnesiac || self.lost.is_some() || self.out().is_some();
+        if busy || !self.log_told || !self.who.has_data() || self.conflict.is_some() || shut_out {
             return None;
         }
         self.state.as_ref()?.chain.top()?;

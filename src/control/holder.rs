@@ -17,6 +17,8 @@ use std::time::Duration;
 const ROUNDS_KEPT: usize = 16;
 /// Reigns that are told with a renewal, so that everybody knows how operations ended.
 const PATH_SENT: usize = 4;
+/// Others than the majority are waited for so long after a restart: one of them may have log of this reign that is lost here.
+const RESUME_GRACE: Duration = Duration::from_millis(300);
 /// A primary that votes alone hears the other regions for so long before it goes on after a restart: one of them may have been
 /// promoted by an operator's word.
 const ALONE_PATIENCE: Duration = Duration::from_secs(2);
@@ -196,6 +198,9 @@ impl Control {
             return;
         }
         let founds = self.st().chain.entries().len() == 1 && self.log.end == LogEnd::EMPTY;
+        if resumes && !founds && stands.len() < self.who.others().count() && self.now < *began + RESUME_GRACE {
+            return;
+        }
         if resumes && self.is_unproven() && !founds && stands.is_empty() && self.now < *began + ALONE_PATIENCE {
             return;
         }
@@ -368,6 +373,7 @@ impl Control {
         self.backoff = self.who.settings.backoff_min;
         let name = self.who.name.clone();
         self.reign = Some((epoch, name.clone()));
+        self.lost_settled(epoch);
         self.follow();
         self.outputs.push_back(Output::CommitRule { sync: rule.secondaries });
         self.outputs.push_back(Output::Open { epoch });
@@ -464,6 +470,7 @@ impl Control {
             Stage::Open if holder.touched => Some(holder.valid_until),
             Stage::Open => Some(holder.valid_until.min(holder.next)),
             Stage::Reopening { until, .. } => Some(*until),
+            Stage::Asking { began, resumes: true, .. } if self.now < *began + RESUME_GRACE => Some(holder.next.min(*began + RESUME_GRACE)),
             Stage::Asking { began, resumes: true, .. } if self.is_unproven() && self.now < *began + ALONE_PATIENCE => {
                 Some(holder.next.min(*began + ALONE_PATIENCE))
             }
@@ -498,7 +505,7 @@ impl Control {
                 let resumes = *resumes;
                 if now >= holder.next {
                     self.ask(resumes);
-                } else if resumes && now >= *began + ALONE_PATIENCE {
+                } else if resumes && now >= *began + RESUME_GRACE {
                     self.judge_asking();
                 }
             }

@@ -10,6 +10,7 @@
 use super::api::{ControlView, Input, Output, Role};
 use super::campaign::Campaign;
 use super::holder::Holder;
+use super::lost::Lost;
 use super::membership::Members;
 use super::message::{ControlMessage, Round, Seen, Stands};
 use super::orders::Orders;
@@ -50,6 +51,8 @@ pub struct Control {
     pub(super) votes_from: Instant,
     /// The others remember its grants and it has none: its state was lost.
     pub(super) amnesiac: bool,
+    /// Its copies lost log that was durable.
+    pub(super) lost: Option<Lost>,
     /// The highest reign known to be active.
     pub(super) reign: Option<(Epoch, RegionName)>,
     followed: Option<(Epoch, Option<RegionName>)>,
@@ -95,6 +98,7 @@ impl Control {
             seen: LastSeen { durable: LogEnd::EMPTY, sent_at: UnixMicros(0), at: now },
             grant: None,
             amnesiac: false,
+            lost: None,
             reign: None,
             followed: None,
             holder: None,
@@ -183,7 +187,9 @@ impl Control {
             voters_heard: self.holder.as_ref().map_or_else(Vec::new, |h| h.heard_since(now, self.who.settings.lease)),
             grant_left_ms: self.grant.as_ref().filter(|g| g.region != self.who.name).map_or(0, |g| ms(g.until)),
             writers_seen: u32::from(self.reign.is_some()) + u32::from(self.conflict.is_some()),
-            reason: self.out().or_else(|| self.conflict.clone()).or_else(|| self.reason.clone()),
+            reason: (self.out().or_else(|| self.conflict.clone()))
+                .or_else(|| self.lost().map(str::to_owned))
+                .or_else(|| self.reason.clone()),
             op: state.and_then(|s| s.ledger.ops().iter().find(|o| !o.state.is_final())).cloned(),
             chain: state.map_or_else(Vec::new, |s| s.chain.entries().to_vec()),
             sync: state.map_or(0, |s| s.sync.secondaries),
@@ -227,6 +233,7 @@ impl Control {
             Input::Timeout => {}
             Input::ClockBroke { reason } => self.clock_broke(&reason),
             Input::Log(log) => self.log_moved(log),
+            Input::LogLost { known, end, by } => self.log_lost(known, end, &by),
             Input::Secondary { region, durable } => self.secondary_at(region, durable),
             Input::CommitPathMoved => self.commit_path_moved(),
             Input::Order(order) => self.ordered(order),
@@ -266,6 +273,9 @@ impl Control {
                 self.send(from, ControlMessage::Stands(stands));
             }
             ControlMessage::Stands(stands) => {
+                if stands.round.incarnation == self.incarnation {
+                    self.judge_known(&from, &stands);
+                }
                 self.holder_stands(&from, &stands);
                 self.order_stands(&from, &stands);
                 self.campaign_stands(&from, *stands);
@@ -410,6 +420,7 @@ impl Control {
             return;
         }
         self.reign = Some((epoch, region.clone()));
+        self.lost_settled(epoch);
         if self.state.as_ref().is_some_and(|s| s.chain.get(epoch).is_some()) {
             self.pending_settled(epoch);
         }
@@ -455,7 +466,9 @@ impl Control {
         let Some(top) = state.chain.top() else { return };
         if top.region == self.who.name && state.promised == top.epoch && state.sealed < top.epoch {
             let top = top.clone();
-            self.resume(top);
+            if self.lost.is_none() {
+                self.resume(top);
+            }
         } else if top.region != self.who.name {
             let (epoch, primary) = (top.epoch.max(state.promised), top.region.clone());
             let primary = (top.epoch >= state.promised).then_some(primary);

@@ -11,6 +11,7 @@ pub mod chain;
 mod elect;
 mod handover;
 mod holder;
+mod lost;
 mod machine;
 pub mod membership;
 pub mod message;

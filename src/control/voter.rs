@@ -132,6 +132,11 @@ impl Control {
         if epoch <= state.released {
             return Err(format!("epoch {epoch} was handed over"));
         }
+        // Whoever reigns already needs no vote of it, and takes it along.
+        let needs_it = self.lost.as_ref().is_some_and(|lost| !(renew.active && epoch > lost.epoch));
+        if needs_it && self.who.name != renew.entry.region {
+            return Err("this region lost log that was durable, and may have lost what it promised; see its status".into());
+        }
         if self.amnesiac && self.who.name != renew.entry.region {
             return Err("this voter lost its state; replace it by another voter".into());
         }
@@ -239,6 +244,9 @@ impl Control {
         }
         if self.amnesiac && !own {
             return never("this voter lost its state; replace it by another voter".into());
+        }
+        if self.lost.is_some() && !own {
+            return never("this region lost log that was durable, and may have lost what it promised; see its status".into());
         }
         let again = vote.epoch == state.promised && state.voted_for.as_ref() == Some(from);
         if vote.epoch <= state.promised && !again {

@@ -77,6 +77,13 @@ impl Node {
             return;
         }
         self.roles.whole_at = None;
+        // What it lost itself nobody can count.
+        let state = self.roles.core().and_then(crate::control::Control::state);
+        if state.and_then(|s| s.cut).is_some_and(|(from, reign)| from <= end.epoch && end.epoch < reign) {
+            let what = format!("this region lost log of epoch {} itself: how many commits the failover lost stays unknown", end.epoch);
+            self.note("loss_uncounted", what);
+            return;
+        }
         // Whoever went back to there has the rest in an archive, which is counted.
         if self.appender.archives().iter().all(|a| a.base != end) {
             self.untold.push(LostTail { new_epoch, from: end, to: end, commits: 0, from_time: None, to_time: None });

@@ -200,7 +200,16 @@ impl Node {
         let vdl = *self.appender.vdl();
         let log_from = self.appender.log_from();
         match Sender::greet(hello, lineage, self.appender.history(), &vdl, log_from, self.limits.clone(), now) {
-            Err(refusal) => self.refuse(conn, refusal, peer),
+            Err(refusal) => {
+                // It was shipped only what was durable here, in this very reign.
+                if let (Refusal::Diverged { theirs, .. }, Stage::Leading) = (&refusal, &self.stage)
+                    && theirs.epoch == self.epoch()
+                {
+                    let (known, by) = (*theirs, format!("the log of {peer}"));
+                    self.tell(now, Input::LogLost { known, end: vdl, by });
+                }
+                self.refuse(conn, refusal, peer);
+            }
             Ok((_, Start::Rewind { common, end })) => {
                 self.note(
                     "secondary_parts",
@@ -221,6 +230,10 @@ impl Node {
                     Start::ResumedSeed => "in the middle of a seed, which resumes".into(),
                     Start::Log | Start::Rewind { .. } => format!("resumes behind {}", sender.received()),
                 };
+                if let Some(had) = self.leader.known.get(peer).map(|k| k.durable).filter(|had| start == Start::Log && *had > *sender.durable()) {
+                    let has = *sender.durable();
+                    self.note("secondary_lost_log", format!("{peer} had everything durable up to {had} and has it up to {has} now: its disks lost what they said was synced. It comes again"));
+                }
                 let seed_pages_sent = self.leader.known.get(peer).map_or(0, |k| k.seed_pages_sent);
                 self.note("secondary_connected", format!("{peer}: {how}"));
                 let known = Known {

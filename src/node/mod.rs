@@ -27,7 +27,7 @@ use crate::control::{
 use crate::log::{Frame, Pen};
 use crate::ship::{Message, Refusal};
 use crate::volume::membership::Incarnation;
-use crate::volume::{Appender, AppenderEffect, CopyHealth, CopyReply, CopyRequest, Found, HeldBy, VolumePhase};
+use crate::volume::{Appender, AppenderEffect, CopyHealth, CopyReply, CopyRequest, Found, HeldBy, LostLog, VolumePhase};
 use committing::Committing;
 use follow::Follower;
 use lead::Leader;
@@ -45,6 +45,12 @@ pub enum Event {
     CopyLost {
         copy: MemberId,
         reason: String,
+    },
+    /// A copy that cannot be opened: its files show that the log was durable up to there.
+    CopyProves {
+        copy: MemberId,
+        lineage: LineageId,
+        durable: LogEnd,
     },
     CopyReplied {
         copy: MemberId,
@@ -237,6 +243,8 @@ pub struct Node {
     control: Option<ControlState>,
     roles: Roles,
     counting: Option<back::Counting>,
+    /// Log that was durable is missing here, as this region's copies show.
+    lost: Option<LostLog>,
     /// What an old primary lost, and the core was not told yet.
     untold: Vec<LostTail>,
     committing: Committing,
@@ -280,6 +288,7 @@ impl Node {
             control: None,
             roles: Roles::default(),
             counting: None,
+            lost: None,
             untold: Vec::new(),
             committing: Committing::default(),
             appender,
@@ -323,6 +332,7 @@ impl Node {
             Event::HeadDrained { op } => self.tell(now, Input::Drained { op }),
             Event::CopyOpened { copy, promised } => self.appender.copy_opened(now, copy, promised),
             Event::CopyLost { copy, reason } => self.appender.copy_lost(now, copy, reason),
+            Event::CopyProves { copy, lineage, durable } => self.appender.copy_proves(copy, lineage, durable),
             Event::CopyReplied { copy, reply } => self.appender.handle_reply(now, copy, reply),
             Event::Submitted { frames } => {
                 if matches!(self.stage, Stage::Leading) {
@@ -441,6 +451,13 @@ impl Node {
                         self.lead_pages(now, conn, outcome);
                     }
                 }
+                AppenderEffect::CopyForgot { copy, what } => {
+                    let what = format!(
+                        "what lies at copy {copy} is older than what it once acknowledged: {what}. An old backup or snapshot was put back, or its disk                          lost writes. It counts no more as what it was, gets what it lacks from the others, and is a new member then"
+                    );
+                    self.note("copy_forgot", what);
+                }
+                AppenderEffect::LogLost { copy, lost } => self.log_lost_late(now, copy, lost),
                 AppenderEffect::CopyDamaged { copy, damage } => {
                     let then = if damage.healed { "it was written again from memory" } else { "it is rebuilt from its peers" };
                     self.note("copy_damaged", format!("copy {copy}: {damage}; {then}"));
@@ -486,9 +503,10 @@ impl Node {
         self.roles.reign = control.as_ref().and_then(ControlState::top).map(|(epoch, primary)| (epoch, primary.clone()));
         let start = control::start(&self.who.region, &self.who.founder, self.control.as_ref(), has_log);
         match (start, found) {
-            (Start::Closed, Found::Log { consistent, end, .. }) => {
+            (Start::Closed, Found::Log { consistent, end, lost, .. }) => {
                 self.note("recovered", format!("the log ends at {end}; asking a majority whether this region is still the primary"));
                 self.reason = Some("it was the primary and asks a majority of the voters whether it still is".into());
+                self.lost = lost;
                 self.roles.holds_commits = true;
                 self.stage = Stage::Closed { consistent };
                 self.begin_roles(now, voter);
@@ -509,8 +527,12 @@ impl Node {
                 self.stage = Stage::Founding { lineage };
                 self.put_again();
             }
-            (Start::Follow, Found::Log { end, consistent, .. }) => {
+            (Start::Follow, Found::Log { end, consistent, lost, .. }) => {
                 self.note("recovered", format!("the log ends at {end}; following"));
+                if let Some(lost) = &lost {
+                    self.note("log_lost", format!("this region's copies have lost log that was durable: {lost}. The primary has it, and it comes again"));
+                }
+                self.lost = lost;
                 self.look_for_the_known();
                 self.stage = Stage::Opening { pen: None };
                 self.appender.follow(now, consistent);
@@ -532,11 +554,19 @@ impl Node {
     /// This process recovered before, and knows more than what it finds: it became something else, or the log it had chosen was lost.
     fn recovered_again(&mut self, now: Instant, found: &Found) {
         self.put_again();
-        let Found::Log { consistent, .. } = found else {
+        let Found::Log { consistent, lost, .. } = found else {
             self.stage = Stage::Following;
             return;
         };
+        self.lost.clone_from(lost);
         match self.roles.intent.take() {
+            // What this process made durable, or the one before it, is not there any more.
+            Some(Intent::Resume(epoch)) if self.lost.is_some() => {
+                self.stage = Stage::Closed { consistent: *consistent };
+                self.tell_lost(now);
+                self.tell_log(now);
+                self.tell(now, Input::PromotionFailed { epoch, reason: "its copies have lost log that was durable".into() });
+            }
             Some(intent) => self.lead(now, intent, *consistent),
             None => {
                 self.stage = Stage::Opening { pen: None };
@@ -777,10 +807,12 @@ impl Node {
             Stage::Leading if self.appender.has_quorum() && now < self.lease_until() => (RegionState::Writable, self.committing.pause()),
             Stage::Leading => (RegionState::Fenced, self.roles.stopped().or_else(|| Some("it waits for its lease".into()))),
             Stage::Halted { reason } => (RegionState::Fenced, Some(reason.clone())),
+            Stage::Following if self.roles.lost().is_some() => (RegionState::Fenced, self.roles.lost().map(str::to_owned)),
             Stage::Following => self.follower.state(now, &self.limits, &self.appender),
             Stage::GoingBack { primary } => {
                 (RegionState::CatchingUp, Some(format!("what {primary} does not have is archived and cut; then this region follows it")))
             }
+            Stage::Closed { .. } if self.roles.lost().is_some() => (RegionState::Fenced, self.roles.lost().map(str::to_owned)),
             Stage::Recovering | Stage::Founding { .. } | Stage::Opening { .. } | Stage::Closed { .. } | Stage::Pending => {
                 (RegionState::Starting, self.reason.clone())
             }

@@ -8,10 +8,10 @@
 //! counts was kept before it was said.
 
 use super::{Effect, Node, Stage};
-use crate::base::{ConnId, Epoch, Instant, LogEnd, RegionName, WriteGate};
+use crate::base::{ConnId, Epoch, Instant, LogEnd, MemberId, RegionName, WriteGate};
 use crate::control::{self, Control, ControlState, ControlView, EpochEntry, Input, LogPosition, OpId, Output, Promotion, VoterState, Who};
 use crate::log::{ControlFrame, Pen, Reign};
-use crate::volume::VolumePhase;
+use crate::volume::{LostLog, VolumePhase};
 use std::time::Duration;
 
 /// A write through the new primary must be seen in a secondary within this.
@@ -94,6 +94,15 @@ impl Roles {
         core.into_iter().chain(self.verifying.as_ref().map(|(_, _, until)| *until)).min()
     }
 
+    pub(super) fn core(&self) -> Option<&Control> {
+        self.core.as_ref()
+    }
+
+    /// Its copies lost log that was durable: the sentence that says so, and what to do.
+    pub(super) fn lost(&self) -> Option<&str> {
+        self.core.as_ref().and_then(Control::lost)
+    }
+
     /// Why this region's reign may not write now.
     pub(super) fn stopped(&self) -> Option<String> {
         match self.gate() {
@@ -126,6 +135,9 @@ impl Node {
             addrs: self.who.addrs.clone(),
         };
         self.roles.core = Some(Control::new(who, kept, now, self.prng.fork("control")));
+        if matches!(self.stage, Stage::Closed { .. }) {
+            self.tell_lost(now);
+        }
         self.tell_log(now);
     }
 
@@ -146,6 +158,24 @@ impl Node {
         history.cut_from(end.seq.next());
         let covers = self.follower.covers();
         self.tell(now, Input::Log(LogPosition { end, history, covers }));
+    }
+
+    /// What this region's own copies show to be missing in the log that it wrote.
+    pub(super) fn tell_lost(&mut self, now: Instant) {
+        if let Some(LostLog { known, by, end }) = self.lost.clone() {
+            self.tell(now, Input::LogLost { known, end, by });
+        }
+    }
+
+    /// A copy came that shows it, after the volume went on.
+    pub(super) fn log_lost_late(&mut self, now: Instant, copy: MemberId, lost: LostLog) {
+        let led = matches!(self.stage, Stage::Leading | Stage::Pending | Stage::Opening { pen: Some(_) });
+        if !led {
+            self.note("log_lost", format!("copy {copy} has log that was durable and that this region's log does not have: {lost}"));
+            return;
+        }
+        self.lost = Some(lost);
+        self.tell_lost(now);
     }
 
     /// What the core wants, until it wants nothing.
