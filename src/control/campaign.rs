@@ -20,6 +20,8 @@ const GRACE: Duration = Duration::from_millis(300);
 const CATCH_UP_PATIENCE: Duration = Duration::from_secs(10);
 /// A handover frame is on its way from the old primary for so long before it is fetched from whoever has it.
 const FRAME_PATIENCE: Duration = Duration::from_secs(1);
+/// By an operator's word an epoch is taken that the silent region, voting alone, will not have reached.
+const FORCED_EPOCHS: u64 = 1000;
 /// The region that is better placed is given so long to begin.
 const DEFER: Duration = Duration::from_millis(700);
 
@@ -278,7 +280,9 @@ impl Control {
             (campaign.stage, campaign.next) = (Stage::Waiting, next);
             return;
         }
-        self.vote_for_own(highest.next());
+        // The silent region may have gone through epochs that nobody here has heard of; two must never claim the same.
+        let beyond = if self.is_forced() { FORCED_EPOCHS } else { 1 };
+        self.vote_for_own(Epoch(highest.0 + beyond));
     }
 
     /// Of several regions with the same log one goes first.

@@ -52,6 +52,14 @@ impl Control {
             self.take_members();
         }
         self.st_mut().ledger.merge(&handover.ledger);
+        // The reign that is handed over was active, whether this region has heard of it or not.
+        for entry in handover.vote.chain.path(handover.epoch).into_iter().rev() {
+            match self.st_mut().chain.insert(entry.clone()) {
+                Ok(true) => self.keep(),
+                Ok(false) => {}
+                Err(two) => return self.two_writers(two.to_string()),
+            }
+        }
         if self.holder.is_some() {
             return;
         }

@@ -244,7 +244,12 @@ impl Control {
 
     pub(super) fn op_reign_lost(&mut self, reason: &str) {
         self.give_up_switching(reason);
-        if let Some(view) = self.orders.running.as_ref() {
+        // A region that asks for an epoch of its own gives up the one before by its own vote: that is no end of what it asks for.
+        let asked_for = self.campaign.as_ref().and_then(|c| match &c.why {
+            Why::Failover { op, .. } | Why::Auto { op } => Some(*op),
+            Why::Handover(_) | Why::Regain => None,
+        });
+        if let Some(view) = self.orders.running.as_ref().filter(|v| Some(v.order.id) != asked_for) {
             let op = view.order.id;
             self.op_failed(op, format!("the reign was lost before it was done: {reason}. See parhelion status for who writes"));
         }

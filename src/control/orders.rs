@@ -172,7 +172,8 @@ impl Control {
     /// Whether an operation about the reign of `epoch` made one (which), did not, or cannot be told from what is known here.
     pub(super) fn took_effect(&self, id: OpId, epoch: Epoch) -> Option<Option<Epoch>> {
         let chain = &self.st().chain;
-        let (reign, _) = self.reign.as_ref()?;
+        // Whoever has not heard of that reign yet cannot know what became of it.
+        let (reign, _) = self.reign.as_ref().filter(|(known, _)| *known >= epoch)?;
         let path = chain.path(*reign);
         if let Some(made) = path.iter().find(|e| e.op == Some(id)) {
             return Some(Some(made.epoch));
@@ -487,8 +488,14 @@ impl Control {
             SwitchStage::Checking { asked, .. } => *asked + CHECK_PATIENCE,
             SwitchStage::Draining { deadline } => *deadline + DRAIN_GRACE,
         });
-        let handing = self.orders.handing.as_ref().map(|h| if h.at.is_some() { h.next.min(h.until) } else { h.until });
-        let alone = (self.orders.handing.is_none() && self.log_told && self.is_handing_alone()).then_some(self.now);
+        let alone = self.is_handing_alone();
+        let handing = self.orders.handing.as_ref().map(|h| match h.at {
+            // Its patience has no end: nobody else can go on.
+            Some(_) if alone => h.next,
+            Some(_) => h.next.min(h.until),
+            None => h.until,
+        });
+        let alone = (self.orders.handing.is_none() && self.log_told && alone).then_some(self.now);
         let forwarded = self.orders.forwarded.values().map(|f| f.next.min(f.until)).min();
         [switching, handing, alone, forwarded].into_iter().flatten().min()
     }
@@ -512,7 +519,11 @@ impl Control {
                 self.orders.handing = Some(Handing { op, to, epoch, at: Some(end), next: now, until: now });
             }
         }
-        let alone = self.is_handing_alone();
+        let (alone, end) = (self.is_handing_alone(), self.log.end);
+        if let Some(handing) = self.orders.handing.as_mut().filter(|h| alone && h.at.is_none() && now >= h.until) {
+            // The handover frame does not come about. Everything that was acknowledged is durable before it.
+            (handing.at, handing.next) = (Some(end), now);
+        }
         if let Some(handing) = &self.orders.handing {
             if now >= handing.until && !alone {
                 // Never un-sealed: an epoch of its own, with everything that it handed over (rule 20).

@@ -19,13 +19,15 @@ impl Control {
     pub(super) fn take_over(&mut self, outcome: Outcome, consent: Consent) {
         let campaign = self.campaign.as_ref().expect("BUG: takes over for nobody");
         let (op, actor, forced) = match &campaign.why {
-            Why::Handover(h) => (Some(h.op.order.id), h.op.order.actor.clone(), false),
+            // One that was told to have failed has no effect any more; what only this region can do is done all the same.
+            Why::Handover(h) => {
+                let op = Some(h.op.order.id).filter(|op| self.op(*op).is_none_or(|o| !o.state.is_final()));
+                (op, h.op.order.actor.clone(), false)
+            }
             Why::Failover { op, actor, forced, .. } => (Some(*op), actor.clone(), *forced),
             Why::Auto { op } => (Some(*op), "auto_failover".to_owned(), false),
             Why::Regain => (None, String::new(), false),
         };
-        // One that was told to have failed has no effect any more: what only this region can do is done all the same.
-        let op = op.filter(|op| self.op(*op).is_none_or(|o| !o.state.is_final()));
         let auto = matches!(campaign.why, Why::Auto { .. });
         let epoch = campaign.epoch;
         let kind = if forced { ReignKind::Unproven } else { outcome.kind };

@@ -91,6 +91,13 @@ impl Truth {
         Ok(())
     }
 
+    /// What a failover lost. By an operator's word alone the old region may have gone through epochs of its own that nobody had heard of.
+    fn tail_of(&self, f: &FailoverRecord) -> Option<Tail> {
+        let own = || self.opened.values().filter(|e| e.region == f.from && e.epoch < f.new_epoch).map(|e| e.epoch).max();
+        let last = if f.unproven { own().unwrap_or(f.old_epoch).max(f.old_epoch) } else { f.old_epoch };
+        self.tail(last, &f.loss.base)
+    }
+
     /// What was ever durable of the line of `epoch` behind `base`; `None`: the line does not hold that base.
     fn tail(&self, epoch: Epoch, base: &LogEnd) -> Option<Tail> {
         let to = self.ends.get(&epoch).copied().unwrap_or(*base);
@@ -153,7 +160,7 @@ impl Truth {
             // S7: the failover behind whose base it lies on the line of the epoch before.
             let named = records.iter().find(|f| {
                 let on_path = f.new_epoch <= entry.epoch && path.contains(&f.new_epoch) && f.consent.allow_data_loss;
-                on_path && self.tail(f.old_epoch, &f.loss.base).is_some_and(|t| t.commits.contains(&commit.id))
+                on_path && self.tail_of(f).is_some_and(|t| t.commits.contains(&commit.id))
             });
             let Some(named) = named else {
                 return Err(format!(
@@ -225,7 +232,7 @@ impl Truth {
         for record in records.iter().filter(|f| path.contains(&f.new_epoch)) {
             let into = record.new_epoch;
             let base = record.loss.base;
-            let Some(tail) = self.tail(record.old_epoch, &base) else {
+            let Some(tail) = self.tail_of(record) else {
                 return Err(format!("S7: the line of epoch {} does not hold the base {base} of {record:?}", record.old_epoch));
             };
             if let Some(id) = tail.commits.iter().find(|id| has.contains(id)) {

@@ -259,7 +259,11 @@ impl World {
 /// What a failover took from this region: the line of its old epoch behind the base, as far as it was cut here.
 fn lost_tail(archive: &[Frame], f: &FailoverRecord) -> LostTail {
     let from = f.loss.base;
-    let last = archive.iter().filter(|t| t.header().epoch == f.old_epoch && t.seq() > from.seq);
+    let behind = |t: &&Frame| t.seq() > from.seq && t.header().epoch < f.new_epoch;
+    // By an operator's word alone: whatever epochs of its own this region went through unheard.
+    let own = archive.iter().filter(behind).map(|t| t.header().epoch).max().unwrap_or(f.old_epoch);
+    let epoch = if f.unproven { own.max(f.old_epoch) } else { f.old_epoch };
+    let last = archive.iter().filter(|t| behind(t) && t.header().epoch == epoch);
     let mut next = last.max_by_key(|t| (t.header().generation, t.seq()));
     let to = next.map_or(from, Frame::log_end);
     let mut commits = 0;

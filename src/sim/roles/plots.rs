@@ -129,6 +129,7 @@ impl World {
         self.calm(45_000);
         self.counts.crashes += 1;
         self.crash(primary);
+        self.sworn = Some(primary);
         let primary_is_down = Some(self.members[primary].name().clone());
         let consent = Consent { allow_data_loss: true, ..Consent::default() };
         let kind = OrderKind::Failover { to: self.members[to].name().clone(), consent, primary_is_down };
@@ -137,6 +138,7 @@ impl World {
     }
 
     pub(super) fn restart_heard(&mut self, m: usize) {
+        self.sworn = None;
         if self.members[m].control.is_none() && self.away != Some(m) {
             self.network.cut.clear();
             self.start(m);

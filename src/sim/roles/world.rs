@@ -191,6 +191,8 @@ pub(super) struct World {
     pub calm_until: u64,
     /// A region that stays away when everything else is well.
     pub away: Option<usize>,
+    /// An operator swore that this region is stopped, and keeps it so for a while.
+    pub sworn: Option<usize>,
     /// When the first commit after all faults was acknowledged.
     healed_at: u64,
     flows_since: Option<u64>,
@@ -282,6 +284,7 @@ impl World {
             plot: None,
             calm_until: 0,
             away: None,
+            sworn: None,
             healed_at: u64::MAX,
             flows_since: None,
             last_elected: None,
@@ -691,7 +694,15 @@ impl World {
         let Some(control) = &self.members[m].control else { return };
         let state = control.state().expect("BUG: it reigns");
         let entry = state.chain.get(epoch).expect("BUG: it reigns").clone();
-        let records = state.ledger.failovers().to_vec();
+        // Everything that any member keeps: a failover that was won and never opened is known to the one that won it.
+        let mut records = state.ledger.failovers().to_vec();
+        for kept in self.members.iter().filter_map(|m| m.kept_state()) {
+            for record in kept.ledger.failovers().iter().chain(&kept.pending) {
+                if !records.iter().any(|r| r.new_epoch == record.new_epoch) {
+                    records.push(record.clone());
+                }
+            }
+        }
         let path: Vec<Epoch> = state.chain.path(epoch).iter().map(|e| e.epoch).collect();
         // A suspended machine's clock stands still; what it does when it goes on is judged then.
         let writable = (0..self.regions)
@@ -821,7 +832,7 @@ impl World {
             Event::FetchEnds { m, life, from } if self.lives(m, life) => self.input(m, Input::CaughtUp { from }),
             Event::Rule { m, life, sync } if self.lives(m, life) => self.set_rule(m, sync),
             Event::Resume { m } => self.resume(m),
-            Event::Restart { m } if self.members[m].control.is_none() && self.away != Some(m) => self.start(m),
+            Event::Restart { m } if self.members[m].control.is_none() && self.away != Some(m) && self.sworn != Some(m) => self.start(m),
             Event::CrashShortly { m } if !self.healthy => self.crash_for(m, 20, 200),
             Event::Parted { a, b } if !self.healthy => {
                 self.network.cut.insert((a, b));
