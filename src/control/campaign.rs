@@ -128,8 +128,12 @@ impl Control {
     }
 
     fn was_last_primary(&self) -> bool {
-        let top = self.state.as_ref().and_then(|s| s.chain.top());
-        top.is_some_and(|top| top.region == self.who.name && self.reign.as_ref().is_none_or(|(e, _)| *e <= top.epoch))
+        let Some(state) = &self.state else { return false };
+        let Some(top) = state.chain.top() else { return false };
+        let heard_newer = |epoch: Epoch| self.reign.as_ref().is_some_and(|(e, _)| *e > epoch);
+        // It began a reign that its own chain does not have yet: a majority of others may have granted it.
+        let began = state.promised == self.log.end.epoch && state.voted_for.as_ref() == Some(&self.who.name) && state.promised > top.epoch;
+        (began && !heard_newer(state.promised)) || (top.region == self.who.name && !heard_newer(top.epoch))
     }
 
     fn consider_at(&self) -> Option<Instant> {
@@ -336,10 +340,11 @@ impl Control {
         campaign.fetched.clear();
         campaign.fetching = None;
         if let Why::Handover(handover) = &campaign.why {
-            // The primary's own vote came with its handover.
+            // The primary's own vote came with its handover. It is one for the next epoch, and in no other one it says what is known by now.
             let from = handover.op.from.clone();
+            let heir = handover.voters.voters == [self.who.name.clone()];
             let vote = Heard::from(&handover.vote);
-            if let Some(from) = from {
+            if let Some(from) = from.filter(|_| heir || epoch == handover.epoch.next()) {
                 campaign.votes.insert(from, vote);
             }
         }
@@ -432,6 +437,8 @@ impl Control {
         }
         let waits_for_more = self.now < since + self.who.settings.vote_patience && campaign.votes.len() < self.who.others().count() + 1;
         let verdict = match &campaign.why {
+            // It began the epoch that it was handed before it restarted, and goes on behind that.
+            Why::Handover(_) if outcome.kind == ReignKind::Regained => Ok(Consent::default()),
             // The handover frame is on its way.
             Why::Handover(h) if outcome.kind != ReignKind::Planned => {
                 if outcome.prev == h.epoch && self.log.end.seq < h.at.seq {

@@ -230,7 +230,9 @@ impl Node {
                     Start::ResumedSeed => "in the middle of a seed, which resumes".into(),
                     Start::Log | Start::Rewind { .. } => format!("resumes behind {}", sender.received()),
                 };
-                if let Some(had) = self.leader.known.get(peer).map(|k| k.durable).filter(|had| start == Start::Log && *had > *sender.durable()) {
+                if let Some(had) =
+                    self.leader.known.get(peer).map(|k| k.durable).filter(|had| start == Start::Log && *had > *sender.durable())
+                {
                     let has = *sender.durable();
                     self.note("secondary_lost_log", format!("{peer} had everything durable up to {had} and has it up to {has} now: its disks lost what they said was synced. It comes again"));
                 }

@@ -123,6 +123,11 @@ impl World {
                     let what = format!("S3: {} is to begin behind {}, which its log does not hold", member.name(), entry.base);
                     return self.fails(Err(what));
                 }
+                if member.log.appended().epoch >= entry.epoch {
+                    // As a region's volume does: frames of one epoch and two beginnings cannot be told apart.
+                    let reason = format!("epoch {epoch} was begun here before");
+                    return self.input(m, Input::PromotionFailed { epoch, reason });
+                }
                 let tail = member.log.cut(entry.base.seq);
                 self.tail_cut(m, tail);
                 Kind::EpochStart

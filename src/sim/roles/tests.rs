@@ -39,6 +39,27 @@ fn rules_that_are_switched_off_are_noticed() {
     assert!(unseen.is_empty(), "{unseen:?}");
 }
 
+/// Whoever dies at whatever moment of a planned one, and comes back: somebody reigns in the end, and the operation is over.
+#[test]
+fn a_switchover_ends_whenever_anybody_dies_in_it() {
+    for victim in 0..4 {
+        for at in (0..600).step_by(4) {
+            let mut world = world(3, true);
+            order(&mut world, 0, 1, switchover(1));
+            world.run_for(at).unwrap();
+            world.crash(victim);
+            world.run_for(300).unwrap();
+            world.start(victim);
+            world.run_for(20_000).unwrap();
+            let roles: Vec<Role> = (0..3).map(|m| role(&world, m)).collect();
+            assert_eq!(roles.iter().filter(|r| **r == Role::Primary).count(), 1, "{victim} died after {at} ms: {roles:?}");
+            let ops: Vec<OpState> =
+                (0..3).filter_map(|m| member(&world, m).control.as_ref().unwrap().op(OpId(1)).cloned()).map(|o| o.state).collect();
+            assert!(ops.iter().all(OpState::is_final), "{victim} died after {at} ms: {ops:?}");
+        }
+    }
+}
+
 // ---- one thing at a time --------------------------------------------------------------------------------------------------
 
 fn region(m: usize) -> RegionName {
