@@ -6,6 +6,7 @@
 //! [`Control`] is the core; [`api`] what goes in and comes out of it; [`chain`] the reigns and what of a log is history.
 
 pub mod api;
+pub mod audit;
 mod campaign;
 pub mod chain;
 mod elect;
@@ -16,17 +17,20 @@ mod operations;
 mod orders;
 pub mod state;
 mod takeover;
+mod touched;
 pub mod types;
 mod voter;
 
 pub use api::{ControlView, Input, Output, Promotion, Role};
+pub use audit::{Action, Audit, AuditEntry, AuditHead};
 pub use chain::{Chain, EpochEntry, ReignKind};
 pub use machine::Control;
 pub use message::{ControlMessage, MessageError};
 pub use state::{Ledger, VoterState};
+pub use touched::{Touched, TouchedTable};
 pub use types::{
-    AutoFailover, Check, Consent, FailoverRecord, LogPosition, Loss, LostTail, OpId, OpState, OpView, Order, OrderKind, Phase, Settings,
-    Sureness, SyncRule, VoterSet, Who,
+    AutoFailover, AutoRule, Check, Consent, FailoverRecord, LogPosition, Loss, LostTail, OpId, OpState, OpView, Order, OrderKind, Phase,
+    Settings, Sureness, SyncRule, VoterSet, Who,
 };
 
 use crate::base::{CommitRules, Epoch, Layout, LineageId, RegionName};

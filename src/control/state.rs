@@ -4,17 +4,18 @@
 //! on 4 of its 6 copies, by a witness in two checksummed slots (whoever stores it adds the checksum).
 //!
 //! ```text
-//!  version u8 = 1 | bincode of VoterState          at most STATE_BYTES_MAX
+//!  version u8 = 2 | bincode of VoterState          at most STATE_BYTES_MAX
 //! ```
 
+use super::audit::Audit;
 use super::chain::Chain;
-use super::types::{FailoverRecord, OpId, OpView, SyncRule, VoterSet};
+use super::types::{AutoRule, FailoverRecord, OpId, OpView, SyncRule, VoterSet};
 use crate::base::{Epoch, LineageId, RegionName, UnixMicros};
 use std::time::Duration;
 
 /// No encoded state is longer.
 pub const STATE_BYTES_MAX: usize = 1 << 20;
-const STATE_VERSION: u8 = 1;
+const STATE_VERSION: u8 = 2;
 /// Operations and failovers kept, newest first.
 const OPS_MAX: usize = 32;
 const FAILOVERS_MAX: usize = 64;
@@ -38,11 +39,14 @@ pub struct VoterState {
     /// The longest lease ever granted: after a restart nobody else is voted for before it is over.
     pub grant_ms_max: u64,
     pub sync: SyncRule,
+    pub auto: AutoRule,
     /// Failovers by which this region would reign or that lie on the path of its promotion: they are ones when a reign above is active.
     pub pending: Vec<FailoverRecord>,
     /// What this region cut off its own log for a reign that may never have been active (see `Standing`).
     pub cut: Option<(Epoch, Epoch)>,
     pub ledger: Ledger,
+    /// The newest of what this member did, and where the chain of its audit ends.
+    pub audit: Audit,
 }
 
 impl VoterState {
@@ -67,9 +71,11 @@ impl VoterState {
             chain: Chain::default(),
             grant_ms_max: 0,
             sync: SyncRule::default(),
+            auto: AutoRule::default(),
             pending: Vec::new(),
             cut: None,
             ledger: Ledger::default(),
+            audit: Audit::default(),
         }
     }
 

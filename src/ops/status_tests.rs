@@ -250,8 +250,12 @@ fn roles(member: &str, role: &str) -> ControlReport {
         grant_left_ms: if leads { 0 } else { 5100 },
         writers_seen: u32::from(leads),
         rules: leads.then_some(RulesReport { sync: 0, max_rpo_ms: Some(2000), pause_alone: false }),
+        auto_failover: "lossless".into(),
+        auto_failover_of_file: None,
+        auto_failover_told: true,
         reason: None,
         operation: None,
+        durations: Vec::new(),
         failovers: Vec::new(),
         peers: Vec::new(),
     }

@@ -6,8 +6,10 @@
 mod links;
 mod ports;
 mod space;
+mod tails;
 mod view;
 
+use super::audit::AUDIT_DIR;
 use super::config::Config;
 use crate::base::{Prng, RegionName};
 use crate::control::ControlMessage;
@@ -15,11 +17,12 @@ use crate::endpoint::pg::auth::ScramVerifier;
 use crate::endpoint::router::RoutedService;
 use crate::endpoint::{EmbeddedService, Port, SqlService, http, pg};
 use crate::head::embedded::{Engine, EngineSettings};
+use crate::io::audit::AuditWriter;
 use crate::io::clock;
 use crate::io::control_link::{CONTROL_MESSAGE_BYTES_MAX, ControlLinks};
 use crate::io::copies::{Copies, Listener, Whose};
 use crate::io::copy_link;
-use crate::io::driver::{self, Driver, Inbox, Queue, Shared};
+use crate::io::driver::{self, Around, Driver, Inbox, Queue, Shared};
 use crate::io::link;
 use crate::io::quic::Quic;
 use crate::io::tls::Material;
@@ -100,8 +103,13 @@ pub async fn run(config: Config, options: RunOptions, shutdown: watch::Receiver<
     links.forward_to(&engine);
     let control = ControlLinks::start(&quic, config.control_peers(), hear(inbox.clone()));
     links.control_with(&control);
-    let dialler = Box::new(Arc::clone(&links));
-    let driver = Driver::new(node, queue, copies, Arc::clone(&engine), Arc::clone(&shared), dialler, Box::new(Members(control.clone())));
+    let around = Around {
+        dialler: Box::new(Arc::clone(&links)),
+        members: Box::new(Members(control.clone())),
+        audit: Box::new(AuditWriter::start(&config.data_dir.join(AUDIT_DIR)).context("the audit cannot be written; see data_dir")?),
+        tails: Box::new(tails::Tails::new(&config, inbox.clone())),
+    };
+    let driver = Driver::new(node, queue, copies, Arc::clone(&engine), Arc::clone(&shared), around);
     let driver =
         std::thread::Builder::new().name("node".into()).spawn(move || driver.run()).context("the node's thread cannot be started")?;
 

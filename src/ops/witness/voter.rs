@@ -5,7 +5,8 @@
 
 use super::View;
 use crate::base::{Prng, RegionName};
-use crate::control::{Control, ControlMessage, Input, Output, VoterState};
+use crate::control::{AuditEntry, Control, ControlMessage, Input, Output, VoterState};
+use crate::io::audit::AuditWriter;
 use crate::io::clock;
 use crate::io::control_link::{CONTROL_MESSAGE_BYTES_MAX, ControlLinks};
 use crate::io::slots::Slots;
@@ -76,11 +77,14 @@ pub(super) struct Voter {
     links: ControlLinks,
     view: Arc<View>,
     watch: clock::Watch,
+    audit: AuditWriter,
+    /// Entries of the audit up to this one were handed to its file.
+    audited: u64,
 }
 
 impl Voter {
-    pub(super) fn new(core: Control, slots: Slots, links: ControlLinks, view: Arc<View>) -> Voter {
-        Voter { core, slots, links, view, watch: clock::Watch::new() }
+    pub(super) fn new(core: Control, slots: Slots, links: ControlLinks, view: Arc<View>, audit: AuditWriter) -> Voter {
+        Voter { core, slots, links, view, watch: clock::Watch::new(), audit, audited: 0 }
     }
 
     /// Until it is told to stop.
@@ -88,6 +92,9 @@ impl Voter {
     /// # Errors
     /// When a promise cannot be kept.
     pub(super) fn run(mut self, queue: &Queue) -> anyhow::Result<()> {
+        if let Some(kept) = self.core.state().cloned() {
+            self.tell_audit(&kept);
+        }
         loop {
             self.flush()?;
             self.publish();
@@ -122,6 +129,7 @@ impl Voter {
                     kept.context(
                         "this witness cannot keep what it promises and stops; see to the disk of its data_dir and start it again",
                     )?;
+                    self.tell_audit(&state);
                     self.handle(Input::Persisted { token });
                 }
                 Output::Send { to, message } => {
@@ -142,6 +150,16 @@ impl Voter {
             }
         }
         Ok(())
+    }
+
+    /// What lies in the slots of the audit goes to its file as well.
+    fn tell_audit(&mut self, kept: &VoterState) {
+        let news: Vec<AuditEntry> = kept.audit.entries().iter().filter(|e| e.no > self.audited).cloned().collect();
+        if let Some(last) = news.last() {
+            self.audited = last.no;
+            self.audit.write(news);
+        }
+        *self.view.head.write() = Some(kept.audit.head());
     }
 
     fn publish(&self) {

@@ -8,7 +8,7 @@ use super::member::Lead;
 use super::mutants::RoleMutant;
 use super::world::{Event, Ship, World};
 use crate::base::{Epoch, LogEnd, Seq, UnixMicros};
-use crate::control::{Input, LostTail, Promotion};
+use crate::control::{Input, LostTail, Promotion, Touched};
 use crate::log::Frame;
 
 impl World {
@@ -112,6 +112,7 @@ impl World {
                     commits: lost.iter().filter(|t| matches!(kind_of(t), Kind::Commit(_))).count() as u64,
                     from_time: None,
                     to_time: None,
+                    touched: Ok(Touched::default()),
                 }
             })
             .collect();

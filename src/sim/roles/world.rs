@@ -2,7 +2,7 @@
 //!
 //! Decides the order of everything from one seed. What goes wrong, and when, is in [`super::faults`].
 
-use super::checks::{Acked, Truth};
+use super::checks::{self, Acked, Truth};
 use super::log::Kind;
 use super::member::{Clock, Lead, Member, Pending};
 use super::mutants::RoleMutant;
@@ -117,7 +117,7 @@ impl World {
         let settings = Settings {
             rho_ppm: if guard { RHO_PPM } else { 0 },
             delta: Duration::from_millis(if guard { 50 } else { 0 }),
-            auto_failover,
+            auto_failover: Some(auto_failover),
             ..Settings::default()
         };
         let mut world = World::build(prng, regions, regions.is_multiple_of(2) && regions < 6, &settings, trace);
@@ -479,6 +479,8 @@ impl World {
                 if let Promotion::Begin { entry } = &how {
                     let outcome = self.truth.elected(entry);
                     self.fails(outcome);
+                    let kept = self.members[m].kept_state();
+                    self.fails(checks::audited(entry, kept.as_ref()));
                 }
                 let member = &mut self.members[m];
                 member.lead = None;
