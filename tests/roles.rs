@@ -135,8 +135,7 @@ fn a_failover_says_what_it_costs_and_the_old_primary_comes_back() {
     let (code, _, err) = verb(&eu.config, &["failover", "--to", "us-east", "--allow-data-loss"]);
     assert!(code == Some(4) && err.contains("is the primary already"), "{code:?} {err}");
 
-    signal(two.regions[0].as_ref().unwrap().child.id(), Signal::KILL);
-    two.regions[0] = None;
+    two.kill_region(0);
     let looked = must(&eu.config, &["failover", "--to", "eu-west", "--dry-run", "--json"]);
     assert!(looked["dry_run"] == true && looked["state"] == "done", "{looked}");
     let done = must(&eu.config, &["failover", "--to", "eu-west", "--allow-data-loss", "--json"]);
@@ -326,4 +325,27 @@ fn of_two_failovers_to_different_regions_one_wins_and_the_other_is_told_which() 
     // The founder's file, whose region is down, is as good as any: another region is asked.
     let again = must(&old.config, &["failover", "--to", &winner.name, "--allow-data-loss", "--json"]);
     assert_eq!(again["id"], id, "the same again tells the same");
+}
+
+/// What runs when the role moves gets as long as the file says, and no longer.
+#[test]
+fn a_drain_lasts_as_long_as_the_file_says() {
+    let two = Two::start_with("drain = \"700ms\"");
+    let ready = two.ready.clone();
+    let (us, eu) = (ready.regions[0].clone(), ready.regions[1].clone());
+    until("it writes", || ready.sql(&us.writer, "create table t (id integer primary key)").map(drop));
+    until("it is there", || ready.sql(&eu.reader, "select count(*) from t").map(drop));
+    two.until_all_vote();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let (done, said) = runtime.block_on(async {
+        let client = ready.connect(&us.writer).await.unwrap();
+        client.batch_execute("begin; insert into t values (1)").await.unwrap();
+        let config = eu.config.clone();
+        let ordered = tokio::task::spawn_blocking(move || must(&config, &["switchover", "--to", "eu-west", "--json"]));
+        (ordered.await.unwrap(), client.batch_execute("commit").await)
+    });
+    let drain = done["phases"].as_array().unwrap().iter().find(|p| p["name"] == "drain").and_then(|p| p["ms"].as_u64());
+    assert!(drain.is_some_and(|ms| (650..4000).contains(&ms)), "{done}");
+    assert_eq!(said.unwrap_err().code().map(tokio_postgres::error::SqlState::code), Some("40001"));
+    assert_eq!(ready.must(&eu.writer, "select count(*) from t"), "0");
 }

@@ -5,6 +5,7 @@
 
 use super::audit::Action;
 use super::chain::EpochEntry;
+use super::membership::MembersView;
 use super::message::ControlMessage;
 use super::state::VoterState;
 use super::types::{AutoFailover, FailoverRecord, LogPosition, LostTail, OpId, OpView, Order, VoterSet};
@@ -85,10 +86,9 @@ pub enum Input {
     Audit(Action),
     /// An old primary, this one or one that came back, read what its log held beyond the base of `new_epoch`.
     TailRead(LostTail),
-    /// The members changed.
-    Members {
-        regions: Vec<RegionName>,
-        witness: Option<RegionName>,
+    /// A member refused this one and says that it was taken out.
+    SaidOut {
+        by: RegionName,
     },
 }
 
@@ -172,6 +172,13 @@ pub enum Output {
     OpMoved(Box<OpView>),
     /// A failover is new here, or became complete.
     Failover(Box<FailoverRecord>),
+    /// Who is a member from here on; whoever is none any more is told so when it comes. Not said while the files are right.
+    Members(Box<MembersView>),
+    /// As the primary: this region is about to be a member no more. It is shipped nothing and counts for no commit from here on, and is
+    /// not welcomed again before `Members`, unless this region's reign ends.
+    Leaving {
+        region: RegionName,
+    },
     /// For the operator's events. `kind` is a word, `what` a sentence.
     Note {
         kind: &'static str,
@@ -193,6 +200,8 @@ pub enum Role {
     Fenced,
     /// Reigned until it handed over.
     Sealed,
+    /// Was taken out of the global cluster.
+    Removed,
 }
 
 impl Role {
@@ -205,6 +214,7 @@ impl Role {
             Role::Primary => "primary",
             Role::Fenced => "fenced",
             Role::Sealed => "sealed",
+            Role::Removed => "removed",
         }
     }
 }
@@ -240,4 +250,6 @@ pub struct ControlView {
     pub auto_of_file: Option<AutoFailover>,
     /// As the primary: a majority of the voters keeps that rule.
     pub auto_told: bool,
+    /// Why this region is no member any more.
+    pub out: Option<String>,
 }

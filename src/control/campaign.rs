@@ -124,7 +124,7 @@ impl Control {
 
     fn consider_at(&self) -> Option<Instant> {
         let busy = self.holder.is_some() || self.campaign.is_some() || self.is_handing();
-        if busy || !self.log_told || !self.who.has_data() || self.conflict.is_some() || self.amnesiac {
+        if busy || !self.log_told || !self.who.has_data() || self.conflict.is_some() || self.amnesiac || self.out().is_some() {
             return None;
         }
         self.state.as_ref()?.chain.top()?;
@@ -391,6 +391,7 @@ impl Control {
             // A change of voters is under way: both majorities must agree from here on.
             state.voters_next = voted.voters_next;
             self.keep();
+            self.take_members();
         }
         self.judge_votes();
     }
@@ -606,6 +607,7 @@ impl Control {
         if handover.voters.version > state.voters.version {
             self.st_mut().voters = handover.voters.clone();
             self.keep();
+            self.take_members();
         }
         self.st_mut().ledger.merge(&handover.ledger);
         self.learn_auto(handover.vote.auto);

@@ -108,6 +108,17 @@ impl Holder {
         matches!(self.stage, Stage::Open)
     }
 
+    /// Of the rule that is in force or wanted.
+    pub fn rule_secondaries(&self) -> u8 {
+        self.rule.secondaries
+    }
+
+    /// It is no member any more.
+    pub fn forget(&mut self, region: &RegionName) {
+        self.secondaries.remove(region);
+        self.granted_at.remove(region);
+    }
+
     pub fn is_taking(&self) -> bool {
         matches!(self.stage, Stage::Taking)
     }
@@ -321,6 +332,12 @@ impl Control {
         let message = ControlMessage::Renew(renew);
         self.send(self.who.name.clone(), message.clone());
         self.send_others(&message);
+        for (gone, left) in std::mem::take(&mut self.members.goodbyes) {
+            self.send(gone.clone(), message.clone());
+            if left > 1 {
+                self.members.goodbyes.push((gone, left - 1));
+            }
+        }
     }
 
     pub(super) fn on_granted(&mut self, from: &RegionName, epoch: Epoch, round: Round) {
@@ -442,6 +459,7 @@ impl Control {
         if self.holder.take().is_none() {
             return;
         }
+        self.members.leaving = None;
         self.op_reign_lost(reason);
         self.lease_lost(reason, next);
     }
@@ -465,7 +483,8 @@ impl Control {
     }
 
     pub(super) fn secondary_at(&mut self, region: RegionName, durable: LogEnd) {
-        if let Some(holder) = &mut self.holder {
+        let leaves = self.members.leaving.as_ref().is_some_and(|l| l.region == region);
+        if let Some(holder) = self.holder.as_mut().filter(|_| !leaves) {
             holder.secondaries.insert(region, durable);
             self.judge_checks();
         }

@@ -11,6 +11,7 @@ use super::api::{ControlView, Input, Output, Role};
 use super::audit::Action;
 use super::campaign::Campaign;
 use super::holder::Holder;
+use super::membership::Members;
 use super::message::{ControlMessage, Round, Seen, Stands};
 use super::orders::Orders;
 use super::state::VoterState;
@@ -59,6 +60,7 @@ pub struct Control {
     /// Nothing is begun by itself before.
     pub(super) not_before: Instant,
     pub(super) orders: Orders,
+    pub(super) members: Members,
     pub(super) reason: Option<String>,
     /// Two writers were seen: which.
     pub(super) conflict: Option<String>,
@@ -80,6 +82,7 @@ impl Control {
         let incarnation = prng.next_u64();
         let mut control = Control {
             backoff: who.settings.backoff_min,
+            members: Members { files: who.regions.clone(), ..Members::default() },
             who,
             prng,
             incarnation,
@@ -109,6 +112,7 @@ impl Control {
             inbox: VecDeque::new(),
             outputs: VecDeque::new(),
         };
+        control.take_members();
         control.orders_after_restart();
         control
     }
@@ -168,26 +172,26 @@ impl Control {
     #[must_use]
     pub fn view(&self, now: Instant) -> ControlView {
         let state = self.state.as_ref();
-        let none = || VoterSet { version: 0, voters: Vec::new(), heard: Vec::new() };
         let ms = |until: Instant| millis(until.since(now));
         ControlView {
             role: self.role(now),
             reign: self.reign.clone(),
             promised: state.map_or(Epoch(0), |s| s.promised),
-            voters: state.map_or_else(none, |s| s.voters.clone()),
+            voters: state.map_or_else(VoterSet::unknown, |s| s.voters.clone()),
             votes: state.is_some_and(|s| s.voters.contains(&self.who.name)) && !self.amnesiac,
             unproven: self.is_unproven(),
             lease_left_ms: ms(self.lease_until()),
             voters_heard: self.holder.as_ref().map_or_else(Vec::new, |h| h.heard_since(now, self.who.settings.lease)),
             grant_left_ms: self.grant.as_ref().filter(|g| g.region != self.who.name).map_or(0, |g| ms(g.until)),
             writers_seen: u32::from(self.reign.is_some()) + u32::from(self.conflict.is_some()),
-            reason: self.conflict.clone().or_else(|| self.reason.clone()),
+            reason: self.out().or_else(|| self.conflict.clone()).or_else(|| self.reason.clone()),
             op: state.and_then(|s| s.ledger.ops().iter().find(|o| !o.state.is_final())).cloned(),
             chain: state.map_or_else(Vec::new, |s| s.chain.entries().to_vec()),
             sync: state.map_or(0, |s| s.sync.secondaries),
             auto: self.auto_failover(),
             auto_of_file: self.who.settings.auto_failover,
             auto_told: self.holder.as_ref().is_none_or(|h| h.auto_told),
+            out: self.out(),
         }
     }
 
@@ -195,6 +199,8 @@ impl Control {
         let sealed = self.state.as_ref().is_some_and(|s| s.handed_to.is_some() && self.reign.as_ref().is_none_or(|r| r.0 <= s.sealed));
         if !self.who.has_data() {
             Role::Witness
+        } else if self.out().is_some() {
+            Role::Removed
         } else if let Some(holder) = &self.holder {
             match holder.open_until() > now {
                 true => Role::Primary,
@@ -239,7 +245,7 @@ impl Control {
             Input::AutoFailover { auto, actor } => self.set_auto(auto, actor),
             Input::Audit(action) => self.audit(action),
             Input::TailRead(tail) => self.tail_read(tail),
-            Input::Members { regions, witness } => (self.who.regions, self.who.witness) = (regions, witness),
+            Input::SaidOut { by } => self.said_out(by),
         }
         self.settle();
         self.holder_timers();
@@ -414,7 +420,7 @@ impl Control {
         Stands {
             round,
             lineage: state.map_or(LineageId(0), |s| s.lineage),
-            voters: state.map_or_else(|| VoterSet { version: 0, voters: Vec::new(), heard: Vec::new() }, |s| s.voters.clone()),
+            voters: state.map_or_else(VoterSet::unknown, |s| s.voters.clone()),
             promised: state.map_or(Epoch(0), |s| s.promised),
             released: state.map_or(Epoch(0), |s| s.released),
             chain: state.map_or_else(Default::default, |s| s.chain.clone()),

@@ -10,8 +10,10 @@ pub mod audit;
 mod campaign;
 pub mod chain;
 mod elect;
+mod first;
 mod holder;
 mod machine;
+pub mod membership;
 pub mod message;
 mod operations;
 mod orders;
@@ -25,6 +27,7 @@ pub use api::{ControlView, Input, Output, Promotion, Role};
 pub use audit::{Action, Audit, AuditEntry, AuditHead};
 pub use chain::{Chain, EpochEntry, ReignKind};
 pub use machine::Control;
+pub use membership::{MemberAt, MembersView, Membership};
 pub use message::{ControlMessage, MessageError};
 pub use state::{Ledger, VoterState};
 pub use touched::{Touched, TouchedTable};
@@ -97,7 +100,9 @@ pub fn start(own: &RegionName, founder: &RegionName, control: Option<&ControlSta
             _ if log_found => Start::Follow,
             _ => Start::Join,
         },
-        None if log_found => Start::Refuse { reason: "the copies hold a log but no control state says who wrote it".into() },
+        None if log_found => Start::Refuse {
+            reason: "the copies hold a log but no control state that this version of parhelion reads says who wrote it".into(),
+        },
         None if own == founder => Start::Found,
         None => Start::Join,
     }

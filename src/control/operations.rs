@@ -214,7 +214,7 @@ impl Control {
     }
 
     pub(super) fn is_changing_voters(&self) -> bool {
-        self.orders.running.as_ref().is_some_and(|v| matches!(v.order.kind, OrderKind::SetVoters { .. }))
+        self.orders.running.as_ref().is_some_and(|v| v.order.kind.changes_members())
     }
 
     pub(super) fn verified(&mut self, op: OpId, outcome: Result<(), String>) {

@@ -8,6 +8,7 @@ use super::api::Output;
 use super::audit::Action;
 use super::campaign::Why;
 use super::machine::{Control, millis};
+use super::membership::Membership;
 use super::message::{ControlMessage, Handover, Round, Stands};
 use super::types::{Check, Consent, OpId, OpState, OpView, Order, OrderKind, Phase, VoterSet};
 use crate::base::{Epoch, Instant, LogEnd, RegionName};
@@ -86,6 +87,9 @@ impl Control {
             );
             return self.outputs.push_back(Output::OpMoved(Box::new(view)));
         }
+        if let Some(why) = self.out() {
+            return self.refuse_new(&order, why);
+        }
         if let Some(view) = self.op(order.id).cloned() {
             self.outputs.push_back(Output::OpMoved(Box::new(view.clone())));
             if !view.state.is_final() && view.by != self.who.name {
@@ -98,7 +102,9 @@ impl Control {
         }
         let executor = match &order.kind {
             OrderKind::Failover { to, .. } => Some(to.clone()),
-            OrderKind::Switchover { .. } | OrderKind::SetVoters { .. } => reign.map(|(_, r)| r),
+            OrderKind::Switchover { .. } => reign.map(|(_, r)| r),
+            kind if kind.changes_members() => reign.map(|(_, r)| r),
+            _ => None,
         };
         match executor {
             Some(to) if to == self.who.name => self.carry_out(order),
@@ -138,6 +144,10 @@ impl Control {
         if let Some(was) = order.at_epoch.filter(|e| Some(*e) != epoch) {
             let now = epoch.map_or_else(|| "none".into(), |e| e.to_string());
             let changed = format!("roles have changed since: it was about epoch {was}, and now it is {now}. Look at parhelion status");
+            if self.is_as_ordered(&order.kind) {
+                let view = self.view_of(&order, OpState::Done);
+                return self.publish(view);
+            }
             return match self.took_effect(order.id, was) {
                 Some(Some(made)) => {
                     let reason = format!("it took effect in epoch {made}; whether it was seen through, the region that did it says");
@@ -167,6 +177,7 @@ impl Control {
             OrderKind::Switchover { to } => self.switchover(order, to),
             OrderKind::Failover { consent, primary_is_down, .. } => self.failover(order, consent, primary_is_down.as_ref()),
             OrderKind::SetVoters { voters } => self.set_voters(order, voters),
+            OrderKind::AddRegion { .. } | OrderKind::RemoveRegion { .. } => self.change_members(order),
         }
     }
 
@@ -349,7 +360,12 @@ impl Control {
         state.handed_to = Some((to.clone(), op));
         if unproven {
             // The only vote goes with it: from here on the target alone decides.
-            state.voters = VoterSet { version: state.voters.version + 1, voters: vec![to.clone()], heard: Vec::new() };
+            state.voters = VoterSet {
+                version: state.voters.version + 1,
+                voters: vec![to.clone()],
+                heard: Vec::new(),
+                members: state.voters.members.clone(),
+            };
         }
         self.keep();
         self.holder = None;
@@ -460,21 +476,25 @@ impl Control {
             self.start(order);
             return self.finish(OpState::Done);
         }
-        let what = format!("the voters are to be {}; they are {}", list(&voters), list(&current.voters));
-        self.audit(Action { actor: order.actor.clone(), op: Some(order.id), kind: "voters", what });
-        let heard = current.heard.iter().filter(|h| voters.contains(h)).cloned().collect();
-        self.st_mut().voters_next = Some(VoterSet { version: current.version + 1, voters, heard });
         self.start(order);
-        self.keep();
-        self.renew_voters();
+        // Who names voters does not want the rule's.
+        let members = current.members.map(|m| Membership { by_rule: false, ..m });
+        self.propose(voters, members);
     }
 
     /// A majority of the old voters and one of the new ones hold the change: it is made.
     pub(super) fn voters_agreed(&mut self) {
+        if !self.may_agree() {
+            return;
+        }
+        let before = self.membership();
         let Some(next) = self.st_mut().voters_next.take() else { return };
-        self.note("voters_changed", format!("the voters are {} from here on", list(&next.voters)));
+        if next.voters != self.st().voters.voters {
+            self.note("voters_changed", format!("the voters are {} from here on", list(&next.voters)));
+        }
         self.st_mut().voters = next;
         self.keep();
+        self.members_agreed(&before);
         if self.orders.running.as_ref().is_some_and(|v| matches!(v.order.kind, OrderKind::SetVoters { .. })) {
             self.finish(OpState::Done);
         }
@@ -492,10 +512,13 @@ impl Control {
             let state = self.st();
             let reigns = state.chain.top().is_some_and(|top| top.op == Some(id) && top.region == self.who.name);
             let handed = state.handed_to.as_ref().is_some_and(|(_, op)| *op == id);
-            let changing = matches!(view.order.kind, OrderKind::SetVoters { .. }) && state.voters_next.is_some();
+            let changing = view.order.kind.changes_members() && state.voters_next.is_some();
+            let agreed = self.is_as_ordered(&view.order.kind);
             if changing || reigns {
                 self.orders.running = Some(view);
                 self.orders.phase_since = self.now;
+            } else if agreed {
+                self.publish(OpView { state: OpState::Done, ..view });
             } else if !handed && view.order.kind.to() == Some(&self.who.name) && matches!(view.order.kind, OrderKind::Switchover { .. }) {
                 // Handed to this region, which may still be asked to take over: who reigns next decides.
             } else if !handed {
@@ -521,6 +544,7 @@ impl Control {
 
     pub(super) fn orders_timers(&mut self) {
         let now = self.now;
+        self.members_timers();
         let retry = self.who.settings.retry_every;
         match self.orders.switching.as_ref().map(|s| (&s.stage, s.until)) {
             Some((SwitchStage::Checking { asked, .. }, until)) if now >= (asked[0].1 + CHECK_PATIENCE).min(until) => self.judge_checks(),
@@ -574,6 +598,6 @@ pub(super) fn check(name: &str, ok: bool, says: String) -> Check {
     Check { name: name.into(), ok, says }
 }
 
-fn list(names: &[RegionName]) -> String {
+pub(super) fn list(names: &[RegionName]) -> String {
     names.iter().map(RegionName::as_str).collect::<Vec<_>>().join(", ")
 }

@@ -9,6 +9,7 @@ use super::campaign::{Campaign, Stage, Why};
 use super::chain::{EpochEntry, ReignKind};
 use super::elect::{Evidence, Heard, NoOutcome, Outcome, describe};
 use super::machine::Control;
+use super::membership::Membership;
 use super::types::{Consent, FailoverRecord, Phase};
 use crate::base::{Epoch, RegionName};
 use std::collections::BTreeMap;
@@ -120,11 +121,15 @@ impl Control {
             Why::Handover(h) => Some((h.epoch, h.at)),
             _ => None,
         });
-        let (own, regions, voters, log) = (&self.who.name, &self.who.regions, &self.st().voters, &self.log);
+        // A change of the members that is not agreed on here may be in the primary: whoever may be a secondary there counts as one.
+        let mut regions = self.who.regions.clone();
+        let next = self.st().voters_next.as_ref().and_then(|n| n.members.as_ref());
+        regions.extend(next.into_iter().flat_map(Membership::names).filter(|r| !self.who.regions.contains(r)));
+        let (own, voters, log) = (&self.who.name, &self.st().voters, &self.log);
         let forced = self.campaign.as_ref().is_some_and(|c| matches!(c.why, Why::Failover { forced: true, .. }));
         // A primary that votes alone holds its lease from itself.
         let lease = (!forced).then(|| self.st().grant_max().max(self.who.settings.lease));
-        Evidence { own, regions, voters, log, heard, lease, handed }.weigh()
+        Evidence { own, regions: &regions, voters, log, heard, lease, handed }.weigh()
     }
 
     // ---- ending ---------------------------------------------------------------------------------------------------------

@@ -2,9 +2,11 @@
 //!
 //! Decides nothing. Everything here is plain data with bounds; sentences in it are for operators.
 
+use super::membership::Membership;
 use super::touched::Touched;
 use crate::base::{Epoch, LogEnd, RegionName, UnixMicros};
 use crate::log::{History, Term};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
@@ -17,12 +19,18 @@ pub struct Who {
     /// The member without data that only votes.
     pub witness: Option<RegionName>,
     pub settings: Settings,
+    /// How this member reaches the others, `host:port`; told to those that come later.
+    pub addrs: BTreeMap<RegionName, String>,
 }
 
 impl Who {
     #[must_use]
     pub fn has_data(&self) -> bool {
-        self.regions.contains(&self.name)
+        self.witness.as_ref() != Some(&self.name)
+    }
+
+    pub(super) fn addr(&self, name: &RegionName) -> String {
+        self.addrs.get(name).cloned().unwrap_or_default()
     }
 
     /// Everybody but this member.
@@ -97,6 +105,8 @@ pub struct Settings {
     pub drain: Duration,
     /// A switchover to a target that is behind by more is refused.
     pub switchover_lag_bytes_max: u64,
+    /// Regions beside the primary.
+    pub secondaries_max: usize,
 }
 
 impl Default for Settings {
@@ -115,6 +125,7 @@ impl Default for Settings {
             auto_failover: None,
             drain: Duration::from_secs(5),
             switchover_lag_bytes_max: 16 << 20,
+            secondaries_max: 5,
         }
     }
 }
@@ -129,7 +140,7 @@ impl Settings {
     }
 }
 
-/// Who votes. Changed one voter at a time, never by a configuration file.
+/// Who votes, and who is a member. Changed one voter at a time, never by a configuration file.
 #[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
 pub struct VoterSet {
     /// Grows with every change.
@@ -138,6 +149,8 @@ pub struct VoterSet {
     pub voters: Vec<RegionName>,
     /// Those that ever granted. A voter that finds itself here and has no state has lost it: it must not vote.
     pub heard: Vec<RegionName>,
+    /// The regions, since the first order that changed them; before, they are what the files say.
+    pub members: Option<Membership>,
 }
 
 impl VoterSet {
@@ -156,7 +169,13 @@ impl VoterSet {
             voters.remove(out);
         }
         voters.sort();
-        VoterSet { version: 1, voters, heard: Vec::new() }
+        VoterSet { version: 1, voters, heard: Vec::new(), members: None }
+    }
+
+    /// Of a member that knows of none.
+    #[must_use]
+    pub fn unknown() -> VoterSet {
+        VoterSet { version: 0, voters: Vec::new(), heard: Vec::new(), members: None }
     }
 
     #[must_use]
@@ -222,6 +241,14 @@ pub enum OrderKind {
     SetVoters {
         voters: Vec<RegionName>,
     },
+    /// One region more; it is reached at `addr`.
+    AddRegion {
+        region: RegionName,
+        addr: String,
+    },
+    RemoveRegion {
+        region: RegionName,
+    },
 }
 
 impl OrderKind {
@@ -229,8 +256,23 @@ impl OrderKind {
     pub fn to(&self) -> Option<&RegionName> {
         match self {
             OrderKind::Switchover { to } | OrderKind::Failover { to, .. } => Some(to),
-            OrderKind::SetVoters { .. } => None,
+            OrderKind::SetVoters { .. } | OrderKind::AddRegion { .. } | OrderKind::RemoveRegion { .. } => None,
         }
+    }
+
+    /// The region that comes or goes.
+    #[must_use]
+    pub fn region(&self) -> Option<&RegionName> {
+        match self {
+            OrderKind::AddRegion { region, .. } | OrderKind::RemoveRegion { region } => Some(region),
+            _ => None,
+        }
+    }
+
+    /// It changes who votes or who is a member.
+    #[must_use]
+    pub fn changes_members(&self) -> bool {
+        matches!(self, OrderKind::SetVoters { .. } | OrderKind::AddRegion { .. } | OrderKind::RemoveRegion { .. })
     }
 }
 
@@ -245,6 +287,8 @@ impl fmt::Display for OrderKind {
                 let down = primary_is_down.as_ref().map_or_else(String::new, |r| format!(", by the word that {r} is down"));
                 write!(f, "failover to {to}{loss}{bound}{down}")
             }
+            OrderKind::AddRegion { region, addr } => write!(f, "adding {region} at {addr}"),
+            OrderKind::RemoveRegion { region } => write!(f, "taking out {region}"),
             OrderKind::SetVoters { voters } => {
                 let names: Vec<&str> = voters.iter().map(RegionName::as_str).collect();
                 write!(f, "voters {}", names.join(", "))
@@ -290,6 +334,10 @@ pub enum Phase {
     Activate,
     /// A write through the new primary is looked for in a secondary.
     Verify,
+    /// Majorities of the old and of the new voters agree on a change.
+    Agree,
+    /// The voters follow the number of regions, one at a time.
+    Voters,
 }
 
 impl fmt::Display for Phase {
@@ -305,6 +353,8 @@ impl fmt::Display for Phase {
             Phase::Promote => "promote",
             Phase::Activate => "activate",
             Phase::Verify => "verify",
+            Phase::Agree => "agree",
+            Phase::Voters => "voters",
         })
     }
 }

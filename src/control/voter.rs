@@ -57,6 +57,7 @@ impl Control {
         if epoch > self.st().promised {
             self.promise(epoch, &from);
         }
+        self.said_in();
         self.take_voters(&renew);
         if renew.sync > self.st().sync {
             self.st_mut().sync = renew.sync;
@@ -104,6 +105,7 @@ impl Control {
         }
         self.state = Some(VoterState::joining(renew.lineage, renew.voters.clone()));
         self.keep();
+        self.take_members();
     }
 
     fn may_grant(&mut self, renew: &Renew) -> Result<(), String> {
@@ -144,7 +146,7 @@ impl Control {
             state.voters = renew.voters.clone();
             state.voters_next = renew.voters_next.clone();
             self.keep();
-            return;
+            return self.take_members();
         }
         let before = state.voters.heard.len();
         for heard in &renew.voters.heard {

@@ -5,9 +5,10 @@
 
 use super::clock;
 use super::copies::{Copies, Drill};
+use super::killpoint::KillPoint;
 use super::link::Link;
 use crate::base::{ConnId, CopyId, Instant, RegionName, TimelineId, WhoWrites};
-use crate::control::{AuditEntry, AuditHead, AutoFailover, ControlMessage, ControlView, Ledger, OpView};
+use crate::control::{AuditEntry, AuditHead, AutoFailover, ControlMessage, ControlView, Ledger, MembersView, OpView};
 use crate::head::embedded::Engine;
 use crate::head::{LogSink, WriteGate};
 use crate::log::Frame;
@@ -206,6 +207,9 @@ impl Shared {
 /// Carries what the control core says to other members; may drop it.
 pub trait Members: Send + 'static {
     fn send(&self, to: &RegionName, message: &ControlMessage);
+
+    /// Who they are from here on.
+    fn changed(&self, members: &MembersView);
 }
 
 /// Asks for a link to a region; the answer comes as an event.
@@ -241,6 +245,7 @@ pub struct Driver {
     around: Around,
     reported_at: Instant,
     watch: clock::Watch,
+    kill: KillPoint,
 }
 
 /// The queue of a driver that is not made yet: copies and links need it before.
@@ -294,6 +299,7 @@ impl Driver {
             around,
             reported_at: Instant::ZERO,
             watch: clock::Watch::new(),
+            kill: KillPoint::from_env(),
         }
     }
 
@@ -393,6 +399,7 @@ impl Driver {
                     self.node.handle(clock::now(), clock::unix_now(), Event::HeadSees { end: vdl, written_at });
                 }
                 Effect::HeadWrites { pen } => {
+                    let passing = self.kill.before("writes", None);
                     // Reads no page, so it may be done on this thread, in the order of the effects: a stop that follows at once
                     // must not be overtaken.
                     if let Err(e) = self.engine.open_writer(pen, Arc::new(self.inbox.clone())) {
@@ -400,25 +407,36 @@ impl Driver {
                         std::process::exit(1);
                     }
                     self.shared.who.send_modify(|who| who.here = true);
+                    passing.passed("writes");
                 }
                 Effect::HeadStops { reason } => {
+                    let passing = self.kill.before("stops", None);
                     self.engine.close_writer(reason);
                     self.shared.who.send_modify(|who| who.here = false);
+                    passing.passed("stops");
                 }
-                Effect::ToMember { to, message } => self.around.members.send(&to, &message),
+                Effect::ToMember { to, message } => {
+                    let passing = self.kill.before_message(&message);
+                    self.around.members.send(&to, &message);
+                    passing.passed("a message");
+                }
                 Effect::Lease { until } => self.engine.set_lease(until),
                 Effect::HeadDrain { op, deadline } => {
+                    let passing = self.kill.before("drain", None);
                     let inbox = self.inbox.clone();
                     self.engine.drain(deadline, move |drained| {
                         tracing::info!(rolled_back = drained.rolled_back, unanswered = drained.unanswered, "the writer is drained");
                         inbox.send(Event::HeadDrained { op });
                     });
+                    passing.passed("drain");
                 }
                 Effect::HeadUndrain => self.engine.undrain(),
                 Effect::CommitsPause(paused) => self.engine.commits_pause(paused),
                 Effect::OpMoved(op) => {
                     tracing::info!(op = %op.order.id, by = %op.by, "an operation moved on: {:?}", op.state);
+                    let passing = self.kill.before_phase(&op);
                     self.shared.op_moved(*op);
+                    passing.passed("a phase");
                 }
                 Effect::Failover(record) => tracing::info!(op = %record.op, complete = record.complete, "a failover is recorded"),
                 Effect::Audited(entries) => self.around.audit.write(entries),
@@ -435,6 +453,8 @@ impl Driver {
                     self.engine.set_primary(primary.as_ref().map(ToString::to_string));
                     self.shared.who.send_modify(|who| who.primary = primary);
                 }
+                Effect::Members(members) => self.around.members.changed(&members),
+                Effect::HeadHides { reason } => self.engine.hide(reason),
                 Effect::Places { places } => self.copies.set_places(places),
                 Effect::Retired { slot, place, by } => self.copies.retire(slot, place.as_deref(), &by),
                 Effect::Note(event) => {

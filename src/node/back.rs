@@ -69,15 +69,27 @@ impl Node {
         self.stage = Stage::Halted { reason };
     }
 
-    /// The log of an old primary is a prefix of the new history: its failover lost nothing, and that is exact now.
+    /// The log of an old primary is a prefix of the new history: its failover lost nothing, and that is exact once its record is known here.
     pub(super) fn nothing_was_lost(&mut self) {
-        let end = *self.appender.vdl();
+        let Some(end) = self.roles.whole_at else { return };
         let Some(new_epoch) = self.epoch_after(&end) else { return };
+        // The record of a reign comes after it. One that was handed over has none: then it waits here for nothing.
         if self.ledger().is_none_or(|l| l.failover_into(new_epoch).is_none()) {
-            return; // it was handed over
+            return;
         }
-        let none = LostTail { new_epoch, from: end, to: end, commits: 0, from_time: None, to_time: None, touched: Ok(Touched::default()) };
-        self.untold.push(none);
+        self.roles.whole_at = None;
+        // Whoever went back to there has the rest in an archive, which is counted.
+        if self.appender.archives().iter().all(|a| a.base != end) {
+            self.untold.push(LostTail {
+                new_epoch,
+                from: end,
+                to: end,
+                commits: 0,
+                from_time: None,
+                to_time: None,
+                touched: Ok(Touched::default()),
+            });
+        }
     }
 
     /// The first reign that did not take what a log has that ends there.

@@ -30,6 +30,10 @@ pub struct ControlReport {
     pub grant_left_ms: u64,
     /// Regions that claimed to write at the same time; more than 1 is an emergency.
     pub writers_seen: u32,
+    /// 0: nobody has changed the members, they are what the files say.
+    pub members_version: u64,
+    /// Where this member's file is older than that; sentences.
+    pub stale: Vec<String>,
     /// When a commit may be acknowledged; of the primary. null in a witness.
     pub rules: Option<RulesReport>,
     /// What the cluster does by itself when its primary is gone, as far as this member has heard: `off`, `lossless`, `max_loss=5s`.
@@ -83,10 +87,12 @@ pub struct PeerReport {
 #[derive(Clone, Debug, PartialEq, bincode::Encode, bincode::Decode, serde::Serialize, serde::Deserialize)]
 pub struct OperationReport {
     pub id: String,
-    /// `switchover`, `failover`, `set_voters`.
+    /// `switchover`, `failover`, `set_voters`, `add_region`, `remove_region`.
     pub kind: String,
     pub from: Option<RegionName>,
     pub to: Option<RegionName>,
+    /// That comes or goes.
+    pub region: Option<RegionName>,
     /// Of the reign that it made.
     pub epoch: Option<Epoch>,
     /// `running`, `done`, `refused`, `failed`, `superseded`; `unknown`: whoever carries it out does not answer.
@@ -185,6 +191,8 @@ impl ControlReport {
             voters_heard: view.voters_heard.clone(),
             grant_left_ms: view.grant_left_ms,
             writers_seen: view.writers_seen,
+            members_version: view.voters.members.as_ref().map_or(0, |_| view.voters.version),
+            stale: Vec::new(),
             rules: rules.map(|r| RulesReport { sync: r.sync, max_rpo_ms: r.max_rpo_ms, pause_alone: r.pause_alone }),
             auto_failover: view.auto.to_string(),
             auto_failover_of_file: view.auto_of_file.map(|auto| auto.to_string()),
@@ -217,6 +225,8 @@ impl OperationReport {
             OrderKind::Switchover { .. } => "switchover",
             OrderKind::Failover { .. } => "failover",
             OrderKind::SetVoters { .. } => "set_voters",
+            OrderKind::AddRegion { .. } => "add_region",
+            OrderKind::RemoveRegion { .. } => "remove_region",
         };
         let (state, phase, reason) = match &op.state {
             OpState::Running(phase) => ("running", Some(phase.to_string()), None),
@@ -237,6 +247,7 @@ impl OperationReport {
             kind: kind.to_owned(),
             from: op.from.clone(),
             to: op.order.kind.to().cloned(),
+            region: op.order.kind.region().cloned(),
             epoch: op.epoch,
             state: state.to_owned(),
             phase,

@@ -93,6 +93,11 @@ impl Follower {
         }
     }
 
+    /// Whom to dial while no primary is known.
+    pub(super) fn candidates_are(&mut self, candidates: Vec<RegionName>) {
+        self.candidates = candidates;
+    }
+
     pub(super) fn primary_is(&mut self, primary: RegionName) {
         self.known_primary = Some(primary);
     }

@@ -101,6 +101,11 @@ impl Leader {
         Some(region)
     }
 
+    /// Regions that are no members hold nothing back.
+    pub(super) fn forget_all_but(&mut self, members: &[RegionName]) {
+        self.known.retain(|region, _| members.contains(region));
+    }
+
     /// This region leads no more: its conversations are over.
     pub(super) fn step_down(&mut self) {
         *self = Leader::default();
@@ -167,6 +172,9 @@ impl Node {
         if hello.cluster != self.who.cluster {
             let refusal = Refusal::OtherCluster { ours: self.who.cluster.clone(), theirs: hello.cluster.clone() };
             return self.refuse(conn, refusal, peer);
+        }
+        if !self.is_welcome(peer) {
+            return self.refuse(conn, Refusal::NoMember { region: peer.clone() }, peer);
         }
         if hello.region != *peer {
             let refusal = Refusal::OtherRegion { certificate: peer.clone(), claimed: hello.region.clone() };

@@ -13,6 +13,7 @@ mod committing;
 mod control_report;
 mod follow;
 mod lead;
+mod members;
 pub mod report;
 mod roles;
 
@@ -21,8 +22,8 @@ use crate::base::{
     TimelineId, UnixMicros, WriteGate,
 };
 use crate::control::{
-    self, Action, AuditEntry, ControlMessage, ControlState, FailoverRecord, Input, LostTail, OpId, OpView, Order, Start, Touched, VoterSet,
-    VoterState,
+    self, Action, AuditEntry, ControlMessage, ControlState, FailoverRecord, Input, LostTail, MembersView, OpId, OpView, Order, Start,
+    Touched, VoterSet, VoterState,
 };
 use crate::log::{Frame, Pen};
 use crate::ship::{Message, Refusal};
@@ -72,6 +73,10 @@ pub enum Event {
     Member {
         from: RegionName,
         message: ControlMessage,
+    },
+    /// A member refused this region's connection: it was taken out.
+    SaidOut {
+        by: RegionName,
     },
     /// An operator's order, here or passed on.
     Order(Order),
@@ -147,6 +152,10 @@ pub enum Effect {
     ReadTouched {
         archive: TimelineId,
     },
+    /// This region was taken out: whoever reads here is refused with that, until a reset.
+    HeadHides {
+        reason: String,
+    },
     /// The volume stands at `at`: whatever the head cached is void.
     HeadReset {
         at: LogEnd,
@@ -166,6 +175,8 @@ pub enum Effect {
     },
     Gate(WriteGate),
     PrimaryIs(Option<RegionName>),
+    /// Who is a member from here on.
+    Members(Box<MembersView>),
     /// Where copies live; `None`: where the configuration says. One that is open elsewhere is closed and opened there.
     Places {
         places: BTreeMap<CopyId, Option<String>>,
@@ -186,6 +197,8 @@ pub struct Identity {
     pub region: RegionName,
     pub founder: RegionName,
     pub members: Vec<RegionName>,
+    /// How this region reaches them, by its file.
+    pub addrs: BTreeMap<RegionName, String>,
     /// The member without data that only votes.
     pub witness: Option<RegionName>,
     /// Leases and patience.
@@ -316,6 +329,7 @@ impl Node {
         self.wall = wall;
         match event {
             Event::Member { from, message } => self.tell(now, Input::Message { from, message }),
+            Event::SaidOut { by } => self.tell(now, Input::SaidOut { by }),
             Event::Order(order) => self.tell(now, Input::Order(order)),
             Event::ClockBroke { reason } => self.tell(now, Input::ClockBroke { reason }),
             Event::HeadDrained { op } => self.tell(now, Input::Drained { op }),
@@ -342,6 +356,7 @@ impl Node {
         self.timers(now);
         self.drain_appender(now);
         self.drive_roles(now);
+        self.judge_out(now);
         self.drain_appender(now);
     }
 
@@ -799,6 +814,8 @@ impl Node {
                 (RegionState::Starting, self.reason.clone())
             }
         };
+        let out = self.roles.out();
+        let (state, reason) = if out.is_some() { (RegionState::Fenced, out) } else { (state, reason) };
         let vdl = self.appender.vdl();
         let ago = |at: Instant| UnixMicros(wall.0.saturating_sub(u64::try_from(now.since(at).as_micros()).unwrap_or(u64::MAX)));
         let copies = self.appender.copies().into_iter().map(|c| {
@@ -916,6 +933,7 @@ impl Node {
     pub fn is_readable(&self) -> bool {
         matches!(self.stage, Stage::Leading | Stage::Pending | Stage::Following)
             && !self.roles.unsettled
+            && self.roles.out().is_none()
             && *self.appender.phase() == VolumePhase::Serving
             && *self.appender.vdl() != LogEnd::EMPTY
     }

@@ -10,8 +10,8 @@
 use super::{Effect, Node, Stage};
 use crate::base::{ConnId, Epoch, Instant, LogEnd, RegionName, WriteGate};
 use crate::control::{
-    AuditEntry, AuditHead, Control, ControlState, ControlView, EpochEntry, Input, LogPosition, OpId, OpView, Output, Promotion, VoterState,
-    Who,
+    self, AuditEntry, AuditHead, Control, ControlState, ControlView, EpochEntry, Input, LogPosition, OpId, OpView, Output, Promotion,
+    VoterState, Who,
 };
 use crate::log::{ControlFrame, Pen, Reign};
 use crate::volume::VolumePhase;
@@ -66,6 +66,12 @@ pub(super) struct Roles {
     pub(super) unsettled: bool,
     /// This region wrote, and what it wrote may lie nowhere else.
     pub(super) holds_commits: bool,
+    /// The log of this region, which wrote, ended there and was a prefix of the history that it follows now.
+    pub(super) whole_at: Option<LogEnd>,
+    /// As the primary: this region is about to be a member no more.
+    pub(super) leaving: Option<RegionName>,
+    /// Taken out, and nothing is shown.
+    pub(super) hidden: bool,
 }
 
 impl Roles {
@@ -76,6 +82,11 @@ impl Roles {
     /// Frames of this epoch may be received and acknowledged (rule 5).
     pub(super) fn may_receive(&self, epoch: Epoch) -> bool {
         self.core.as_ref().is_some_and(|c| c.may_receive(epoch))
+    }
+
+    /// Why this region is no member any more.
+    pub(super) fn out(&self) -> Option<String> {
+        self.core.as_ref().and_then(Control::out)
     }
 
     /// The member is a part of a global cluster that was founded.
@@ -116,7 +127,8 @@ impl Node {
             name: self.who.region.clone(),
             regions: self.who.members.clone(),
             witness: self.who.witness.clone(),
-            settings: self.who.control.clone(),
+            settings: control::Settings { secondaries_max: self.limits.secondaries_max, ..self.who.control.clone() },
+            addrs: self.who.addrs.clone(),
         };
         self.roles.core = Some(Control::new(who, kept, now, self.prng.fork("control")));
         self.tell_audit();
@@ -216,12 +228,15 @@ impl Node {
             Output::Follow { epoch, primary } => self.step_back(now, epoch, primary),
             Output::Verify { op, .. } => self.roles.verifying = Some((op, self.roles.start, now + VERIFY_WITHIN)),
             Output::CommitRule { sync } => self.rule_in_force(now, sync),
+            Output::Members(members) => self.take_members(now, *members),
+            Output::Leaving { region } => self.let_go(now, &region),
             Output::OpMoved(op) => {
                 self.note_operation(&op);
                 self.effects.push_back(Effect::OpMoved(op));
             }
             Output::Failover(record) => {
                 self.effects.push_back(Effect::Failover(record));
+                self.nothing_was_lost();
                 self.count_archives(now);
             }
             Output::Note { kind, what } => self.note(kind, what),
@@ -402,6 +417,7 @@ impl Node {
 
     fn open_reign(&mut self, now: Instant, epoch: Epoch) {
         let Some((pen, start)) = self.roles.pen.take() else { return };
+        self.roles.leaving = None;
         self.roles.reign = Some((epoch, self.who.region.clone()));
         self.roles.unsettled = false;
         self.roles.fence = None;
@@ -543,6 +559,7 @@ impl Node {
         }
         if std::mem::take(&mut self.roles.holds_commits) {
             self.put_again();
+            self.roles.whole_at = Some(*self.appender.vdl());
             self.nothing_was_lost();
         }
     }

@@ -12,6 +12,7 @@ use super::demo::{self, DemoArgs};
 use super::events::{self, Follower};
 use super::failure::{EXIT_CODES, FAILED, Failure, REFUSED, USAGE};
 use super::lag::{self, LagView};
+use super::membership::{self, cli::RegionArgs};
 use super::netem::{self, CONTROL_SOCKET};
 use super::orders::{self, FailoverArgs, OpArgs, SetArgs, SwitchoverArgs};
 use super::region::{self, RunOptions};
@@ -43,7 +44,7 @@ pub struct Cli {
 pub enum Verb {
     /// Run a whole global cluster on this machine, one process per region, with a WAN between them
     Demo(DemoArgs),
-    /// Run one region
+    /// Run one region; or add one to the global cluster, or take one out
     Region(RegionArgs),
     /// Run a witness: a member that votes between two regions and holds no data
     Witness(WitnessArgs),
@@ -104,16 +105,6 @@ pub struct AskArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
-}
-
-#[derive(Debug, Args)]
-pub struct RegionArgs {
-    /// The region's file
-    #[arg(long, value_name = "FILE", env = "PARHELION_CONFIG")]
-    pub config: PathBuf,
-    /// End when stdin ends: the process that started this one is gone
-    #[arg(long, hide = true)]
-    pub exit_with_parent: bool,
 }
 
 #[derive(Debug, Args)]
@@ -383,6 +374,7 @@ pub enum SimVerb {
 pub fn run(cli: Cli) -> Result<(), Failure> {
     match cli.verb {
         Verb::Demo(args) => runtime(true)?.block_on(demo::run(args)),
+        Verb::Region(RegionArgs { what: Some(what), .. }) => runtime(false)?.block_on(membership::cli::region(what)),
         Verb::Region(args) => run_region(&args),
         Verb::Witness(args) => run_witness(&args),
         Verb::Certs(args) => make_certs(args),
@@ -494,7 +486,7 @@ pub(super) fn say(text: &str) -> Result<(), Failure> {
 }
 
 fn run_region(args: &RegionArgs) -> Result<(), Failure> {
-    let config = Config::load(&args.config)?;
+    let config = Config::load(args.config.as_ref().expect("BUG: it is required where there is no verb"))?;
     start_logging(&config.log)?;
     until_signalled(args.exit_with_parent, async |options, shutdown| region::run(config, options, shutdown).await)
 }
@@ -796,6 +788,8 @@ mod tests {
             "demo --regions 3 --profile world --dir d --base-port 7400 --ready-file f --load 200 --for 30s --json",
             "demo",
             "region --config regions/us-east.toml",
+            "region add ap-south --quic 10.0.0.9:7400 --json --config f",
+            "region remove ap-south --dry-run --timeout 10s",
             "witness --config regions/witness.toml",
             "certs --config regions/us-east.toml --renew",
             "certs --dir certs --cluster demo --region us-east --region eu-west",
@@ -856,6 +850,8 @@ mod tests {
             ("failover --to eu-west --max-loss 2s", "--allow-data-loss"),
             ("switchover --to EU", "cannot be a name"),
             ("set", "KEY=VALUE"),
+            ("region", "--config"),
+            ("region add ap-south", "--quic"),
             ("lag --watch --every 1", "time unit needed"),
         ] {
             let error = parse(line).expect_err(line).to_string();

@@ -11,11 +11,12 @@ pub(super) use control::complete_control;
 pub use control::{ControlSettings, RawAutoFailover, RawControl, RawWitness, Witness, parse_auto_failover};
 
 use crate::base::{ClusterName, CopyId, GROUPS_MAX, Layout, Limits, RegionName, SEGMENT_PAGE_BYTES};
-use crate::control::{VoterSet, Who};
+use crate::control::{Settings, VoterSet, Who};
 use crate::io::control_link::Peer;
 use crate::io::quic::{Congestion, QuicSettings};
 use crate::io::tls::Subject;
 use crate::ops::certs::PASSWORD_FILE;
+use crate::ops::membership::roster::Roster;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -355,6 +356,14 @@ impl Config {
         self.members.iter().find(|m| m.region == *region)
     }
 
+    /// Who the members are, for a process that runs.
+    #[must_use]
+    pub fn roster(&self) -> Roster {
+        let files = self.members.iter().map(|m| (m.region.clone(), m.quic.clone())).collect();
+        let witness = self.witness.as_ref().map(|w| Peer { name: w.name.clone(), subject: Subject::Witness, addr: w.quic.clone() });
+        Roster::new(self.region.clone(), self.file.clone(), files, witness)
+    }
+
     /// The other members, as control links reach them.
     #[must_use]
     pub fn control_peers(&self) -> Vec<Peer> {
@@ -368,7 +377,14 @@ impl Config {
     #[must_use]
     pub fn who(&self) -> Who {
         let witness = self.witness.as_ref().map(|w| w.name.clone());
-        Who { name: self.region.clone(), regions: self.regions(), witness, settings: self.control.settings() }
+        let settings = Settings { secondaries_max: self.limits.secondaries_max, ..self.control.settings() };
+        Who { name: self.region.clone(), regions: self.regions(), witness, settings, addrs: self.addrs() }
+    }
+
+    /// How this region reaches each of them.
+    #[must_use]
+    pub fn addrs(&self) -> BTreeMap<RegionName, String> {
+        self.members.iter().map(|m| (m.region.clone(), m.quic.clone())).collect()
     }
 
     /// Who votes if this cluster is founded now.
@@ -537,7 +553,7 @@ fn listen(raw: &RawListen) -> Result<Listen, String> {
 }
 
 /// `host:port` that can be reached.
-pub(super) fn reachable(addr: &str) -> Result<(), &'static str> {
+pub(in crate::ops) fn reachable(addr: &str) -> Result<(), &'static str> {
     let good = addr.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|p| p > 0));
     if !good {
         return Err("is no address: write host:port, as in 127.0.0.1:7400");

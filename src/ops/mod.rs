@@ -13,6 +13,7 @@ pub mod demo;
 pub mod events;
 pub mod failure;
 pub mod lag;
+pub mod membership;
 pub mod netem;
 pub mod orders;
 mod orders_text;

@@ -176,7 +176,7 @@ pub async fn set(args: SetArgs) -> Result<(), Failure> {
 }
 
 /// Orders, or goes on with what was ordered before, until it is over.
-async fn command(ask: &AskArgs, kind: OrderKind, dry_run: bool, timeout: Duration) -> Result<OperationReport, Failure> {
+pub(super) async fn command(ask: &AskArgs, kind: OrderKind, dry_run: bool, timeout: Duration) -> Result<OperationReport, Failure> {
     let (client, report) = Client::open_to_any(ask.config.as_deref()).await?;
     let known = ops(&client).await?;
     let mut told = Told { quiet: ask.json, shown: 0, loss: false, head: false };
@@ -267,8 +267,13 @@ fn continues<'a>(kind: &OrderKind, known: &'a [OperationReport], report: &Contro
     let word = match kind {
         OrderKind::Switchover { .. } => "switchover",
         OrderKind::Failover { .. } => "failover",
+        OrderKind::AddRegion { .. } => "add_region",
+        OrderKind::RemoveRegion { .. } => "remove_region",
         OrderKind::SetVoters { .. } => return None,
     };
+    if kind.changes_members() {
+        return known.iter().find(|o| o.kind == word && o.region.as_ref() == kind.region() && o.is_running());
+    }
     let same = |o: &&OperationReport| o.kind == word && o.to.as_ref() == kind.to() && !o.dry_run;
     let mut before = known.iter().filter(same);
     let made = |o: &OperationReport| o.state == "done" && o.epoch.is_some() && o.epoch == report.epoch && o.to == report.primary;
@@ -312,7 +317,7 @@ impl Told {
 }
 
 /// The exit code and its sentence.
-fn outcome(op: &OperationReport) -> Result<(), Failure> {
+pub(super) fn outcome(op: &OperationReport) -> Result<(), Failure> {
     let reason = || op.reason.clone().unwrap_or_else(|| "no reason was given".to_owned());
     match op.state.as_str() {
         "done" => Ok(()),
@@ -437,7 +442,7 @@ fn actor(region: &RegionName) -> String {
     whole.chars().filter(|c| !c.is_control()).take(120).collect()
 }
 
-fn line(value: &impl serde::Serialize) -> String {
+pub(super) fn line(value: &impl serde::Serialize) -> String {
     format!("{}\n", serde_json::to_string(value).expect("BUG: plain data becomes JSON"))
 }
 

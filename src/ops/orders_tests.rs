@@ -15,6 +15,7 @@ fn op(kind: &str, to: &str, state: &str, epoch: u64) -> OperationReport {
         kind: kind.into(),
         from: Some(name("us-east")),
         to: Some(name(to)),
+        region: None,
         epoch: Some(Epoch(epoch)),
         state: state.into(),
         phase: (state == "running").then(|| "seal".into()),
@@ -51,7 +52,13 @@ fn touched(table: &str, rows_changed: u64, keys: &[&str]) -> TouchedTable {
 
 fn reign(epoch: u64, primary: &str) -> ControlReport {
     let view = crate::control::Control::new(
-        crate::control::Who { name: name("us-east"), regions: vec![name("us-east")], witness: None, settings: Default::default() },
+        crate::control::Who {
+            name: name("us-east"),
+            regions: vec![name("us-east")],
+            witness: None,
+            settings: Default::default(),
+            addrs: Default::default(),
+        },
         None,
         Instant::ZERO,
         crate::base::Prng::new(1),

@@ -27,6 +27,8 @@ pub struct RolesStatus {
     pub auto_failover: Option<String>,
     /// Regions that write, or claimed to at the same time; more than 1 is an emergency.
     pub writers_seen: u32,
+    /// Of the membership; 0: nobody has changed it, it is what the files say.
+    pub members_version: u64,
     /// Under way, or the last one.
     pub operation: Option<OperationReport>,
     /// Newest first.
@@ -92,6 +94,7 @@ pub fn merge(answers: &BTreeMap<RegionName, Result<RegionReport, String>>, witne
         rules: reigns.and_then(|p| p.rules),
         auto_failover: reigns.or(Some(newest)).map(|c| c.auto_failover.clone()),
         writers_seen: all().map(|c| c.writers_seen).max().unwrap_or(0).max(u32::try_from(writing).unwrap_or(u32::MAX)),
+        members_version: all().map(|c| c.members_version).max().unwrap_or(0),
         operation: operations().max_by_key(rank).cloned(),
         failovers: failovers.into_values().rev().collect(),
     }
@@ -160,6 +163,9 @@ pub fn notes(roles: &RolesStatus, answers: &BTreeMap<RegionName, Result<RegionRe
             "the file of {} says auto_failover={file}, and the cluster's rule is {}: that holds. parhelion set auto_failover={file} changes it; or mend the file",
             other.member, other.auto_failover
         ));
+    }
+    for stale in controls().flat_map(|c| c.stale.iter().map(|s| (&c.member, s))) {
+        notes.push(format!("{}: {}", stale.0, stale.1));
     }
     for open in roles.failovers.iter().filter(|f| !f.complete) {
         notes.push(format!(

@@ -92,6 +92,7 @@ impl Region {
             region: members[index].clone(),
             founder: members[0].clone(),
             members: members.clone(),
+            addrs: std::collections::BTreeMap::new(),
             witness: None,
             control: leases(),
             version: "sim".into(),
@@ -283,7 +284,8 @@ impl World {
             }
             Effect::HeadStops { .. } => HeadNews::Stops,
             Effect::Gate(gate) => HeadNews::Gate(gate),
-            Effect::PrimaryIs(_) => return Ok(()),
+            // No operator adds or takes out regions here.
+            Effect::PrimaryIs(_) | Effect::Members(_) | Effect::HeadHides { .. } => return Ok(()),
             Effect::Places { places } => {
                 self.move_copies(r, &places);
                 return Ok(());

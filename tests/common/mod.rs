@@ -152,6 +152,14 @@ pub struct Region {
     pub config: PathBuf,
 }
 
+impl Region {
+    /// The port of the region's one instance: nothing is passed on from there.
+    pub fn instance(&self) -> String {
+        let (host, port) = self.writer.rsplit_once(':').expect("host:port");
+        format!("{host}:{}", port.parse::<u16>().expect("a port") + 9)
+    }
+}
+
 /// The ready file, exactly as documented: another key, or a missing one, is an error.
 #[derive(Clone, Debug, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -171,9 +179,13 @@ pub struct ByHand {
 
 impl ByHand {
     pub fn start(config: &Path, log: &Path) -> ByHand {
+        ByHand::start_with(config, log, &[])
+    }
+
+    pub fn start_with(config: &Path, log: &Path, env: &[(&str, &Path)]) -> ByHand {
         let file = std::fs::File::options().create(true).append(true).open(log).expect("a log");
         let mut command = parhelion();
-        command.args(["region", "--config"]).arg(config).stdout(Stdio::null()).stderr(file);
+        command.args(["region", "--config"]).arg(config).stdout(Stdio::null()).stderr(file).envs(env.iter().copied());
         ByHand { child: command.spawn().expect("the program runs"), log: log.to_owned() }
     }
 

@@ -1,24 +1,32 @@
-//! Two regions and a witness, each a process of its own: the smallest cluster that can tell who is cut off.
+//! Two regions and a witness, each a process of its own on ports of its own, with a lease of 3 s: started, killed and watched one by one.
+//!
+//! Each of them looks for a kill point of its own ([`Two::arm`]).
 
-use super::{ByHand, Ports, Ready, Region, ensure, json_of, parhelion, until};
+use super::{ByHand, Ports, Ready, Region, json_of, parhelion, runs, until};
 use serde_json::Value;
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
 
 /// Two regions and a witness in a directory, on ports of their own, with a short lease.
 pub struct Two {
-    pub dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
     pub ready: Ready,
-    pub witness: Child,
     pub witness_file: PathBuf,
-    pub regions: Vec<Option<ByHand>>,
+    witness: Option<Child>,
+    regions: Vec<Option<ByHand>>,
     _ports: Ports,
 }
 
 pub const NAMES: [&str; 2] = ["us-east", "eu-west"];
+pub const WITNESS: &str = "witness";
 
 impl Two {
     pub fn start() -> Two {
+        Two::start_with("")
+    }
+
+    /// With more lines in everybody's `[control]`.
+    pub fn start_with(more: &str) -> Two {
         let dir = tempfile::tempdir().unwrap();
         let ports = Ports::reserve(3);
         let at = |region: u16, n: u16| format!("127.0.0.1:{}", ports.base + 100 * region + n);
@@ -27,7 +35,7 @@ impl Two {
             at(0, 0),
             at(1, 0)
         );
-        let control = "[tls]\ndir = \"certs\"\n[control]\nlease = \"3s\"\n";
+        let control = format!("[tls]\ndir = \"certs\"\n[control]\nlease = \"3s\"\n{more}\n");
         let mut regions = Vec::new();
         for (i, name) in (0u16..).zip(NAMES) {
             let config = dir.path().join(format!("{name}.toml"));
@@ -65,10 +73,8 @@ impl Two {
         json_of(parhelion().args(["certs", "--json", "--config"]).arg(&regions[0].config)).unwrap();
         let password = std::fs::read_to_string(dir.path().join("certs/sql-password")).unwrap().trim().to_owned();
         let ready = Ready { cluster: "two".into(), user: "app".into(), password, database: "app".into(), regions };
-        let log = std::fs::File::create(dir.path().join("witness.log")).unwrap();
-        let witness =
-            parhelion().args(["witness", "--config"]).arg(&file).stdout(Stdio::null()).stderr(log).spawn().expect("the program runs");
-        let mut two = Two { dir, ready, witness, witness_file: file, regions: vec![None, None], _ports: ports };
+        let mut two = Two { dir, ready, witness_file: file, witness: None, regions: vec![None, None], _ports: ports };
+        two.start_witness();
         for i in 0..2 {
             two.start_region(i);
         }
@@ -76,15 +82,39 @@ impl Two {
     }
 
     pub fn start_region(&mut self, i: usize) {
-        let log = self.log(NAMES[i]);
-        self.regions[i] = Some(ByHand::start(&self.ready.regions[i].config, &log));
+        let (log, point) = (self.log(NAMES[i]), self.point(NAMES[i]));
+        self.regions[i] = Some(ByHand::start_with(&self.ready.regions[i].config, &log, &[("PARHELION_KILL_POINT", &point)]));
     }
 
-    pub fn log(&self, name: &str) -> PathBuf {
-        self.dir.path().join(format!("{name}.log"))
+    pub fn start_witness(&mut self) {
+        let log = std::fs::File::options().create(true).append(true).open(self.log(WITNESS)).unwrap();
+        let mut command = parhelion();
+        command.args(["witness", "--config"]).arg(&self.witness_file).env("PARHELION_KILL_POINT", self.point(WITNESS));
+        self.witness = Some(command.stdout(Stdio::null()).stderr(log).spawn().expect("the program runs"));
     }
 
-    /// `kill -9` of a region's process.
+    /// Starts it again; it must be dead.
+    pub fn restart(&mut self, name: &str) {
+        match NAMES.iter().position(|n| *n == name) {
+            Some(i) => {
+                self.regions[i] = None;
+                self.start_region(i);
+            }
+            None => {
+                let _ = self.witness.take().expect("it was started").wait();
+                self.start_witness();
+            }
+        }
+    }
+
+    pub fn pid(&self, name: &str) -> u32 {
+        match NAMES.iter().position(|n| *n == name) {
+            Some(i) => self.regions[i].as_ref().expect("it was started").child.id(),
+            None => self.witness.as_ref().expect("it was started").id(),
+        }
+    }
+
+    /// `kill -9`, and waits until it is gone.
     pub fn kill_region(&mut self, i: usize) {
         self.regions[i].take().expect("it runs").kill();
     }
@@ -100,8 +130,34 @@ impl Two {
             let status = self.status(1)?;
             let voters = status["voters"].as_array().cloned().unwrap_or_default();
             let all = voters.len() == 3 && voters.iter().all(|v| v["answered"] == true && v["heard_by_primary"] == true);
-            ensure(all, &status).map(|()| status)
+            super::ensure(all, &status).map(|()| status)
         })
+    }
+
+    /// The process kills itself when it comes to that point.
+    pub fn arm(&self, name: &str, point: &str) {
+        let file = self.point(name);
+        std::fs::write(file.with_extension("new"), point).unwrap();
+        std::fs::rename(file.with_extension("new"), file).unwrap();
+    }
+
+    /// Whether it came to its point.
+    pub fn at_its_point(&self, name: &str) -> bool {
+        !self.point(name).exists()
+    }
+
+    /// It came to its point: waits until it is dead.
+    pub fn until_dead(&self, name: &str) {
+        let pid = self.pid(name);
+        until("a process that kills itself ends", || super::ensure(!runs(pid), "it runs"));
+    }
+
+    fn point(&self, name: &str) -> PathBuf {
+        self.dir.path().join(format!("{name}.kill"))
+    }
+
+    pub fn log(&self, name: &str) -> PathBuf {
+        self.dir.path().join(format!("{name}.log"))
     }
 
     pub fn status(&self, asked: usize) -> Result<Value, String> {
@@ -112,11 +168,16 @@ impl Two {
 impl Drop for Two {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            for name in ["us-east", "eu-west", "witness"] {
-                eprintln!("--- {name}\n{}", super::tail(&self.log(name)));
+            for name in ["us-east", "eu-west", WITNESS] {
+                let log = std::fs::read_to_string(self.log(name)).unwrap_or_default();
+                let lines: Vec<&str> =
+                    log.lines().filter(|l| !["INFO link ", "INFO login refused"].iter().any(|w| l.contains(w))).collect();
+                eprintln!("--- {name}\n{}", lines[lines.len().saturating_sub(120)..].join("\n"));
             }
         }
-        let _ = self.witness.kill();
-        let _ = self.witness.wait();
+        if let Some(mut witness) = self.witness.take() {
+            let _ = witness.kill();
+            let _ = witness.wait();
+        }
     }
 }

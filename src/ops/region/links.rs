@@ -13,7 +13,7 @@ use crate::io::link::{self, Arrival, Link, LinkEvent};
 use crate::io::quic::Quic;
 use crate::node::Event;
 use crate::ops::admin;
-use crate::ops::config::Config;
+use crate::ops::membership::roster::Roster;
 use crate::ship::wire::{Lane, Message};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
@@ -24,10 +24,10 @@ use tokio::sync::mpsc;
 const DIAL_TIMEOUT: Duration = Duration::from_millis(2500);
 
 pub struct Links {
-    config: Config,
     quic: Quic,
     inbox: Inbox,
     shared: Arc<Shared>,
+    roster: Arc<Roster>,
     view: OnceLock<Weak<View>>,
     control: OnceLock<ControlLinks>,
     /// Whose writer serves the sessions that other regions forward.
@@ -39,12 +39,12 @@ pub struct Links {
 }
 
 impl Links {
-    pub fn new(config: &Config, quic: Quic, inbox: Inbox, shared: Arc<Shared>) -> Arc<Links> {
+    pub fn new(quic: Quic, inbox: Inbox, shared: Arc<Shared>, roster: Arc<Roster>) -> Arc<Links> {
         Arc::new(Links {
-            config: config.clone(),
             quic,
             inbox,
             shared,
+            roster,
             view: OnceLock::new(),
             control: OnceLock::new(),
             engine: OnceLock::new(),
@@ -69,6 +69,10 @@ impl Links {
 
     pub fn control(&self) -> Option<&ControlLinks> {
         self.control.get()
+    }
+
+    pub fn roster(&self) -> &Arc<Roster> {
+        &self.roster
     }
 
     pub fn quic(&self) -> &Quic {
@@ -110,11 +114,7 @@ impl Links {
     }
 
     async fn connect(&self, region: &RegionName) -> Result<(Link, mpsc::Receiver<LinkEvent>), String> {
-        let addr = self
-            .config
-            .member(region)
-            .map(|m| m.quic.clone())
-            .ok_or_else(|| format!("{region} is not a member in this region's configuration"))?;
+        let addr = self.roster.addr(region)?;
         match tokio::time::timeout(DIAL_TIMEOUT, link::dial(&self.quic, region, &addr)).await {
             Ok(dialled) => dialled.map_err(|e| e.to_string()),
             Err(_) => Err(format!("no answer at {addr}")),
@@ -173,7 +173,7 @@ impl Links {
 
     async fn answer(&self, request: &[u8]) -> bytes::Bytes {
         match self.view.get().and_then(Weak::upgrade) {
-            Some(view) => admin::respond(request, view.clone(), view, &self.config.regions()).await.into(),
+            Some(view) => admin::respond(request, view.clone(), view, &self.roster.regions()).await.into(),
             None => admin::AdminAnswer::Refused("the region process is starting or stopping".into()).encode().into(),
         }
     }

@@ -11,8 +11,9 @@ mod view;
 
 use super::audit::AUDIT_DIR;
 use super::config::Config;
+use super::membership::roster::Roster;
 use crate::base::{Prng, RegionName};
-use crate::control::ControlMessage;
+use crate::control::{ControlMessage, MembersView};
 use crate::endpoint::pg::auth::ScramVerifier;
 use crate::endpoint::router::RoutedService;
 use crate::endpoint::{EmbeddedService, Port, SqlService, http, pg};
@@ -67,6 +68,7 @@ pub async fn run(config: Config, options: RunOptions, shutdown: watch::Receiver<
     let instance = bind(config.listen.instance, "listen.instance").await?;
     let http = bind(config.listen.http, "listen.http").await?;
 
+    let roster = Arc::new(config.roster());
     let queue = Queue::new();
     let inbox = queue.inbox.clone();
     let listener: Arc<dyn Listener> = Arc::new(inbox.clone());
@@ -87,6 +89,7 @@ pub async fn run(config: Config, options: RunOptions, shutdown: watch::Receiver<
         region: config.region.clone(),
         founder: config.founder.clone(),
         members: regions.clone(),
+        addrs: config.addrs(),
         witness,
         control: config.control.settings(),
         version: env!("CARGO_PKG_VERSION").into(),
@@ -95,17 +98,19 @@ pub async fn run(config: Config, options: RunOptions, shutdown: watch::Receiver<
     let node = Node::new(who, config.limits.clone(), Prng::new(entropy()?), clock::unix_now());
     let shared = Shared::new(&node);
     let (stop, stopping) = watch::channel(false);
-    let links = Links::new(&config, quic.clone(), inbox.clone(), Arc::clone(&shared));
+    let links = Links::new(quic.clone(), inbox.clone(), Arc::clone(&shared), Arc::clone(&roster));
     let view = View::new(&config, Arc::clone(&shared), Arc::clone(&links), copies.drills().clone());
     links.answer_with(&view);
     let engine = Engine::start(engine_settings(&config), copies.pages(), view.clone()).context("the SQL engine cannot start")?;
     view.attach(&engine);
     links.forward_to(&engine);
-    let control = ControlLinks::start(&quic, config.control_peers(), hear(inbox.clone()));
+    let control = ControlLinks::start(&quic, roster.control_peers(), hear(inbox.clone()));
+    let told = inbox.clone();
+    control.when_removed(move |by| told.send(Event::SaidOut { by: by.clone() }));
     links.control_with(&control);
     let around = Around {
         dialler: Box::new(Arc::clone(&links)),
-        members: Box::new(Members(control.clone())),
+        members: Box::new(Members { links: control.clone(), quic: quic.clone(), roster, runtime: tokio::runtime::Handle::current() }),
         audit: Box::new(AuditWriter::start(&config.data_dir.join(AUDIT_DIR)).context("the audit cannot be written; see data_dir")?),
         tails: Box::new(tails::Tails::new(&config, inbox.clone())),
     };
@@ -165,8 +170,13 @@ fn hear(inbox: Inbox) -> impl Fn(&RegionName, bytes::Bytes) -> Result<(), String
     }
 }
 
-/// The control links, as the driver knows them.
-struct Members(ControlLinks);
+/// The other members, as the driver knows them.
+struct Members {
+    links: ControlLinks,
+    quic: Quic,
+    roster: Arc<Roster>,
+    runtime: tokio::runtime::Handle,
+}
 
 impl driver::Members for Members {
     fn send(&self, to: &RegionName, message: &ControlMessage) {
@@ -175,7 +185,12 @@ impl driver::Members for Members {
             tracing::warn!(%to, bytes = bytes.len(), "a control message is too long and is not sent");
             return;
         }
-        self.0.send(to, bytes.into());
+        self.links.send(to, bytes.into());
+    }
+
+    fn changed(&self, members: &MembersView) {
+        let _inside = self.runtime.enter();
+        self.roster.changed(members, &self.quic, &self.links);
     }
 }
 

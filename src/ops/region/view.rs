@@ -91,7 +91,7 @@ impl View {
     }
 
     async fn refresh(&self) {
-        for region in self.config.regions().into_iter().filter(|r| *r != self.config.region) {
+        for region in self.links.roster().regions().into_iter().filter(|r| *r != self.config.region) {
             let asked = tokio::time::timeout(REFRESH_EVERY, self.ask(&region, AdminRequest::Report)).await;
             match asked {
                 Ok(Ok(AdminAnswer::Report(report))) => {
@@ -125,6 +125,7 @@ impl RegionView for View {
         }
         if let (Some(roles), Some(control)) = (&mut report.control, self.links.control()) {
             roles.peers = peers(control);
+            roles.stale = self.links.roster().stale();
         }
         if let Some(space) = &*self.space.read() {
             report.volume.clone_from(space);
@@ -301,7 +302,7 @@ impl View {
         let own = self.report();
         let others = self.others.read();
         let primary = own.primary.clone();
-        let regions = self.config.regions();
+        let regions = self.links.roster().regions();
         regions
             .into_iter()
             .map(|region| {

@@ -28,7 +28,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use voter::Voter;
+use voter::{Around, Voter};
 
 /// Runs the witness of `config` until `shutdown` says so.
 ///
@@ -61,14 +61,16 @@ pub async fn run(config: WitnessConfig, options: RunOptions, shutdown: watch::Re
     let core = Control::new(config.who(), kept, clock::now(), voter::prng(random()?));
     let audit = AuditWriter::start(&config.data_dir.join(AUDIT_DIR)).context("the audit cannot be written; see data_dir")?;
     let (inbox, queue) = voter::queue();
-    let links = ControlLinks::start(&quic, config.control_peers(), voter::hear(inbox.clone()));
+    let roster = Arc::new(config.roster());
+    let links = ControlLinks::start(&quic, roster.control_peers(), voter::hear(inbox.clone()));
     let view = Arc::new(View {
         links: links.clone(),
         quic: quic.clone(),
         report: RwLock::new(voter::report(&name, &core)),
         head: RwLock::default(),
     });
-    let voter = Voter::new(core, slots, links.clone(), Arc::clone(&view), audit);
+    let runtime = tokio::runtime::Handle::current();
+    let voter = Voter::new(core, slots, links.clone(), Arc::clone(&view), Around { roster, runtime, audit });
     let (ended, mut end) = watch::channel(false);
     let voter = std::thread::Builder::new()
         .name("voter".into())

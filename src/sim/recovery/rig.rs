@@ -142,6 +142,7 @@ fn identity() -> Identity {
         region: region.clone(),
         founder: region.clone(),
         members: vec![region],
+        addrs: std::collections::BTreeMap::new(),
         witness: None,
         // One voter, and no renewal before the end: a recovery ends when nothing moves any more.
         control: crate::control::Settings {

@@ -167,7 +167,12 @@ impl World {
             Ship::Pull { epoch, end, history } => {
                 let now = UnixMicros(self.now / 1000);
                 let member = &mut self.members[to];
-                let Some(lead) = member.lead.as_mut().filter(|l| l.open && l.epoch == epoch) else { return };
+                if !member.lets_in(&name) {
+                    return;
+                }
+                let Some(lead) = member.lead.as_mut().filter(|l| l.open && l.epoch == epoch && l.leaving.as_ref() != Some(&name)) else {
+                    return;
+                };
                 let own_end = member.log.end();
                 let common = member.log.history().common_seq(own_end.seq, &history, end.seq);
                 let frames = member.log.frames_behind(common, own_end.seq, 64);
@@ -257,6 +262,12 @@ impl World {
             self.ship(m, to, Ship::Pull { epoch, end, history });
         }
         let life = self.members[m].life;
+        // Its control links dial whoever it takes for a member: one that knows better refuses it.
+        let by = usize::try_from(self.prng.below(self.members.len() as u64)).expect("BUG: small");
+        let reaches = by != m && !self.network.cut.contains(&(m, by)) && !self.network.cut.contains(&(by, m));
+        if reaches && self.members[by].control.is_some() && !self.members[by].lets_in(self.members[m].name()) {
+            self.after_ms(1, 40, Event::Refused { m, life, by });
+        }
         self.after_ms(20, 120, Event::Pull { m, life });
     }
 }

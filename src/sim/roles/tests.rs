@@ -14,7 +14,10 @@ fn roles_change_without_two_writers_and_without_a_silent_loss() {
     let summary = run_roles(1, 60, 2, &RolesOptions::default(), &|line| println!("{line}"));
     assert!(summary.failures.is_empty(), "{}", summary.failures[0]);
     let c = &summary.counts;
-    assert!(c.switchovers > 0 && c.failovers > 0 && c.regained > 0 && c.lost_and_named > 0 && c.voter_changes > 0, "{c}");
+    assert!(
+        c.switchovers > 0 && c.failovers > 0 && c.regained > 0 && c.lost_and_named > 0 && c.voter_changes > 0 && c.member_changes > 0,
+        "{c}"
+    );
 }
 
 #[test]
@@ -365,4 +368,95 @@ fn an_operators_bound_on_the_loss_counts_also_the_time_in_which_nothing_was_hear
     assert_eq!(role(&world, 1), Role::Primary);
     let loss = op(&world, 1, 2).loss.unwrap();
     assert_eq!(loss.alone_ms, 6000, "{loss:?}");
+}
+
+fn remove(m: usize) -> OrderKind {
+    OrderKind::RemoveRegion { region: region(m) }
+}
+
+fn add(m: usize) -> OrderKind {
+    OrderKind::AddRegion { region: region(m), addr: format!("there:{m}") }
+}
+
+fn voters(world: &World, m: usize) -> Vec<RegionName> {
+    member(world, m).control.as_ref().unwrap().view(member(world, m).clock.local(world.now)).voters.voters
+}
+
+#[test]
+fn a_region_is_taken_out_serves_nothing_and_is_taken_in_again() {
+    let mut world = world(3, false);
+    for (id, kind, said) in [
+        (1, remove(0), "switch over first: parhelion switchover --to r1"),
+        (2, OrderKind::RemoveRegion { region: RegionName::new("mars").unwrap() }, "there is no region 'mars'"),
+        (3, add(1), "r1 is a member already"),
+    ] {
+        order(&mut world, 2, id, kind);
+        world.run_for(1000).unwrap();
+        assert!(refusal(&world, 0, id).contains(said), "{}", refusal(&world, 0, id));
+    }
+    // Of three voters one is left, in two steps: two regions without a witness have one.
+    order(&mut world, 1, 4, remove(2));
+    world.run_for(3000).unwrap();
+    assert_eq!(op(&world, 1, 4).state, OpState::Done);
+    assert_eq!((voters(&world, 0), voters(&world, 1)), (vec![region(0)], vec![region(0)]));
+    assert_eq!(role(&world, 2), Role::Removed);
+    // Neither a restart nor the death of the primary makes it one again.
+    world.crash(2);
+    world.start(2);
+    world.run_for(2000).unwrap();
+    assert_eq!(role(&world, 2), Role::Removed);
+    order(&mut world, 2, 5, failover(2, true));
+    world.run_for(3000).unwrap();
+    assert!(refusal(&world, 2, 5).contains("taken out"), "{}", refusal(&world, 2, 5));
+    order(&mut world, 1, 6, add(2));
+    world.run_for(6000).unwrap();
+    assert_eq!(op(&world, 1, 6).state, OpState::Done);
+    assert_eq!(role(&world, 2), Role::Secondary);
+    // The voters follow by themselves, when the region is heard.
+    assert_eq!(voters(&world, 0), [region(0), region(1), region(2)]);
+    world.crash(0);
+    order(&mut world, 2, 7, failover(2, true));
+    world.run_for(12_000).unwrap();
+    assert_eq!(role(&world, 2), Role::Primary);
+}
+
+#[test]
+fn a_region_that_was_taken_out_while_it_was_away_is_told_by_whomever_it_asks() {
+    let mut world = world(4, false);
+    order(&mut world, 0, 1, switchover(1));
+    world.run_for(5000).unwrap();
+    world.crash(0);
+    order(&mut world, 1, 2, remove(0));
+    world.run_for(4000).unwrap();
+    assert_eq!(op(&world, 1, 2).state, OpState::Done);
+    assert_eq!(voters(&world, 1), [region(1), region(2), region(3)]);
+    world.start(0);
+    world.run_for(6000).unwrap();
+    assert_eq!((role(&world, 0), role(&world, 1)), (Role::Removed, Role::Primary));
+}
+
+#[test]
+fn what_a_region_holds_that_leaves_proves_nothing() {
+    let mut world = world(3, false);
+    world.set_rule(0, 1);
+    world.run_for(3000).unwrap();
+    // r1 gets no log, so r2 alone has the commits.
+    world.network.cut.extend([(0, 1)]);
+    world.run_for(500).unwrap();
+    order(&mut world, 0, 1, remove(2));
+    world.run_for(1500).unwrap();
+    assert!(
+        !op(&world, 0, 1).state.is_final() || matches!(op(&world, 0, 1).state, OpState::Refused { .. }),
+        "{:?}",
+        op(&world, 0, 1).state
+    );
+    world.network.cut.clear();
+    world.run_for(10_000).unwrap();
+    if !matches!(op(&world, 0, 1).state, OpState::Refused { .. }) {
+        assert_eq!(op(&world, 0, 1).state, OpState::Done);
+        assert_eq!(role(&world, 2), Role::Removed);
+    }
+    order(&mut world, 0, 2, remove(1));
+    world.run_for(3000).unwrap();
+    assert!(refusal(&world, 0, 2).contains("parhelion set sync="), "{}", refusal(&world, 0, 2));
 }

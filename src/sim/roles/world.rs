@@ -38,28 +38,100 @@ impl Trace {
 
 #[derive(Debug)]
 pub(super) enum Event {
-    Message { to: usize, from: usize, bytes: Vec<u8> },
-    Ship { to: usize, from: usize, ship: Ship },
-    Kept { m: usize, life: u64 },
-    Settled { m: usize, life: u64, void_no: u64, seq: Seq },
-    Timer { m: usize, life: u64, at: u64 },
-    Write { m: usize, life: u64 },
-    Pull { m: usize, life: u64 },
-    Taken { m: usize, life: u64, no: u64 },
-    DrainEnds { m: usize, life: u64, op: OpId },
-    Verified { m: usize, life: u64, op: OpId },
-    AckLater { m: usize, life: u64, commit: Acked },
-    FetchEnds { m: usize, life: u64, from: RegionName },
-    Rule { m: usize, life: u64, sync: u8 },
-    Resume { m: usize },
-    Restart { m: usize },
-    Crash { m: usize },
-    CrashShortly { m: usize },
-    Parted { a: usize, b: usize },
-    OrderOf { at: usize, kind: OrderKind },
+    Message {
+        to: usize,
+        from: usize,
+        bytes: Vec<u8>,
+    },
+    Ship {
+        to: usize,
+        from: usize,
+        ship: Ship,
+    },
+    Kept {
+        m: usize,
+        life: u64,
+    },
+    Settled {
+        m: usize,
+        life: u64,
+        void_no: u64,
+        seq: Seq,
+    },
+    Timer {
+        m: usize,
+        life: u64,
+        at: u64,
+    },
+    Write {
+        m: usize,
+        life: u64,
+    },
+    Pull {
+        m: usize,
+        life: u64,
+    },
+    Taken {
+        m: usize,
+        life: u64,
+        no: u64,
+    },
+    DrainEnds {
+        m: usize,
+        life: u64,
+        op: OpId,
+    },
+    Verified {
+        m: usize,
+        life: u64,
+        op: OpId,
+    },
+    AckLater {
+        m: usize,
+        life: u64,
+        commit: Acked,
+    },
+    FetchEnds {
+        m: usize,
+        life: u64,
+        from: RegionName,
+    },
+    Rule {
+        m: usize,
+        life: u64,
+        sync: u8,
+    },
+    Resume {
+        m: usize,
+    },
+    Restart {
+        m: usize,
+    },
+    Crash {
+        m: usize,
+    },
+    CrashShortly {
+        m: usize,
+    },
+    Parted {
+        a: usize,
+        b: usize,
+    },
+    OrderOf {
+        at: usize,
+        kind: OrderKind,
+    },
     Fault,
     Order,
     Heal,
+    /// A member refused `m`, which was taken out.
+    Refused {
+        m: usize,
+        life: u64,
+        by: usize,
+    },
+    /// An operator takes regions in again that were taken out.
+    TakeBack,
 }
 
 #[derive(Debug)]
@@ -142,7 +214,13 @@ impl World {
         let witness = has_witness.then(|| RegionName::new("witness").expect("BUG: a name"));
         let mut members = Vec::new();
         for name in names.iter().chain(&witness) {
-            let who = Who { name: name.clone(), regions: names.clone(), witness: witness.clone(), settings: settings.clone() };
+            let who = Who {
+                name: name.clone(),
+                regions: names.clone(),
+                witness: witness.clone(),
+                settings: settings.clone(),
+                addrs: std::collections::BTreeMap::new(),
+            };
             let rho = i64::from(RHO_PPM) * 99 / 100;
             let rate = [-rho, rho, 0, 500][prng.below(4) as usize];
             members.push(Member::new(who, Clock::new(0, prng.below(1 << 40), rate)));
@@ -318,11 +396,13 @@ impl World {
             self.tamper_kept(m, state);
         }
         let member = &mut self.members[m];
+        member.known = crate::control::MembersView::default();
         member.clock = Clock::new(now, local, member.clock.rate_ppm);
         let resumes = kept.as_ref().and_then(|s| s.chain.top()).filter(|t| t.region == *member.name()).cloned();
         let control = Control::new(member.who.clone(), kept, Instant { ns: local }, prng.fork("core"));
         member.control = Some(control);
         let life = member.life;
+
         self.say(|| format!("{} starts", self.members[m].name()));
         if m < self.regions {
             self.tell_log(m);
@@ -505,6 +585,21 @@ impl World {
                     self.tell_log(m);
                 }
             }
+            Output::Members(members) => {
+                let member = &mut self.members[m];
+                member.known = *members;
+                if let Some(lead) = &mut member.lead {
+                    lead.leaving = None;
+                    lead.secondaries.retain(|r, _| !member.known.removed.iter().any(|(gone, _)| gone == r));
+                }
+                self.counts.member_changes += 1;
+            }
+            Output::Leaving { region } => {
+                if let Some(lead) = &mut self.members[m].lead {
+                    lead.secondaries.remove(&region);
+                    lead.leaving = Some(region);
+                }
+            }
             Output::Verify { op, .. } => self.after_ms(5, 100, Event::Verified { m, life, op }),
             Output::CommitRule { sync } => {
                 if let Some(lead) = &mut self.members[m].lead {
@@ -622,8 +717,12 @@ impl World {
             Event::Message { to, from, bytes } => {
                 let message = ControlMessage::decode(&bytes).expect("BUG: what was encoded can be decoded");
                 let message = self.tampered(to, from, message);
-                let from = self.members[from].name().clone();
-                self.input(to, Input::Message { from, message });
+                let name = self.members[from].name().clone();
+                if !self.members[to].lets_in(&name) {
+                    let life = self.members[from].life;
+                    return self.after_ms(1, 40, Event::Refused { m: from, life, by: to });
+                }
+                self.input(to, Input::Message { from: name, message });
             }
             Event::Ship { to, from, ship } if self.members[to].control.is_some() => self.shipped(to, from, ship),
             Event::Kept { m, life } if self.lives(m, life) => {
@@ -669,6 +768,11 @@ impl World {
             }
             Event::Crash { m } if !self.healthy => self.crash_for(m, 20, 4000),
             Event::OrderOf { at, kind } => self.order_of(at, kind),
+            Event::Refused { m, life, by } if self.lives(m, life) => {
+                let by = self.members[by].name().clone();
+                self.input(m, Input::SaidOut { by });
+            }
+            Event::TakeBack => self.take_back(),
             Event::Fault => self.fault(),
             Event::Order => self.order(),
             _ => {}

@@ -1,0 +1,6 @@
+//! Regions that come and go, as people and processes see it: who is a member and where, orders that change it, invitations, joining.
+//!
+//! Decides nothing about who may be one: that is [`crate::control::membership`]. [`roster`] is what a running process knows.
+
+pub mod cli;
+pub mod roster;
