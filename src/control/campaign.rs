@@ -146,7 +146,7 @@ impl Control {
         if self.was_last_primary() {
             return Some(self.not_before);
         }
-        if self.who.settings.auto_failover == AutoFailover::Off || self.is_unproven() {
+        if self.auto_failover() == AutoFailover::Off || self.is_unproven() {
             return None;
         }
         // Looked around for before the voters' grants end, so that no time is lost when they do.
@@ -182,6 +182,7 @@ impl Control {
         {
             self.learn_reign(*epoch, region);
         }
+        self.learn_auto(stands.auto);
         let Some(campaign) = &mut self.campaign else { return };
         if campaign.round == stands.round && matches!(campaign.stage, Stage::Asking) {
             campaign.stands.insert(from.clone(), stands);
@@ -198,7 +199,15 @@ impl Control {
         stands.insert(self.who.name.clone(), own);
         let forced = matches!(campaign.why, Why::Failover { forced: true, .. });
         let waited = self.now >= campaign.asked + GRACE;
-        if !(all || waited) || !(forced || self.is_majority(|v| stands.contains_key(v))) {
+        if !(forced || self.is_majority(|v| stands.contains_key(v))) {
+            return;
+        }
+        // The old primary is what is mostly missing. When its grants are over and everybody else has answered, nothing that it says is waited
+        // for; it is no matter of safety, which is the votes'.
+        let wait = if forced { Duration::ZERO } else { self.grants_over_in(&stands) };
+        let old = self.st().chain.top().map(|e| e.region.clone());
+        let but_old = !forced && wait.is_zero() && self.who.others().all(|m| Some(m) == old.as_ref() || campaign.stands.contains_key(m));
+        if !(all || waited || but_old) {
             return;
         }
         let leader = stands.iter().find(|(r, s)| s.leads && **r != self.who.name).map(|(r, _)| r.clone());
@@ -213,22 +222,24 @@ impl Control {
         if self.st().voters.version < stands.values().map(|s| s.voters.version).max().unwrap_or(0) {
             return self.rest("another member knows newer voters; waiting to hear of them from the primary");
         }
-        // How long until a majority may vote.
-        let free_in = |name: &RegionName, s: &Stands| {
-            let granted = if s.grant_to.as_ref() == Some(&self.who.name) || s.grant_to.is_none() { 0 } else { s.grant_left_ms };
-            let _ = name;
-            let restarted = if self.was_last_primary() { 0 } else { s.restart_left_ms };
-            granted.max(restarted)
-        };
-        let waits: BTreeMap<&RegionName, u64> = stands.iter().map(|(r, s)| (r, free_in(r, s))).collect();
-        let mut steps: Vec<u64> = waits.values().copied().collect();
-        steps.sort_unstable();
-        let wait = steps.into_iter().find(|w| self.is_majority(|v| waits.get(v).is_some_and(|x| x <= w)));
-        let wait = Duration::from_millis(if forced { 0 } else { wait.unwrap_or(0) });
         let heard: BTreeMap<RegionName, Heard> = stands.iter().map(|(r, s)| (r.clone(), Heard::from(s))).collect();
         let highest = stands.values().flat_map(|s| [Some(s.promised), s.chain.top().map(|e| e.epoch)]).flatten().max();
         let outcome = self.weigh(&heard);
         self.look_done(wait, outcome, highest.unwrap_or(Epoch(0)));
+    }
+
+    /// How long until a majority may vote, by what they say.
+    fn grants_over_in(&self, stands: &BTreeMap<RegionName, Stands>) -> Duration {
+        let free_in = |s: &Stands| {
+            let granted = if s.grant_to.as_ref() == Some(&self.who.name) || s.grant_to.is_none() { 0 } else { s.grant_left_ms };
+            let restarted = if self.was_last_primary() { 0 } else { s.restart_left_ms };
+            granted.max(restarted)
+        };
+        let waits: BTreeMap<&RegionName, u64> = stands.iter().map(|(r, s)| (r, free_in(s))).collect();
+        let mut steps: Vec<u64> = waits.values().copied().collect();
+        steps.sort_unstable();
+        let wait = steps.into_iter().find(|w| self.is_majority(|v| waits.get(v).is_some_and(|x| x <= w)));
+        Duration::from_millis(wait.unwrap_or(0))
     }
 
     fn look_done(&mut self, wait: Duration, outcome: Result<Outcome, NoOutcome>, highest: Epoch) {
@@ -248,7 +259,8 @@ impl Control {
             }
             Why::Auto { .. } => {
                 if !self.auto_may(&outcome) {
-                    return self.rest(&format!("no failover by itself: {}", describe(&outcome.loss)));
+                    let auto = self.auto_failover();
+                    return self.rest(&format!("no failover by itself, since auto_failover={auto}: {}", describe(&outcome.loss)));
                 }
                 let better = outcome.more.is_some() || self.is_behind_equals(&outcome);
                 if better && !campaign.deferred {
@@ -299,7 +311,8 @@ impl Control {
 
     fn auto_may(&self, outcome: &Outcome) -> bool {
         // What is missing here and lies elsewhere is fetched first; then it is judged again.
-        outcome.more.is_some() || covered_by_rule(self.who.settings.auto_failover, &outcome.loss)
+        let auto = self.auto_failover();
+        auto != AutoFailover::Off && (outcome.more.is_some() || covered_by_rule(auto, &outcome.loss))
     }
 
     fn leader_alive(&mut self, leader: &RegionName) {
@@ -381,6 +394,7 @@ impl Control {
             return;
         }
         campaign.votes.insert(from, Heard::from(&voted));
+        self.learn_auto(voted.auto);
         let state = self.state.as_mut().expect("BUG: a campaign without a state");
         if voted.voters_next.is_some() && state.voters_next.is_none() && voted.voters.version == state.voters.version {
             // A change of voters is under way: both majorities must agree from here on.
@@ -455,7 +469,7 @@ impl Control {
                 Err(format!("{better} has more of the history. Use: parhelion failover --to {better}"))
             }
             Why::Failover { consent, .. } => covered_by(consent, &outcome.loss).map(|()| *consent),
-            Why::Auto { .. } if covered_by_rule(self.who.settings.auto_failover, &outcome.loss) => Ok(self.rules_consent()),
+            Why::Auto { .. } if covered_by_rule(self.auto_failover(), &outcome.loss) => Ok(self.rules_consent()),
             Why::Auto { .. } => Err(describe(&outcome.loss)),
         };
         match verdict {
@@ -467,7 +481,7 @@ impl Control {
     }
 
     fn rules_consent(&self) -> Consent {
-        let ms = match self.who.settings.auto_failover {
+        let ms = match self.auto_failover() {
             AutoFailover::MaxLoss(max) => Some(super::machine::millis(max)),
             AutoFailover::Off | AutoFailover::Lossless => None,
         };

@@ -55,6 +55,7 @@ impl Control {
             self.take_members();
         }
         self.st_mut().ledger.merge(&handover.ledger);
+        self.learn_auto(handover.vote.auto);
         // The reign that is handed over was active, whether this region has heard of it or not.
         for entry in handover.vote.chain.path(handover.epoch).into_iter().rev() {
             match self.st_mut().chain.insert(entry.clone()) {

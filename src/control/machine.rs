@@ -8,6 +8,7 @@
 //! over, [`super::orders`] carries operations through.
 
 use super::api::{ControlView, Input, Output, Role};
+use super::audit::Action;
 use super::campaign::Campaign;
 use super::holder::Holder;
 use super::lost::Lost;
@@ -15,7 +16,7 @@ use super::membership::Members;
 use super::message::{ControlMessage, Round, Seen, Stands};
 use super::orders::Orders;
 use super::state::VoterState;
-use super::types::{FailoverRecord, LogPosition, OpId, OpView, SyncRule, VoterSet, Who};
+use super::types::{AutoFailover, AutoRule, FailoverRecord, LogPosition, OpId, OpView, SyncRule, VoterSet, Who};
 use super::voter::Grant;
 use crate::base::{Epoch, Instant, LineageId, LogEnd, Prng, RegionName, UnixMicros};
 use std::collections::{BTreeMap, VecDeque};
@@ -193,6 +194,9 @@ impl Control {
             op: state.and_then(|s| s.ledger.ops().iter().find(|o| !o.state.is_final())).cloned(),
             chain: state.map_or_else(Vec::new, |s| s.chain.entries().to_vec()),
             sync: state.map_or(0, |s| s.sync.secondaries),
+            auto: self.auto_failover(),
+            auto_of_file: self.who.settings.auto_failover,
+            auto_told: self.holder.as_ref().is_none_or(|h| h.auto_told),
             out: self.out(),
         }
     }
@@ -245,6 +249,8 @@ impl Control {
             Input::Verified { op, outcome } => self.verified(op, outcome),
             Input::CaughtUp { from } => self.caught_up(&from),
             Input::CommitRule { sync } => self.commit_rule(sync),
+            Input::AutoFailover { auto, actor } => self.set_auto(auto, actor),
+            Input::Audit(action) => self.audit(action),
             Input::TailRead(tail) => self.tail_read(tail),
             Input::SaidOut { by } => self.said_out(by),
         }
@@ -345,6 +351,17 @@ impl Control {
         }
     }
 
+    /// What is done from here on in this step is kept together with its entry, and what follows from it waits for that.
+    pub(super) fn audit(&mut self, action: Action) {
+        let (wall, lsn) = (self.wall, self.log.end.end_lsn);
+        let reign = self.reign.as_ref().map_or(Epoch(0), |(epoch, _)| *epoch);
+        let name = self.who.name.clone();
+        let Some(state) = &mut self.state else { return };
+        let epoch = state.promised.max(reign);
+        state.audit.append(wall, &name, (epoch, lsn), action);
+        self.keep();
+    }
+
     pub(super) fn note(&mut self, kind: &'static str, what: String) {
         self.outputs.push_back(Output::Note { kind, what });
     }
@@ -374,6 +391,20 @@ impl Control {
     /// One region votes for all of several: nothing can be proven about it when it is silent.
     pub(super) fn is_unproven(&self) -> bool {
         self.state.as_ref().is_some_and(|s| s.voters.voters.len() == 1) && self.who.regions.len() > 1
+    }
+
+    /// What the cluster does by itself, as far as this member has heard.
+    pub(super) fn auto_failover(&self) -> AutoFailover {
+        let rule = self.state.as_ref().map(|s| s.auto).filter(AutoRule::is_set);
+        rule.map(|r| r.auto).or(self.who.settings.auto_failover).unwrap_or_default()
+    }
+
+    /// Another member's rule: the later one holds, whoever tells it.
+    pub(super) fn learn_auto(&mut self, auto: AutoRule) {
+        if self.state.as_ref().is_some_and(|s| auto > s.auto) {
+            self.st_mut().auto = auto;
+            self.keep();
+        }
     }
 
     pub(super) fn jitter(&mut self, of: Duration) -> Duration {
@@ -411,6 +442,7 @@ impl Control {
             log: (self.log_told && self.who.has_data()).then(|| self.log.standing(state.and_then(|s| s.cut))),
             seen: self.seen(),
             sync: state.map_or_else(SyncRule::default, |s| s.sync),
+            auto: state.map_or_else(AutoRule::default, |s| s.auto),
         }
     }
 

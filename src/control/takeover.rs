@@ -4,6 +4,7 @@
 //! region is first. Driven by [`super::campaign`], which decided that it may.
 
 use super::api::{Output, Promotion};
+use super::audit::Action;
 use super::campaign::{Campaign, Stage, Why};
 use super::chain::{EpochEntry, ReignKind};
 use super::elect::{Evidence, Heard, NoOutcome, Outcome, describe};
@@ -48,13 +49,23 @@ impl Control {
             old_epoch: outcome.prev,
             new_epoch: epoch,
             began_at: self.wall,
-            actor,
+            actor: actor.clone(),
             consent,
             unproven: forced,
             complete: outcome.loss.is_none_for_sure(),
             loss: outcome.loss.clone(),
             tail: None,
         });
+        let who = if actor.is_empty() { format!("{}, which was the last primary", self.who.name) } else { actor.clone() };
+        let what = format!(
+            "takes epoch {epoch} behind {}, after {} of epoch {}: {}",
+            entry.base,
+            outcome.from,
+            outcome.prev,
+            describe(&outcome.loss)
+        );
+        let (by_word, promoted) = ("forced_promotion", "promotion");
+        self.audit(Action { actor: who, op, kind: if forced { by_word } else { promoted }, what });
         let state = self.st_mut();
         if let Some(from) = outcome.cuts {
             // Until this reign is active another quorum may find an earlier last one, and this log then lacks what it cut.
@@ -132,7 +143,10 @@ impl Control {
         let next = self.st().voters_next.as_ref().and_then(|n| n.members.as_ref());
         regions.extend(next.into_iter().flat_map(Membership::names).filter(|r| !self.who.regions.contains(r)));
         let (own, voters, log) = (&self.who.name, &self.st().voters, &self.log);
-        Evidence { own, regions: &regions, voters, log, heard, handed }.weigh()
+        let forced = self.campaign.as_ref().is_some_and(|c| matches!(c.why, Why::Failover { forced: true, .. }));
+        // A primary that votes alone holds its lease from itself.
+        let lease = (!forced).then(|| self.st().grant_max().max(self.who.settings.lease));
+        Evidence { own, regions: &regions, voters, log, heard, lease, handed }.weigh()
     }
 
     // ---- ending ---------------------------------------------------------------------------------------------------------

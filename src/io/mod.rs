@@ -1,5 +1,6 @@
 //! Where the cores meet the machine: tokio, quinn, files, TLS, clocks, entropy. Drives one node for real.
 
+pub mod audit;
 pub mod clock;
 mod congestion;
 pub mod control_link;

@@ -446,3 +446,16 @@ pub fn metric(page: &str, name: &str) -> Option<f64> {
 pub fn now() -> Instant {
     clock::now()
 }
+
+/// A verb with `--config`; exit code, stdout, stderr.
+pub fn verb(config: &Path, args: &[&str]) -> (Option<i32>, String, String) {
+    let output = run(parhelion().args(args).arg("--config").arg(config), "");
+    (output.status.code(), text(&output.stdout), text(&output.stderr))
+}
+
+/// Its JSON, where it must succeed.
+pub fn must(config: &Path, args: &[&str]) -> Value {
+    let (code, out, err) = verb(config, args);
+    assert_eq!(code, Some(0), "{args:?}: {out}{err}");
+    serde_json::from_str(&out).unwrap_or_else(|e| panic!("{args:?}: JSON and nothing else on stdout: {e}: {out}"))
+}

@@ -373,6 +373,7 @@ impl World {
                     log: None,
                     seen: Default::default(),
                     sync: state.sync,
+                    auto: state.auto,
                 };
                 vec![(from, to, ControlMessage::Voted(Box::new(voted)))]
             }

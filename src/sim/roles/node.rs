@@ -8,7 +8,7 @@ use super::member::Lead;
 use super::mutants::RoleMutant;
 use super::world::{Event, Ship, World};
 use crate::base::{Epoch, LogEnd, Seq, UnixMicros};
-use crate::control::{FailoverRecord, Input, LostTail, Promotion};
+use crate::control::{FailoverRecord, Input, LostTail, Promotion, Touched};
 use crate::log::Frame;
 
 impl World {
@@ -277,5 +277,5 @@ fn lost_tail(archive: &[Frame], f: &FailoverRecord) -> LostTail {
         let before = (frame.seq().0 - 1, frame.header().prev_checksum);
         next = archive.iter().find(|t| t.seq() > from.seq && (t.seq().0, t.log_end().checksum) == before);
     }
-    LostTail { new_epoch: f.new_epoch, from, to, commits, from_time: None, to_time: None }
+    LostTail { new_epoch: f.new_epoch, from, to, commits, from_time: None, to_time: None, touched: Ok(Touched::default()) }
 }

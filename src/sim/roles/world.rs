@@ -2,7 +2,7 @@
 //!
 //! Decides the order of everything from one seed. What goes wrong, and when, is in [`super::faults`].
 
-use super::checks::{Acked, Truth};
+use super::checks::{self, Acked, Truth};
 use super::log::Kind;
 use super::member::{Clock, Lead, Member, Pending};
 use super::mutants::RoleMutant;
@@ -215,7 +215,7 @@ impl World {
         let settings = Settings {
             rho_ppm: if guard { RHO_PPM } else { 0 },
             delta: Duration::from_millis(if guard { 50 } else { 0 }),
-            auto_failover,
+            auto_failover: Some(auto_failover),
             // A candidate that is more patient than a lease is long meets voters whose grants ended while it asked.
             vote_patience: Duration::from_secs(if prng.chance(250_000) { 12 } else { 2 }),
             ..Settings::default()
@@ -624,6 +624,8 @@ impl World {
                     let outcome = self.truth.elected(entry);
                     self.fails(outcome);
                     self.last_elected = Some(self.now);
+                    let kept = self.members[m].kept_state();
+                    self.fails(checks::audited(entry, kept.as_ref()));
                 }
                 let member = &mut self.members[m];
                 member.lead = None;
