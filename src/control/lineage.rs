@@ -6,6 +6,7 @@
 //! decides which. Driven by [`super::machine`].
 
 use super::api::Output;
+use super::audit::Action;
 use super::campaign::Why;
 use super::machine::Control;
 use super::membership::{MemberAt, Membership, voters_by_rule};
@@ -270,6 +271,8 @@ impl Control {
         let voters = VoterSet { version, voters, heard: Vec::new(), members: Some(members) };
         let (op, actor) = (order.id, order.actor.clone());
         let others: Vec<RegionName> = survivors.into_iter().filter(|s| *s != name).collect();
+        let what = format!("lineage {lineage} is begun in place of {was}; its voters are {}", list(&voters.voters));
+        self.audit(Action { actor: actor.clone(), op: Some(op), kind: "new_lineage", what });
         let state = self.st_mut();
         (state.lineage, state.voters, state.voters_next, state.handed_to) = (lineage, voters.clone(), None, None);
         state.rivals.clear();
@@ -343,6 +346,8 @@ impl Control {
         }
         self.lose_reign("a new lineage was begun", None);
         self.campaign_refused(format!("{} began lineage {}", begun.actor, begun.lineage));
+        let what = format!("lineage {} in place of {}, begun at {from}", begun.lineage, begun.was);
+        self.audit(Action { actor: begun.actor.clone(), op: Some(begun.op), kind: "new_lineage", what });
         let state = self.st_mut();
         (state.lineage, state.voters, state.voters_next, state.handed_to) = (begun.lineage, begun.voters.clone(), None, None);
         state.rivals.retain(|(_, l)| *l != begun.lineage);

@@ -121,8 +121,8 @@ fn control(page: &mut Page, control: &ControlReport) {
     );
     let incomplete = control.failovers.iter().filter(|f| !f.complete).count();
     page.int("failovers_incomplete", "Failovers whose loss is not known exactly yet", incomplete as u64);
-    for kind in ["switchover", "failover"] {
-        let Some(op) = control.operation.as_ref().filter(|o| o.kind == kind && !o.dry_run) else { continue };
+    for op in &control.durations {
+        let kind = &op.kind;
         let phases = op.phases.iter().map(|p| (vec![("phase", p.name.clone())], Some(seconds(p.ms)))).collect();
         page.floats(&format!("{kind}_phase_seconds"), "What each phase of the last one took", phases);
         if let Some(gap) = op.write_gap_ms {

@@ -107,12 +107,14 @@ impl Drop for Owner {
     }
 }
 
+type OnRemoved = dyn Fn(&RegionName) + Send + Sync;
+
 struct Inner {
     quic: Quic,
     own: RegionName,
     peers: RwLock<BTreeMap<RegionName, Arc<PeerState>>>,
     /// Called with the name of a member that says that this one was taken out.
-    on_removed: OnceLock<Box<dyn Fn(&RegionName) + Send + Sync>>,
+    on_removed: OnceLock<Box<OnRemoved>>,
     on_message: Box<OnMessage>,
     next_no: AtomicU64,
     stopped: AtomicBool,

@@ -181,7 +181,8 @@ impl Node {
             return self.refuse(conn, refusal, peer);
         }
         // Whoever is about to take over may fetch what this secondary has more; never a seed.
-        let lends = hello.catches_up && hello.position.is_some() && matches!(self.stage, Stage::Following) && !self.roles.unsettled;
+        let whole = !self.roles.unsettled || self.roles.lends_its_last();
+        let lends = hello.catches_up && hello.position.is_some() && matches!(self.stage, Stage::Following) && whole;
         let Some(lineage) = self.lineage().filter(|_| lends || matches!(self.stage, Stage::Leading)) else {
             let primary = self.roles.reign.as_ref().map(|(_, p)| p.clone()).filter(|p| *p != self.who.region);
             let message = Message::Control(Control::NotPrimary { primary, epoch: self.epoch() });
@@ -200,7 +201,16 @@ impl Node {
         let log_from = self.appender.log_from();
         let volume = self.appender.lineage().unwrap_or(lineage);
         match Sender::greet(hello, (lineage, volume), self.appender.history(), &vdl, log_from, self.limits.clone(), now) {
-            Err(refusal) => self.refuse(conn, refusal, peer),
+            Err(refusal) => {
+                // It was shipped only what was durable here, in this very reign.
+                if let (Refusal::Diverged { theirs, .. }, Stage::Leading) = (&refusal, &self.stage)
+                    && theirs.epoch == self.epoch()
+                {
+                    let (known, by) = (*theirs, format!("the log of {peer}"));
+                    self.tell(now, Input::LogLost { known, end: vdl, by });
+                }
+                self.refuse(conn, refusal, peer);
+            }
             Ok((_, Start::Rewind { common, end })) => {
                 self.note(
                     "secondary_parts",
@@ -221,6 +231,12 @@ impl Node {
                     Start::ResumedSeed => "in the middle of a seed, which resumes".into(),
                     Start::Log | Start::Rewind { .. } => format!("resumes behind {}", sender.received()),
                 };
+                if let Some(had) =
+                    self.leader.known.get(peer).map(|k| k.durable).filter(|had| start == Start::Log && *had > *sender.durable())
+                {
+                    let has = *sender.durable();
+                    self.note("secondary_lost_log", format!("{peer} had everything durable up to {had} and has it up to {has} now: its disks lost what they said was synced. It comes again"));
+                }
                 let seed_pages_sent = self.leader.known.get(peer).map_or(0, |k| k.seed_pages_sent);
                 self.note("secondary_connected", format!("{peer}: {how}"));
                 let known = Known {

@@ -19,15 +19,16 @@ mod roles;
 
 use crate::base::{
     ClusterName, ConnId, CopyId, Epoch, Generation, GroupId, Instant, Layout, Limits, LineageId, LogEnd, Lsn, MemberId, Prng, RegionName,
-    UnixMicros, WriteGate,
+    TimelineId, UnixMicros, WriteGate,
 };
 use crate::control::{
-    self, ControlMessage, ControlState, FailoverRecord, Input, LostTail, MembersView, OpId, OpView, Order, Start, VoterSet, VoterState,
+    self, Action, AuditEntry, ControlMessage, ControlState, FailoverRecord, Input, LostTail, MembersView, OpId, OpView, Order, Start,
+    Touched, VoterSet, VoterState,
 };
 use crate::log::{Frame, Pen};
 use crate::ship::{Message, Refusal};
 use crate::volume::membership::Incarnation;
-use crate::volume::{Appender, AppenderEffect, CopyHealth, CopyReply, CopyRequest, Found, HeldBy, VolumePhase};
+use crate::volume::{Appender, AppenderEffect, CopyHealth, CopyReply, CopyRequest, Found, HeldBy, LostLog, VolumePhase};
 use committing::Committing;
 use follow::Follower;
 use lead::Leader;
@@ -45,6 +46,12 @@ pub enum Event {
     CopyLost {
         copy: MemberId,
         reason: String,
+    },
+    /// A copy that cannot be opened: its files show that the log was durable up to there.
+    CopyProves {
+        copy: MemberId,
+        lineage: LineageId,
+        durable: LogEnd,
     },
     CopyReplied {
         copy: MemberId,
@@ -99,11 +106,17 @@ pub enum Event {
     HeadPins {
         oldest: Lsn,
     },
+    /// The answer to [`Effect::ReadTouched`].
+    Touched {
+        archive: TimelineId,
+        touched: Result<Touched, String>,
+    },
     Timeout,
 }
 
 /// Everything a node can want.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "they are handed on one at a time, and none is kept")]
 pub enum Effect {
     ToCopy {
         copy: MemberId,
@@ -140,6 +153,12 @@ pub enum Effect {
     CommitsPause(bool),
     OpMoved(Box<OpView>),
     Failover(Box<FailoverRecord>),
+    /// New in this member's audit, and kept on its copies: to be written to its file, too.
+    Audited(Vec<AuditEntry>),
+    /// Opens a lost tail as a database and says which rows it changed.
+    ReadTouched {
+        archive: TimelineId,
+    },
     /// This region was taken out: whoever reads here is refused with that, until a reset.
     HeadHides {
         reason: String,
@@ -237,6 +256,8 @@ pub struct Node {
     control: Option<ControlState>,
     roles: Roles,
     counting: Option<back::Counting>,
+    /// Log that was durable is missing here, as this region's copies show.
+    lost: Option<LostLog>,
     /// What an old primary lost, and the core was not told yet.
     untold: Vec<LostTail>,
     committing: Committing,
@@ -280,6 +301,7 @@ impl Node {
             control: None,
             roles: Roles::default(),
             counting: None,
+            lost: None,
             untold: Vec::new(),
             committing: Committing::default(),
             appender,
@@ -323,6 +345,7 @@ impl Node {
             Event::HeadDrained { op } => self.tell(now, Input::Drained { op }),
             Event::CopyOpened { copy, promised } => self.appender.copy_opened(now, copy, promised),
             Event::CopyLost { copy, reason } => self.appender.copy_lost(now, copy, reason),
+            Event::CopyProves { copy, lineage, durable } => self.appender.copy_proves(copy, lineage, durable),
             Event::CopyReplied { copy, reply } => self.appender.handle_reply(now, copy, reply),
             Event::Submitted { frames } => {
                 if matches!(self.stage, Stage::Leading) {
@@ -334,6 +357,7 @@ impl Node {
                 self.drain_follower(now);
             }
             Event::HeadPins { oldest } => self.oldest_pin = oldest,
+            Event::Touched { archive, touched } => self.touched(now, archive, touched),
             Event::Linked { conn, peer, dialled } => self.linked(now, conn, peer, dialled),
             Event::Unlinked { conn, reason } => self.unlinked(now, conn, &reason),
             Event::DialFailed { region, reason } => self.follower.dial_failed(now, &region, reason),
@@ -441,6 +465,13 @@ impl Node {
                         self.lead_pages(now, conn, outcome);
                     }
                 }
+                AppenderEffect::CopyForgot { copy, what } => {
+                    let what = format!(
+                        "what lies at copy {copy} is older than what it once acknowledged: {what}. An old backup or snapshot was put back, or its disk                          lost writes. It counts no more as what it was, gets what it lacks from the others, and is a new member then"
+                    );
+                    self.note("copy_forgot", what);
+                }
+                AppenderEffect::LogLost { copy, lost } => self.log_lost_late(now, copy, lost),
                 AppenderEffect::CopyDamaged { copy, damage } => {
                     let then = if damage.healed { "it was written again from memory" } else { "it is rebuilt from its peers" };
                     self.note("copy_damaged", format!("copy {copy}: {damage}; {then}"));
@@ -486,9 +517,10 @@ impl Node {
         self.roles.reign = control.as_ref().and_then(ControlState::top).map(|(epoch, primary)| (epoch, primary.clone()));
         let start = control::start(&self.who.region, &self.who.founder, self.control.as_ref(), has_log);
         match (start, found) {
-            (Start::Closed, Found::Log { consistent, end, .. }) => {
+            (Start::Closed, Found::Log { consistent, end, lost, .. }) => {
                 self.note("recovered", format!("the log ends at {end}; asking a majority whether this region is still the primary"));
                 self.reason = Some("it was the primary and asks a majority of the voters whether it still is".into());
+                self.lost = lost;
                 self.roles.holds_commits = true;
                 self.stage = Stage::Closed { consistent };
                 self.begin_roles(now, voter);
@@ -509,8 +541,15 @@ impl Node {
                 self.stage = Stage::Founding { lineage };
                 self.put_again();
             }
-            (Start::Follow, Found::Log { end, consistent, .. }) => {
+            (Start::Follow, Found::Log { end, consistent, lost, .. }) => {
                 self.note("recovered", format!("the log ends at {end}; following"));
+                if let Some(lost) = &lost {
+                    self.note(
+                        "log_lost",
+                        format!("this region's copies have lost log that was durable: {lost}. The primary has it, and it comes again"),
+                    );
+                }
+                self.lost = lost;
                 self.look_for_the_known();
                 self.stage = Stage::Opening { pen: None };
                 self.appender.follow(now, consistent);
@@ -532,11 +571,19 @@ impl Node {
     /// This process recovered before, and knows more than what it finds: it became something else, or the log it had chosen was lost.
     fn recovered_again(&mut self, now: Instant, found: &Found) {
         self.put_again();
-        let Found::Log { consistent, .. } = found else {
+        let Found::Log { consistent, lost, .. } = found else {
             self.stage = Stage::Following;
             return;
         };
+        self.lost.clone_from(lost);
         match self.roles.intent.take() {
+            // What this process made durable, or the one before it, is not there any more.
+            Some(Intent::Resume(epoch)) if self.lost.is_some() => {
+                self.stage = Stage::Closed { consistent: *consistent };
+                self.tell_lost(now);
+                self.tell_log(now);
+                self.tell(now, Input::PromotionFailed { epoch, reason: "its copies have lost log that was durable".into() });
+            }
             Some(intent) => self.lead(now, intent, *consistent),
             None => {
                 self.stage = Stage::Opening { pen: None };
@@ -677,6 +724,8 @@ impl Node {
         self.reads.retain(|_, c| *c != conn);
         if let Some(region) = self.leader.unlinked(now, self.wall, conn) {
             self.note("secondary_disconnected", format!("{region}: {reason}"));
+            // Whether commits may go on without it is a matter of the rules, also while none waits.
+            self.release(now);
         }
         if let Some(primary) = self.follower.unlinked(now, self.wall, conn) {
             self.note("primary_disconnected", format!("{primary}: {reason}"));
@@ -720,6 +769,9 @@ impl Node {
     /// # Errors
     /// A sentence that says why not, or what it waits for.
     pub fn replace_copy(&mut self, now: Instant, slot: CopyId, candidate: Vec<Incarnation>, place: String) -> Result<String, String> {
+        let what = format!("copy {slot} is to be replaced by a new one in {place}");
+        self.tell(now, Input::Audit(Action { actor: "an operator of this region".into(), op: None, kind: "copy", what }));
+        self.drive_roles(now);
         self.appender.replace_copy(slot, candidate, place.clone())?;
         self.note("copy_replacing", format!("copy {slot} is being replaced by a new one in {place}"));
         self.drain_appender(now);
@@ -734,6 +786,9 @@ impl Node {
     /// # Errors
     /// A sentence that says why not.
     pub fn cancel_replace(&mut self, now: Instant, slot: CopyId) -> Result<String, String> {
+        let what = format!("copy {slot} is not to be replaced any more");
+        self.tell(now, Input::Audit(Action { actor: "an operator of this region".into(), op: None, kind: "copy", what }));
+        self.drive_roles(now);
         self.appender.cancel_replace(slot)?;
         self.note("copy_replace_cancelled", format!("copy {slot} is not replaced: it comes back and catches up"));
         self.drain_appender(now);
@@ -743,6 +798,11 @@ impl Node {
     // ---- what others see -------------------------------------------------------------------------------------------
 
     fn note(&mut self, kind: &str, what: String) {
+        self.note_of(kind, what, None, None);
+    }
+
+    /// As [`Self::note`], of an operation.
+    fn note_of(&mut self, kind: &str, what: String, op: Option<(&OpId, &str)>, duration_ms: Option<u64>) {
         self.event_no += 1;
         let event = OperatorEvent {
             no: self.event_no,
@@ -752,6 +812,9 @@ impl Node {
             epoch: self.epoch(),
             durable_lsn: self.appender.vdl().end_lsn,
             what,
+            op: op.map(|(id, _)| id.to_string()),
+            actor: op.map(|(_, actor)| actor.to_owned()),
+            duration_ms,
         };
         self.effects.push_back(Effect::Note(event));
     }
@@ -778,10 +841,12 @@ impl Node {
             Stage::Leading if self.appender.has_quorum() && now < self.lease_until() => (RegionState::Writable, self.committing.pause()),
             Stage::Leading => (RegionState::Fenced, self.roles.stopped().or_else(|| Some("it waits for its lease".into()))),
             Stage::Halted { reason } => (RegionState::Fenced, Some(reason.clone())),
+            Stage::Following if self.roles.lost().is_some() => (RegionState::Fenced, self.roles.lost().map(str::to_owned)),
             Stage::Following => self.follower.state(now, &self.limits, &self.appender),
             Stage::GoingBack { primary } => {
                 (RegionState::CatchingUp, Some(format!("what {primary} does not have is archived and cut; then this region follows it")))
             }
+            Stage::Closed { .. } if self.roles.lost().is_some() => (RegionState::Fenced, self.roles.lost().map(str::to_owned)),
             Stage::Recovering | Stage::Founding { .. } | Stage::Opening { .. } | Stage::Closed { .. } | Stage::Pending => {
                 (RegionState::Starting, self.reason.clone())
             }

@@ -9,6 +9,7 @@
 //!  rest     bincode, standard configuration; variants are only ever appended
 //! ```
 
+use super::audit::AuditReport;
 use super::events::{self, EventCursor};
 use super::membership::invites::Invited;
 use super::status::{self, ClusterStatus};
@@ -78,7 +79,11 @@ pub enum AdminRequest {
     Set {
         key: String,
         value: String,
+        /// Who wants it, as the command says of itself.
+        actor: String,
     },
+    /// What was done to the member, and whether its record of that is whole.
+    Audit,
     /// Makes an invitation for a new region. Only of a region's own commands.
     Invite {
         region: RegionName,
@@ -114,6 +119,7 @@ pub enum AdminAnswer {
     Op(Box<OperationReport>),
     Ops(Vec<OperationReport>),
     Failovers(Vec<FailoverReport>),
+    Audit(Box<AuditReport>),
     Invited(Box<Invited>),
 }
 
@@ -235,7 +241,10 @@ pub trait AdminPort: Send + Sync + 'static {
     fn failovers(&self) -> Vec<FailoverRecord>;
 
     /// Changes a rule in this region, which is the primary. Both ways a sentence.
-    async fn set(&self, key: String, value: String) -> Result<String, String>;
+    async fn set(&self, key: String, value: String, actor: String) -> Result<String, String>;
+
+    /// This region's audit.
+    async fn audit(&self) -> Result<AuditReport, String>;
 
     /// Invites a region. The error is a sentence.
     async fn invite(&self, region: RegionName, ttl: Duration, listen: SocketAddr, address: Option<String>) -> Result<Invited, String>;
@@ -316,9 +325,10 @@ async fn answer_within(
             Ok(None) => AdminAnswer::Done("the order was taken; who carries it out has not answered yet".into()),
             Err(why) => AdminAnswer::Refused(why),
         },
+        AdminRequest::Audit => port.audit().await.map_or_else(AdminAnswer::Refused, |r| AdminAnswer::Audit(Box::new(r))),
         AdminRequest::Ops => AdminAnswer::Ops(port.ops().iter().map(OperationReport::of).collect()),
         AdminRequest::Failovers => AdminAnswer::Failovers(port.failovers().iter().map(FailoverReport::of).collect()),
-        AdminRequest::Set { key, value } => set(timeout, key, value, &*view, &port).await,
+        AdminRequest::Set { key, value, actor } => set(timeout, (key, value, actor), &*view, &port).await,
         AdminRequest::Invite { region, ttl_ms, listen, address } => {
             let own = view.report().region;
             invite(timeout, &own, members, &port, (region, Duration::from_millis(ttl_ms), listen, address)).await
@@ -329,12 +339,17 @@ async fn answer_within(
 }
 
 /// The primary has the rules: any other region passes it on, once.
-async fn set(timeout: Duration, key: String, value: String, view: &dyn RegionView, port: &Arc<dyn AdminPort>) -> AdminAnswer {
+async fn set(
+    timeout: Duration,
+    (key, value, actor): (String, String, String),
+    view: &dyn RegionView,
+    port: &Arc<dyn AdminPort>,
+) -> AdminAnswer {
     let own = view.report();
     match own.primary {
-        _ if own.role == Role::Primary => done(port.set(key, value).await),
+        _ if own.role == Role::Primary => done(port.set(key, value, actor).await),
         Some(primary) if primary != own.region => {
-            let asked = tokio::time::timeout(timeout, port.ask(&primary, AdminRequest::Set { key, value })).await;
+            let asked = tokio::time::timeout(timeout, port.ask(&primary, AdminRequest::Set { key, value, actor })).await;
             asked.unwrap_or_else(|_| Err(format!("no answer within {} ms", timeout.as_millis()))).unwrap_or_else(|why| {
                 AdminAnswer::Refused(format!(
                     "the primary {primary} was asked and did not answer ({why}); `parhelion status` shows how it is"

@@ -70,6 +70,8 @@ pub enum Verb {
     Switchover(SwitchoverArgs),
     /// Make a surviving region the primary, and say what that costs
     Failover(FailoverArgs),
+    /// Show who did what to a member, and whether that record is whole
+    Audit(super::audit::AuditArgs),
     /// Show operations: how far they are, how they ended
     Op(OpArgs),
     /// Change a rule of the running global cluster: parhelion set max_rpo=2s
@@ -398,6 +400,7 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Verb::Events(args) => runtime(false)?.block_on(show_events(&args)),
         Verb::Switchover(args) => runtime(false)?.block_on(orders::switchover(args)),
         Verb::Failover(args) => runtime(false)?.block_on(orders::failover(args)),
+        Verb::Audit(args) => runtime(false)?.block_on(super::audit::run(args)),
         Verb::Op(args) => runtime(false)?.block_on(orders::op(args)),
         Verb::Set(args) => runtime(false)?.block_on(orders::set(args)),
         Verb::Netem { what } => run_netem(what),
@@ -615,6 +618,13 @@ fn unexpected(answer: AdminAnswer) -> Failure {
 }
 
 async fn show_status(args: &StatusArgs) -> Result<(), Failure> {
+    if let Some(config) = args.watch.ask.config.as_deref().and_then(witness::ask::witness_file) {
+        return match witness::ask::ask(&config, &AdminRequest::Voter).await? {
+            AdminAnswer::Voter(report) if args.watch.ask.json => say(&json(&*report)),
+            AdminAnswer::Voter(report) => say(&witness::ask::render(&report)),
+            other => Err(unexpected(other)),
+        };
+    }
     let show = |status: &ClusterStatus| if args.watch.ask.json { json(status) } else { status::render(status) };
     if !args.check {
         return watch(&args.watch, show).await;

@@ -8,7 +8,7 @@
 mod control;
 
 pub(super) use control::complete_control;
-pub use control::{ControlSettings, RawAutoFailover, RawControl, RawWitness, Witness, parse_auto_failover, show_auto_failover};
+pub use control::{ControlSettings, RawAutoFailover, RawControl, RawWitness, Witness, parse_auto_failover};
 
 use crate::base::{ClusterName, CopyId, GROUPS_MAX, Layout, Limits, RegionName, SEGMENT_PAGE_BYTES};
 use crate::control::{Settings, VoterSet, Who};

@@ -253,8 +253,12 @@ fn roles(member: &str, role: &str) -> ControlReport {
         members_version: 0,
         stale: Vec::new(),
         rules: leads.then_some(RulesReport { sync: 0, max_rpo_ms: Some(2000), pause_alone: false }),
+        auto_failover: "lossless".into(),
+        auto_failover_of_file: None,
+        auto_failover_told: true,
         reason: None,
         operation: None,
+        durations: Vec::new(),
         failovers: Vec::new(),
         peers: Vec::new(),
     }

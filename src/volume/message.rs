@@ -12,6 +12,9 @@ use bytes::Bytes;
 pub enum CopyRequest {
     /// Fence: from now on only `generation` or newer may write here. Persisted before the answer.
     Raise { generation: Generation },
+    /// Its directory was put back from an old backup, or lost writes: it has forgotten what it acknowledged. From now on it is `incarnation`, which has no vote
+    /// before it has everything. Persisted before the answer, which is `Raised`.
+    Reborn { generation: Generation, incarnation: Incarnation },
     /// Frames in order, and how far things are. Without frames it is a question ("where are you?") and still moves `vdl`.
     ///
     /// Frames that the copy has already are skipped. Where they differ from what it has, they replace its tail in one
@@ -210,6 +213,8 @@ pub struct CopyState {
     pub reign: Epoch,
     /// Lost tails that are kept here.
     pub archives: Vec<ArchiveView>,
+    /// Up to here the log was durable in the region, as what lies here shows: the region said so, or it became layers.
+    pub durable: LogEnd,
 }
 
 impl CopyState {

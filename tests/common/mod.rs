@@ -6,6 +6,7 @@
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
 pub mod sql;
+pub mod two;
 
 use parhelion::base::Instant;
 use parhelion::io::clock;
@@ -152,10 +153,10 @@ pub struct Region {
 }
 
 impl Region {
-    /// The port of its one instance: 10 above that of QUIC.
+    /// The port of the region's one instance: nothing is passed on from there.
     pub fn instance(&self) -> String {
-        let (host, port) = self.quic.rsplit_once(':').expect("host:port");
-        format!("{host}:{}", port.parse::<u16>().expect("a port") + 10)
+        let (host, port) = self.writer.rsplit_once(':').expect("host:port");
+        format!("{host}:{}", port.parse::<u16>().expect("a port") + 9)
     }
 }
 
@@ -178,9 +179,13 @@ pub struct ByHand {
 
 impl ByHand {
     pub fn start(config: &Path, log: &Path) -> ByHand {
+        ByHand::start_with(config, log, &[])
+    }
+
+    pub fn start_with(config: &Path, log: &Path, env: &[(&str, &Path)]) -> ByHand {
         let file = std::fs::File::options().create(true).append(true).open(log).expect("a log");
         let mut command = parhelion();
-        command.args(["region", "--config"]).arg(config).stdout(Stdio::null()).stderr(file);
+        command.args(["region", "--config"]).arg(config).stdout(Stdio::null()).stderr(file).envs(env.iter().copied());
         ByHand { child: command.spawn().expect("the program runs"), log: log.to_owned() }
     }
 
@@ -448,4 +453,17 @@ pub fn metric(page: &str, name: &str) -> Option<f64> {
 
 pub fn now() -> Instant {
     clock::now()
+}
+
+/// A verb with `--config`; exit code, stdout, stderr.
+pub fn verb(config: &Path, args: &[&str]) -> (Option<i32>, String, String) {
+    let output = run(parhelion().args(args).arg("--config").arg(config), "");
+    (output.status.code(), text(&output.stdout), text(&output.stderr))
+}
+
+/// Its JSON, where it must succeed.
+pub fn must(config: &Path, args: &[&str]) -> Value {
+    let (code, out, err) = verb(config, args);
+    assert_eq!(code, Some(0), "{args:?}: {out}{err}");
+    serde_json::from_str(&out).unwrap_or_else(|e| panic!("{args:?}: JSON and nothing else on stdout: {e}: {out}"))
 }

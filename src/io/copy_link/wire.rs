@@ -9,9 +9,10 @@
 //! All numbers little-endian. The version is the protocol's name in the handshake (`io::tls::COPY_ALPN`). Frames are never
 //! re-encoded; every length is checked against what is there before anything is allocated; nothing may be left over.
 
-use crate::base::{CopyId, Epoch, GROUPS_MAX, Generation, GroupId, LogEnd, Lsn, MemberId, PageNo, Seq, TimelineId};
+use crate::base::{CopyId, Epoch, GROUPS_MAX, Generation, GroupId, LineageId, LogEnd, Lsn, MemberId, PageNo, Seq, TimelineId};
 use crate::io::copies::{Miss, Says};
 use crate::log::{Frame, History, SeedBase, split_frames};
+use crate::volume::membership::Incarnation;
 use crate::volume::{CheckPlace, CopyReply, CopyRequest, CopyState, Damage, Digest};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use std::time::Duration;
@@ -107,6 +108,7 @@ enum RequestHead {
     Rewind { generation: Generation, number: u64, archive: Option<TimelineId>, at: LogEnd, reign: Epoch },
     ReadArchive { id: u64, archive: TimelineId, from: Seq, bytes_max: u64 },
     DropArchive { generation: Generation, archive: TimelineId },
+    Reborn { generation: Generation, incarnation: Incarnation },
 }
 
 #[derive(bincode::Encode, bincode::Decode)]
@@ -134,6 +136,7 @@ enum ReplyHead {
     Rewound { generation: Generation, number: u64, state: CopyState },
     RewindRefused { generation: Generation, number: u64, reason: String },
     ArchiveDropped { generation: Generation, archive: TimelineId },
+    Proves { lineage: LineageId, durable: LogEnd },
 }
 
 #[derive(bincode::Encode, bincode::Decode)]
@@ -255,6 +258,7 @@ impl ToCopy {
             R::ReadArchive { id, archive, from, bytes_max } => {
                 RequestHead::ReadArchive { id: *id, archive: *archive, from: *from, bytes_max: *bytes_max as u64 }
             }
+            R::Reborn { generation, incarnation } => RequestHead::Reborn { generation: *generation, incarnation: *incarnation },
             R::DropArchive { generation, archive } => RequestHead::DropArchive { generation: *generation, archive: *archive },
         };
         let mut parts = encode_head(&head);
@@ -296,6 +300,7 @@ impl ToCopy {
             RequestHead::ReadArchive { id, archive, from, bytes_max } => {
                 CopyRequest::ReadArchive { id, archive, from, bytes_max: size(bytes_max) }
             }
+            RequestHead::Reborn { generation, incarnation } => CopyRequest::Reborn { generation, incarnation },
             RequestHead::DropArchive { generation, archive } => CopyRequest::DropArchive { generation, archive },
             RequestHead::Drill { on_duty, delay_us } => {
                 nothing(&tail)?;
@@ -317,6 +322,7 @@ pub fn encode_says(says: &Says) -> Vec<Bytes> {
     use CopyReply as R;
     let reply = match says {
         Says::Opened { promised } => return encode_head(&ReplyHead::Opened { promised: *promised }),
+        Says::Proves { lineage, durable } => return encode_head(&ReplyHead::Proves { lineage: *lineage, durable: *durable }),
         Says::Lost { reason } => return encode_head(&ReplyHead::Lost { reason: reason.clone() }),
         Says::Replied(reply) => reply,
     };
@@ -366,6 +372,7 @@ pub fn decode_says(bytes: &Bytes) -> Result<Says, CopyWireError> {
         ReplyHead::Log { id } => return Ok(Says::Replied(CopyReply::Log { id, frames: frames(tail)? })),
         ReplyHead::Pages { id, at, next } => return Ok(Says::Replied(CopyReply::Pages { id, at, pages: pages(tail)?, next })),
         ReplyHead::Opened { promised } => return nothing(&tail).map(|()| Says::Opened { promised }),
+        ReplyHead::Proves { lineage, durable } => return nothing(&tail).map(|()| Says::Proves { lineage, durable }),
         ReplyHead::Lost { reason } => return nothing(&tail).map(|()| Says::Lost { reason }),
         ReplyHead::Raised { generation, state } => CopyReply::Raised { generation, state },
         ReplyHead::Refused { promised } => CopyReply::Refused { promised },

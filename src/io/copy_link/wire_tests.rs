@@ -46,6 +46,7 @@ fn requests() -> Vec<ToCopy> {
         CopyRequest::Rewind { generation, number: 4, archive: Some(TimelineId(9)), at: end, reign: Epoch(2) },
         CopyRequest::ReadArchive { id: 5, archive: TimelineId(9), from: Seq(3), bytes_max: 4096 },
         CopyRequest::DropArchive { generation, archive: TimelineId(9) },
+        CopyRequest::Reborn { generation, incarnation: Incarnation(78) },
     ];
     let drill = ToCopy::Drill { on_duty: false, delay: Duration::from_millis(50) };
     requests.into_iter().map(ToCopy::Request).chain([drill, ToCopy::Serving(true)]).collect()
@@ -69,6 +70,7 @@ fn sayings() -> Vec<Says> {
         control: b"state".to_vec(),
         reign: Epoch(3),
         archives: vec![ArchiveView { id: TimelineId(1 << 63), base: LogEnd::EMPTY, consistent: end, end }],
+        durable: frames[0].log_end(),
     };
     let reason = || "a reason".to_owned();
     let replies = vec![
@@ -98,7 +100,9 @@ fn sayings() -> Vec<Says> {
         CopyReply::Digested { id: 6, digest: Digest { hash: 1, pages: 2, bytes: 3, next: Some(PageNo(4)) } },
         CopyReply::Damaged { damage: Damage { file: "layer".to_owned(), reason: reason(), lost_write: true, healed: false } },
     ];
-    replies.into_iter().map(Says::Replied).chain([Says::Opened { promised: generation }, Says::Lost { reason: reason() }]).collect()
+    let others =
+        [Says::Opened { promised: generation }, Says::Proves { lineage: LineageId(5), durable: end }, Says::Lost { reason: reason() }];
+    replies.into_iter().map(Says::Replied).chain(others).collect()
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! How long writes stand still when the primary moves, as clients see it: between the last acknowledged commit before and the first after.
 //!
-//! The load is spread over the writer ports of all regions and never reconnects on purpose: whoever loses its connection counts. After the
-//! run every commit that was acknowledged is looked for.
+//! The load never reconnects on purpose: whoever loses its connection counts. Sessions that are idle while the primary moves, one in each
+//! region, must live through it. After the run every commit that was acknowledged is looked for; one that is missing fails the run.
 
 use super::Figure;
 use super::cluster::{Cluster, failed, sql};
@@ -95,26 +95,39 @@ fn longest_gap(acknowledged: &[(Instant, u64)], from: Instant, to: Instant) -> D
     times.windows(2).map(|w| w[1].since(w[0])).max().unwrap_or_else(|| to.since(from))
 }
 
-async fn json(cluster: &Cluster, args: &[&str]) -> Result<serde_json::Value, Failure> {
-    let exe = std::env::current_exe().map_err(|e| failed(format!("this program cannot find itself: {e}")))?;
-    let said = Command::new(exe)
-        .args(args)
-        .args(["--json", "--config", &cluster.text(0, "config")])
-        .output()
-        .await
-        .map_err(|e| failed(format!("{} cannot be run: {e}", args.join(" "))))?;
-    if !said.status.success() {
-        return Err(failed(format!("{} failed: {}", args.join(" "), String::from_utf8_lossy(&said.stderr).trim())));
-    }
-    serde_json::from_slice(&said.stdout).map_err(|e| failed(format!("{} answered something else: {e}", args.join(" "))))
-}
-
 async fn missing(cluster: &Cluster, region: usize, seen: &Seen) -> Result<usize, Failure> {
     let client = cluster.connect(region, "writer").await?;
     let rows = client.query("select id from moved", &[]).await.map_err(sql)?;
     let there: std::collections::BTreeSet<i64> = rows.iter().map(|r| r.get(0)).collect();
     let lost = |id: u64| !i64::try_from(id).is_ok_and(|id| there.contains(&id));
     Ok(seen.acknowledged.lock().iter().filter(|(_, id)| lost(*id)).count())
+}
+
+/// A session in each region's writer port that says nothing while the primary moves.
+struct Idle {
+    sessions: Vec<tokio_postgres::Client>,
+    failures: Vec<String>,
+    next: i64,
+}
+
+impl Idle {
+    async fn open(cluster: &Cluster, regions: usize) -> Result<Idle, Failure> {
+        let mut sessions = Vec::new();
+        for region in 0..regions {
+            sessions.push(cluster.connect(region, "writer").await?);
+        }
+        Ok(Idle { sessions, failures: Vec::new(), next: 0 })
+    }
+
+    /// Each says one statement, which must be done.
+    async fn wake(&mut self, round: u32) {
+        for (region, session) in self.sessions.iter().enumerate() {
+            self.next -= 1;
+            if let Err(e) = session.batch_execute(&format!("insert into moved values ({}, 'idle')", self.next)).await {
+                self.failures.push(format!("round {round}, region {region}: {e}"));
+            }
+        }
+    }
 }
 
 /// Planned: there and back, again and again, with 80 ms between the regions and 1 000 commits/s.
@@ -124,12 +137,14 @@ pub async fn switchover(dir: &Path, base_port: u16, rounds: u32) -> Result<Vec<F
     cluster.connect(0, "writer").await?.batch_execute("create table moved (id integer primary key, what text)").await.map_err(sql)?;
     let names = [cluster.text(0, "name"), cluster.text(1, "name")];
     let load = Load::start(&cluster, &[0]).await?;
+    let mut idle = Idle::open(&cluster, 3).await?;
     tokio::time::sleep(Duration::from_secs(2)).await;
     let (mut gaps, mut reported, mut phases) = (Vec::new(), Vec::new(), BTreeMap::<String, Vec<f64>>::new());
     for round in 0..rounds {
         let to = &names[usize::try_from(round + 1).unwrap_or(0) % 2];
         let began = clock::now();
-        let done = json(&cluster, &["switchover", "--to", to]).await?;
+        let done = cluster.json(0, &["switchover", "--to", to]).await?;
+        idle.wake(round).await;
         tokio::time::sleep(Duration::from_millis(1000)).await;
         gaps.push(ms(longest_gap(&load.seen.acknowledged.lock(), began, clock::now())));
         reported.extend(done["write_gap_ms"].as_f64());
@@ -144,6 +159,12 @@ pub async fn switchover(dir: &Path, base_port: u16, rounds: u32) -> Result<Vec<F
     let errors = format!("{:?}", seen.errors.lock());
     let (acknowledged, reconnected) = (seen.acknowledged.lock().len(), seen.reconnected.load(Ordering::Relaxed));
     Arc::try_unwrap(cluster).map_err(|_| failed("the load still runs"))?.stop().await;
+    if lost > 0 || !idle.failures.is_empty() {
+        let failures = idle.failures.join("; ");
+        return Err(failed(format!(
+            "{lost} acknowledged commits were lost in {rounds} switchovers; idle sessions that failed: [{failures}]"
+        )));
+    }
     let (gaps, reported) = (sorted(gaps), sorted(reported));
     let note = format!("{rounds} switchovers, 80 ms round trip, {COMMITS_PER_S} commits/s; errors {errors}, {reconnected} reconnections");
     let mut figures = vec![
@@ -151,6 +172,7 @@ pub async fn switchover(dir: &Path, base_port: u16, rounds: u32) -> Result<Vec<F
         Figure::new("switchover_gap_p99_ms", percentile(&gaps, 0.99), "ms", "at most 1500", "the same run"),
         Figure::new("switchover_gap_reported_p50_ms", percentile(&reported, 0.5), "ms", "", "what the command says"),
         Figure::new("switchover_lost", count(lost), "commits", "0", format!("of {acknowledged} acknowledged")),
+        Figure::new("switchover_idle_failed", count(idle.failures.len()), "sessions", "0", "three idle ones, woken after each move"),
     ];
     for (name, took) in phases {
         figures.push(Figure::new(format!("switchover_{name}_p50_ms"), percentile(&sorted(took), 0.5), "ms", "", "phase; one way is 40"));

@@ -14,7 +14,7 @@ use crate::io::join_tls;
 use crate::io::tls::ca_key_file;
 use crate::node::Event;
 use crate::ops::certs;
-use crate::ops::config::{Config, reachable, show_auto_failover};
+use crate::ops::config::{Config, reachable};
 use crate::ops::membership::roster::Roster;
 use parking_lot::Mutex;
 use std::net::SocketAddr;
@@ -287,7 +287,6 @@ impl Invites {
             lease_ms: ms(config.control.lease),
             renew_ms: ms(config.control.renew),
             drain_ms: ms(config.control.drain),
-            auto_failover: show_auto_failover(config.control.auto_failover),
         })
     }
 

@@ -14,7 +14,7 @@ use crate::ops::certs;
 use crate::ops::cli::{AskArgs, say};
 use crate::ops::client::Client;
 use crate::ops::config::{
-    Config, RawAutoFailover, RawConfig, RawControl, RawListen, RawMember, RawSql, RawTls, RawVolume, RawWitness, parse, reachable, render,
+    Config, RawConfig, RawControl, RawListen, RawMember, RawSql, RawTls, RawVolume, RawWitness, parse, reachable, render,
 };
 use crate::ops::failure::{FAILED, Failure, REFUSED, UNREACHABLE, USAGE, io_failure};
 use crate::ops::orders::line;
@@ -252,10 +252,6 @@ fn configured(
     let absolute = |dir: &PathBuf| std::path::absolute(dir).unwrap_or_else(|_| dir.clone());
     let port = |n: u16| SocketAddr::new(listen.ip(), listen.port().saturating_add(n)).to_string();
     let time = |ms: u64| Some(humantime::format_duration(Duration::from_millis(ms)).to_string());
-    let auto_failover = match welcome.auto_failover.strip_prefix("max_loss=") {
-        Some(bound) => RawAutoFailover::Loss([("max_loss".to_owned(), bound.to_owned())].into()),
-        None => RawAutoFailover::Word(welcome.auto_failover.clone()),
-    };
     let segment_kib = u64::from(welcome.segment_pages) * (crate::base::SEGMENT_PAGE_BYTES >> 10);
     let units = [("TiB", 30), ("GiB", 20), ("MiB", 10), ("KiB", 0)];
     let (unit, bits) = units.into_iter().find(|(_, bits)| segment_kib.is_multiple_of(1 << bits)).expect("BUG: KiB always do");
@@ -288,7 +284,7 @@ fn configured(
             lease: time(welcome.lease_ms),
             renew: time(welcome.renew_ms),
             drain: time(welcome.drain_ms),
-            auto_failover: Some(auto_failover),
+            auto_failover: None,
         }),
         witness: welcome.witness.as_ref().map(|(name, quic)| RawWitness { name: name.clone(), quic: quic.clone(), zone: None }),
         member,

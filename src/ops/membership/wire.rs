@@ -120,7 +120,6 @@ pub struct Welcome {
     pub lease_ms: u64,
     pub renew_ms: u64,
     pub drain_ms: u64,
-    pub auto_failover: String,
 }
 
 impl fmt::Debug for Welcome {

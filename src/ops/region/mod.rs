@@ -6,8 +6,10 @@
 mod links;
 mod ports;
 mod space;
+mod tails;
 mod view;
 
+use super::audit::AUDIT_DIR;
 use super::config::Config;
 use super::membership::retire;
 use super::membership::roster::Roster;
@@ -17,11 +19,12 @@ use crate::endpoint::pg::auth::ScramVerifier;
 use crate::endpoint::router::RoutedService;
 use crate::endpoint::{EmbeddedService, Port, SqlService, http, pg};
 use crate::head::embedded::{Engine, EngineSettings};
+use crate::io::audit::AuditWriter;
 use crate::io::clock;
 use crate::io::control_link::{CONTROL_MESSAGE_BYTES_MAX, ControlLinks};
 use crate::io::copies::{Copies, Listener, Whose};
 use crate::io::copy_link;
-use crate::io::driver::{self, Driver, Inbox, Queue, Shared};
+use crate::io::driver::{self, Around, Driver, Inbox, Queue, Shared};
 use crate::io::link;
 use crate::io::quic::Quic;
 use crate::io::tls::Material;
@@ -109,9 +112,13 @@ pub async fn run(config: Config, options: RunOptions, shutdown: watch::Receiver<
     let told = inbox.clone();
     control.when_removed(move |by| told.send(Event::SaidOut { by: by.clone() }));
     links.control_with(&control);
-    let dialler = Box::new(Arc::clone(&links));
-    let members = Members { links: control.clone(), quic: quic.clone(), roster, runtime: tokio::runtime::Handle::current() };
-    let driver = Driver::new(node, queue, copies, Arc::clone(&engine), Arc::clone(&shared), dialler, Box::new(members));
+    let around = Around {
+        dialler: Box::new(Arc::clone(&links)),
+        members: Box::new(Members { links: control.clone(), quic: quic.clone(), roster, runtime: tokio::runtime::Handle::current() }),
+        audit: Box::new(AuditWriter::start(&config.data_dir.join(AUDIT_DIR)).context("the audit cannot be written; see data_dir")?),
+        tails: Box::new(tails::Tails::new(&config, inbox.clone())),
+    };
+    let driver = Driver::new(node, queue, copies, Arc::clone(&engine), Arc::clone(&shared), around);
     let driver =
         std::thread::Builder::new().name("node".into()).spawn(move || driver.run()).context("the node's thread cannot be started")?;
 

@@ -3,10 +3,10 @@
 use super::links::Links;
 use super::space;
 use crate::base::{CopyId, MemberId, RegionName};
-use crate::control::{FailoverRecord, OpView, Order};
+use crate::control::{AutoFailover, FailoverRecord, OpView, Order};
 use crate::endpoint::http::RegionView;
 use crate::head::embedded::Engine;
-use crate::head::{GlobalStatusRow, InstanceStatusRow, StatusSource};
+use crate::head::{EventRow, GlobalStatusRow, InstanceStatusRow, StatusSource};
 use crate::io::clock;
 use crate::io::copies::slow::Drills;
 use crate::io::copies::{Drill, places};
@@ -17,7 +17,8 @@ use crate::io::tls::Subject;
 use crate::node::Event;
 use crate::node::report::{LagReport, OperatorEvent, RegionReport, Role, VolumeReport};
 use crate::ops::admin::{AdminAnswer, AdminPort, AdminRequest};
-use crate::ops::config::{Config, parse_auto_failover, show_auto_failover};
+use crate::ops::audit::AuditReport;
+use crate::ops::config::{Config, parse_auto_failover};
 use crate::ops::membership::invites::{Invited, Invites};
 use crate::ops::membership::retire;
 use crate::ops::witness::peers;
@@ -246,14 +247,37 @@ impl AdminPort for View {
         self.shared.ledger.read().failovers().to_vec()
     }
 
-    async fn set(&self, key: String, value: String) -> Result<String, String> {
-        if key == "auto_failover" {
-            let wanted = show_auto_failover(parse_auto_failover(&value)?);
-            return Err(format!(
-                "auto_failover={wanted} is a matter of the files: write it into [control] of every member's, the same everywhere, and restart them one by one"
-            ));
-        }
-        self.links.inbox().set(key, value).await
+    async fn set(&self, key: String, value: String, actor: String) -> Result<String, String> {
+        let auto = match key.as_str() {
+            "auto_failover" => Some(parse_auto_failover(&value)?),
+            "max_loss" => Some(parse_auto_failover(&format!("max_loss={value}"))?),
+            _ => None,
+        };
+        let Some(auto) = auto else { return self.links.inbox().set(key, value, actor).await };
+        self.links.inbox().set_auto_failover(auto, actor).await?;
+        let kept = async {
+            while !self.shared.control.read().as_ref().is_some_and(|c| c.auto == auto && c.auto_told) {
+                tokio::time::sleep(ORDER_LOOKED_FOR_EVERY).await;
+            }
+        };
+        let told = tokio::time::timeout(ORDER_KNOWN_WITHIN, kept).await.is_ok();
+        let how = if told { "a majority of the voters keeps it" } else { "whether a majority of the voters keeps it is not known yet" };
+        let lease = self.config.control.lease;
+        let then = match auto {
+            AutoFailover::MaxLoss(bound) => format!(
+                "; the bound is one of what is known to be lost, and a primary that is cut off may go on for the rest of its lease of {} beyond {}",
+                humantime::format_duration(lease),
+                humantime::format_duration(bound)
+            ),
+            AutoFailover::Lossless => "; that nothing is lost can be proven only while a rule of sync=1 or more is in force".to_owned(),
+            AutoFailover::Off => String::new(),
+        };
+        Ok(format!("auto_failover={auto} for the whole global cluster: {how}{then}"))
+    }
+
+    async fn audit(&self) -> Result<AuditReport, String> {
+        let region = self.config.region.clone();
+        AuditReport::of_running(region, &self.config.data_dir, || *self.shared.audit_head.lock()).await
     }
 
     async fn invite(&self, region: RegionName, ttl: Duration, listen: SocketAddr, address: Option<String>) -> Result<Invited, String> {
@@ -358,6 +382,23 @@ impl StatusSource for View {
             feedback_xmin: s.report.as_ref().map(|_| 0),
         });
         rows.collect()
+    }
+
+    fn events(&self) -> Vec<EventRow> {
+        let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+        let row = |e: OperatorEvent| EventRow {
+            no: number(e.no),
+            at: timestamp(e.at),
+            aws_region: e.region.to_string(),
+            kind: e.kind,
+            epoch: number(e.epoch.0),
+            durable_lsn: lsn(e.durable_lsn),
+            what: e.what,
+            operation: e.op,
+            actor: e.actor,
+            duration_in_msec: e.duration_ms.map(number),
+        };
+        RegionView::events(self, 0).into_iter().map(row).collect()
     }
 
     fn instance_status(&self) -> Vec<InstanceStatusRow> {

@@ -132,6 +132,7 @@ impl Appender {
                 peer.ingested = ingested;
                 // Its pages are the volume's; a reign it takes up anew.
                 (peer.joined_with, peer.reign) = (end.seq, Epoch(0));
+                self.note_rebuilt(copy, end);
                 self.mended(copy);
                 self.set_health(copy, CopyHealth::CatchingUp);
                 let history = self.history.clone();
@@ -156,6 +157,8 @@ impl Appender {
         if end.seq >= peer.acked.seq {
             peer.acked = end;
         }
+        self.note_acked(copy);
+        let peer = &mut self.peers[copy.index()];
         if peer.sent < end.seq {
             peer.sent = end.seq;
             peer.sent_lsn = end.end_lsn;
@@ -181,6 +184,7 @@ impl Appender {
             vdl = self.points.pop_front();
         }
         let Some(vdl) = vdl else { return };
+        self.record_again(now);
         let first = self.vdl == LogEnd::EMPTY;
         let before = self.vdl.seq;
         self.vdl = vdl;

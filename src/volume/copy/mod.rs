@@ -21,6 +21,7 @@ mod layer;
 mod manifest;
 mod merge;
 mod pages;
+mod proof;
 mod record;
 mod rewind;
 mod room;
@@ -34,6 +35,7 @@ pub use directory::{Directory, TimelineView};
 pub use jobs::{FlushDone, FlushJob, Slice};
 pub use manifest::Origin;
 pub use pages::{PageStore, ReadError};
+pub use proof::proven_durable;
 pub use rewind::ArchivedTail;
 pub use verify::{FileDamage, FilesVerdict, verify_files};
 
@@ -306,6 +308,7 @@ impl Copy {
             control: self.control.bytes.clone(),
             reign: self.manifest.rewinds.reign,
             archives: self.archives(),
+            durable: self.manifest.proves_durable().max(*self.wal.told()),
         }
     }
 
@@ -329,6 +332,7 @@ impl Copy {
         }
         let done = match request {
             CopyRequest::Raise { generation } => self.raise(generation, replies),
+            CopyRequest::Reborn { generation, incarnation } => self.reborn(generation, incarnation, replies),
             CopyRequest::Append { generation, frames, vdl, horizon, trim } => self.append(generation, frames, vdl, horizon, trim, replies),
             CopyRequest::PutControl { generation, version, control } => self.put_control(generation, version, &control, replies),
             CopyRequest::ReadLog { id, from, bytes_max } => self.read_log(id, from, bytes_max, replies),
@@ -426,6 +430,20 @@ impl Copy {
         Ok(())
     }
 
+    /// What lies here stays; it only does not count as what it was.
+    fn reborn(&mut self, generation: Generation, incarnation: Incarnation, replies: &mut Vec<CopyReply>) -> Result<(), DiskError> {
+        if !self.admit(generation, replies)? {
+            return Ok(());
+        }
+        if let Some(identity) = &mut self.identity {
+            let mut next = identity.clone();
+            next.incarnation = incarnation;
+            identity::store(&**self.directory.disk(), &next)?;
+            *identity = next;
+        }
+        self.raise(generation, replies)
+    }
+
     fn put_control(&mut self, generation: Generation, version: u64, bytes: &[u8], replies: &mut Vec<CopyReply>) -> Result<(), DiskError> {
         if self.admit(generation, replies)? {
             if version > self.control.version {
@@ -441,6 +459,7 @@ impl Copy {
     fn flush_pending(&mut self, replies: &mut Vec<CopyReply>) -> Result<(), DiskError> {
         let Some(generation) = self.pending_for.take() else { return Ok(()) };
         let frames = std::mem::take(&mut self.pending);
+        self.wal.tell(self.vdl);
         self.wal.append(&frames)?;
         // What is acknowledged here must not be replaced by pages of before: whoever appends goes on with the log that is here.
         self.drop_seed()?;
