@@ -9,7 +9,7 @@ use super::membership::MembersView;
 use super::message::ControlMessage;
 use super::state::VoterState;
 use super::types::{AutoFailover, FailoverRecord, LogPosition, LostTail, OpId, OpView, Order, VoterSet};
-use crate::base::{Epoch, Instant, LogEnd, RegionName};
+use crate::base::{Epoch, Instant, LineageId, LogEnd, RegionName};
 
 /// Everything that can wake a control core.
 #[derive(Clone, Debug)]
@@ -245,6 +245,8 @@ pub struct ControlView {
     pub grant_left_ms: u64,
     /// Regions that claimed to write at the same time; more than one is an emergency.
     pub writers_seen: u32,
+    /// Members of another lineage that this one met.
+    pub rivals: Vec<(RegionName, LineageId)>,
     /// Why this member does not do what one might expect of it.
     pub reason: Option<String>,
     pub op: Option<OpView>,

@@ -168,13 +168,6 @@ impl Control {
     pub(super) fn campaign_stands(&mut self, from: &RegionName, stands: Stands) {
         let Some(state) = &self.state else { return };
         if stands.lineage != state.lineage {
-            if stands.lineage.0 != 0 {
-                self.two_writers(format!(
-                    "{from} is of lineage {}, this is {}: two histories are never merged",
-                    stands.lineage,
-                    self.st().lineage
-                ));
-            }
             return;
         }
         if let Some((epoch, region)) = &stands.reign
@@ -382,6 +375,7 @@ impl Control {
         };
         let missing: Vec<RegionName> =
             self.who.others().chain([&self.who.name]).filter(|m| !campaign.votes.contains_key(*m)).cloned().collect();
+        self.tell_survivors();
         for to in missing {
             self.send(to, ControlMessage::Vote(vote.clone()));
         }
@@ -393,7 +387,8 @@ impl Control {
         if !counts {
             return;
         }
-        campaign.votes.insert(from, Heard::from(&voted));
+        campaign.votes.insert(from.clone(), Heard::from(&voted));
+        self.survivor_heard(&from);
         self.learn_auto(voted.auto);
         let state = self.state.as_mut().expect("BUG: a campaign without a state");
         if voted.voters_next.is_some() && state.voters_next.is_none() && voted.voters.version == state.voters.version {

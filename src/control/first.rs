@@ -169,6 +169,8 @@ impl From<VoterState> for state::VoterState {
             cut: s.cut,
             ledger: s.ledger.into(),
             audit: Audit::default(),
+            rivals: Vec::new(),
+            begun: None,
         }
     }
 }

@@ -218,6 +218,9 @@ impl Control {
 
     /// Rule 7: a majority answered one round, and none of those that answered promised more.
     fn judge_asking(&mut self) {
+        if !self.rivals().is_empty() {
+            return;
+        }
         let Some(holder) = &self.holder else { return };
         let Stage::Asking { stands, began, resumes, .. } = &holder.stage else { return };
         let (epoch, resumes) = (holder.epoch(), *resumes);
@@ -335,6 +338,7 @@ impl Control {
             ledger_digest: state.ledger.digest(),
         };
         let message = ControlMessage::Renew(renew);
+        self.tell_survivors();
         self.send(self.who.name.clone(), message.clone());
         self.send_others(&message);
         for (gone, left) in std::mem::take(&mut self.members.goodbyes) {
@@ -349,6 +353,8 @@ impl Control {
         let (now, share) = (self.now, self.who.settings.holder_share());
         let Some(holder) = self.holder.as_mut().filter(|h| h.epoch() == epoch) else { return };
         holder.granted_at.insert(from.clone(), now);
+        self.survivor_heard(from);
+        let Some(holder) = self.holder.as_mut() else { return };
         let Some(at) = holder.rounds.iter().position(|r| r.no == round) else { return };
         holder.rounds[at].grants.insert(from.clone());
         let state = self.state.as_mut().expect("BUG: a primary without a state");
@@ -387,6 +393,9 @@ impl Control {
     }
 
     fn lease_granted(&mut self, epoch: Epoch, until: Instant) {
+        if !self.rivals().is_empty() {
+            return;
+        }
         let holder = self.holder.as_mut().expect("BUG: granted without a reign");
         match holder.stage {
             Stage::Activating => {
@@ -485,6 +494,21 @@ impl Control {
             Stage::Reopening { .. } => self.ask(false),
             Stage::Activating => self.renew(),
             Stage::Asking { .. } | Stage::Taking => {}
+        }
+    }
+
+    /// Another lineage was met: nothing is acknowledged before it is retired, however many grant this one.
+    pub(super) fn holder_meets_rival(&mut self, reason: &str) {
+        let Some(holder) = &mut self.holder else { return };
+        match holder.stage {
+            Stage::Open => {
+                holder.valid_until = Instant::ZERO;
+                self.op_lease_lost(reason);
+                self.lease_lost(reason, None);
+                self.ask(false);
+            }
+            Stage::Reopening { .. } => self.ask(false),
+            Stage::Activating | Stage::Asking { .. } | Stage::Taking => {}
         }
     }
 

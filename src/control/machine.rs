@@ -11,6 +11,7 @@ use super::api::{ControlView, Input, Output, Role};
 use super::audit::Action;
 use super::campaign::Campaign;
 use super::holder::Holder;
+use super::lineage::Lineages;
 use super::lost::Lost;
 use super::membership::Members;
 use super::message::{ControlMessage, Round, Seen, Stands};
@@ -64,6 +65,7 @@ pub struct Control {
     pub(super) not_before: Instant,
     pub(super) orders: Orders,
     pub(super) members: Members,
+    pub(super) lineages: Lineages,
     pub(super) reason: Option<String>,
     /// Two writers were seen: which.
     pub(super) conflict: Option<String>,
@@ -85,6 +87,7 @@ impl Control {
         let incarnation = prng.next_u64();
         let mut control = Control {
             backoff: who.settings.backoff_min,
+            lineages: Lineages::default(),
             members: Members { files: who.regions.clone(), ..Members::default() },
             who,
             prng,
@@ -116,6 +119,7 @@ impl Control {
             inbox: VecDeque::new(),
             outputs: VecDeque::new(),
         };
+        control.conflict = control.rivalry();
         control.take_members();
         control.orders_after_restart();
         control
@@ -128,7 +132,10 @@ impl Control {
     /// When to call with `Timeout`, if nothing else happens.
     #[must_use]
     pub fn next_timeout(&self) -> Option<Instant> {
-        [self.holder_timeout(), self.campaign_timeout(), self.orders_timeout(), self.consider_timeout()].into_iter().flatten().min()
+        [self.holder_timeout(), self.campaign_timeout(), self.orders_timeout(), self.consider_timeout(), self.lineage_timeout()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// The commit gate: a commit of this region's reign may be acknowledged at `now` only while `now < lease_until()`. Zero when it
@@ -188,6 +195,7 @@ impl Control {
             voters_heard: self.holder.as_ref().map_or_else(Vec::new, |h| h.heard_since(now, self.who.settings.lease)),
             grant_left_ms: self.grant.as_ref().filter(|g| g.region != self.who.name).map_or(0, |g| ms(g.until)),
             writers_seen: u32::from(self.reign.is_some()) + u32::from(self.conflict.is_some()),
+            rivals: self.rivals().to_vec(),
             reason: (self.out().or_else(|| self.conflict.clone()))
                 .or_else(|| self.lost().map(str::to_owned))
                 .or_else(|| self.reason.clone()),
@@ -258,6 +266,7 @@ impl Control {
         self.holder_timers();
         self.campaign_timers();
         self.orders_timers();
+        self.lineage_timers();
         self.consider();
         self.settle();
     }
@@ -278,7 +287,12 @@ impl Control {
                 let stands = Box::new(self.stands(round));
                 self.send(from, ControlMessage::Stands(stands));
             }
+            ControlMessage::NewLineage(begun) => self.on_new_lineage(&from, *begun),
             ControlMessage::Stands(stands) => {
+                self.forcing_stands(&from, &stands);
+                if !self.same_lineage(&from, stands.lineage) {
+                    return;
+                }
                 if stands.round.incarnation == self.incarnation {
                     self.judge_known(&from, &stands);
                 }

@@ -7,6 +7,7 @@
 //! variant never changes its place.
 
 use super::chain::{Chain, EpochEntry};
+use super::lineage::NewLineage;
 use super::state::Ledger;
 use super::types::{AutoRule, FailoverRecord, OpId, OpView, Order, Standing, SyncRule, VoterSet};
 use crate::base::{Epoch, LineageId, LogEnd, RegionName, UnixMicros};
@@ -60,6 +61,8 @@ pub enum ControlMessage {
         id: OpId,
     },
     Ledger(Box<Ledger>),
+    /// An operator forced a new lineage, and this member survives in it.
+    NewLineage(Box<NewLineage>),
 }
 
 /// The primary's renewal of its lease, and the first word of a new one.

@@ -13,6 +13,7 @@ mod elect;
 mod first;
 mod handover;
 mod holder;
+pub mod lineage;
 mod lost;
 mod machine;
 pub mod membership;

@@ -87,7 +87,7 @@ impl Control {
             );
             return self.outputs.push_back(Output::OpMoved(Box::new(view)));
         }
-        if let Some(why) = self.out() {
+        if let Some(why) = self.out().filter(|_| !matches!(order.kind, OrderKind::NewLineage { .. })) {
             return self.refuse_new(&order, why);
         }
         if let Some(view) = self.op(order.id).cloned() {
@@ -103,8 +103,9 @@ impl Control {
         let executor = match &order.kind {
             OrderKind::Failover { to, .. } => Some(to.clone()),
             OrderKind::Switchover { .. } => reign.map(|(_, r)| r),
-            kind if kind.changes_members() => reign.map(|(_, r)| r),
-            _ => None,
+            // Of the region that is asked, whoever reigns.
+            OrderKind::NewLineage { .. } => Some(self.who.name.clone()),
+            OrderKind::SetVoters { .. } | OrderKind::AddRegion { .. } | OrderKind::RemoveRegion { .. } => reign.map(|(_, r)| r),
         };
         match executor {
             Some(to) if to == self.who.name => self.carry_out(order),
@@ -178,6 +179,7 @@ impl Control {
             OrderKind::Failover { consent, primary_is_down, .. } => self.failover(order, consent, primary_is_down.as_ref()),
             OrderKind::SetVoters { voters } => self.set_voters(order, voters),
             OrderKind::AddRegion { .. } | OrderKind::RemoveRegion { .. } => self.change_members(order),
+            OrderKind::NewLineage { .. } => self.new_lineage(order),
         }
     }
 
@@ -505,6 +507,9 @@ impl Control {
             if changing || reigns {
                 self.orders.running = Some(view);
                 self.orders.phase_since = self.now;
+            } else if matches!(view.order.kind, OrderKind::NewLineage { .. }) && !matches!(view.state, OpState::Running(Phase::Check)) {
+                // The lineage is another one already: it goes on as soon as the volume is there.
+                self.resume_lineage(view);
             } else if agreed {
                 self.publish(OpView { state: OpState::Done, ..view });
             } else if !handed && view.order.kind.to() == Some(&self.who.name) && matches!(view.order.kind, OrderKind::Switchover { .. }) {

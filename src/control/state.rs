@@ -11,6 +11,7 @@
 use super::audit::Audit;
 use super::chain::Chain;
 use super::first;
+use super::lineage::NewLineage;
 use super::types::{AutoRule, FailoverRecord, OpId, OpView, SyncRule, VoterSet};
 use crate::base::{Epoch, LineageId, RegionName, UnixMicros};
 use std::time::Duration;
@@ -49,6 +50,10 @@ pub struct VoterState {
     pub ledger: Ledger,
     /// The newest of what this member did, and where the chain of its audit ends.
     pub audit: Audit,
+    /// Members of another lineage that this one met: while there are any, nothing is written.
+    pub rivals: Vec<(RegionName, LineageId)>,
+    /// A lineage that was forced here, and those that survived and do not take part yet.
+    pub begun: Option<NewLineage>,
 }
 
 impl VoterState {
@@ -78,6 +83,8 @@ impl VoterState {
             cut: None,
             ledger: Ledger::default(),
             audit: Audit::default(),
+            rivals: Vec::new(),
+            begun: None,
         }
     }
 

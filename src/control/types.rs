@@ -249,6 +249,12 @@ pub enum OrderKind {
     RemoveRegion {
         region: RegionName,
     },
+    /// Another history goes on here. `stopped`: forced where a majority is lost, by the operator's word that the old primary is stopped;
+    /// without: a region that was taken out stands alone.
+    NewLineage {
+        survivors: Vec<RegionName>,
+        stopped: Option<RegionName>,
+    },
 }
 
 impl OrderKind {
@@ -256,7 +262,9 @@ impl OrderKind {
     pub fn to(&self) -> Option<&RegionName> {
         match self {
             OrderKind::Switchover { to } | OrderKind::Failover { to, .. } => Some(to),
-            OrderKind::SetVoters { .. } | OrderKind::AddRegion { .. } | OrderKind::RemoveRegion { .. } => None,
+            OrderKind::SetVoters { .. } | OrderKind::AddRegion { .. } | OrderKind::RemoveRegion { .. } | OrderKind::NewLineage { .. } => {
+                None
+            }
         }
     }
 
@@ -289,6 +297,11 @@ impl fmt::Display for OrderKind {
             }
             OrderKind::AddRegion { region, addr } => write!(f, "adding {region} at {addr}"),
             OrderKind::RemoveRegion { region } => write!(f, "taking out {region}"),
+            OrderKind::NewLineage { survivors, stopped } => {
+                let names: Vec<&str> = survivors.iter().map(RegionName::as_str).collect();
+                let how = stopped.as_ref().map_or_else(|| "on purpose".to_owned(), |r| format!("forced, by the word that {r} is stopped"));
+                write!(f, "a new lineage in {}, {how}", names.join(", "))
+            }
             OrderKind::SetVoters { voters } => {
                 let names: Vec<&str> = voters.iter().map(RegionName::as_str).collect();
                 write!(f, "voters {}", names.join(", "))

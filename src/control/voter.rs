@@ -34,7 +34,12 @@ impl Control {
         if self.state.is_none() {
             self.adopt(&renew);
         }
+        let ours = self.same_lineage(&from, renew.lineage);
         if let Err(reason) = self.may_grant(&renew) {
+            if !ours {
+                let stands = Box::new(self.stands(Round::default()));
+                self.send(from.clone(), ControlMessage::Stands(stands));
+            }
             let state = self.st();
             let (promised, reign) = (state.promised, self.reign.clone());
             self.send(from, ControlMessage::Refused { epoch, round, promised, reign, reason });
@@ -108,14 +113,13 @@ impl Control {
         self.take_members();
     }
 
-    fn may_grant(&mut self, renew: &Renew) -> Result<(), String> {
+    fn may_grant(&self, renew: &Renew) -> Result<(), String> {
         let (epoch, state) = (renew.entry.epoch, self.st());
         if renew.lineage != state.lineage {
             let what = format!(
                 "{} writes in lineage {} and this is {}: two histories are never merged",
                 renew.entry.region, renew.lineage, state.lineage
             );
-            self.two_writers(what.clone());
             return Err(what);
         }
         if renew.voters.version < state.voters.version {
@@ -192,6 +196,7 @@ impl Control {
     // ---- votes ----------------------------------------------------------------------------------------------------------
 
     pub(super) fn on_vote(&mut self, from: RegionName, vote: Vote) {
+        self.same_lineage(&from, vote.lineage);
         let Some(state) = &mut self.state else { return };
         if let Some(released) = vote.released
             && vote.lineage == state.lineage

@@ -178,7 +178,7 @@ fn not_readable(report: &RegionReport) -> Option<String> {
         return Some(format!("{} is starting{why}", report.region));
     }
     if report.readers == 0 && report.role == Role::Secondary {
-        return Some("no reader answers in this region".to_owned());
+        return Some(format!("no reader answers in this region{why}"));
     }
     // `idle` and `streaming` say that it has data, even if the log is still empty.
     let has_data = report.visible_lsn.0 > 0 || matches!(report.state, RegionState::Idle | RegionState::Streaming | RegionState::Writable);

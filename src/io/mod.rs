@@ -8,6 +8,7 @@ pub mod copies;
 pub mod copy_link;
 pub mod disk;
 pub mod driver;
+pub mod join_tls;
 pub mod killpoint;
 pub mod link;
 pub mod quic;

@@ -2,6 +2,7 @@
 //!
 //! Plain data, made from a control core's view, for status, metrics, HTTP and commands. Decides nothing; what is not known is `None`.
 
+use super::report::LineageIdText;
 use crate::base::{CommitRules, Epoch, LogEnd, Lsn, RegionName, UnixMicros};
 use crate::control::{ControlView, FailoverRecord, Ledger, OpState, OpView, OrderKind, Phase, Sureness, TouchedTable};
 
@@ -30,6 +31,8 @@ pub struct ControlReport {
     pub grant_left_ms: u64,
     /// Regions that claimed to write at the same time; more than 1 is an emergency.
     pub writers_seen: u32,
+    /// Members of another lineage that this one met, and which; while there are any, nothing is written.
+    pub rivals: Vec<RivalReport>,
     /// 0: nobody has changed the members, they are what the files say.
     pub members_version: u64,
     /// Where this member's file is older than that; sentences.
@@ -51,6 +54,13 @@ pub struct ControlReport {
     pub failovers: Vec<FailoverReport>,
     /// Its control links.
     pub peers: Vec<PeerReport>,
+}
+
+/// A member of another lineage.
+#[derive(Clone, Debug, PartialEq, bincode::Encode, bincode::Decode, serde::Serialize, serde::Deserialize)]
+pub struct RivalReport {
+    pub member: RegionName,
+    pub lineage: LineageIdText,
 }
 
 /// What an operation took, by phase.
@@ -87,7 +97,7 @@ pub struct PeerReport {
 #[derive(Clone, Debug, PartialEq, bincode::Encode, bincode::Decode, serde::Serialize, serde::Deserialize)]
 pub struct OperationReport {
     pub id: String,
-    /// `switchover`, `failover`, `set_voters`, `add_region`, `remove_region`.
+    /// `switchover`, `failover`, `set_voters`, `add_region`, `remove_region`, `new_lineage`.
     pub kind: String,
     pub from: Option<RegionName>,
     pub to: Option<RegionName>,
@@ -191,6 +201,7 @@ impl ControlReport {
             voters_heard: view.voters_heard.clone(),
             grant_left_ms: view.grant_left_ms,
             writers_seen: view.writers_seen,
+            rivals: view.rivals.iter().map(|(r, l)| RivalReport { member: r.clone(), lineage: LineageIdText::from(*l) }).collect(),
             members_version: view.voters.members.as_ref().map_or(0, |_| view.voters.version),
             stale: Vec::new(),
             rules: rules.map(|r| RulesReport { sync: r.sync, max_rpo_ms: r.max_rpo_ms, pause_alone: r.pause_alone }),
@@ -227,6 +238,7 @@ impl OperationReport {
             OrderKind::SetVoters { .. } => "set_voters",
             OrderKind::AddRegion { .. } => "add_region",
             OrderKind::RemoveRegion { .. } => "remove_region",
+            OrderKind::NewLineage { .. } => "new_lineage",
         };
         let (state, phase, reason) = match &op.state {
             OpState::Running(phase) => ("running", Some(phase.to_string()), None),

@@ -708,7 +708,8 @@ impl Node {
         self.links.insert(conn, peer.clone());
         if dialled {
             let epoch = self.epoch();
-            let hello = self.follower.hello(now, conn, &self.who, &self.appender, epoch);
+            let lineage = self.lineage();
+            let hello = self.follower.hello(now, conn, &self.who, &self.appender, lineage, epoch);
             if let (Stage::Following, Some(message)) = (&self.stage, hello) {
                 self.effects.push_back(Effect::Send { conn, message });
             } else {
@@ -910,7 +911,7 @@ impl Node {
             state,
             reason,
             epoch: self.epoch(),
-            lineage: self.appender.lineage().map(Into::into),
+            lineage: self.lineage().map(Into::into),
             primary: self.roles.reign.as_ref().map(|(_, primary)| primary.clone()),
             reported_at: wall,
             written_lsn: self.appender.end().end_lsn,
@@ -923,7 +924,7 @@ impl Node {
             retention: self.retention(),
             copies: copies.collect(),
             volume: report::VolumeReport::of(self.who.layout),
-            readers: 1,
+            readers: u32::from(!self.roles.hidden),
             secondaries: if matches!(self.stage, Stage::Leading) { self.leader.report(now, &self.limits, vdl) } else { Vec::new() },
             control: self
                 .control_view(now)

@@ -3,7 +3,8 @@
 //! What is not known is `None` and never 0. Times are on the reporting region's wall clock unless a name says otherwise.
 
 pub use super::control_report::{
-    CheckReport, ControlReport, DurationsReport, FailoverReport, LossReport, OperationReport, PeerReport, PhaseReport, RulesReport,
+    CheckReport, ControlReport, DurationsReport, FailoverReport, LossReport, OperationReport, PeerReport, PhaseReport, RivalReport,
+    RulesReport,
 };
 pub use crate::ship::{CatchUpKind, CatchUpReport, LagReport};
 

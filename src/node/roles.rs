@@ -577,7 +577,8 @@ impl Node {
         let ready = *self.appender.phase() == VolumePhase::Serving && matches!(self.stage, Stage::Following);
         if let (Some(conn), true) = (conn, ready) {
             let epoch = self.epoch();
-            let message = self.follower.hello_on(now, conn, primary.clone(), &self.who, &self.appender, epoch);
+            let lineage = self.lineage();
+            let message = self.follower.hello_on(now, conn, primary.clone(), &self.who, &self.appender, lineage, epoch);
             self.effects.push_back(Effect::Send { conn, message });
         }
     }

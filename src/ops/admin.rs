@@ -5,24 +5,26 @@
 //! region's QUIC port with mutual TLS (`io::link`), so whoever asks holds a certificate of this global cluster.
 //!
 //! ```text
-//!  byte 0   version of this protocol (1)
+//!  byte 0   version of this protocol (2)
 //!  rest     bincode, standard configuration; variants are only ever appended
 //! ```
 
 use super::audit::AuditReport;
 use super::events::{self, EventCursor};
+use super::membership::invites::Invited;
 use super::status::{self, ClusterStatus};
 use crate::base::{CopyId, RegionName};
 use crate::control::{FailoverRecord, OpView, Order};
 use crate::endpoint::http::RegionView;
 use crate::node::report::{ControlReport, FailoverReport, OperationReport, OperatorEvent, RegionReport, Role};
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::JoinSet;
 
 /// First byte of every question and answer.
-pub const ADMIN_VERSION: u8 = 1;
+pub const ADMIN_VERSION: u8 = 2;
 /// Longest question, bytes.
 pub const REQUEST_BYTES_MAX: usize = 16 << 10;
 /// Longest answer, bytes; also what a decoder may allocate for one, several times over.
@@ -82,6 +84,19 @@ pub enum AdminRequest {
     },
     /// What was done to the member, and whether its record of that is whole.
     Audit,
+    /// Makes an invitation for a new region. Only of a region's own commands.
+    Invite {
+        region: RegionName,
+        ttl_ms: u64,
+        listen: String,
+        address: Option<String>,
+    },
+    /// Where the CA's key is, if it is on this region's machine.
+    Authority,
+    /// Gives this region's lineage up: its process ends, and its next start is an empty secondary. Only of a region's own commands.
+    Retire {
+        lineage: String,
+    },
 }
 
 /// The answer to it.
@@ -105,6 +120,7 @@ pub enum AdminAnswer {
     Ops(Vec<OperationReport>),
     Failovers(Vec<FailoverReport>),
     Audit(Box<AuditReport>),
+    Invited(Box<Invited>),
 }
 
 /// Why bytes are not a question or an answer.
@@ -229,6 +245,15 @@ pub trait AdminPort: Send + Sync + 'static {
 
     /// This region's audit.
     async fn audit(&self) -> Result<AuditReport, String>;
+
+    /// Invites a region. The error is a sentence.
+    async fn invite(&self, region: RegionName, ttl: Duration, listen: SocketAddr, address: Option<String>) -> Result<Invited, String>;
+
+    /// Where the CA's key is on this machine; or that it is not.
+    fn authority(&self) -> Result<String, String>;
+
+    /// Gives this region's lineage up. Both ways a sentence.
+    fn retire(&self, lineage: &str) -> Result<String, String>;
 }
 
 /// Answers a question. `members` are all regions, in the order to show them; the one `view` tells of is not asked over the wire.
@@ -304,6 +329,12 @@ async fn answer_within(
         AdminRequest::Ops => AdminAnswer::Ops(port.ops().iter().map(OperationReport::of).collect()),
         AdminRequest::Failovers => AdminAnswer::Failovers(port.failovers().iter().map(FailoverReport::of).collect()),
         AdminRequest::Set { key, value, actor } => set(timeout, (key, value, actor), &*view, &port).await,
+        AdminRequest::Invite { region, ttl_ms, listen, address } => {
+            let own = view.report().region;
+            invite(timeout, &own, members, &port, (region, Duration::from_millis(ttl_ms), listen, address)).await
+        }
+        AdminRequest::Authority => done(port.authority()),
+        AdminRequest::Retire { lineage } => done(port.retire(&lineage)),
     }
 }
 
@@ -329,6 +360,36 @@ async fn set(
             "no primary is known here, and only a primary has this rule; `parhelion status` shows what is going on".into(),
         ),
     }
+}
+
+/// Without the CA's key it is asked who has it.
+async fn invite(
+    timeout: Duration,
+    own: &RegionName,
+    members: &[RegionName],
+    port: &Arc<dyn AdminPort>,
+    (region, ttl, listen, address): (RegionName, Duration, String, Option<String>),
+) -> AdminAnswer {
+    let Ok(listen) = listen.parse() else { return AdminAnswer::Refused(format!("{listen} is no address: write IP:port")) };
+    let Err(missing) = port.authority() else {
+        return match port.invite(region, ttl, listen, address).await {
+            Ok(invited) => AdminAnswer::Invited(Box::new(invited)),
+            Err(why) => AdminAnswer::Refused(why),
+        };
+    };
+    let said = ask_all(timeout, port, others(members, own).map(|r| (r, AdminRequest::Authority)).collect()).await;
+    let has = said.into_iter().find_map(|(r, answer)| match answer {
+        Ok(AdminAnswer::Done(place)) => Some((r, place)),
+        _ => None,
+    });
+    AdminAnswer::Refused(match has {
+        Some((other, place)) => format!(
+            "{own} cannot issue certificates ({missing}); {other} can, with {place}. There: parhelion invite --region {region} --config <the file of {other}>"
+        ),
+        None => format!(
+            "{own} cannot issue certificates ({missing}), nor can any region that answers: bring the CA's key, as parhelion certs made it, to one of them for the time of this"
+        ),
+    })
 }
 
 fn others<'a>(members: &'a [RegionName], own: &RegionName) -> impl Iterator<Item = RegionName> + use<'a> {

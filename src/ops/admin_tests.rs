@@ -76,6 +76,18 @@ impl AdminPort for Port {
     fn failovers(&self) -> Vec<FailoverRecord> {
         Vec::new()
     }
+    async fn invite(&self, region: RegionName, _: Duration, _: std::net::SocketAddr, _: Option<String>) -> Result<super::Invited, String> {
+        Err(format!("{region} is a member already"))
+    }
+
+    fn retire(&self, lineage: &str) -> Result<String, String> {
+        Err(format!("{lineage} has met no other"))
+    }
+
+    fn authority(&self) -> Result<String, String> {
+        Err("ca.key does not exist here".into())
+    }
+
     async fn set(&self, key: String, value: String, _actor: String) -> Result<String, String> {
         Ok(format!("{key} is {value}"))
     }

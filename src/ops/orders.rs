@@ -269,6 +269,7 @@ fn continues<'a>(kind: &OrderKind, known: &'a [OperationReport], report: &Contro
         OrderKind::Failover { .. } => "failover",
         OrderKind::AddRegion { .. } => "add_region",
         OrderKind::RemoveRegion { .. } => "remove_region",
+        OrderKind::NewLineage { .. } => return known.iter().find(|o| o.kind == "new_lineage" && o.is_running()),
         OrderKind::SetVoters { .. } => return None,
     };
     if kind.changes_members() {

@@ -115,7 +115,7 @@ pub fn notes(roles: &RolesStatus, answers: &BTreeMap<RegionName, Result<RegionRe
         };
         let list: Vec<String> = lineages.iter().map(of).collect();
         notes.push(format!(
-            "EMERGENCY: the regions hold {} histories of different origin ({}); they are never merged: decide which one counts, and take the others out",
+            "EMERGENCY: the regions hold {} histories of different origin ({}); they are never merged, and nobody writes. Decide which one goes on; in each region of the other: parhelion retire --lineage LINEAGE --confirm REGION --config FILE",
             lineages.len(),
             list.join("; ")
         ));

@@ -249,6 +249,7 @@ fn roles(member: &str, role: &str) -> ControlReport {
         voters_heard: if leads { voters() } else { Vec::new() },
         grant_left_ms: if leads { 0 } else { 5100 },
         writers_seen: u32::from(leads),
+        rivals: Vec::new(),
         members_version: 0,
         stale: Vec::new(),
         rules: leads.then_some(RulesReport { sync: 0, max_rpo_ms: Some(2000), pause_alone: false }),

@@ -300,6 +300,14 @@ impl Cluster {
         self.by_hand.push((name.to_owned(), process));
     }
 
+    /// Waits for the end of a region that was started by hand and ends by itself.
+    pub fn until_ended(&mut self, name: &str) {
+        let i = self.by_hand.iter().position(|(n, _)| n == name).expect("it was started by hand");
+        let (_, mut process) = self.by_hand.remove(i);
+        let status = wait(&mut process.child, "a region that ends by itself");
+        assert_eq!(status.code(), Some(0), "{}", tail(&process.log));
+    }
+
     /// Ends a region that was started by hand, as Ctrl-C does.
     pub fn stop_region(&mut self, name: &str) {
         let i = self.by_hand.iter().position(|(n, _)| n == name).expect("it was started by hand");

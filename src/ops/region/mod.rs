@@ -11,6 +11,7 @@ mod view;
 
 use super::audit::AUDIT_DIR;
 use super::config::Config;
+use super::membership::retire;
 use super::membership::roster::Roster;
 use crate::base::{Prng, RegionName};
 use crate::control::{ControlMessage, MembersView};
@@ -52,6 +53,9 @@ pub struct RunOptions {
 /// When it cannot start, with a sentence that says what to do.
 pub async fn run(config: Config, options: RunOptions, shutdown: watch::Receiver<bool>) -> anyhow::Result<()> {
     let _lock = lock(&config.data_dir, &config.file, &format!("region {}", config.region))?;
+    if let Some(to) = retire::carry_out(&config.data_dir).context("the copies of a retired lineage cannot be moved away")? {
+        tracing::warn!("this region was retired: what it had lies in {}; it is seeded anew", to.display());
+    }
     let material = Arc::new(Material::load(&config.tls_dir, &config.cluster, &config.region, &config.file, clock::unix_now())?);
     if let Some(warning) = material.expiry_warning(clock::unix_now(), &config.file) {
         tracing::warn!("{warning}");
@@ -87,7 +91,7 @@ pub async fn run(config: Config, options: RunOptions, shutdown: watch::Receiver<
     let who = Identity {
         cluster: config.cluster.clone(),
         region: config.region.clone(),
-        founder: config.founder.clone(),
+        founder: retire::founder(&config.data_dir, &config.region, &config.founder, &regions),
         members: regions.clone(),
         addrs: config.addrs(),
         witness,
@@ -147,7 +151,10 @@ pub async fn run(config: Config, options: RunOptions, shutdown: watch::Receiver<
         "the region process runs"
     );
 
-    let why = until_told(options, shutdown).await;
+    let why = tokio::select! {
+        why = until_told(options, shutdown) => why,
+        () = view.retired() => "an operator retired it",
+    };
     tracing::info!("stopping: {why}");
     let _ = stop.send(true);
     while servers.join_next().await.is_some() {}

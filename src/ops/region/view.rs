@@ -19,12 +19,15 @@ use crate::node::report::{LagReport, OperatorEvent, RegionReport, Role, VolumeRe
 use crate::ops::admin::{AdminAnswer, AdminPort, AdminRequest};
 use crate::ops::audit::AuditReport;
 use crate::ops::config::{Config, parse_auto_failover};
+use crate::ops::membership::invites::{Invited, Invites};
+use crate::ops::membership::retire;
 use crate::ops::witness::peers;
 use crate::volume::identity::Home;
 use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -41,6 +44,8 @@ pub struct View {
     shared: Arc<Shared>,
     links: Arc<Links>,
     drills: Drills,
+    invites: Arc<Invites>,
+    retired: tokio::sync::Notify,
     engine: OnceLock<Arc<Engine>>,
     /// The last reports of the other regions.
     others: RwLock<BTreeMap<RegionName, RegionReport>>,
@@ -51,11 +56,14 @@ pub struct View {
 
 impl View {
     pub fn new(config: &Config, shared: Arc<Shared>, links: Arc<Links>, drills: Drills) -> Arc<View> {
+        let invites = Invites::new(config, links.inbox().clone(), Arc::clone(&shared), Arc::clone(links.roster()));
         let view = Arc::new(View {
             config: config.clone(),
             shared,
             links,
             drills,
+            invites,
+            retired: tokio::sync::Notify::new(),
             engine: OnceLock::new(),
             others: RwLock::new(BTreeMap::new()),
             space: RwLock::new(None),
@@ -86,11 +94,21 @@ impl View {
         view
     }
 
+    /// Until an operator has retired this region.
+    pub async fn retired(&self) {
+        self.retired.notified().await;
+        // The answer to that leaves first.
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+
     pub fn attach(&self, engine: &Arc<Engine>) {
         let _ = self.engine.set(Arc::clone(engine));
     }
 
     async fn refresh(&self) {
+        if self.shared.control.read().as_ref().is_some_and(|c| c.out.is_some()) {
+            return self.others.write().clear(); // nobody answers it any more
+        }
         for region in self.links.roster().regions().into_iter().filter(|r| *r != self.config.region) {
             let asked = tokio::time::timeout(REFRESH_EVERY, self.ask(&region, AdminRequest::Report)).await;
             match asked {
@@ -138,7 +156,8 @@ impl RegionView for View {
     }
 
     fn refusals(&self) -> Vec<(String, u64)> {
-        RefusalKind::ALL.iter().map(|k| (k.label().to_owned(), self.links.quic().refusals().get(*k))).collect()
+        let links = RefusalKind::ALL.iter().map(|k| (k.label().to_owned(), self.links.quic().refusals().get(*k)));
+        links.chain(self.invites.refusals()).collect()
     }
 
     #[expect(clippy::cast_precision_loss, reason = "metrics are floating point")]
@@ -259,6 +278,40 @@ impl AdminPort for View {
     async fn audit(&self) -> Result<AuditReport, String> {
         let region = self.config.region.clone();
         AuditReport::of_running(region, &self.config.data_dir, || *self.shared.audit_head.lock()).await
+    }
+
+    async fn invite(&self, region: RegionName, ttl: Duration, listen: SocketAddr, address: Option<String>) -> Result<Invited, String> {
+        self.invites.invite(region, ttl, listen, address).await
+    }
+
+    fn retire(&self, lineage: &str) -> Result<String, String> {
+        let report = self.report();
+        let (region, own) = (&self.config.region, report.lineage.map(|l| l.0).unwrap_or_default());
+        let rivals = self.shared.control.read().as_ref().map(|c| c.rivals.clone()).unwrap_or_default();
+        let given = lineage.to_ascii_lowercase();
+        if given.len() < 8 || !own.starts_with(&given) {
+            return Err(format!("{region} is of lineage {own}, and not of {lineage}; where that one is: parhelion status"));
+        }
+        if rivals.is_empty() {
+            return Err(format!("{region} has met no member of another lineage: there is nothing to retire it for"));
+        }
+        if !self.config.copies.is_empty() {
+            return Err(format!(
+                "copies of {region} are in processes of their own: stop all, move their directories away, and start them empty"
+            ));
+        }
+        retire::order(&self.config.data_dir, &own)?;
+        self.retired.notify_one();
+        Ok(format!(
+            "{region} gives up lineage {own} and its process ends; start it again: parhelion region --config {}. Its copies are moved into {}/retired then, \
+             and it is seeded as a secondary of the other lineage",
+            self.config.file.display(),
+            self.config.data_dir.display()
+        ))
+    }
+
+    fn authority(&self) -> Result<String, String> {
+        self.invites.authority()
     }
 
     async fn slow_copy(&self, copy: CopyId, delay: Duration) -> Result<String, String> {
