@@ -377,6 +377,8 @@ fn a_forced_lineage_meets_the_old_one_and_nobody_writes_before_one_is_retired() 
         must(&region.config, &["retire", "--lineage", &before, "--confirm", &region.name, "--json"]);
         cluster.until_ended(&region.name);
         cluster.start_region(&region.name);
+    }
+    for region in [&old, &other] {
         until("it follows the other lineage", || {
             let rows = ready.sql(&region.reader, "select count(*) from t")?;
             ensure(rows == "2" && lineage_of(region)? == forced, rows)

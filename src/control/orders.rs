@@ -87,15 +87,20 @@ impl Control {
             );
             return self.outputs.push_back(Output::OpMoved(Box::new(view)));
         }
-        if let Some(why) = self.out().filter(|_| !matches!(order.kind, OrderKind::NewLineage { .. })) {
-            return self.refuse_new(&order, why);
-        }
         if let Some(view) = self.op(order.id).cloned() {
             self.outputs.push_back(Output::OpMoved(Box::new(view.clone())));
             if !view.state.is_final() && view.by != self.who.name {
                 self.send(view.by, ControlMessage::Ask { id: order.id });
             }
             return;
+        }
+        if let Some(why) = self.out().filter(|_| !matches!(order.kind, OrderKind::NewLineage { .. })) {
+            // That it was taken out it may hear before it hears that this is done.
+            if order.kind == (OrderKind::RemoveRegion { region: self.who.name.clone() }) {
+                let view = self.view_of(&order, OpState::Done);
+                return self.publish(view);
+            }
+            return self.refuse_new(&order, why);
         }
         if order.at_epoch.is_none() {
             order.at_epoch = reign.as_ref().map(|(e, _)| *e);

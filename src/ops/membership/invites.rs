@@ -36,6 +36,8 @@ const GUESTS_MAX: usize = 8;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// An order to make the region a member is waited for so long.
 const ORDER_WITHIN: Duration = Duration::from_secs(20);
+/// The same for a look whether it could be one: the command waits no longer.
+const LOOK_WITHIN: Duration = Duration::from_secs(3);
 const LOOK_EVERY: Duration = Duration::from_millis(30);
 /// Days that the certificate of a region that joins is valid.
 const CERTIFICATE_DAYS: u32 = 365;
@@ -315,7 +317,7 @@ impl Invites {
                 }
             }
         };
-        tokio::time::timeout(ORDER_WITHIN, ended)
+        tokio::time::timeout(if dry_run { LOOK_WITHIN } else { ORDER_WITHIN }, ended)
             .await
             .unwrap_or_else(|_| Err("the primary has not answered; look at parhelion status, then try again".into()))
     }
