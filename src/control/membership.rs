@@ -13,8 +13,9 @@ use super::audit::Action;
 use super::machine::Control;
 use super::orders::list;
 use super::types::{OpState, Order, OrderKind, Phase, VoterSet};
-use crate::base::{LogEnd, RegionName};
+use crate::base::{Instant, LogEnd, RegionName};
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 /// Names of regions that were taken out and are remembered.
 const REMOVED_MAX: usize = 32;
@@ -155,6 +156,8 @@ pub(super) struct Members {
     pub files: Vec<RegionName>,
     pub told: MembersView,
     pub leaving: Option<Leaving>,
+    /// An order that waits until the voters have followed an earlier change, and how long.
+    pub waiting: Option<(Order, Instant)>,
     /// Regions that are no members any more and are told so with the next renewals.
     pub goodbyes: Vec<(RegionName, u8)>,
     /// Members that refused this one: they say that it was taken out.
@@ -255,10 +258,38 @@ impl Control {
         if let Some(reason) = self.members_refusal(&order.kind) {
             return self.refuse_new(&order, reason);
         }
+        self.start(order.clone());
         if order.dry_run {
-            self.start(order);
             return self.finish(OpState::Done);
         }
+        if self.st().voters_next.is_some() {
+            // The voters are just following an earlier change.
+            let until = self.now + Duration::from_millis(order.timeout_ms);
+            self.members.waiting = Some((order, until));
+            return;
+        }
+        self.begin_change(&order);
+    }
+
+    /// What waited for an earlier change, if that is over.
+    fn begin_what_waited(&mut self) {
+        let over = |until: Instant| self.now >= until;
+        let Some((order, until)) = self.members.waiting.clone() else { return };
+        if !self.is_running(order.id) {
+            self.members.waiting = None;
+        } else if self.st().voters_next.is_none() {
+            self.members.waiting = None;
+            match self.members_refusal(&order.kind) {
+                Some(reason) => self.op_refused(order.id, reason),
+                None => self.begin_change(&order),
+            }
+        } else if over(until) {
+            self.members.waiting = None;
+            self.op_refused(order.id, "another change of the members or voters does not come to its end; see parhelion status".into());
+        }
+    }
+
+    fn begin_change(&mut self, order: &Order) {
         let before = self.membership();
         let version = self.st().voters.version + 1;
         let voters = self.st().voters.voters.clone();
@@ -271,7 +302,6 @@ impl Control {
             }
             _ => unreachable!("BUG: another kind of order"),
         };
-        self.start(order);
         self.set_phase(Phase::Agree);
         self.propose(voters, Some(members));
     }
@@ -291,9 +321,6 @@ impl Control {
         let Some(holder) = self.holder.as_ref().filter(|h| h.is_open()) else {
             return Some("only a primary with its lease changes the members".to_owned());
         };
-        if self.st().voters_next.is_some() {
-            return Some("another change of the members or voters is under way; wait for it: parhelion op".to_owned());
-        }
         let members = self.membership();
         let (names, witness) = (members.names(), self.who.witness.as_ref());
         match kind {
@@ -451,10 +478,11 @@ impl Control {
     pub(super) fn members_timers(&mut self) {
         let open = self.holder.as_ref().is_some_and(super::holder::Holder::is_open);
         if !open {
-            self.members.leaving = None;
+            (self.members.leaving, self.members.waiting) = (None, None);
             return;
         }
         self.mark_leaving();
+        self.begin_what_waited();
         let ordered = self.orders.running.as_ref().is_some_and(|v| !matches!(v.order.kind, OrderKind::RemoveRegion { .. }));
         if !ordered && self.orders.handing.is_none() {
             self.adjust_voters();

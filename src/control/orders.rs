@@ -507,7 +507,9 @@ impl Control {
             let state = self.st();
             let reigns = state.chain.top().is_some_and(|top| top.op == Some(id) && top.region == self.who.name);
             let handed = state.handed_to.as_ref().is_some_and(|(_, op)| *op == id);
-            let changing = view.order.kind.changes_members() && state.voters_next.is_some();
+            // One that waited for an earlier change is not the one under way.
+            let waited = !matches!(view.order.kind, OrderKind::SetVoters { .. }) && matches!(view.state, OpState::Running(Phase::Check));
+            let changing = view.order.kind.changes_members() && state.voters_next.is_some() && !waited;
             let agreed = self.is_as_ordered(&view.order.kind);
             if changing || reigns {
                 self.orders.running = Some(view);

@@ -173,12 +173,7 @@ impl Shared {
     }
 
     fn op_moved(&self, op: OpView) {
-        let mut moved = self.moved.lock();
-        moved.retain(|o| o.order.id != op.order.id);
-        if moved.len() >= MOVED_KEPT {
-            moved.pop_front();
-        }
-        moved.push_back(op);
+        note_moved(&mut self.moved.lock(), op);
     }
 
     /// Operations that this region knows of, the newest first: those that moved lately, then what the ledger has.
@@ -202,6 +197,18 @@ impl Shared {
     pub fn link_to(&self, region: &RegionName) -> Option<Link> {
         self.links.read().values().rev().find(|l| l.peer() == region && !l.is_closed()).cloned()
     }
+}
+
+/// News of an operation come in any order; what is final stays.
+fn note_moved(moved: &mut VecDeque<OpView>, op: OpView) {
+    if moved.iter().any(|o| o.order.id == op.order.id && o.state.is_final() && !op.state.is_final()) {
+        return;
+    }
+    moved.retain(|o| o.order.id != op.order.id);
+    if moved.len() >= MOVED_KEPT {
+        moved.pop_front();
+    }
+    moved.push_back(op);
 }
 
 /// Carries what the control core says to other members; may drop it.
@@ -504,5 +511,41 @@ impl Driver {
             *self.shared.ledger.write() = Arc::new(ledger.clone());
         }
         *self.shared.report.write() = Arc::new(self.node.report(now, clock::unix_now()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::UnixMicros;
+    use crate::control::{OpId, OpState, Order, OrderKind, Phase};
+
+    #[test]
+    fn the_end_of_an_operation_stays_whatever_comes_late() {
+        let region = RegionName::new("us-east").unwrap();
+        let view = |state: OpState| OpView {
+            order: Order {
+                id: OpId(7),
+                kind: OrderKind::RemoveRegion { region: region.clone() },
+                dry_run: true,
+                timeout_ms: 1,
+                at_epoch: None,
+                actor: String::new(),
+            },
+            from: None,
+            by: region.clone(),
+            state,
+            phases: Vec::new(),
+            began_at: UnixMicros(0),
+            epoch: None,
+            checks: Vec::new(),
+            loss: None,
+            predicted_gap_ms: None,
+        };
+        let mut moved = VecDeque::new();
+        for state in [OpState::Running(Phase::Check), OpState::Done, OpState::Running(Phase::Check)] {
+            note_moved(&mut moved, view(state));
+        }
+        assert_eq!(moved.iter().map(|o| o.state.clone()).collect::<Vec<_>>(), [OpState::Done]);
     }
 }

@@ -442,6 +442,31 @@ fn a_region_is_taken_out_serves_nothing_and_is_taken_in_again() {
 }
 
 #[test]
+fn an_order_waits_while_the_voters_follow_an_earlier_one() {
+    let mut world = world(4, false);
+    order(&mut world, 0, 1, remove(3));
+    order(&mut world, 0, 2, add(3));
+    world.run_for(300).unwrap();
+    order(&mut world, 0, 3, remove(2));
+    order(&mut world, 0, 4, add(2));
+    world.run_for(4000).unwrap();
+    // One operation at a time; what only the voters' own steps hold up is done after them.
+    for id in [2, 4] {
+        assert!(matches!(op(&world, 0, id).state, OpState::Superseded { .. } | OpState::Done), "{:?}", op(&world, 0, id).state);
+    }
+    assert_eq!((op(&world, 0, 1).state, op(&world, 0, 3).state), (OpState::Done, OpState::Done));
+    order(&mut world, 0, 5, add(2));
+    world.run_for(20).unwrap();
+    for (id, kind) in (6..).zip([add(3), remove(2), add(2), remove(3), add(3)]) {
+        order(&mut world, 0, id, kind);
+        world.run_for(3000).unwrap();
+        assert!(!matches!(op(&world, 0, id).state, OpState::Running(_)), "{id}: {:?}", op(&world, 0, id).state);
+    }
+    world.run_for(20_000).unwrap();
+    assert_eq!(voters(&world, 0).len(), 3);
+}
+
+#[test]
 fn a_region_that_was_taken_out_while_it_was_away_is_told_by_whomever_it_asks() {
     let mut world = world(4, false);
     order(&mut world, 0, 1, switchover(1));
