@@ -46,7 +46,10 @@ fn a_primary_whose_six_copies_are_older_than_what_others_have_halts_until_an_ope
         ensure(row["reason"].as_str().is_some_and(|r| r.contains("have lost log that was durable")), &row).map(|()| row)
     });
     let reason = row["reason"].as_str().unwrap();
-    assert!(row["state"] == "fenced" && reason.contains("what can be proven ends at seq") && reason.contains("parhelion failover --to"), "{row}");
+    assert!(
+        row["state"] == "fenced" && reason.contains("what can be proven ends at seq") && reason.contains("parhelion failover --to"),
+        "{row}"
+    );
     let refused = ready.sql(&old.writer, "insert into t values (4)").unwrap_err();
     assert!(!refused.is_empty());
     let events = cluster.events(&old.name).unwrap();

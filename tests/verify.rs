@@ -189,7 +189,10 @@ fn other_page(dir: &Path) -> u32 {
     let generation = copy.promised();
     let mut replies = Vec::new();
     let (frames, at) = (Vec::new(), state.consistent);
-    copy.handle(CopyRequest::Append { generation, frames, vdl: at, horizon: Lsn(0), trim: parhelion::base::Seq(0), gate: None }, &mut replies);
+    copy.handle(
+        CopyRequest::Append { generation, frames, vdl: at, horizon: Lsn(0), trim: parhelion::base::Seq(0), gate: None },
+        &mut replies,
+    );
     copy.flush(&mut replies);
     while copy.ingest(&mut replies) {}
     let mut pages = Vec::new();

@@ -83,7 +83,9 @@ impl Leader {
 
     /// Where the secondary that is farthest behind would begin its reign. One that is away for long, or never had anything, is not waited for.
     pub(super) fn fork(&self, now: Instant, limits: &Limits) -> Option<Lsn> {
-        let of = |region: &RegionName, known: &Known| self.senders.values().find(|s| s.region() == region).map_or(known.durable, |s| *s.durable());
+        let of = |region: &RegionName, known: &Known| {
+            self.senders.values().find(|s| s.region() == region).map_or(known.durable, |s| *s.durable())
+        };
         let lately = self.known.iter().filter(|(_, k)| k.gone_at.is_none_or(|t| now.since(t) < limits.log_retain));
         lately.map(|(region, known)| of(region, known)).filter(|at| *at != LogEnd::EMPTY).map(|at| at.end_lsn).min()
     }
@@ -236,7 +238,9 @@ impl Node {
                     Start::ResumedSeed => "in the middle of a seed, which resumes".into(),
                     Start::Log | Start::Rewind { .. } => format!("resumes behind {}", sender.received()),
                 };
-                if let Some(had) = self.leader.known.get(peer).map(|k| k.durable).filter(|had| start == Start::Log && *had > *sender.durable()) {
+                if let Some(had) =
+                    self.leader.known.get(peer).map(|k| k.durable).filter(|had| start == Start::Log && *had > *sender.durable())
+                {
                     let has = *sender.durable();
                     self.note("secondary_lost_log", format!("{peer} had everything durable up to {had} and has it up to {has} now: its disks lost what they said was synced. It comes again"));
                 }

@@ -535,7 +535,10 @@ impl Node {
             (Start::Follow, Found::Log { end, consistent, lost, .. }) => {
                 self.note("recovered", format!("the log ends at {end}; following"));
                 if let Some(lost) = &lost {
-                    self.note("log_lost", format!("this region's copies have lost log that was durable: {lost}. The primary has it, and it comes again"));
+                    self.note(
+                        "log_lost",
+                        format!("this region's copies have lost log that was durable: {lost}. The primary has it, and it comes again"),
+                    );
                 }
                 self.lost = lost;
                 self.look_for_the_known();

@@ -351,7 +351,13 @@ impl World {
         copy.time_is(Instant { ns: now });
         copy.handle(request, &mut replies);
         if let Some((generation, end)) = forged {
-            replies.push(CopyReply::Appended { generation, end, ingested: copy.state().ingested.end_lsn, low: false, at: Instant { ns: now } });
+            replies.push(CopyReply::Appended {
+                generation,
+                end,
+                ingested: copy.state().ingested.end_lsn,
+                low: false,
+                at: Instant { ns: now },
+            });
         }
         let flush = !slot.flush_queued;
         slot.flush_queued = true;

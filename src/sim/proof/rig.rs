@@ -9,7 +9,9 @@ use super::story::{Said, Story};
 use crate::base::{CopyId, Epoch, GroupId, Instant, Layout, Limits, LineageId, LogEnd, Lsn, MemberId, Prng, UnixMicros};
 use crate::log::Pen;
 use crate::sim::disk::SimDisk;
-use crate::volume::{Appender, AppenderEffect, Copy, CopyReply, CopyRequest, Disk, DiskError, Found, LostLog, OpenError, VolumePhase, proven_durable};
+use crate::volume::{
+    Appender, AppenderEffect, Copy, CopyReply, CopyRequest, Disk, DiskError, Found, LostLog, OpenError, VolumePhase, proven_durable,
+};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use std::collections::VecDeque;

@@ -98,7 +98,14 @@ impl Appender {
 
     pub(super) fn send_append(&mut self, now: Instant, copy: MemberId, frames: Vec<Frame>) {
         let vdl = self.vdl_for(copy);
-        let request = CopyRequest::Append { generation: self.generation, frames, vdl, horizon: self.horizon(now), trim: self.trim(), gate: self.peers[copy.index()].gate };
+        let request = CopyRequest::Append {
+            generation: self.generation,
+            frames,
+            vdl,
+            horizon: self.horizon(now),
+            trim: self.trim(),
+            gate: self.peers[copy.index()].gate,
+        };
         let peer = &mut self.peers[copy.index()];
         peer.told_vdl = vdl.seq;
         peer.last_asked = now;

@@ -21,9 +21,13 @@ impl Appender {
             _ => None,
         });
         let ours = |lineage: LineageId| lineage == chosen.lineage;
-        let unopened =
-            self.proofs.iter().filter(|(_, (lineage, _))| ours(*lineage)).map(|(copy, (_, at))| (*at, format!("copy {copy}, which is damaged,")));
-        let record = kept.durable.filter(|(lineage, _)| ours(*lineage)).map(|(_, at)| (at, "the record beside the control state".to_owned()));
+        let unopened = self
+            .proofs
+            .iter()
+            .filter(|(_, (lineage, _))| ours(*lineage))
+            .map(|(copy, (_, at))| (*at, format!("copy {copy}, which is damaged,")));
+        let record =
+            kept.durable.filter(|(lineage, _)| ours(*lineage)).map(|(_, at)| (at, "the record beside the control state".to_owned()));
         evidence::lost(&chosen.history, &chosen.consistent, chosen.reign, copies.chain(unopened).chain(record))
     }
 
@@ -35,7 +39,9 @@ impl Appender {
         });
         let unopened = self.proofs.iter().map(|(copy, (_, at))| (*copy, *at));
         match unopened.chain(heard).max_by_key(|(_, at)| *at).filter(|_| !self.proofs.is_empty()) {
-            Some((copy, at)) => format!("{reason}. The log was durable up to {at} at least, as copy {copy} shows; with less nothing goes on"),
+            Some((copy, at)) => {
+                format!("{reason}. The log was durable up to {at} at least, as copy {copy} shows; with less nothing goes on")
+            }
             None => reason,
         }
     }

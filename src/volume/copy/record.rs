@@ -291,14 +291,8 @@ mod tests {
     #[test]
     fn a_file_of_version_1_is_read_and_says_nothing_of_what_was_durable() {
         let disk = SimDisk::new(0);
-        let header = PlainHeader {
-            number: 1,
-            lineage: LINEAGE,
-            previous: 0,
-            before: LogEnd::EMPTY,
-            history: History::default(),
-            proven: Seq(4),
-        };
+        let header =
+            PlainHeader { number: 1, lineage: LINEAGE, previous: 0, before: LogEnd::EMPTY, history: History::default(), proven: Seq(4) };
         let head = codec::encode(FILE_MAGIC, FILE_VERSION_PLAIN, &header);
         let at = head.len() as u64;
         let mut mark = MARK_PLAIN_MAGIC.to_vec();

@@ -159,7 +159,14 @@ impl Script {
         // Told that all of it is durable, it has the pages.
         let replies = drive(
             copy,
-            vec![CopyRequest::Append { generation: copy.promised(), frames: Vec::new(), vdl: state.end, horizon: Lsn(0), trim: Seq(0), gate: None }],
+            vec![CopyRequest::Append {
+                generation: copy.promised(),
+                frames: Vec::new(),
+                vdl: state.end,
+                horizon: Lsn(0),
+                trim: Seq(0),
+                gate: None,
+            }],
         );
         assert_eq!(acknowledged(&replies), Some(state.end), "{label}");
         assert_eq!(copy.pages().ingested(), state.end.end_lsn, "{label}");

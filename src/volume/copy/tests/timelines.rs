@@ -41,7 +41,10 @@ fn write_all(copy: &mut Copy, world: &World, from: usize, horizon: Lsn) {
         assert_eq!(acknowledged(&replies), Some(frames.last().unwrap().log_end()), "{replies:?}");
         vdl = copy.state().consistent;
     }
-    drive(copy, vec![CopyRequest::Append { generation: world.generation, frames: Vec::new(), vdl: world.end(), horizon, trim: Seq(0), gate: None }]);
+    drive(
+        copy,
+        vec![CopyRequest::Append { generation: world.generation, frames: Vec::new(), vdl: world.end(), horizon, trim: Seq(0), gate: None }],
+    );
     assert_eq!(copy.pages().ingested(), world.end().end_lsn);
 }
 
@@ -397,7 +400,14 @@ impl Run {
         let from = usize::try_from(self.acked[which].seq.0).unwrap();
         for frames in world.frames[from..upto].chunks(5) {
             let vdl = copy.state().consistent;
-            let request = CopyRequest::Append { generation: world.generation, frames: frames.to_vec(), vdl, horizon: Lsn(0), trim: Seq(0), gate: None };
+            let request = CopyRequest::Append {
+                generation: world.generation,
+                frames: frames.to_vec(),
+                vdl,
+                horizon: Lsn(0),
+                trim: Seq(0),
+                gate: None,
+            };
             let replies = drive(copy, vec![request]);
             self.acked[which] = acknowledged(&replies).unwrap_or(self.acked[which]);
             copy.failed().is_none().then_some(())?;
