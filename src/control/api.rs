@@ -3,12 +3,13 @@
 //! Decides nothing. `Control::handle` takes an [`Input`], `poll_output` gives [`Output`]s in the order in which they must be done,
 //! and it is called again at `next_timeout`.
 
+use super::audit::Action;
 use super::chain::EpochEntry;
 use super::membership::MembersView;
 use super::message::ControlMessage;
 use super::state::VoterState;
-use super::types::{FailoverRecord, LogPosition, LostTail, OpId, OpView, Order, VoterSet};
-use crate::base::{Epoch, Instant, LogEnd, RegionName};
+use super::types::{AutoFailover, FailoverRecord, LogPosition, LostTail, OpId, OpView, Order, VoterSet};
+use crate::base::{Epoch, Instant, LineageId, LogEnd, RegionName};
 
 /// Everything that can wake a control core.
 #[derive(Clone, Debug)]
@@ -82,6 +83,13 @@ pub enum Input {
     CommitRule {
         sync: u8,
     },
+    /// What the cluster is to do by itself from now on; as the primary.
+    AutoFailover {
+        auto: AutoFailover,
+        actor: String,
+    },
+    /// Something is about to be done that the core does not do itself: it is put into the audit. Do it once that is kept.
+    Audit(Action),
     /// An old primary, this one or one that came back, read what its log held beyond the base of `new_epoch`.
     TailRead(LostTail),
     /// A member refused this one and says that it was taken out.
@@ -237,11 +245,19 @@ pub struct ControlView {
     pub grant_left_ms: u64,
     /// Regions that claimed to write at the same time; more than one is an emergency.
     pub writers_seen: u32,
+    /// Members of another lineage that this one met.
+    pub rivals: Vec<(RegionName, LineageId)>,
     /// Why this member does not do what one might expect of it.
     pub reason: Option<String>,
     pub op: Option<OpView>,
     pub chain: Vec<EpochEntry>,
     pub sync: u8,
+    /// What the cluster does by itself when its primary is gone.
+    pub auto: AutoFailover,
+    /// What this member's file says, which does not count once the cluster has a rule.
+    pub auto_of_file: Option<AutoFailover>,
+    /// As the primary: a majority of the voters keeps that rule.
+    pub auto_told: bool,
     /// Why this region is no member any more.
     pub out: Option<String>,
 }

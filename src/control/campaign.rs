@@ -20,6 +20,8 @@ const GRACE: Duration = Duration::from_millis(300);
 const CATCH_UP_PATIENCE: Duration = Duration::from_secs(10);
 /// A handover frame is on its way from the old primary for so long before it is fetched from whoever has it.
 const FRAME_PATIENCE: Duration = Duration::from_secs(1);
+/// By an operator's word an epoch is taken that the silent region, voting alone, will not have reached.
+const FORCED_EPOCHS: u64 = 1000;
 /// The region that is better placed is given so long to begin.
 const DEFER: Duration = Duration::from_millis(700);
 
@@ -67,6 +69,14 @@ pub(super) enum Stage {
     Taking {
         entry: Box<EpochEntry>,
     },
+}
+
+impl Campaign {
+    /// The old primary's handover ends elsewhere than it did: its vote says so, and what it has may be fetched once more.
+    pub(super) fn handed_again(&mut self, from: RegionName, vote: &Voted) {
+        self.fetched.remove(&from);
+        self.votes.insert(from, Heard::from(vote));
+    }
 }
 
 impl Control {
@@ -118,8 +128,12 @@ impl Control {
     }
 
     fn was_last_primary(&self) -> bool {
-        let top = self.state.as_ref().and_then(|s| s.chain.top());
-        top.is_some_and(|top| top.region == self.who.name && self.reign.as_ref().is_none_or(|(e, _)| *e <= top.epoch))
+        let Some(state) = &self.state else { return false };
+        let Some(top) = state.chain.top() else { return false };
+        let heard_newer = |epoch: Epoch| self.reign.as_ref().is_some_and(|(e, _)| *e > epoch);
+        // It began a reign that its own chain does not have yet: a majority of others may have granted it.
+        let began = state.promised == self.log.end.epoch && state.voted_for.as_ref() == Some(&self.who.name) && state.promised > top.epoch;
+        (began && !heard_newer(state.promised)) || (top.region == self.who.name && !heard_newer(top.epoch))
     }
 
     fn consider_at(&self) -> Option<Instant> {
@@ -132,7 +146,7 @@ impl Control {
         if self.was_last_primary() {
             return Some(self.not_before);
         }
-        if self.who.settings.auto_failover == AutoFailover::Off || self.is_unproven() {
+        if self.auto_failover() == AutoFailover::Off || self.is_unproven() {
             return None;
         }
         // Looked around for before the voters' grants end, so that no time is lost when they do.
@@ -154,13 +168,6 @@ impl Control {
     pub(super) fn campaign_stands(&mut self, from: &RegionName, stands: Stands) {
         let Some(state) = &self.state else { return };
         if stands.lineage != state.lineage {
-            if stands.lineage.0 != 0 {
-                self.two_writers(format!(
-                    "{from} is of lineage {}, this is {}: two histories are never merged",
-                    stands.lineage,
-                    self.st().lineage
-                ));
-            }
             return;
         }
         if let Some((epoch, region)) = &stands.reign
@@ -168,6 +175,7 @@ impl Control {
         {
             self.learn_reign(*epoch, region);
         }
+        self.learn_auto(stands.auto);
         let Some(campaign) = &mut self.campaign else { return };
         if campaign.round == stands.round && matches!(campaign.stage, Stage::Asking) {
             campaign.stands.insert(from.clone(), stands);
@@ -184,7 +192,15 @@ impl Control {
         stands.insert(self.who.name.clone(), own);
         let forced = matches!(campaign.why, Why::Failover { forced: true, .. });
         let waited = self.now >= campaign.asked + GRACE;
-        if !(all || waited) || !(forced || self.is_majority(|v| stands.contains_key(v))) {
+        if !(forced || self.is_majority(|v| stands.contains_key(v))) {
+            return;
+        }
+        // The old primary is what is mostly missing. When its grants are over and everybody else has answered, nothing that it says is waited
+        // for; it is no matter of safety, which is the votes'.
+        let wait = if forced { Duration::ZERO } else { self.grants_over_in(&stands) };
+        let old = self.st().chain.top().map(|e| e.region.clone());
+        let but_old = !forced && wait.is_zero() && self.who.others().all(|m| Some(m) == old.as_ref() || campaign.stands.contains_key(m));
+        if !(all || waited || but_old) {
             return;
         }
         let leader = stands.iter().find(|(r, s)| s.leads && **r != self.who.name).map(|(r, _)| r.clone());
@@ -199,22 +215,24 @@ impl Control {
         if self.st().voters.version < stands.values().map(|s| s.voters.version).max().unwrap_or(0) {
             return self.rest("another member knows newer voters; waiting to hear of them from the primary");
         }
-        // How long until a majority may vote.
-        let free_in = |name: &RegionName, s: &Stands| {
-            let granted = if s.grant_to.as_ref() == Some(&self.who.name) || s.grant_to.is_none() { 0 } else { s.grant_left_ms };
-            let _ = name;
-            let restarted = if self.was_last_primary() { 0 } else { s.restart_left_ms };
-            granted.max(restarted)
-        };
-        let waits: BTreeMap<&RegionName, u64> = stands.iter().map(|(r, s)| (r, free_in(r, s))).collect();
-        let mut steps: Vec<u64> = waits.values().copied().collect();
-        steps.sort_unstable();
-        let wait = steps.into_iter().find(|w| self.is_majority(|v| waits.get(v).is_some_and(|x| x <= w)));
-        let wait = Duration::from_millis(if forced { 0 } else { wait.unwrap_or(0) });
         let heard: BTreeMap<RegionName, Heard> = stands.iter().map(|(r, s)| (r.clone(), Heard::from(s))).collect();
         let highest = stands.values().flat_map(|s| [Some(s.promised), s.chain.top().map(|e| e.epoch)]).flatten().max();
         let outcome = self.weigh(&heard);
         self.look_done(wait, outcome, highest.unwrap_or(Epoch(0)));
+    }
+
+    /// How long until a majority may vote, by what they say.
+    fn grants_over_in(&self, stands: &BTreeMap<RegionName, Stands>) -> Duration {
+        let free_in = |s: &Stands| {
+            let granted = if s.grant_to.as_ref() == Some(&self.who.name) || s.grant_to.is_none() { 0 } else { s.grant_left_ms };
+            let restarted = if self.was_last_primary() { 0 } else { s.restart_left_ms };
+            granted.max(restarted)
+        };
+        let waits: BTreeMap<&RegionName, u64> = stands.iter().map(|(r, s)| (r, free_in(s))).collect();
+        let mut steps: Vec<u64> = waits.values().copied().collect();
+        steps.sort_unstable();
+        let wait = steps.into_iter().find(|w| self.is_majority(|v| waits.get(v).is_some_and(|x| x <= w)));
+        Duration::from_millis(wait.unwrap_or(0))
     }
 
     fn look_done(&mut self, wait: Duration, outcome: Result<Outcome, NoOutcome>, highest: Epoch) {
@@ -234,7 +252,8 @@ impl Control {
             }
             Why::Auto { .. } => {
                 if !self.auto_may(&outcome) {
-                    return self.rest(&format!("no failover by itself: {}", describe(&outcome.loss)));
+                    let auto = self.auto_failover();
+                    return self.rest(&format!("no failover by itself, since auto_failover={auto}: {}", describe(&outcome.loss)));
                 }
                 let better = outcome.more.is_some() || self.is_behind_equals(&outcome);
                 if better && !campaign.deferred {
@@ -270,7 +289,9 @@ impl Control {
             (campaign.stage, campaign.next) = (Stage::Waiting, next);
             return;
         }
-        self.vote_for_own(highest.next());
+        // The silent region may have gone through epochs that nobody here has heard of; two must never claim the same.
+        let beyond = if self.is_forced() { FORCED_EPOCHS } else { 1 };
+        self.vote_for_own(Epoch(highest.0 + beyond));
     }
 
     /// Of several regions with the same log one goes first.
@@ -283,7 +304,8 @@ impl Control {
 
     fn auto_may(&self, outcome: &Outcome) -> bool {
         // What is missing here and lies elsewhere is fetched first; then it is judged again.
-        outcome.more.is_some() || covered_by_rule(self.who.settings.auto_failover, &outcome.loss)
+        let auto = self.auto_failover();
+        auto != AutoFailover::Off && (outcome.more.is_some() || covered_by_rule(auto, &outcome.loss))
     }
 
     fn leader_alive(&mut self, leader: &RegionName) {
@@ -305,23 +327,14 @@ impl Control {
 
     // ---- votes ----------------------------------------------------------------------------------------------------------
 
-    fn vote_for_own(&mut self, epoch: Epoch) {
+    pub(super) fn vote_for_own(&mut self, epoch: Epoch) {
         let (now, retry) = (self.now, self.who.settings.retry_every);
         let round = self.next_round();
         self.op_phase(Phase::Vote);
-        let campaign = self.campaign.as_mut().expect("BUG: votes for nobody");
-        if let Why::Failover { forced: true, .. } = campaign.why {
-            // The operator's word stands for the majority: this region is the only voter from here on.
-            let name = self.who.name.clone();
+        if self.is_forced() {
+            // Whatever it granted to the region that an operator says is down.
             self.grant = None;
             self.votes_from = now;
-            let state = self.state.as_mut().expect("BUG: votes without a state");
-            if !state.voters.contains(&name) {
-                state.voters.version += 1;
-                state.voters.voters = vec![name.clone()];
-                state.voters.heard = vec![name];
-                self.keep();
-            }
         }
         let campaign = self.campaign.as_mut().expect("BUG: votes for nobody");
         campaign.epoch = epoch;
@@ -333,10 +346,11 @@ impl Control {
         campaign.fetched.clear();
         campaign.fetching = None;
         if let Why::Handover(handover) = &campaign.why {
-            // The primary's own vote came with its handover.
+            // The primary's own vote came with its handover. It is one for the next epoch, and in no other one it says what is known by now.
             let from = handover.op.from.clone();
+            let heir = handover.voters.voters == [self.who.name.clone()];
             let vote = Heard::from(&handover.vote);
-            if let Some(from) = from {
+            if let Some(from) = from.filter(|_| heir || epoch == handover.epoch.next()) {
                 campaign.votes.insert(from, vote);
             }
         }
@@ -361,6 +375,7 @@ impl Control {
         };
         let missing: Vec<RegionName> =
             self.who.others().chain([&self.who.name]).filter(|m| !campaign.votes.contains_key(*m)).cloned().collect();
+        self.tell_survivors();
         for to in missing {
             self.send(to, ControlMessage::Vote(vote.clone()));
         }
@@ -372,7 +387,9 @@ impl Control {
         if !counts {
             return;
         }
-        campaign.votes.insert(from, Heard::from(&voted));
+        campaign.votes.insert(from.clone(), Heard::from(&voted));
+        self.survivor_heard(&from);
+        self.learn_auto(voted.auto);
         let state = self.state.as_mut().expect("BUG: a campaign without a state");
         if voted.voters_next.is_some() && state.voters_next.is_none() && voted.voters.version == state.voters.version {
             // A change of voters is under way: both majorities must agree from here on.
@@ -401,7 +418,8 @@ impl Control {
         let Some(campaign) = &self.campaign else { return };
         let Stage::Voting { since } = campaign.stage else { return };
         // Its own vote is always among them: it stands for what is kept here.
-        if !campaign.votes.contains_key(&self.who.name) || !self.is_majority(|v| campaign.votes.contains_key(v)) {
+        let enough = self.is_forced() || self.is_majority(|v| campaign.votes.contains_key(v));
+        if !campaign.votes.contains_key(&self.who.name) || !enough {
             return;
         }
         let outcome = match self.weigh(&campaign.votes) {
@@ -428,6 +446,8 @@ impl Control {
         }
         let waits_for_more = self.now < since + self.who.settings.vote_patience && campaign.votes.len() < self.who.others().count() + 1;
         let verdict = match &campaign.why {
+            // It began the epoch that it was handed before it restarted, and goes on behind that.
+            Why::Handover(_) if outcome.kind == ReignKind::Regained => Ok(Consent::default()),
             // The handover frame is on its way.
             Why::Handover(h) if outcome.kind != ReignKind::Planned => {
                 if outcome.prev == h.epoch && self.log.end.seq < h.at.seq {
@@ -444,7 +464,7 @@ impl Control {
                 Err(format!("{better} has more of the history. Use: parhelion failover --to {better}"))
             }
             Why::Failover { consent, .. } => covered_by(consent, &outcome.loss).map(|()| *consent),
-            Why::Auto { .. } if covered_by_rule(self.who.settings.auto_failover, &outcome.loss) => Ok(self.rules_consent()),
+            Why::Auto { .. } if covered_by_rule(self.auto_failover(), &outcome.loss) => Ok(self.rules_consent()),
             Why::Auto { .. } => Err(describe(&outcome.loss)),
         };
         match verdict {
@@ -456,7 +476,7 @@ impl Control {
     }
 
     fn rules_consent(&self) -> Consent {
-        let ms = match self.who.settings.auto_failover {
+        let ms = match self.auto_failover() {
             AutoFailover::MaxLoss(max) => Some(super::machine::millis(max)),
             AutoFailover::Off | AutoFailover::Lossless => None,
         };
@@ -546,18 +566,15 @@ impl Control {
         }
     }
 
+    /// The operator's word stands for the majority.
+    pub(super) fn is_forced(&self) -> bool {
+        self.campaign.as_ref().is_some_and(|c| matches!(c.why, Why::Failover { forced: true, .. }))
+    }
+
     fn vote_patience(&self) -> Duration {
         // A target waits for the handover frame as long as its primary waits for it.
         let handed = self.campaign.as_ref().is_some_and(|c| matches!(c.why, Why::Handover(_)));
         if handed { self.who.settings.handover_patience * 2 } else { self.who.settings.vote_patience }
-    }
-
-    /// The old primary handed over, and its last frame is not here yet.
-    pub(super) fn awaits_frame(&self) -> bool {
-        self.campaign.as_ref().is_some_and(|c| match (&c.why, &c.stage) {
-            (Why::Handover(h), Stage::Voting { .. }) => self.log.end.seq < h.at.seq,
-            _ => false,
-        })
     }
 
     /// The primary was heard: what was begun because it was not is over.
@@ -566,48 +583,6 @@ impl Control {
         if self.campaign.as_ref().is_some_and(early) {
             self.campaign = None;
         }
-    }
-
-    /// The handover of its primary: its vote is in it, and its epoch is over.
-    pub(super) fn on_handover(&mut self, from: RegionName, handover: Handover) {
-        let Some(state) = &self.state else { return };
-        let id = handover.op.order.id;
-        let next = handover.epoch.next();
-        let wrong = handover.lineage != state.lineage || handover.op.order.kind.to() != Some(&self.who.name);
-        let known = self.campaign.as_ref().is_some_and(|c| matches!(&c.why, Why::Handover(h) if h.op.order.id == id));
-        let over = self.reign.as_ref().is_some_and(|(e, _)| *e >= next) || state.chain.get(next).is_some();
-        if wrong || known || over {
-            return;
-        }
-        if !self.log_told {
-            return;
-        }
-        if let Some(view) = state.ledger.op(id).filter(|v| v.state.is_final()).cloned() {
-            // It was given up here, for good: whoever handed over goes on.
-            self.send(from, ControlMessage::Op(Box::new(view)));
-            return;
-        }
-        if state.promised > next || (state.promised == next && state.voted_for.as_ref() != Some(&self.who.name)) {
-            self.send(from, ControlMessage::Op(Box::new(self.cannot_take(handover.op, state.promised))));
-            return;
-        }
-        if handover.voters.version > state.voters.version {
-            self.st_mut().voters = handover.voters.clone();
-            self.keep();
-            self.take_members();
-        }
-        self.st_mut().ledger.merge(&handover.ledger);
-        if self.holder.is_some() {
-            return;
-        }
-        if let Some(campaign) = self.campaign.take()
-            && let Why::Failover { op, .. } = campaign.why
-        {
-            self.op_refused(op, format!("{from} is handing over to this region"));
-        }
-        self.op_handed(&from, handover.op.clone());
-        self.campaign_for(Why::Handover(Box::new(handover)), None, self.now);
-        self.vote_for_own(next);
     }
 }
 

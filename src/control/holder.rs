@@ -5,10 +5,11 @@
 //! only when a majority answered and nobody promised more does one renewal open the same epoch again. A restart goes the same way.
 
 use super::api::{Output, Promotion};
+use super::audit::Action;
 use super::chain::EpochEntry;
 use super::machine::{Control, millis, millis_up};
 use super::message::{ControlMessage, Renew, Round, Stands};
-use super::types::SyncRule;
+use super::types::{AutoFailover, AutoRule, SyncRule};
 use crate::base::{Epoch, Instant, LogEnd, RegionName};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -41,6 +42,8 @@ pub(super) struct Holder {
     /// The rule that is wanted, and the round that told the voters.
     rule: SyncRule,
     rule_told: bool,
+    /// A majority keeps what the cluster does by itself.
+    pub auto_told: bool,
 }
 
 #[derive(Debug)]
@@ -70,6 +73,7 @@ struct RoundOut {
     sent: Instant,
     grants: BTreeSet<RegionName>,
     rule: SyncRule,
+    auto: AutoRule,
     /// Of the voters that it names, those that are to be too.
     voters: (u64, bool),
     done: bool,
@@ -90,6 +94,7 @@ impl Holder {
             secondaries: BTreeMap::new(),
             rule,
             rule_told: true,
+            auto_told: false,
         }
     }
 
@@ -140,8 +145,35 @@ impl Control {
     /// The volume was taken for a new reign.
     pub(super) fn activate(&mut self, entry: EpochEntry) {
         let rule = self.own_rule(entry.epoch);
+        self.make_auto_own(entry.epoch);
         self.holder = Some(Holder::new(entry, Stage::Activating, self.now, rule));
         self.renew();
+    }
+
+    /// What the cluster does by itself is this primary's to say from here on; where nobody has said it, its file does.
+    fn make_auto_own(&mut self, epoch: Epoch) {
+        let (auto, known) = (self.auto_failover(), self.st().auto);
+        if known.epoch < epoch || !known.is_set() {
+            self.st_mut().auto = AutoRule { epoch, version: known.version + 1, auto };
+            self.keep();
+        }
+    }
+
+    /// From now on, as soon as a majority keeps it.
+    pub(super) fn set_auto(&mut self, auto: AutoFailover, actor: String) {
+        let known = self.st().auto;
+        let now = self.now;
+        let Some(holder) = self.holder.as_mut().filter(|h| h.is_open()) else { return };
+        if known.auto == auto && known.is_set() {
+            return;
+        }
+        (holder.auto_told, holder.next) = (false, now);
+        let epoch = holder.epoch();
+        self.st_mut().auto = AutoRule { epoch, version: known.version + 1, auto };
+        let before = known.auto;
+        self.audit(Action { actor, op: None, kind: "set", what: format!("auto_failover={auto}; it was {before}") });
+        self.note("auto_failover_set", format!("auto_failover={auto} for the whole global cluster"));
+        self.renew_when_moved();
     }
 
     fn own_rule(&self, epoch: Epoch) -> SyncRule {
@@ -186,6 +218,9 @@ impl Control {
 
     /// Rule 7: a majority answered one round, and none of those that answered promised more.
     fn judge_asking(&mut self) {
+        if !self.rivals().is_empty() {
+            return;
+        }
         let Some(holder) = &self.holder else { return };
         let Stage::Asking { stands, began, resumes, .. } = &holder.stage else { return };
         let (epoch, resumes) = (holder.epoch(), *resumes);
@@ -218,6 +253,7 @@ impl Control {
         match &mut self.holder {
             Some(holder) if holder.epoch() == epoch && matches!(holder.stage, Stage::Taking) => {
                 holder.stage = Stage::Activating;
+                self.make_auto_own(epoch);
                 self.renew();
                 true
             }
@@ -274,7 +310,15 @@ impl Control {
         holder.next = self.now + if matches!(holder.stage, Stage::Activating) { retry } else { every };
         (holder.moved, holder.touched) = (false, false);
         let voters = (state.voters.version, state.voters_next.is_some());
-        holder.rounds.push_back(RoundOut { no: round, sent: self.now, grants: BTreeSet::new(), rule: holder.rule, voters, done: false });
+        holder.rounds.push_back(RoundOut {
+            no: round,
+            sent: self.now,
+            grants: BTreeSet::new(),
+            rule: holder.rule,
+            auto: state.auto,
+            voters,
+            done: false,
+        });
         if holder.rounds.len() > ROUNDS_KEPT {
             holder.rounds.pop_front();
         }
@@ -290,9 +334,11 @@ impl Control {
             durable: self.log.end,
             sent_at: self.wall,
             sync: holder.rule,
+            auto: state.auto,
             ledger_digest: state.ledger.digest(),
         };
         let message = ControlMessage::Renew(renew);
+        self.tell_survivors();
         self.send(self.who.name.clone(), message.clone());
         self.send_others(&message);
         for (gone, left) in std::mem::take(&mut self.members.goodbyes) {
@@ -307,6 +353,8 @@ impl Control {
         let (now, share) = (self.now, self.who.settings.holder_share());
         let Some(holder) = self.holder.as_mut().filter(|h| h.epoch() == epoch) else { return };
         holder.granted_at.insert(from.clone(), now);
+        self.survivor_heard(from);
+        let Some(holder) = self.holder.as_mut() else { return };
         let Some(at) = holder.rounds.iter().position(|r| r.no == round) else { return };
         holder.rounds[at].grants.insert(from.clone());
         let state = self.state.as_mut().expect("BUG: a primary without a state");
@@ -319,6 +367,7 @@ impl Control {
         if !self.is_majority(|v| grants.contains(v)) {
             return;
         }
+        let auto = self.st().auto;
         let holder = self.holder.as_mut().expect("BUG: just seen");
         let done = &mut holder.rounds[at];
         if std::mem::replace(&mut done.done, true) {
@@ -327,6 +376,7 @@ impl Control {
         // Counted from sending, never from the answer: the voters granted later than that.
         let until = done.sent + share;
         let voters = done.voters;
+        holder.auto_told |= done.auto == auto;
         if done.rule == holder.rule && !holder.rule_told {
             holder.rule_told = true;
             let sync = holder.rule.secondaries;
@@ -343,6 +393,9 @@ impl Control {
     }
 
     fn lease_granted(&mut self, epoch: Epoch, until: Instant) {
+        if !self.rivals().is_empty() {
+            return;
+        }
         let holder = self.holder.as_mut().expect("BUG: granted without a reign");
         match holder.stage {
             Stage::Activating => {
@@ -444,10 +497,26 @@ impl Control {
         }
     }
 
+    /// Another lineage was met: nothing is acknowledged before it is retired, however many grant this one.
+    pub(super) fn holder_meets_rival(&mut self, reason: &str) {
+        let Some(holder) = &mut self.holder else { return };
+        match holder.stage {
+            Stage::Open => {
+                holder.valid_until = Instant::ZERO;
+                self.op_lease_lost(reason);
+                self.lease_lost(reason, None);
+                self.ask(false);
+            }
+            Stage::Reopening { .. } => self.ask(false),
+            Stage::Activating | Stage::Asking { .. } | Stage::Taking => {}
+        }
+    }
+
     pub(super) fn secondary_at(&mut self, region: RegionName, durable: LogEnd) {
         let leaves = self.members.leaving.as_ref().is_some_and(|l| l.region == region);
         if let Some(holder) = self.holder.as_mut().filter(|_| !leaves) {
             holder.secondaries.insert(region, durable);
+            self.judge_checks();
         }
     }
 
@@ -461,6 +530,10 @@ impl Control {
         holder.rule.secondaries = sync;
         if holder.rule_told {
             self.outputs.push_back(Output::CommitRule { sync });
+        } else if holder.is_open() {
+            // Whoever waits for less waits for a majority to hear of it first.
+            holder.next = self.now;
+            self.renew_when_moved();
         }
     }
 

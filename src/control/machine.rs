@@ -8,14 +8,16 @@
 //! over, [`super::orders`] carries operations through.
 
 use super::api::{ControlView, Input, Output, Role};
+use super::audit::Action;
 use super::campaign::Campaign;
 use super::holder::Holder;
+use super::lineage::Lineages;
 use super::lost::Lost;
 use super::membership::Members;
 use super::message::{ControlMessage, Round, Seen, Stands};
 use super::orders::Orders;
 use super::state::VoterState;
-use super::types::{FailoverRecord, LogPosition, OpId, OpView, SyncRule, VoterSet, Who};
+use super::types::{AutoFailover, AutoRule, FailoverRecord, LogPosition, OpId, OpView, SyncRule, VoterSet, Who};
 use super::voter::Grant;
 use crate::base::{Epoch, Instant, LineageId, LogEnd, Prng, RegionName, UnixMicros};
 use std::collections::{BTreeMap, VecDeque};
@@ -63,6 +65,7 @@ pub struct Control {
     pub(super) not_before: Instant,
     pub(super) orders: Orders,
     pub(super) members: Members,
+    pub(super) lineages: Lineages,
     pub(super) reason: Option<String>,
     /// Two writers were seen: which.
     pub(super) conflict: Option<String>,
@@ -84,6 +87,7 @@ impl Control {
         let incarnation = prng.next_u64();
         let mut control = Control {
             backoff: who.settings.backoff_min,
+            lineages: Lineages::default(),
             members: Members { files: who.regions.clone(), ..Members::default() },
             who,
             prng,
@@ -115,6 +119,7 @@ impl Control {
             inbox: VecDeque::new(),
             outputs: VecDeque::new(),
         };
+        control.conflict = control.rivalry();
         control.take_members();
         control.orders_after_restart();
         control
@@ -127,7 +132,10 @@ impl Control {
     /// When to call with `Timeout`, if nothing else happens.
     #[must_use]
     pub fn next_timeout(&self) -> Option<Instant> {
-        [self.holder_timeout(), self.campaign_timeout(), self.orders_timeout(), self.consider_timeout()].into_iter().flatten().min()
+        [self.holder_timeout(), self.campaign_timeout(), self.orders_timeout(), self.consider_timeout(), self.lineage_timeout()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// The commit gate: a commit of this region's reign may be acknowledged at `now` only while `now < lease_until()`. Zero when it
@@ -187,12 +195,16 @@ impl Control {
             voters_heard: self.holder.as_ref().map_or_else(Vec::new, |h| h.heard_since(now, self.who.settings.lease)),
             grant_left_ms: self.grant.as_ref().filter(|g| g.region != self.who.name).map_or(0, |g| ms(g.until)),
             writers_seen: u32::from(self.reign.is_some()) + u32::from(self.conflict.is_some()),
+            rivals: self.rivals().to_vec(),
             reason: (self.out().or_else(|| self.conflict.clone()))
                 .or_else(|| self.lost().map(str::to_owned))
                 .or_else(|| self.reason.clone()),
             op: state.and_then(|s| s.ledger.ops().iter().find(|o| !o.state.is_final())).cloned(),
             chain: state.map_or_else(Vec::new, |s| s.chain.entries().to_vec()),
             sync: state.map_or(0, |s| s.sync.secondaries),
+            auto: self.auto_failover(),
+            auto_of_file: self.who.settings.auto_failover,
+            auto_told: self.holder.as_ref().is_none_or(|h| h.auto_told),
             out: self.out(),
         }
     }
@@ -245,6 +257,8 @@ impl Control {
             Input::Verified { op, outcome } => self.verified(op, outcome),
             Input::CaughtUp { from } => self.caught_up(&from),
             Input::CommitRule { sync } => self.commit_rule(sync),
+            Input::AutoFailover { auto, actor } => self.set_auto(auto, actor),
+            Input::Audit(action) => self.audit(action),
             Input::TailRead(tail) => self.tail_read(tail),
             Input::SaidOut { by } => self.said_out(by),
         }
@@ -252,6 +266,7 @@ impl Control {
         self.holder_timers();
         self.campaign_timers();
         self.orders_timers();
+        self.lineage_timers();
         self.consider();
         self.settle();
     }
@@ -272,7 +287,12 @@ impl Control {
                 let stands = Box::new(self.stands(round));
                 self.send(from, ControlMessage::Stands(stands));
             }
+            ControlMessage::NewLineage(begun) => self.on_new_lineage(&from, *begun),
             ControlMessage::Stands(stands) => {
+                self.forcing_stands(&from, &stands);
+                if !self.same_lineage(&from, stands.lineage) {
+                    return;
+                }
                 if stands.round.incarnation == self.incarnation {
                     self.judge_known(&from, &stands);
                 }
@@ -345,6 +365,17 @@ impl Control {
         }
     }
 
+    /// What is done from here on in this step is kept together with its entry, and what follows from it waits for that.
+    pub(super) fn audit(&mut self, action: Action) {
+        let (wall, lsn) = (self.wall, self.log.end.end_lsn);
+        let reign = self.reign.as_ref().map_or(Epoch(0), |(epoch, _)| *epoch);
+        let name = self.who.name.clone();
+        let Some(state) = &mut self.state else { return };
+        let epoch = state.promised.max(reign);
+        state.audit.append(wall, &name, (epoch, lsn), action);
+        self.keep();
+    }
+
     pub(super) fn note(&mut self, kind: &'static str, what: String) {
         self.outputs.push_back(Output::Note { kind, what });
     }
@@ -374,6 +405,20 @@ impl Control {
     /// One region votes for all of several: nothing can be proven about it when it is silent.
     pub(super) fn is_unproven(&self) -> bool {
         self.state.as_ref().is_some_and(|s| s.voters.voters.len() == 1) && self.who.regions.len() > 1
+    }
+
+    /// What the cluster does by itself, as far as this member has heard.
+    pub(super) fn auto_failover(&self) -> AutoFailover {
+        let rule = self.state.as_ref().map(|s| s.auto).filter(AutoRule::is_set);
+        rule.map(|r| r.auto).or(self.who.settings.auto_failover).unwrap_or_default()
+    }
+
+    /// Another member's rule: the later one holds, whoever tells it.
+    pub(super) fn learn_auto(&mut self, auto: AutoRule) {
+        if self.state.as_ref().is_some_and(|s| auto > s.auto) {
+            self.st_mut().auto = auto;
+            self.keep();
+        }
     }
 
     pub(super) fn jitter(&mut self, of: Duration) -> Duration {
@@ -411,6 +456,7 @@ impl Control {
             log: (self.log_told && self.who.has_data()).then(|| self.log.standing(state.and_then(|s| s.cut))),
             seen: self.seen(),
             sync: state.map_or_else(SyncRule::default, |s| s.sync),
+            auto: state.map_or_else(AutoRule::default, |s| s.auto),
         }
     }
 
@@ -474,7 +520,17 @@ impl Control {
             let primary = (top.epoch >= state.promised).then_some(primary);
             self.followed = Some((epoch, primary.clone()));
             self.outputs.push_back(Output::Follow { epoch, primary });
+        } else if self.is_handing_alone() {
+            // Its target alone can go on, and may lack the last frames: the volume is made whole and lends them.
+            let epoch = state.promised;
+            self.outputs.push_back(Output::Follow { epoch, primary: None });
         }
+    }
+
+    /// This region sealed its reign for a target that may lack the log's last frames: they are lent, though readers see nothing new here.
+    #[must_use]
+    pub fn lends_its_last(&self) -> bool {
+        self.is_handing()
     }
 
     /// The clock that leases are counted on is void: so is every round that is under way.

@@ -9,6 +9,7 @@
 //! the moment on that it is about to leave: with a `sync` rule, enough of those that stay must have everything first.
 
 use super::api::Output;
+use super::audit::Action;
 use super::machine::Control;
 use super::orders::list;
 use super::types::{OpState, Order, OrderKind, Phase, VoterSet};
@@ -360,6 +361,11 @@ impl Control {
     /// The voters that are to be, and the members with them.
     pub(super) fn propose(&mut self, mut voters: Vec<RegionName>, members: Option<Membership>) {
         voters.sort();
+        let ordered = self.orders.running.as_ref().filter(|v| v.order.kind.changes_members()).map(|v| (v.order.actor.clone(), v.order.id));
+        let (actor, op) = ordered.map_or(("the number of regions".to_owned(), None), |(actor, op)| (actor, Some(op)));
+        let regions = members.as_ref().map_or_else(String::new, |m| format!("the regions are to be {}; ", list(&m.names())));
+        let what = format!("{regions}the voters are to be {}, they are {}", list(&voters), list(&self.st().voters.voters));
+        self.audit(Action { actor, op, kind: "voters", what });
         let state = self.state.as_mut().expect("BUG: a primary without a state");
         let heard = state.voters.heard.iter().filter(|h| voters.contains(h)).cloned().collect();
         let members = members.or_else(|| state.voters.members.clone());

@@ -7,8 +7,9 @@
 //! variant never changes its place.
 
 use super::chain::{Chain, EpochEntry};
+use super::lineage::NewLineage;
 use super::state::Ledger;
-use super::types::{FailoverRecord, OpId, OpView, Order, Standing, SyncRule, VoterSet};
+use super::types::{AutoRule, FailoverRecord, OpId, OpView, Order, Standing, SyncRule, VoterSet};
 use crate::base::{Epoch, LineageId, LogEnd, RegionName, UnixMicros};
 
 /// No encoded message is longer.
@@ -60,6 +61,8 @@ pub enum ControlMessage {
         id: OpId,
     },
     Ledger(Box<Ledger>),
+    /// An operator forced a new lineage, and this member survives in it.
+    NewLineage(Box<NewLineage>),
 }
 
 /// The primary's renewal of its lease, and the first word of a new one.
@@ -79,6 +82,7 @@ pub struct Renew {
     /// The primary's clock.
     pub sent_at: UnixMicros,
     pub sync: SyncRule,
+    pub auto: AutoRule,
     pub ledger_digest: u32,
 }
 
@@ -103,6 +107,7 @@ pub struct Stands {
     pub log: Option<Standing>,
     pub seen: Seen,
     pub sync: SyncRule,
+    pub auto: AutoRule,
 }
 
 /// The last that was heard of a primary.
@@ -137,6 +142,7 @@ pub struct Voted {
     pub log: Option<Standing>,
     pub seen: Seen,
     pub sync: SyncRule,
+    pub auto: AutoRule,
 }
 
 /// The primary's last word in its epoch, to its successor: where it ended, and its own vote.
@@ -216,6 +222,7 @@ mod tests {
                 durable: LogEnd::EMPTY,
                 sent_at: UnixMicros(4),
                 sync: crate::control::types::SyncRule::default(),
+                auto: AutoRule::default(),
                 ledger_digest: 1,
             }),
             ControlMessage::Refused { epoch: Epoch(1), round, promised: Epoch(2), reign: Some((Epoch(2), east)), reason: "no".into() },

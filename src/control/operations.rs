@@ -4,6 +4,7 @@
 //! [`super::campaign`] say what happened.
 
 use super::api::Output;
+use super::audit::Action;
 use super::campaign::Why;
 use super::chain::EpochEntry;
 use super::elect::Outcome;
@@ -33,6 +34,10 @@ impl Control {
     }
 
     pub(super) fn start(&mut self, order: Order) {
+        if !order.dry_run {
+            let (actor, op, what) = (order.actor.clone(), Some(order.id), order.kind.to_string());
+            self.audit(Action { actor, op, kind: "order", what });
+        }
         self.orders.running = Some(self.view_of(&order, OpState::Running(Phase::Check)));
         self.orders.phase_since = self.now;
         self.publish_running();
@@ -54,6 +59,10 @@ impl Control {
         let lasts = !view.order.dry_run && !matches!(view.state, OpState::Unknown { .. });
         if lasts && self.st_mut().ledger.put_op(view.clone()) {
             self.keep();
+            if view.state.is_final() && view.by == self.who.name {
+                let (actor, op) = (view.order.actor.clone(), Some(view.order.id));
+                self.audit(Action { actor, op, kind: "ended", what: format!("{}: {}", view.order.kind, view.state) });
+            }
             if view.state.is_final() {
                 self.ledger_is_news();
             }
@@ -244,7 +253,12 @@ impl Control {
 
     pub(super) fn op_reign_lost(&mut self, reason: &str) {
         self.give_up_switching(reason);
-        if let Some(view) = self.orders.running.as_ref() {
+        // A region that asks for an epoch of its own gives up the one before by its own vote: that is no end of what it asks for.
+        let asked_for = self.campaign.as_ref().and_then(|c| match &c.why {
+            Why::Failover { op, .. } | Why::Auto { op } => Some(*op),
+            Why::Handover(_) | Why::Regain => None,
+        });
+        if let Some(view) = self.orders.running.as_ref().filter(|v| Some(v.order.id) != asked_for) {
             let op = view.order.id;
             self.op_failed(op, format!("the reign was lost before it was done: {reason}. See parhelion status for who writes"));
         }
@@ -256,6 +270,11 @@ impl Control {
 
     /// Somebody reigns: whatever was handed over has found its end.
     pub(super) fn orders_reign(&mut self, epoch: Epoch, region: &RegionName) {
+        if *region != self.who.name && self.orders.handing.is_none() {
+            // The handover was given up, this region asked for an epoch of its own, and another was first.
+            let handed = self.st().handed_to.as_ref().map(|(_, op)| *op);
+            self.orders.running.take_if(|v| Some(v.order.id) == handed);
+        }
         self.settle_left(epoch, region);
         let Some(handing) = self.orders.handing.as_ref().filter(|h| h.epoch < epoch) else { return };
         let (op, to) = (handing.op, handing.to.clone());

@@ -5,7 +5,8 @@
 //! operation at a time in a member; that of another one is not touched.
 
 use super::api::Output;
-use super::campaign::Why;
+use super::audit::Action;
+use super::campaign::{Stage, Why};
 use super::machine::{Control, millis};
 use super::membership::Membership;
 use super::message::{ControlMessage, Handover, Round, Stands};
@@ -16,10 +17,9 @@ use std::time::Duration;
 
 /// An order that was forwarded is sent again.
 const FORWARD_EVERY: Duration = Duration::from_millis(500);
-/// Answers to a switchover's checks are waited for so long.
-const CHECK_PATIENCE: Duration = Duration::from_secs(1);
-/// Running transactions get no longer than this, whatever the order's time is.
-const DRAIN_MAX: Duration = Duration::from_secs(10);
+/// Answers to a switchover's checks are waited for so long: longer than a control link needs to come back, when a process has just started
+/// or a way was lost for a moment.
+const CHECK_PATIENCE: Duration = Duration::from_secs(4);
 /// Beyond its deadline a drain is given so long, because aborting takes a moment.
 const DRAIN_GRACE: Duration = Duration::from_secs(2);
 
@@ -53,8 +53,14 @@ pub(super) struct Switching {
 
 #[derive(Debug)]
 pub(super) enum SwitchStage {
-    Checking { round: Round, asked: Instant, answers: BTreeMap<RegionName, (Instant, bool)> },
-    Draining { deadline: Instant },
+    /// `asked`: every round, and when; whoever did not answer is asked again. An answer: how long it took, and whether it agrees.
+    Checking {
+        asked: Vec<(Round, Instant)>,
+        answers: BTreeMap<RegionName, (Duration, bool)>,
+    },
+    Draining {
+        deadline: Instant,
+    },
 }
 
 /// After the seal, until somebody reigns.
@@ -81,9 +87,6 @@ impl Control {
             );
             return self.outputs.push_back(Output::OpMoved(Box::new(view)));
         }
-        if let Some(why) = self.out() {
-            return self.refuse_new(&order, why);
-        }
         if let Some(view) = self.op(order.id).cloned() {
             self.outputs.push_back(Output::OpMoved(Box::new(view.clone())));
             if !view.state.is_final() && view.by != self.who.name {
@@ -91,14 +94,23 @@ impl Control {
             }
             return;
         }
+        if let Some(why) = self.out().filter(|_| !matches!(order.kind, OrderKind::NewLineage { .. })) {
+            // That it was taken out it may hear before it hears that this is done.
+            if order.kind == (OrderKind::RemoveRegion { region: self.who.name.clone() }) {
+                let view = self.view_of(&order, OpState::Done);
+                return self.publish(view);
+            }
+            return self.refuse_new(&order, why);
+        }
         if order.at_epoch.is_none() {
             order.at_epoch = reign.as_ref().map(|(e, _)| *e);
         }
         let executor = match &order.kind {
             OrderKind::Failover { to, .. } => Some(to.clone()),
             OrderKind::Switchover { .. } => reign.map(|(_, r)| r),
-            kind if kind.changes_members() => reign.map(|(_, r)| r),
-            _ => None,
+            // Of the region that is asked, whoever reigns.
+            OrderKind::NewLineage { .. } => Some(self.who.name.clone()),
+            OrderKind::SetVoters { .. } | OrderKind::AddRegion { .. } | OrderKind::RemoveRegion { .. } => reign.map(|(_, r)| r),
         };
         match executor {
             Some(to) if to == self.who.name => self.carry_out(order),
@@ -148,7 +160,13 @@ impl Control {
                     let view = self.view_of(&order, OpState::Unknown { reason });
                     self.publish(OpView { epoch: Some(made), ..view });
                 }
-                Some(None) => self.refuse_new(&order, format!("{changed}, and order anew")),
+                Some(None) => match self.superseded_by(epoch) {
+                    Some(state) => {
+                        let view = self.view_of(&order, state);
+                        self.publish(view);
+                    }
+                    None => self.refuse_new(&order, format!("{changed}, and order anew")),
+                },
                 None => {
                     let view = self.view_of(&order, OpState::Unknown { reason: format!("{changed} for whether it was done") });
                     self.publish(view);
@@ -166,13 +184,21 @@ impl Control {
             OrderKind::Failover { consent, primary_is_down, .. } => self.failover(order, consent, primary_is_down.as_ref()),
             OrderKind::SetVoters { voters } => self.set_voters(order, voters),
             OrderKind::AddRegion { .. } | OrderKind::RemoveRegion { .. } => self.change_members(order),
+            OrderKind::NewLineage { .. } => self.new_lineage(order),
         }
+    }
+
+    /// The operation that made a reign, if one did.
+    fn superseded_by(&self, epoch: Option<Epoch>) -> Option<OpState> {
+        let entry = self.st().chain.get(epoch?)?;
+        Some(OpState::Superseded { by: Some(entry.op?), epoch: entry.epoch, region: entry.region.clone() })
     }
 
     /// Whether an operation about the reign of `epoch` made one (which), did not, or cannot be told from what is known here.
     pub(super) fn took_effect(&self, id: OpId, epoch: Epoch) -> Option<Option<Epoch>> {
         let chain = &self.st().chain;
-        let (reign, _) = self.reign.as_ref()?;
+        // Whoever has not heard of that reign yet cannot know what became of it.
+        let (reign, _) = self.reign.as_ref().filter(|(known, _)| *known >= epoch)?;
         let path = chain.path(*reign);
         if let Some(made) = path.iter().find(|e| e.op == Some(id)) {
             return Some(Some(made.epoch));
@@ -201,8 +227,11 @@ impl Control {
             );
             return self.refuse_new(&order, reason);
         }
-        if let Some(superseding) = self.campaign.as_ref().and_then(|c| match &c.why {
-            Why::Handover(h) => Some(h.op.order.id),
+        // One whose operation failed goes on only because nobody else can; an operator may prefer this.
+        let failed = |id: OpId| self.op(id).is_some_and(|o| o.state.is_final());
+        if let Some(superseding) = self.campaign.as_ref().and_then(|c| match (&c.why, &c.stage) {
+            (Why::Handover(h), Stage::Taking { .. }) => Some(h.op.order.id),
+            (Why::Handover(h), _) if !failed(h.op.order.id) => Some(h.op.order.id),
             _ => None,
         }) {
             let (epoch, region) = self.reign.clone().unwrap_or((Epoch(0), self.who.name.clone()));
@@ -238,7 +267,7 @@ impl Control {
         }
         let round = self.next_round();
         let until = self.now + Duration::from_millis(order.timeout_ms);
-        let stage = SwitchStage::Checking { round, asked: self.now, answers: BTreeMap::new() };
+        let stage = SwitchStage::Checking { asked: vec![(round, self.now)], answers: BTreeMap::new() };
         self.orders.switching = Some(Switching { op: order.id, to, stage, until });
         self.start(order);
         self.send_others(&ControlMessage::Probe { round });
@@ -248,24 +277,38 @@ impl Control {
     pub(super) fn order_stands(&mut self, from: &RegionName, stands: &Stands) {
         let now = self.now;
         let known = self.state.as_ref().map_or(Epoch(0), |s| s.promised);
-        if let Some(Switching { stage: SwitchStage::Checking { round, answers, .. }, .. }) = &mut self.orders.switching
-            && *round == stands.round
+        if let Some(Switching { stage: SwitchStage::Checking { asked, answers }, .. }) = &mut self.orders.switching
+            && let Some((_, at)) = asked.iter().find(|(round, _)| *round == stands.round)
         {
-            answers.insert(from.clone(), (now, stands.promised <= known));
+            let took = now.since(*at);
+            answers.entry(from.clone()).or_insert((took, false)).1 = stands.promised <= known;
             self.judge_checks();
         }
     }
 
-    fn judge_checks(&mut self) {
-        let Some(Switching { op, to, stage: SwitchStage::Checking { asked, answers, .. }, .. }) = &self.orders.switching else { return };
-        let (op, to, asked) = (*op, to.clone(), *asked);
+    /// A question or its answer was lost, or there was no link: asked again as long as there is time.
+    fn check_again(&mut self) {
+        let round = self.next_round();
+        let now = self.now;
+        let Some(Switching { stage: SwitchStage::Checking { asked, answers }, .. }) = &mut self.orders.switching else { return };
+        asked.push((round, now));
+        let silent: Vec<RegionName> = self.who.others().filter(|m| !answers.contains_key(*m)).cloned().collect();
+        for to in silent {
+            self.send(to, ControlMessage::Probe { round });
+        }
+    }
+
+    pub(super) fn judge_checks(&mut self) {
+        let Some(Switching { op, to, stage: SwitchStage::Checking { asked, answers }, until }) = &self.orders.switching else { return };
+        let (op, to, over) = (*op, to.clone(), (asked[0].1 + CHECK_PATIENCE).min(*until));
         let target = answers.get(&to).copied();
         let voters = self.is_majority(|v| *v == self.who.name || answers.get(v).is_some_and(|(_, agrees)| *agrees));
-        if !(target.is_some() && voters) && self.now < asked + CHECK_PATIENCE {
-            return;
-        }
         let holder = self.holder.as_ref().expect("BUG: a switchover without a reign");
         let at = holder.secondaries.get(&to);
+        // What may come within a moment is waited for; that it is far behind does not go so soon.
+        if !(target.is_some() && voters && at.is_some()) && self.now < over {
+            return;
+        }
         let behind = at.map(|at| self.log.end.end_lsn.bytes_since(at.end_lsn));
         let lag_max = self.who.settings.switchover_lag_bytes_max;
         let answering = self.st().voters.voters.iter().filter(|v| **v == self.who.name || answers.contains_key(*v)).count();
@@ -277,11 +320,10 @@ impl Control {
                 if target.is_some() { format!("{to} answers") } else { format!("{to} does not answer; look at it first") },
             ),
             match behind {
-                Some(bytes) => check(
-                    "lag",
-                    bytes <= lag_max,
-                    format!("{to} is {bytes} bytes behind; at most {lag_max} are allowed. Wait until it has caught up"),
-                ),
+                Some(bytes) => {
+                    let then = if bytes <= lag_max { "" } else { ". Wait until it has caught up" };
+                    check("lag", bytes <= lag_max, format!("{to} is {bytes} bytes behind; at most {lag_max} are allowed{then}"))
+                }
                 None => check("lag", false, format!("{to} does not follow; see parhelion status for why")),
             },
             check(
@@ -290,7 +332,7 @@ impl Control {
                 format!("{answering} of {} voters answer and agree; a majority is needed", self.st().voters.voters.len()),
             ),
         ];
-        let round_trip = target.map(|(at, _)| at.since(asked));
+        let round_trip = target.map(|(took, _)| took);
         // Half a way for the handover, a whole one for the grant, and the new primary's disks.
         let gap = round_trip.map(|rtt| millis(rtt * 3 / 2) + 50);
         let wrong = checks.iter().find(|c| !c.ok).map(|c| c.says.clone());
@@ -307,7 +349,7 @@ impl Control {
         }
         self.set_phase(Phase::Drain);
         let switching = self.orders.switching.as_mut().expect("BUG: just seen");
-        let deadline = switching.until.min(self.now + DRAIN_MAX);
+        let deadline = switching.until.min(self.now + self.who.settings.drain);
         switching.stage = SwitchStage::Draining { deadline };
         self.output_when_kept(Output::Drain { op, deadline });
     }
@@ -321,6 +363,8 @@ impl Control {
         self.set_phase(Phase::Seal);
         // Never a commit point in this epoch again, whatever happens from here on (rule 20); and its own vote for the successor.
         let unproven = self.is_unproven();
+        let actor = self.orders.running.as_ref().map_or_else(String::new, |v| v.order.actor.clone());
+        self.audit(Action { actor, op: Some(op), kind: "seal", what: format!("epoch {epoch} is sealed and handed over to {to}") });
         let state = self.state.as_mut().expect("BUG: a primary without a state");
         (state.sealed, state.released) = (epoch, epoch);
         (state.promised, state.voted_for) = (epoch.next(), Some(to.clone()));
@@ -397,22 +441,6 @@ impl Control {
         self.op_refused(switching.op, reason.to_owned());
     }
 
-    // ---- the target's half ----------------------------------------------------------------------------------------------
-
-    pub(super) fn op_handed(&mut self, from: &RegionName, view: OpView) {
-        let watchers = self.orders.watchers.entry(view.order.id).or_default();
-        watchers.insert(from.clone());
-        let by = self.who.name.clone();
-        self.orders.running = Some(OpView { by, state: OpState::Running(Phase::HandOver), ..view });
-        self.orders.phase_since = self.now;
-        self.publish_running();
-    }
-
-    pub(super) fn cannot_take(&self, view: OpView, promised: Epoch) -> OpView {
-        let reason = format!("{} cannot take over: it promised epoch {promised}, or its volume is not there", self.who.name);
-        OpView { by: self.who.name.clone(), state: OpState::Failed { reason }, ..view }
-    }
-
     // ---- voters ---------------------------------------------------------------------------------------------------------
 
     fn set_voters(&mut self, order: Order, mut voters: Vec<RegionName>) {
@@ -484,6 +512,9 @@ impl Control {
             if changing || reigns {
                 self.orders.running = Some(view);
                 self.orders.phase_since = self.now;
+            } else if matches!(view.order.kind, OrderKind::NewLineage { .. }) && !matches!(view.state, OpState::Running(Phase::Check)) {
+                // The lineage is another one already: it goes on as soon as the volume is there.
+                self.resume_lineage(view);
             } else if agreed {
                 self.publish(OpView { state: OpState::Done, ..view });
             } else if !handed && view.order.kind.to() == Some(&self.who.name) && matches!(view.order.kind, OrderKind::Switchover { .. }) {
@@ -497,11 +528,20 @@ impl Control {
 
     pub(super) fn orders_timeout(&self) -> Option<Instant> {
         let switching = self.orders.switching.as_ref().map(|s| match &s.stage {
-            SwitchStage::Checking { asked, .. } => *asked + CHECK_PATIENCE,
+            SwitchStage::Checking { asked, .. } => {
+                let last = asked.last().map_or(self.now, |(_, at)| *at + self.who.settings.retry_every);
+                last.min(asked[0].1 + CHECK_PATIENCE).min(s.until)
+            }
             SwitchStage::Draining { deadline } => *deadline + DRAIN_GRACE,
         });
-        let handing = self.orders.handing.as_ref().map(|h| if h.at.is_some() { h.next.min(h.until) } else { h.until });
-        let alone = (self.orders.handing.is_none() && self.log_told && self.is_handing_alone()).then_some(self.now);
+        let alone = self.is_handing_alone();
+        let handing = self.orders.handing.as_ref().map(|h| match h.at {
+            // Its patience has no end: nobody else can go on.
+            Some(_) if alone => h.next,
+            Some(_) => h.next.min(h.until),
+            None => h.until,
+        });
+        let alone = (self.orders.handing.is_none() && self.log_told && alone).then_some(self.now);
         let forwarded = self.orders.forwarded.values().map(|f| f.next.min(f.until)).min();
         [switching, handing, alone, forwarded].into_iter().flatten().min()
     }
@@ -509,9 +549,11 @@ impl Control {
     pub(super) fn orders_timers(&mut self) {
         let now = self.now;
         self.members_timers();
-        match self.orders.switching.as_ref().map(|s| &s.stage) {
-            Some(SwitchStage::Checking { asked, .. }) if now >= *asked + CHECK_PATIENCE => self.judge_checks(),
-            Some(SwitchStage::Draining { deadline }) if now >= *deadline + DRAIN_GRACE => {
+        let retry = self.who.settings.retry_every;
+        match self.orders.switching.as_ref().map(|s| (&s.stage, s.until)) {
+            Some((SwitchStage::Checking { asked, .. }, until)) if now >= (asked[0].1 + CHECK_PATIENCE).min(until) => self.judge_checks(),
+            Some((SwitchStage::Checking { asked, .. }, _)) if asked.last().is_some_and(|(_, at)| now >= *at + retry) => self.check_again(),
+            Some((SwitchStage::Draining { deadline }, _)) if now >= *deadline + DRAIN_GRACE => {
                 self.give_up_switching(
                     "transactions did not end in time; nothing was changed and writes go on. Order it again with a longer --timeout",
                 );
@@ -525,7 +567,11 @@ impl Control {
                 self.orders.handing = Some(Handing { op, to, epoch, at: Some(end), next: now, until: now });
             }
         }
-        let alone = self.is_handing_alone();
+        let (alone, end) = (self.is_handing_alone(), self.log.end);
+        if let Some(handing) = self.orders.handing.as_mut().filter(|h| alone && h.at.is_none() && now >= h.until) {
+            // The handover frame does not come about. Everything that was acknowledged is durable before it.
+            (handing.at, handing.next) = (Some(end), now);
+        }
         if let Some(handing) = &self.orders.handing {
             if now >= handing.until && !alone {
                 // Never un-sealed: an epoch of its own, with everything that it handed over (rule 20).

@@ -6,10 +6,13 @@
 //! ```text
 //!  version u8 = 2 | bincode of VoterState          at most STATE_BYTES_MAX
 //! ```
-//! Version 1 had no members in its sets of voters; it is read, and written no more.
+//! Version 1 ([`super::first`]) is read, and written no more.
 
+use super::audit::Audit;
 use super::chain::Chain;
-use super::types::{FailoverRecord, OpId, OpView, SyncRule, VoterSet};
+use super::first;
+use super::lineage::NewLineage;
+use super::types::{AutoRule, FailoverRecord, OpId, OpView, SyncRule, VoterSet};
 use crate::base::{Epoch, LineageId, RegionName, UnixMicros};
 use std::time::Duration;
 
@@ -39,11 +42,18 @@ pub struct VoterState {
     /// The longest lease ever granted: after a restart nobody else is voted for before it is over.
     pub grant_ms_max: u64,
     pub sync: SyncRule,
+    pub auto: AutoRule,
     /// Failovers by which this region would reign or that lie on the path of its promotion: they are ones when a reign above is active.
     pub pending: Vec<FailoverRecord>,
     /// What this region cut off its own log for a reign that may never have been active (see `Standing`).
     pub cut: Option<(Epoch, Epoch)>,
     pub ledger: Ledger,
+    /// The newest of what this member did, and where the chain of its audit ends.
+    pub audit: Audit,
+    /// Members of another lineage that this one met: while there are any, nothing is written.
+    pub rivals: Vec<(RegionName, LineageId)>,
+    /// A lineage that was forced here, and those that survived and do not take part yet.
+    pub begun: Option<NewLineage>,
 }
 
 impl VoterState {
@@ -68,9 +78,13 @@ impl VoterState {
             chain: Chain::default(),
             grant_ms_max: 0,
             sync: SyncRule::default(),
+            auto: AutoRule::default(),
             pending: Vec::new(),
             cut: None,
             ledger: Ledger::default(),
+            audit: Audit::default(),
+            rivals: Vec::new(),
+            begun: None,
         }
     }
 
@@ -109,8 +123,8 @@ impl VoterState {
 /// Operations and failovers that this member knows of. Members tell one another; what is final stays as it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, bincode::Encode, bincode::Decode)]
 pub struct Ledger {
-    ops: Vec<OpView>,
-    failovers: Vec<FailoverRecord>,
+    pub(super) ops: Vec<OpView>,
+    pub(super) failovers: Vec<FailoverRecord>,
 }
 
 impl Ledger {
@@ -202,68 +216,30 @@ impl Ledger {
     }
 }
 
-/// Version 1.
-mod first {
-    use super::{Chain, Epoch, FailoverRecord, Ledger, LineageId, OpId, RegionName, SyncRule};
-
-    #[cfg_attr(test, derive(bincode::Encode))]
-    #[derive(bincode::Decode)]
-    pub struct VoterSet {
-        pub version: u64,
-        pub voters: Vec<RegionName>,
-        pub heard: Vec<RegionName>,
-    }
-
-    #[cfg_attr(test, derive(bincode::Encode))]
-    #[derive(bincode::Decode)]
-    pub struct VoterState {
-        pub lineage: LineageId,
-        pub voters: VoterSet,
-        pub voters_next: Option<VoterSet>,
-        pub promised: Epoch,
-        pub voted_for: Option<RegionName>,
-        pub released: Epoch,
-        pub sealed: Epoch,
-        pub handed_to: Option<(RegionName, OpId)>,
-        pub chain: Chain,
-        pub grant_ms_max: u64,
-        pub sync: SyncRule,
-        pub pending: Vec<FailoverRecord>,
-        pub cut: Option<(Epoch, Epoch)>,
-        pub ledger: Ledger,
-    }
-
-    impl From<VoterSet> for super::VoterSet {
-        fn from(v: VoterSet) -> super::VoterSet {
-            super::VoterSet { version: v.version, voters: v.voters, heard: v.heard, members: None }
-        }
-    }
-
-    impl From<VoterState> for super::VoterState {
-        fn from(s: VoterState) -> super::VoterState {
-            super::VoterState {
-                lineage: s.lineage,
-                voters: s.voters.into(),
-                voters_next: s.voters_next.map(Into::into),
-                promised: s.promised,
-                voted_for: s.voted_for,
-                released: s.released,
-                sealed: s.sealed,
-                handed_to: s.handed_to,
-                chain: s.chain,
-                grant_ms_max: s.grant_ms_max,
-                sync: s.sync,
-                pending: s.pending,
-                cut: s.cut,
-                ledger: s.ledger,
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn failover() -> first::FailoverRecord {
+        let (at, region) = (crate::base::LogEnd::EMPTY, RegionName::new("us-east").unwrap());
+        let loss =
+            first::Loss { base: at, known_end: at, bytes: 7, commits_at_most: 5, ms: None, sure: crate::control::types::Sureness::Exact };
+        let tail = first::LostTail { new_epoch: Epoch(3), from: at, to: at, commits: 5, from_time: None, to_time: None };
+        first::FailoverRecord {
+            op: OpId(4),
+            from: region.clone(),
+            to: region,
+            old_epoch: Epoch(2),
+            new_epoch: Epoch(3),
+            began_at: UnixMicros(1),
+            actor: "me".into(),
+            consent: crate::control::Consent::default(),
+            unproven: false,
+            loss,
+            complete: true,
+            tail: Some(tail),
+        }
+    }
 
     #[test]
     fn what_the_version_before_kept_is_read() {
@@ -285,11 +261,14 @@ mod tests {
             sync: SyncRule::default(),
             pending: Vec::new(),
             cut: None,
-            ledger: Ledger::default(),
+            ledger: first::Ledger { ops: Vec::new(), failovers: vec![failover()] },
         };
         let mut bytes = vec![1];
         bytes.extend(bincode::encode_to_vec(before, bincode::config::standard()).unwrap());
-        assert_eq!(VoterState::decode(&bytes), Some(state.clone()));
+        let read = VoterState::decode(&bytes).expect("it is read");
+        let record = read.ledger.failovers()[0].clone();
+        assert!(record.complete && record.loss.alone_ms == 0 && record.tail.is_some_and(|t| t.commits == 5 && t.touched.is_err()));
+        assert_eq!(VoterState { ledger: Ledger::default(), ..read }, state);
         assert_eq!(VoterState::decode(&state.encode()), Some(state));
         bytes[0] = 3;
         assert_eq!(VoterState::decode(&bytes), None);

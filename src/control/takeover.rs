@@ -4,12 +4,13 @@
 //! region is first. Driven by [`super::campaign`], which decided that it may.
 
 use super::api::{Output, Promotion};
+use super::audit::Action;
 use super::campaign::{Campaign, Stage, Why};
 use super::chain::{EpochEntry, ReignKind};
 use super::elect::{Evidence, Heard, NoOutcome, Outcome, describe};
 use super::machine::Control;
 use super::membership::Membership;
-use super::types::{Consent, FailoverRecord, Phase};
+use super::types::{Consent, FailoverRecord, OpId, Phase, VoterSet};
 use crate::base::{Epoch, RegionName};
 use std::collections::BTreeMap;
 
@@ -19,7 +20,11 @@ impl Control {
     pub(super) fn take_over(&mut self, outcome: Outcome, consent: Consent) {
         let campaign = self.campaign.as_ref().expect("BUG: takes over for nobody");
         let (op, actor, forced) = match &campaign.why {
-            Why::Handover(h) => (Some(h.op.order.id), h.op.order.actor.clone(), false),
+            // One that was told to have failed has no effect any more; what only this region can do is done all the same.
+            Why::Handover(h) => {
+                let op = Some(h.op.order.id).filter(|op| self.op(*op).is_none_or(|o| !o.state.is_final()));
+                (op, h.op.order.actor.clone(), false)
+            }
             Why::Failover { op, actor, forced, .. } => (Some(*op), actor.clone(), *forced),
             Why::Auto { op } => (Some(*op), "auto_failover".to_owned(), false),
             Why::Regain => (None, String::new(), false),
@@ -34,7 +39,7 @@ impl Control {
             base: outcome.base,
             kind,
             op,
-            voters_version: self.st().voters.version,
+            voters_version: self.st().voters.version + u64::from(forced),
             began_at: self.wall,
         };
         let record = op.filter(|_| matches!(kind, ReignKind::Unplanned | ReignKind::Unproven)).map(|op| FailoverRecord {
@@ -44,13 +49,23 @@ impl Control {
             old_epoch: outcome.prev,
             new_epoch: epoch,
             began_at: self.wall,
-            actor,
+            actor: actor.clone(),
             consent,
             unproven: forced,
             complete: outcome.loss.is_none_for_sure(),
             loss: outcome.loss.clone(),
             tail: None,
         });
+        let who = if actor.is_empty() { format!("{}, which was the last primary", self.who.name) } else { actor.clone() };
+        let what = format!(
+            "takes epoch {epoch} behind {}, after {} of epoch {}: {}",
+            entry.base,
+            outcome.from,
+            outcome.prev,
+            describe(&outcome.loss)
+        );
+        let (by_word, promoted) = ("forced_promotion", "promotion");
+        self.audit(Action { actor: who, op, kind: if forced { by_word } else { promoted }, what });
         let state = self.st_mut();
         if let Some(from) = outcome.cuts {
             // Until this reign is active another quorum may find an earlier last one, and this log then lacks what it cut.
@@ -92,6 +107,19 @@ impl Control {
         }
         let Some(Campaign { stage: Stage::Taking { entry }, .. }) = self.campaign.take() else { unreachable!("BUG: just seen") };
         self.op_phase_of(entry.op, Phase::Activate);
+        if entry.kind == ReignKind::Unproven && entry.voters_version > self.st().voters.version {
+            // The operator's word stands for the majority: this region is the only voter from here on. In one piece with its reign, so that a
+            // crash before leaves the old vote where it was, and one after goes on here (seed 68 of roles).
+            let name = self.who.name.clone();
+            let state = self.st_mut();
+            let members = state.voters.members.take();
+            state.voters = VoterSet { version: entry.voters_version, voters: vec![name.clone()], heard: vec![name], members };
+            if let Err(two) = state.chain.insert((*entry).clone()) {
+                self.two_writers(two.to_string());
+                return self.op_failed(entry.op.unwrap_or(OpId(0)), two.to_string());
+            }
+            self.keep();
+        }
         self.activate(*entry);
     }
 
@@ -115,7 +143,10 @@ impl Control {
         let next = self.st().voters_next.as_ref().and_then(|n| n.members.as_ref());
         regions.extend(next.into_iter().flat_map(Membership::names).filter(|r| !self.who.regions.contains(r)));
         let (own, voters, log) = (&self.who.name, &self.st().voters, &self.log);
-        Evidence { own, regions: &regions, voters, log, heard, handed }.weigh()
+        let forced = self.campaign.as_ref().is_some_and(|c| matches!(c.why, Why::Failover { forced: true, .. }));
+        // A primary that votes alone holds its lease from itself.
+        let lease = (!forced).then(|| self.st().grant_max().max(self.who.settings.lease));
+        Evidence { own, regions: &regions, voters, log, heard, lease, handed }.weigh()
     }
 
     // ---- ending ---------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 //! Decides nothing. Everything here is plain data with bounds; sentences in it are for operators.
 
 use super::membership::Membership;
+use super::touched::Touched;
 use crate::base::{Epoch, LogEnd, RegionName, UnixMicros};
 use crate::log::{History, Term};
 use std::collections::BTreeMap;
@@ -39,7 +40,7 @@ impl Who {
 }
 
 /// What a cluster does by itself when its primary is gone.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, bincode::Encode, bincode::Decode)]
 pub enum AutoFailover {
     #[default]
     Off,
@@ -47,6 +48,35 @@ pub enum AutoFailover {
     Lossless,
     /// When what is known to be lost spans no more than this.
     MaxLoss(Duration),
+}
+
+/// As it is typed in `parhelion set`: `off`, `lossless`, `max_loss=5s`.
+impl fmt::Display for AutoFailover {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            AutoFailover::Off => f.write_str("off"),
+            AutoFailover::Lossless => f.write_str("lossless"),
+            AutoFailover::MaxLoss(bound) => write!(f, "max_loss={}", humantime::format_duration(*bound)),
+        }
+    }
+}
+
+/// What the whole global cluster does by itself: set in its primary, kept by every member that hears of it. The later one holds; a new
+/// primary makes it its own, so that what an old one set and told nobody is over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, bincode::Encode, bincode::Decode)]
+pub struct AutoRule {
+    /// Of the primary that set it or took it over.
+    pub epoch: Epoch,
+    /// Grows with every change; 0: nobody has set it, and each member goes by its file.
+    pub version: u64,
+    pub auto: AutoFailover,
+}
+
+impl AutoRule {
+    #[must_use]
+    pub fn is_set(&self) -> bool {
+        self.version > 0
+    }
 }
 
 /// Periods and bounds of the control core. All time is counted on CLOCK_MONOTONIC_RAW of one's own machine.
@@ -69,7 +99,10 @@ pub struct Settings {
     pub handover_patience: Duration,
     pub backoff_min: Duration,
     pub backoff_max: Duration,
-    pub auto_failover: AutoFailover,
+    /// What this member's file says, if anything: it counts until the cluster has a rule.
+    pub auto_failover: Option<AutoFailover>,
+    /// What running transactions get to finish before a switchover ends them.
+    pub drain: Duration,
     /// A switchover to a target that is behind by more is refused.
     pub switchover_lag_bytes_max: u64,
     /// Regions beside the primary.
@@ -89,7 +122,8 @@ impl Default for Settings {
             handover_patience: Duration::from_secs(5),
             backoff_min: Duration::from_millis(300),
             backoff_max: Duration::from_secs(8),
-            auto_failover: AutoFailover::Off,
+            auto_failover: None,
+            drain: Duration::from_secs(5),
             switchover_lag_bytes_max: 16 << 20,
             secondaries_max: 5,
         }
@@ -215,6 +249,12 @@ pub enum OrderKind {
     RemoveRegion {
         region: RegionName,
     },
+    /// Another history goes on here. `stopped`: forced where a majority is lost, by the operator's word that the old primary is stopped;
+    /// without: a region that was taken out stands alone.
+    NewLineage {
+        survivors: Vec<RegionName>,
+        stopped: Option<RegionName>,
+    },
 }
 
 impl OrderKind {
@@ -222,7 +262,9 @@ impl OrderKind {
     pub fn to(&self) -> Option<&RegionName> {
         match self {
             OrderKind::Switchover { to } | OrderKind::Failover { to, .. } => Some(to),
-            OrderKind::SetVoters { .. } | OrderKind::AddRegion { .. } | OrderKind::RemoveRegion { .. } => None,
+            OrderKind::SetVoters { .. } | OrderKind::AddRegion { .. } | OrderKind::RemoveRegion { .. } | OrderKind::NewLineage { .. } => {
+                None
+            }
         }
     }
 
@@ -239,6 +281,32 @@ impl OrderKind {
     #[must_use]
     pub fn changes_members(&self) -> bool {
         matches!(self, OrderKind::SetVoters { .. } | OrderKind::AddRegion { .. } | OrderKind::RemoveRegion { .. })
+    }
+}
+
+/// For people.
+impl fmt::Display for OrderKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            OrderKind::Switchover { to } => write!(f, "switchover to {to}"),
+            OrderKind::Failover { to, consent, primary_is_down } => {
+                let loss = if consent.allow_data_loss { ", data loss allowed" } else { "" };
+                let bound = consent.max_loss_ms.map_or_else(String::new, |ms| format!(" up to {ms} ms"));
+                let down = primary_is_down.as_ref().map_or_else(String::new, |r| format!(", by the word that {r} is down"));
+                write!(f, "failover to {to}{loss}{bound}{down}")
+            }
+            OrderKind::AddRegion { region, addr } => write!(f, "adding {region} at {addr}"),
+            OrderKind::RemoveRegion { region } => write!(f, "taking out {region}"),
+            OrderKind::NewLineage { survivors, stopped } => {
+                let names: Vec<&str> = survivors.iter().map(RegionName::as_str).collect();
+                let how = stopped.as_ref().map_or_else(|| "on purpose".to_owned(), |r| format!("forced, by the word that {r} is stopped"));
+                write!(f, "a new lineage in {}, {how}", names.join(", "))
+            }
+            OrderKind::SetVoters { voters } => {
+                let names: Vec<&str> = voters.iter().map(RegionName::as_str).collect();
+                write!(f, "voters {}", names.join(", "))
+            }
+        }
     }
 }
 
@@ -328,6 +396,23 @@ pub enum OpState {
     },
 }
 
+/// For people.
+impl fmt::Display for OpState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            OpState::Running(phase) => write!(f, "under way, in {phase}"),
+            OpState::Done => f.write_str("done"),
+            OpState::Refused { reason } => write!(f, "refused: {reason}"),
+            OpState::Failed { reason } => write!(f, "failed: {reason}"),
+            OpState::Unknown { reason } => write!(f, "not known: {reason}"),
+            OpState::Superseded { by, epoch, region } => {
+                let by = by.map_or_else(String::new, |id| format!(" by operation {id}"));
+                write!(f, "superseded{by}: {region} is the primary of epoch {epoch}")
+            }
+        }
+    }
+}
+
 impl OpState {
     /// It does not move any more.
     #[must_use]
@@ -388,6 +473,8 @@ pub struct Loss {
     pub commits_at_most: u64,
     /// From the time that the base covers to the last sign of the old primary, on its clock. `None`: unknown.
     pub ms: Option<u64>,
+    /// So long after that sign the old primary may have gone on acknowledging: until its lease was over, or for ever where nothing ends it.
+    pub alone_ms: u64,
     pub sure: Sureness,
 }
 
@@ -427,6 +514,8 @@ pub struct LostTail {
     pub commits: u64,
     pub from_time: Option<UnixMicros>,
     pub to_time: Option<UnixMicros>,
+    /// What it changed; or why that could not be read: a sentence.
+    pub touched: Result<Touched, String>,
 }
 
 /// This region's log, told whenever it changed.

@@ -49,7 +49,7 @@ const COURTESY: Duration = Duration::from_millis(200);
 /// A second connection is closed this long after it turned out to be one: what is on its way arrives.
 const CROSSED_CLOSES_AFTER: Duration = Duration::from_secs(1);
 /// A peer that is none any more is let go so long after it was said: what is on its way arrives.
-const GONE_CLOSES_AFTER: Duration = Duration::from_millis(500);
+const GONE_CLOSES_AFTER: Duration = Duration::from_secs(1);
 const MESSAGE: u8 = b'M';
 const CLOSE: VarInt = VarInt::from_u32(0);
 
@@ -107,12 +107,16 @@ impl Drop for Owner {
     }
 }
 
+type OnRemoved = dyn Fn(&RegionName) + Send + Sync;
+
 struct Inner {
     quic: Quic,
     own: RegionName,
     peers: RwLock<BTreeMap<RegionName, Arc<PeerState>>>,
+    /// No peers any more, and spoken to for a moment longer.
+    parting: RwLock<BTreeMap<RegionName, Arc<PeerState>>>,
     /// Called with the name of a member that says that this one was taken out.
-    on_removed: OnceLock<Box<dyn Fn(&RegionName) + Send + Sync>>,
+    on_removed: OnceLock<Box<OnRemoved>>,
     on_message: Box<OnMessage>,
     next_no: AtomicU64,
     stopped: AtomicBool,
@@ -159,6 +163,7 @@ impl ControlLinks {
         let inner = Arc::new(Inner {
             quic: quic.clone(),
             peers: RwLock::default(),
+            parting: RwLock::default(),
             on_removed: OnceLock::new(),
             own,
             on_message: Box::new(on_message),
@@ -192,8 +197,13 @@ impl ControlLinks {
             state.gone.store(true, Ordering::Release);
             state.changed.notify_one();
             let moved = peers.iter().any(|p| p.name == state.peer.name);
+            if !moved {
+                inner.parting.write().insert(state.peer.name.clone(), Arc::clone(&state));
+            }
+            let inner = Arc::clone(inner);
             tokio::spawn(async move {
                 tokio::time::sleep(GONE_CLOSES_AFTER).await;
+                inner.parting.write().remove(&state.peer.name);
                 let (code, why): (_, &[u8]) =
                     if moved { (CLOSE, b"it moved") } else { (RefusalKind::Removed.code(), b"no member any more") };
                 for conn in &state.at.lock().connections {
@@ -211,7 +221,8 @@ impl ControlLinks {
     /// Sends at most [`CONTROL_MESSAGE_BYTES_MAX`]. Never waits; what cannot be sent is dropped and counted.
     pub fn send(&self, to: &RegionName, message: Bytes) {
         assert!(message.len() <= CONTROL_MESSAGE_BYTES_MAX, "BUG: a control message of {} bytes", message.len());
-        let Some(peer) = self.inner.peer(to) else { return };
+        let parting = || self.inner.parting.read().get(to).cloned();
+        let Some(peer) = self.inner.peer(to).or_else(parting) else { return };
         let Some(conn) = peer.newest() else {
             peer.dropped.fetch_add(1, Ordering::Relaxed);
             return;

@@ -7,8 +7,8 @@ use super::clock;
 use super::copies::{Copies, Drill};
 use super::killpoint::KillPoint;
 use super::link::Link;
-use crate::base::{ConnId, CopyId, Instant, RegionName, WhoWrites};
-use crate::control::{ControlMessage, ControlView, Ledger, MembersView, OpView};
+use crate::base::{ConnId, CopyId, Instant, RegionName, TimelineId, WhoWrites};
+use crate::control::{AuditEntry, AuditHead, AutoFailover, ControlMessage, ControlView, Ledger, MembersView, OpView};
 use crate::head::embedded::Engine;
 use crate::head::{LogSink, WriteGate};
 use crate::log::Frame;
@@ -57,7 +57,13 @@ enum Wake {
     Set {
         key: String,
         value: String,
+        actor: String,
         answer: oneshot::Sender<Result<String, String>>,
+    },
+    SetAutoFailover {
+        auto: AutoFailover,
+        actor: String,
+        answer: oneshot::Sender<Result<(), String>>,
     },
     Stop,
 }
@@ -97,9 +103,19 @@ impl Inbox {
     ///
     /// # Errors
     /// A sentence: why not.
-    pub async fn set(&self, key: String, value: String) -> Result<String, String> {
+    pub async fn set(&self, key: String, value: String, actor: String) -> Result<String, String> {
         let (answer, told) = oneshot::channel();
-        let _ = self.tx.send(Wake::Set { key, value, answer });
+        let _ = self.tx.send(Wake::Set { key, value, actor, answer });
+        told.await.unwrap_or_else(|_| Err("the region process is stopping".into()))
+    }
+
+    /// Sets what the cluster does by itself, in the primary. It holds when a majority keeps it, which the control core's view says.
+    ///
+    /// # Errors
+    /// A sentence: why not.
+    pub async fn set_auto_failover(&self, auto: AutoFailover, actor: String) -> Result<(), String> {
+        let (answer, told) = oneshot::channel();
+        let _ = self.tx.send(Wake::SetAutoFailover { auto, actor, answer });
         told.await.unwrap_or_else(|_| Err("the region process is stopping".into()))
     }
 
@@ -124,6 +140,8 @@ pub struct Shared {
     /// The control core, and what it knows of operations and failovers; `None` before recovery is over.
     pub control: RwLock<Option<Arc<ControlView>>>,
     pub ledger: RwLock<Arc<Ledger>>,
+    /// Where the audit's chain ends, as the copies keep it.
+    pub audit_head: Mutex<Option<AuditHead>>,
     /// Operations that moved lately, the newest last; also those that nobody keeps, dry runs and refusals.
     moved: Mutex<VecDeque<OpView>>,
 }
@@ -199,6 +217,24 @@ pub trait Dialler: Send + 'static {
     fn dial(&self, region: RegionName);
 }
 
+/// Opens lost tails as databases, on a thread of its own; the answer comes as an event.
+pub trait Tails: Send + 'static {
+    fn read(&self, archive: TimelineId);
+}
+
+/// Writes the audit to its file, on a thread of its own: what must not be lost of it lies on the copies already.
+pub trait AuditLog: Send + 'static {
+    fn write(&self, entries: Vec<AuditEntry>);
+}
+
+/// What a driver asks of the process around it.
+pub struct Around {
+    pub dialler: Box<dyn Dialler>,
+    pub members: Box<dyn Members>,
+    pub tails: Box<dyn Tails>,
+    pub audit: Box<dyn AuditLog>,
+}
+
 pub struct Driver {
     node: Node,
     rx: Receiver<Wake>,
@@ -206,8 +242,7 @@ pub struct Driver {
     copies: Copies,
     engine: Arc<Engine>,
     shared: Arc<Shared>,
-    dialler: Box<dyn Dialler>,
-    members: Box<dyn Members>,
+    around: Around,
     reported_at: Instant,
     watch: clock::Watch,
     kill: KillPoint,
@@ -243,6 +278,7 @@ impl Shared {
             who: watch::Sender::new(WhoWrites::default()),
             control: RwLock::new(None),
             ledger: RwLock::new(Arc::new(Ledger::default())),
+            audit_head: Mutex::default(),
             moved: Mutex::default(),
         })
     }
@@ -250,15 +286,7 @@ impl Shared {
 
 impl Driver {
     #[must_use]
-    pub fn new(
-        node: Node,
-        queue: Queue,
-        copies: Copies,
-        engine: Arc<Engine>,
-        shared: Arc<Shared>,
-        dialler: Box<dyn Dialler>,
-        members: Box<dyn Members>,
-    ) -> Driver {
+    pub fn new(node: Node, queue: Queue, copies: Copies, engine: Arc<Engine>, shared: Arc<Shared>, around: Around) -> Driver {
         // Nothing is answered before the control core holds a lease.
         engine.set_lease(Instant::ZERO);
         Driver {
@@ -268,8 +296,7 @@ impl Driver {
             copies,
             engine,
             shared,
-            dialler,
-            members,
+            around,
             reported_at: Instant::ZERO,
             watch: clock::Watch::new(),
             kill: KillPoint::from_env(),
@@ -290,6 +317,7 @@ impl Driver {
             if let Some(reason) = self.watch.broke() {
                 self.node.handle(clock::now(), clock::unix_now(), Event::ClockBroke { reason });
                 self.flush();
+                self.engine.trust_clock();
             }
             let mut burst = 0;
             while let Some(wake) = woken {
@@ -333,9 +361,13 @@ impl Driver {
                 let _ = answer.send(done);
                 return true;
             }
-            Wake::Set { key, value, answer } => {
+            Wake::Set { key, value, actor, answer } => {
                 let rules = self.node.rules().set(&key, &value, |time| humantime::parse_duration(time).ok());
-                let _ = answer.send(rules.and_then(|rules| self.node.set_rules(clock::now(), rules)));
+                let _ = answer.send(rules.and_then(|rules| self.node.set_rules(clock::now(), clock::unix_now(), rules, &actor)));
+                return true;
+            }
+            Wake::SetAutoFailover { auto, actor, answer } => {
+                let _ = answer.send(self.node.set_auto_failover(clock::now(), clock::unix_now(), auto, &actor));
                 return true;
             }
             Wake::Stop => return false,
@@ -348,7 +380,7 @@ impl Driver {
         while let Some(effect) = self.node.poll_effect() {
             match effect {
                 Effect::ToCopy { copy, request } => self.copies.send(copy, request),
-                Effect::Dial { region } => self.dialler.dial(region),
+                Effect::Dial { region } => self.around.dialler.dial(region),
                 Effect::Send { conn, message } => self.send(conn, &message),
                 Effect::Unlink { conn, reason } => {
                     if let Some(link) = self.shared.remove_link(conn) {
@@ -385,7 +417,7 @@ impl Driver {
                 }
                 Effect::ToMember { to, message } => {
                     let passing = self.kill.before_message(&message);
-                    self.members.send(&to, &message);
+                    self.around.members.send(&to, &message);
                     passing.passed("a message");
                 }
                 Effect::Lease { until } => self.engine.set_lease(until),
@@ -407,6 +439,8 @@ impl Driver {
                     passing.passed("a phase");
                 }
                 Effect::Failover(record) => tracing::info!(op = %record.op, complete = record.complete, "a failover is recorded"),
+                Effect::Audited(entries) => self.around.audit.write(entries),
+                Effect::ReadTouched { archive } => self.around.tails.read(archive),
                 Effect::Gate(gate) => {
                     match &gate {
                         WriteGate::Open => {}
@@ -419,7 +453,7 @@ impl Driver {
                     self.engine.set_primary(primary.as_ref().map(ToString::to_string));
                     self.shared.who.send_modify(|who| who.primary = primary);
                 }
-                Effect::Members(members) => self.members.changed(&members),
+                Effect::Members(members) => self.around.members.changed(&members),
                 Effect::HeadHides { reason } => self.engine.hide(reason),
                 Effect::Places { places } => self.copies.set_places(places),
                 Effect::Retired { slot, place, by } => self.copies.retire(slot, place.as_deref(), &by),
@@ -463,6 +497,7 @@ impl Driver {
         self.flush();
         self.copies.set_serving(self.node.rebuilds_copies());
         *self.shared.control.write() = self.node.control_view(now).map(Arc::new);
+        *self.shared.audit_head.lock() = self.node.audit_head();
         if let Some(ledger) = self.node.ledger()
             && **self.shared.ledger.read() != *ledger
         {

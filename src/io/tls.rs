@@ -100,7 +100,7 @@ pub fn ca_cert_file(dir: &Path) -> PathBuf {
     dir.join("ca.pem")
 }
 
-/// Needed only to make certificates; a region process never reads it.
+/// Needed only to make certificates: by `parhelion certs`, and by a region process at the moment at which a region joins that it invited.
 #[must_use]
 pub fn ca_key_file(dir: &Path) -> PathBuf {
     dir.join("ca.key")

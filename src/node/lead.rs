@@ -190,8 +190,9 @@ impl Node {
             return self.refuse(conn, refusal, peer);
         }
         // Whoever is about to take over may fetch what this secondary has more; never a seed.
-        let lends = hello.catches_up && hello.position.is_some() && matches!(self.stage, Stage::Following) && !self.roles.unsettled;
-        let Some(lineage) = self.appender.lineage().filter(|_| lends || matches!(self.stage, Stage::Leading)) else {
+        let whole = !self.roles.unsettled || self.roles.lends_its_last();
+        let lends = hello.catches_up && hello.position.is_some() && matches!(self.stage, Stage::Following) && whole;
+        let Some(lineage) = self.lineage().filter(|_| lends || matches!(self.stage, Stage::Leading)) else {
             let primary = self.roles.reign.as_ref().map(|(_, p)| p.clone()).filter(|p| *p != self.who.region);
             let message = Message::Control(Control::NotPrimary { primary, epoch: self.epoch() });
             self.effects.push_back(Effect::Send { conn, message });
@@ -207,7 +208,8 @@ impl Node {
         }
         let vdl = *self.appender.vdl();
         let log_from = self.appender.log_from();
-        match Sender::greet(hello, lineage, self.appender.history(), &vdl, log_from, self.limits.clone(), now) {
+        let volume = self.appender.lineage().unwrap_or(lineage);
+        match Sender::greet(hello, (lineage, volume), self.appender.history(), &vdl, log_from, self.limits.clone(), now) {
             Err(refusal) => {
                 // It was shipped only what was durable here, in this very reign.
                 if let (Refusal::Diverged { theirs, .. }, Stage::Leading) = (&refusal, &self.stage)

@@ -4,10 +4,16 @@
 //! any more end, what was kept for them is forgotten, and a region that was taken out shows its readers nothing.
 
 use super::{Effect, Node};
-use crate::base::{ConnId, Instant, RegionName};
+use crate::base::{ConnId, Instant, LineageId, RegionName};
 use crate::control::MembersView;
 
 impl Node {
+    /// Which history this region's data is. The volume keeps the name of the one that it was founded with, whatever goes on in it.
+    pub(super) fn lineage(&self) -> Option<LineageId> {
+        let of_the_volume = self.appender.lineage()?;
+        Some(self.control.as_ref().map_or(of_the_volume, |c| c.voter.lineage))
+    }
+
     pub(super) fn take_members(&mut self, now: Instant, view: MembersView) {
         self.roles.leaving = None;
         self.who.members = view.regions.iter().map(|m| m.name.clone()).collect();

@@ -19,10 +19,11 @@ mod roles;
 
 use crate::base::{
     ClusterName, ConnId, CopyId, Epoch, Generation, GroupId, Instant, Layout, Limits, LineageId, LogEnd, Lsn, MemberId, Prng, RegionName,
-    UnixMicros, WriteGate,
+    TimelineId, UnixMicros, WriteGate,
 };
 use crate::control::{
-    self, ControlMessage, ControlState, FailoverRecord, Input, LostTail, MembersView, OpId, OpView, Order, Start, VoterSet, VoterState,
+    self, Action, AuditEntry, ControlMessage, ControlState, FailoverRecord, Input, LostTail, MembersView, OpId, OpView, Order, Start,
+    Touched, VoterSet, VoterState,
 };
 use crate::log::{Frame, Pen};
 use crate::ship::{Message, Refusal};
@@ -105,11 +106,17 @@ pub enum Event {
     HeadPins {
         oldest: Lsn,
     },
+    /// The answer to [`Effect::ReadTouched`].
+    Touched {
+        archive: TimelineId,
+        touched: Result<Touched, String>,
+    },
     Timeout,
 }
 
 /// Everything a node can want.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "they are handed on one at a time, and none is kept")]
 pub enum Effect {
     ToCopy {
         copy: MemberId,
@@ -146,6 +153,12 @@ pub enum Effect {
     CommitsPause(bool),
     OpMoved(Box<OpView>),
     Failover(Box<FailoverRecord>),
+    /// New in this member's audit, and kept on its copies: to be written to its file, too.
+    Audited(Vec<AuditEntry>),
+    /// Opens a lost tail as a database and says which rows it changed.
+    ReadTouched {
+        archive: TimelineId,
+    },
     /// This region was taken out: whoever reads here is refused with that, until a reset.
     HeadHides {
         reason: String,
@@ -347,6 +360,7 @@ impl Node {
                 self.drain_follower(now);
             }
             Event::HeadPins { oldest } => self.oldest_pin = oldest,
+            Event::Touched { archive, touched } => self.touched(now, archive, touched),
             Event::Linked { conn, peer, dialled } => self.linked(now, conn, peer, dialled),
             Event::Unlinked { conn, reason } => self.unlinked(now, conn, &reason),
             Event::DialFailed { region, reason } => self.follower.dial_failed(now, &region, reason),
@@ -702,7 +716,8 @@ impl Node {
         self.links.insert(conn, peer.clone());
         if dialled {
             let epoch = self.epoch();
-            let hello = self.follower.hello(now, conn, &self.who, &self.appender, epoch);
+            let lineage = self.lineage();
+            let hello = self.follower.hello(now, conn, &self.who, &self.appender, lineage, epoch);
             if let (Stage::Following, Some(message)) = (&self.stage, hello) {
                 self.effects.push_back(Effect::Send { conn, message });
             } else {
@@ -717,6 +732,8 @@ impl Node {
         self.reads.retain(|_, c| *c != conn);
         if let Some(region) = self.leader.unlinked(now, self.wall, conn) {
             self.note("secondary_disconnected", format!("{region}: {reason}"));
+            // Whether commits may go on without it is a matter of the rules, also while none waits.
+            self.release(now);
         }
         if let Some(primary) = self.follower.unlinked(now, self.wall, conn) {
             self.note("primary_disconnected", format!("{primary}: {reason}"));
@@ -760,6 +777,9 @@ impl Node {
     /// # Errors
     /// A sentence that says why not, or what it waits for.
     pub fn replace_copy(&mut self, now: Instant, slot: CopyId, candidate: Vec<Incarnation>, place: String) -> Result<String, String> {
+        let what = format!("copy {slot} is to be replaced by a new one in {place}");
+        self.tell(now, Input::Audit(Action { actor: "an operator of this region".into(), op: None, kind: "copy", what }));
+        self.drive_roles(now);
         self.appender.replace_copy(slot, candidate, place.clone())?;
         self.note("copy_replacing", format!("copy {slot} is being replaced by a new one in {place}"));
         self.drain_appender(now);
@@ -774,6 +794,9 @@ impl Node {
     /// # Errors
     /// A sentence that says why not.
     pub fn cancel_replace(&mut self, now: Instant, slot: CopyId) -> Result<String, String> {
+        let what = format!("copy {slot} is not to be replaced any more");
+        self.tell(now, Input::Audit(Action { actor: "an operator of this region".into(), op: None, kind: "copy", what }));
+        self.drive_roles(now);
         self.appender.cancel_replace(slot)?;
         self.note("copy_replace_cancelled", format!("copy {slot} is not replaced: it comes back and catches up"));
         self.drain_appender(now);
@@ -783,6 +806,11 @@ impl Node {
     // ---- what others see -------------------------------------------------------------------------------------------
 
     fn note(&mut self, kind: &str, what: String) {
+        self.note_of(kind, what, None, None);
+    }
+
+    /// As [`Self::note`], of an operation.
+    fn note_of(&mut self, kind: &str, what: String, op: Option<(&OpId, &str)>, duration_ms: Option<u64>) {
         self.event_no += 1;
         let event = OperatorEvent {
             no: self.event_no,
@@ -792,6 +820,9 @@ impl Node {
             epoch: self.epoch(),
             durable_lsn: self.appender.vdl().end_lsn,
             what,
+            op: op.map(|(id, _)| id.to_string()),
+            actor: op.map(|(_, actor)| actor.to_owned()),
+            duration_ms,
         };
         self.effects.push_back(Effect::Note(event));
     }
@@ -888,7 +919,7 @@ impl Node {
             state,
             reason,
             epoch: self.epoch(),
-            lineage: self.appender.lineage().map(Into::into),
+            lineage: self.lineage().map(Into::into),
             primary: self.roles.reign.as_ref().map(|(_, primary)| primary.clone()),
             reported_at: wall,
             written_lsn: self.appender.end().end_lsn,
@@ -901,7 +932,7 @@ impl Node {
             retention: self.retention(),
             copies: copies.collect(),
             volume: report::VolumeReport::of(self.who.layout),
-            readers: 1,
+            readers: u32::from(!self.roles.hidden),
             secondaries: if matches!(self.stage, Stage::Leading) { self.leader.report(now, &self.limits, vdl) } else { Vec::new() },
             control: self
                 .control_view(now)

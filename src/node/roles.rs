@@ -9,9 +9,13 @@
 
 use super::{Effect, Node, Stage};
 use crate::base::{ConnId, Epoch, Instant, LogEnd, MemberId, RegionName, WriteGate};
-use crate::control::{self, Control, ControlState, ControlView, EpochEntry, Input, LogPosition, OpId, Output, Promotion, VoterState, Who};
+use crate::control::{
+    self, AuditEntry, AuditHead, Control, ControlState, ControlView, EpochEntry, Input, LogPosition, OpId, OpView, Output, Promotion,
+    VoterState, Who,
+};
 use crate::log::{ControlFrame, Pen, Reign};
 use crate::volume::{LostLog, VolumePhase};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// A write through the new primary must be seen in a secondary within this.
@@ -20,6 +24,8 @@ const VERIFY_WITHIN: Duration = Duration::from_secs(10);
 const FOLLOWED_WITHIN: Duration = Duration::from_secs(3);
 /// What another secondary has more is fetched within this, or it is gone without.
 const CATCH_UP_WITHIN: Duration = Duration::from_secs(20);
+/// Operations whose events are remembered, so that none is told twice.
+const OPS_REMEMBERED: usize = 64;
 /// A link on which something came within this is alive.
 const LIVE_WITHIN: Duration = Duration::from_secs(1);
 
@@ -39,6 +45,10 @@ pub(super) struct Roles {
     /// The last state that is to be kept; it was handed to the volume (which takes nothing while it recovers).
     token: u64,
     handed: bool,
+    /// Operations, and how many of their phases were told as events, by whoever carried them out.
+    phases_told: BTreeMap<OpId, usize>,
+    /// Entries of the audit up to this one were told.
+    audited: u64,
     /// An empty record is on its way to the copies, to show that the disks are well.
     touching: bool,
     pub(super) intent: Option<Intent>,
@@ -77,6 +87,11 @@ impl Roles {
     /// Why this region is no member any more.
     pub(super) fn out(&self) -> Option<String> {
         self.core.as_ref().and_then(Control::out)
+    }
+
+    /// It sealed its reign, and the target may lack what lies here.
+    pub(super) fn lends_its_last(&self) -> bool {
+        self.core.as_ref().is_some_and(Control::lends_its_last)
     }
 
     /// The member is a part of a global cluster that was founded.
@@ -133,6 +148,7 @@ impl Node {
         if matches!(self.stage, Stage::Closed { .. }) {
             self.tell_lost(now);
         }
+        self.tell_audit();
         self.tell_log(now);
     }
 
@@ -209,7 +225,7 @@ impl Node {
         match output {
             Output::Send { to, message } => self.effects.push_back(Effect::ToMember { to, message }),
             Output::Persist { token, state } => {
-                self.control = Some(ControlState { layout: self.who.layout, rules: self.committing.rules, voter: *state });
+                self.control = Some(ControlState { layout: self.who.layout, rules: self.committing.kept(), voter: *state });
                 self.roles.token = token;
                 self.put_again();
             }
@@ -249,16 +265,49 @@ impl Node {
             Output::Open { epoch } => self.open_reign(now, epoch),
             Output::Follow { epoch, primary } => self.step_back(now, epoch, primary),
             Output::Verify { op, .. } => self.roles.verifying = Some((op, self.roles.start, now + VERIFY_WITHIN)),
-            Output::CommitRule { .. } => {}
+            Output::CommitRule { sync } => self.rule_in_force(now, sync),
             Output::Members(members) => self.take_members(now, *members),
             Output::Leaving { region } => self.let_go(now, &region),
-            Output::OpMoved(op) => self.effects.push_back(Effect::OpMoved(op)),
+            Output::OpMoved(op) => {
+                self.note_operation(&op);
+                self.effects.push_back(Effect::OpMoved(op));
+            }
             Output::Failover(record) => {
                 self.effects.push_back(Effect::Failover(record));
                 self.nothing_was_lost();
                 self.count_archives(now);
             }
             Output::Note { kind, what } => self.note(kind, what),
+        }
+    }
+
+    /// Every phase of an operation is an event of the region that went through it, and so are its beginning and its end.
+    fn note_operation(&mut self, view: &OpView) {
+        let (id, actor) = (view.order.id, view.order.actor.clone());
+        let own = view.by == self.who.region && !view.order.dry_run;
+        let told = self.roles.phases_told.get(&id).copied();
+        self.roles.phases_told.insert(id, view.phases.len());
+        while self.roles.phases_told.len() > OPS_REMEMBERED {
+            self.roles.phases_told.pop_first();
+        }
+        if !own {
+            return;
+        }
+        let op = Some((&id, actor.as_str()));
+        let what = view.order.kind.to_string();
+        match told {
+            None if view.phases.is_empty() && !view.state.is_final() => self.note_of("operation_began", what.clone(), op, None),
+            // Phases that it had before it came here are events of the region that it came from.
+            None => {}
+            Some(told) => {
+                for (phase, ms) in view.phases.iter().skip(told) {
+                    self.note_of("operation_phase", format!("{what}: {phase} is over"), op, Some(*ms));
+                }
+            }
+        }
+        if view.state.is_final() {
+            let all_ms = self.wall.0.saturating_sub(view.began_at.0) / 1000;
+            self.note_of("operation_ended", format!("{what}: {}", view.state), op, Some(all_ms));
         }
     }
 
@@ -279,12 +328,35 @@ impl Node {
         self.appender.put_control(control.encode(), self.roles.holds_commits);
     }
 
+    /// What the next state that is handed out will be kept as.
+    pub(super) fn next_token(&self) -> u64 {
+        self.roles.token + 1
+    }
+
+    /// What the audit has new, once it is kept.
+    fn tell_audit(&mut self) {
+        let Some(audit) = self.control.as_ref().map(|c| &c.voter.audit) else { return };
+        let news: Vec<AuditEntry> = audit.entries().iter().filter(|e| e.no > self.roles.audited).cloned().collect();
+        if let Some(last) = news.last() {
+            self.roles.audited = last.no;
+            self.effects.push_back(Effect::Audited(news));
+        }
+    }
+
+    /// Where the chain of this member's audit ends, as its copies keep it.
+    #[must_use]
+    pub fn audit_head(&self) -> Option<AuditHead> {
+        self.roles.core.as_ref().and_then(Control::state).map(|s| s.audit.head())
+    }
+
     /// Four copies keep what was handed to them last.
     pub(super) fn control_kept(&mut self, now: Instant) {
         if !self.roles.handed {
             return; // an older one; the newer waits for the volume
         }
         let token = self.roles.token;
+        self.rules_kept(now, token);
+        self.tell_audit();
         self.tell(now, Input::Persisted { token });
         if std::mem::take(&mut self.roles.touching) {
             self.tell(now, Input::CommitPathMoved);
@@ -447,6 +519,11 @@ impl Node {
 
     /// An epoch from `epoch` on is somebody else's, or nobody's yet.
     fn step_back(&mut self, now: Instant, epoch: Epoch, primary: Option<RegionName>) {
+        // What was fetched in order to take over is not wanted any more, and may be on no history by now (seed 47 of moves).
+        if let Some((from, ..)) = self.follower.catching_up_to.take() {
+            self.stop_following(now, "another region takes over");
+            self.tell(now, Input::CaughtUp { from });
+        }
         let led = matches!(self.stage, Stage::Leading | Stage::Pending | Stage::Opening { pen: Some(_) });
         if led {
             let who = primary.as_ref().map_or_else(|| "nobody yet".to_owned(), RegionName::to_string);
@@ -504,7 +581,9 @@ impl Node {
         let ready = *self.appender.phase() == VolumePhase::Serving && matches!(self.stage, Stage::Following);
         if let (Some(conn), true) = (conn, ready) {
             let epoch = self.epoch();
-            let message = self.follower.hello_on(now, conn, primary.clone(), &self.who, &self.appender, epoch);
+            let lineage = self.lineage();
+            self.follower.greet(now, conn, primary.clone());
+            let message = self.follower.first_word(&self.who, &self.appender, lineage, epoch);
             self.effects.push_back(Effect::Send { conn, message });
         }
     }

@@ -1,6 +1,7 @@
 //! Operations: what people and their tools do with a running global cluster.
 
 pub mod admin;
+pub mod audit;
 pub mod bench;
 pub mod certs;
 pub mod cli;

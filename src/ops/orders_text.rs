@@ -134,6 +134,22 @@ pub fn list(ops: &[OperationReport]) -> String {
     text::table(&["OPERATION", "KIND", "FROM", "TO", "STATE", "EPOCH", "BEGAN", "BY"], &[5], rows)
 }
 
+/// Which rows the lost commits changed.
+fn touched(out: &mut String, f: &FailoverReport) {
+    if let Some(why) = &f.touched_unknown {
+        let _ = writeln!(out, "  which rows that were is not known: {why}");
+    }
+    for table in f.touched.iter().flatten() {
+        let rows = if table.rows_changed == 1 { "row" } else { "rows" };
+        let more = if table.more == 0 { String::new() } else { format!(" and {} more", table.more) };
+        let keys = if table.keys.is_empty() { String::new() } else { format!(", with the keys {}{more}", table.keys.join(", ")) };
+        let _ = writeln!(out, "  {}: {} {rows}{keys}", table.table, table.rows_changed);
+    }
+    if f.touched_tables_more > 0 {
+        let _ = writeln!(out, "  and {} more tables", f.touched_tables_more);
+    }
+}
+
 /// What a failover cost.
 #[must_use]
 pub fn failover(f: &FailoverReport) -> String {
@@ -160,6 +176,7 @@ pub fn failover(f: &FailoverReport) -> String {
                 time(f.lost_from_time),
                 time(f.lost_to_time)
             );
+            touched(&mut out, f);
         }
         _ => {
             let _ = writeln!(out, "  {}", loss(&f.loss));

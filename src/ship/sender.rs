@@ -124,7 +124,7 @@ impl Sender {
     /// [`Refusal`]: it is sent to the secondary, counted, and the link closed.
     pub fn greet(
         hello: &Hello,
-        lineage: LineageId,
+        (lineage, volume): (LineageId, LineageId),
         history: &History,
         vdl: &LogEnd,
         log_from: Seq,
@@ -153,7 +153,7 @@ impl Sender {
         let Some(position) = &hello.position else {
             let Some(unfinished) = &hello.unfinished else { return Ok((sender, Start::Seed)) };
             let base = &unfinished.base;
-            let known = base.lineage == lineage && base.end.seq <= vdl.seq && history.contains(&base.end);
+            let known = base.lineage == volume && base.end.seq <= vdl.seq && history.contains(&base.end);
             // Behind a base that the log no longer reaches, its pages would be of no use.
             if !known || base.end.seq.next() < log_from {
                 return Ok((sender, Start::Seed));

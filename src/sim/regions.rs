@@ -4,8 +4,8 @@ use super::checker::Checked;
 use super::copies::CopySlot;
 use super::world::{MS, What, World};
 use super::{Mutant, workload};
-use crate::base::{ClusterName, CopyId, Instant, Layout, LogEnd, Lsn, MemberId, Prng, RegionName, UnixMicros, WriteGate};
-use crate::control::{OpId, Settings};
+use crate::base::{ClusterName, CopyId, Instant, Layout, LogEnd, Lsn, MemberId, Prng, RegionName, TimelineId, UnixMicros, WriteGate};
+use crate::control::{OpId, Settings, Touched};
 use crate::log::{Frame, Pen};
 use crate::node::{Effect, Event, Identity, Node};
 use crate::volume::membership::Membership;
@@ -22,6 +22,7 @@ pub(super) enum HeadNews {
     Stops,
     Drain { op: OpId, deadline: Instant },
     Undrain,
+    Touched { archive: TimelineId },
     Gate(WriteGate),
 }
 
@@ -274,6 +275,9 @@ impl World {
                 self.truth.failover(&record);
                 return Ok(());
             }
+            Effect::Audited(_) => return Ok(()),
+            // Its pages are no database here.
+            Effect::ReadTouched { archive } => HeadNews::Touched { archive },
             Effect::HeadAdvances { vdl, frames } => {
                 self.check_advance(r, &vdl, &frames)?;
                 HeadNews::Advances { vdl, written_at: frames.last().map(|f| f.header().source_time) }
@@ -378,6 +382,7 @@ impl World {
                 self.at(at, What::Drain { region: r, incarnation });
                 self.drain_head(r, incarnation)
             }
+            HeadNews::Touched { archive } => self.to_node(r, incarnation, Event::Touched { archive, touched: Ok(Touched::default()) }),
             HeadNews::Undrain => {
                 region.head.draining = None;
                 Ok(())

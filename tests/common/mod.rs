@@ -300,6 +300,14 @@ impl Cluster {
         self.by_hand.push((name.to_owned(), process));
     }
 
+    /// Waits for the end of a region that was started by hand and ends by itself.
+    pub fn until_ended(&mut self, name: &str) {
+        let i = self.by_hand.iter().position(|(n, _)| n == name).expect("it was started by hand");
+        let (_, mut process) = self.by_hand.remove(i);
+        let status = wait(&mut process.child, "a region that ends by itself");
+        assert_eq!(status.code(), Some(0), "{}", tail(&process.log));
+    }
+
     /// Ends a region that was started by hand, as Ctrl-C does.
     pub fn stop_region(&mut self, name: &str) {
         let i = self.by_hand.iter().position(|(n, _)| n == name).expect("it was started by hand");
@@ -445,4 +453,17 @@ pub fn metric(page: &str, name: &str) -> Option<f64> {
 
 pub fn now() -> Instant {
     clock::now()
+}
+
+/// A verb with `--config`; exit code, stdout, stderr.
+pub fn verb(config: &Path, args: &[&str]) -> (Option<i32>, String, String) {
+    let output = run(parhelion().args(args).arg("--config").arg(config), "");
+    (output.status.code(), text(&output.stdout), text(&output.stderr))
+}
+
+/// Its JSON, where it must succeed.
+pub fn must(config: &Path, args: &[&str]) -> Value {
+    let (code, out, err) = verb(config, args);
+    assert_eq!(code, Some(0), "{args:?}: {out}{err}");
+    serde_json::from_str(&out).unwrap_or_else(|e| panic!("{args:?}: JSON and nothing else on stdout: {e}: {out}"))
 }

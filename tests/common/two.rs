@@ -11,6 +11,7 @@ use std::process::{Child, Stdio};
 pub struct Two {
     dir: tempfile::TempDir,
     pub ready: Ready,
+    pub witness_file: PathBuf,
     witness: Option<Child>,
     regions: Vec<Option<ByHand>>,
     _ports: Ports,
@@ -21,6 +22,11 @@ pub const WITNESS: &str = "witness";
 
 impl Two {
     pub fn start() -> Two {
+        Two::start_with("")
+    }
+
+    /// With more lines in everybody's `[control]`.
+    pub fn start_with(more: &str) -> Two {
         let dir = tempfile::tempdir().unwrap();
         let ports = Ports::reserve(3);
         let at = |region: u16, n: u16| format!("127.0.0.1:{}", ports.base + 100 * region + n);
@@ -29,7 +35,7 @@ impl Two {
             at(0, 0),
             at(1, 0)
         );
-        let control = "[tls]\ndir = \"certs\"\n[control]\nlease = \"3s\"\n";
+        let control = format!("[tls]\ndir = \"certs\"\n[control]\nlease = \"3s\"\n{more}\n");
         let mut regions = Vec::new();
         for (i, name) in (0u16..).zip(NAMES) {
             let config = dir.path().join(format!("{name}.toml"));
@@ -67,7 +73,7 @@ impl Two {
         json_of(parhelion().args(["certs", "--json", "--config"]).arg(&regions[0].config)).unwrap();
         let password = std::fs::read_to_string(dir.path().join("certs/sql-password")).unwrap().trim().to_owned();
         let ready = Ready { cluster: "two".into(), user: "app".into(), password, database: "app".into(), regions };
-        let mut two = Two { dir, ready, witness: None, regions: vec![None, None], _ports: ports };
+        let mut two = Two { dir, ready, witness_file: file, witness: None, regions: vec![None, None], _ports: ports };
         two.start_witness();
         for i in 0..2 {
             two.start_region(i);
@@ -83,7 +89,7 @@ impl Two {
     pub fn start_witness(&mut self) {
         let log = std::fs::File::options().create(true).append(true).open(self.log(WITNESS)).unwrap();
         let mut command = parhelion();
-        command.args(["witness", "--config"]).arg(self.dir.path().join("witness.toml")).env("PARHELION_KILL_POINT", self.point(WITNESS));
+        command.args(["witness", "--config"]).arg(&self.witness_file).env("PARHELION_KILL_POINT", self.point(WITNESS));
         self.witness = Some(command.stdout(Stdio::null()).stderr(log).spawn().expect("the program runs"));
     }
 
@@ -111,6 +117,21 @@ impl Two {
     /// `kill -9`, and waits until it is gone.
     pub fn kill_region(&mut self, i: usize) {
         self.regions[i].take().expect("it runs").kill();
+    }
+
+    /// Ends a region's process as Ctrl-C does.
+    pub fn stop_region(&mut self, i: usize) {
+        self.regions[i].take().expect("it runs").stop();
+    }
+
+    /// Waits until both regions and the witness are in each other's sight.
+    pub fn until_all_vote(&self) -> Value {
+        until("all three vote", || {
+            let status = self.status(1)?;
+            let voters = status["voters"].as_array().cloned().unwrap_or_default();
+            let all = voters.len() == 3 && voters.iter().all(|v| v["answered"] == true && v["heard_by_primary"] == true);
+            super::ensure(all, &status).map(|()| status)
+        })
     }
 
     /// The process kills itself when it comes to that point.

@@ -208,6 +208,11 @@ impl Engine {
         self.shared.progress.set_lease(until);
     }
 
+    /// The control core was told that the machine slept: leases that come from here on are counted on a clock that is right.
+    pub fn trust_clock(&self) {
+        self.shared.progress.trust_clock();
+    }
+
     /// Whether the lease is not over at this moment.
     pub fn may_acknowledge(&self) -> bool {
         self.shared.progress.may_acknowledge()

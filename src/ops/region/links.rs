@@ -87,9 +87,9 @@ impl Links {
     pub fn arrived(self: &Arc<Self>, arrival: Arrival) {
         match arrival {
             Arrival::Link(link, events) => self.start(link, events, false),
-            Arrival::Admin { request, reply, .. } => {
+            Arrival::Admin { from, request, reply } => {
                 let links = Arc::clone(self);
-                tokio::spawn(async move { reply.send(links.answer(&request).await) });
+                tokio::spawn(async move { reply.send(links.answer(&from, &request).await) });
             }
             Arrival::Control(dialled) => match self.control.get() {
                 Some(control) => control.arrived(dialled),
@@ -149,8 +149,8 @@ impl Links {
                     continue;
                 }
                 LinkEvent::Admin(request, reply) => {
-                    let links = Arc::clone(&self);
-                    tokio::spawn(async move { reply.send(links.answer(&request).await) });
+                    let (links, from) = (Arc::clone(&self), link.peer().clone());
+                    tokio::spawn(async move { reply.send(links.answer(&from, &request).await) });
                     continue;
                 }
                 LinkEvent::Closed(reason) => {
@@ -171,7 +171,13 @@ impl Links {
         self.inbox.send(Event::Unlinked { conn, reason: ended });
     }
 
-    async fn answer(&self, request: &[u8]) -> bytes::Bytes {
+    async fn answer(&self, from: &RegionName, request: &[u8]) -> bytes::Bytes {
+        // A stolen certificate of another region must not make new ones (X14).
+        let own = |r: &admin::AdminRequest| matches!(r, admin::AdminRequest::Invite { .. } | admin::AdminRequest::Retire { .. });
+        if from != self.quic.region() && admin::AdminRequest::decode(request).is_ok_and(|r| own(&r)) {
+            let why = format!("only a command on the machine of {} does that there", self.quic.region());
+            return admin::AdminAnswer::Refused(why).encode().into();
+        }
         match self.view.get().and_then(Weak::upgrade) {
             Some(view) => admin::respond(request, view.clone(), view, &self.roster.regions()).await.into(),
             None => admin::AdminAnswer::Refused("the region process is starting or stopping".into()).encode().into(),

@@ -6,9 +6,12 @@
 mod links;
 mod ports;
 mod space;
+mod tails;
 mod view;
 
+use super::audit::AUDIT_DIR;
 use super::config::Config;
+use super::membership::retire;
 use super::membership::roster::Roster;
 use crate::base::{Prng, RegionName};
 use crate::control::{ControlMessage, MembersView};
@@ -16,11 +19,12 @@ use crate::endpoint::pg::auth::ScramVerifier;
 use crate::endpoint::router::RoutedService;
 use crate::endpoint::{EmbeddedService, Port, SqlService, http, pg};
 use crate::head::embedded::{Engine, EngineSettings};
+use crate::io::audit::AuditWriter;
 use crate::io::clock;
 use crate::io::control_link::{CONTROL_MESSAGE_BYTES_MAX, ControlLinks};
 use crate::io::copies::{Copies, Listener, Whose};
 use crate::io::copy_link;
-use crate::io::driver::{self, Driver, Inbox, Queue, Shared};
+use crate::io::driver::{self, Around, Driver, Inbox, Queue, Shared};
 use crate::io::link;
 use crate::io::quic::Quic;
 use crate::io::tls::Material;
@@ -49,6 +53,9 @@ pub struct RunOptions {
 /// When it cannot start, with a sentence that says what to do.
 pub async fn run(config: Config, options: RunOptions, shutdown: watch::Receiver<bool>) -> anyhow::Result<()> {
     let _lock = lock(&config.data_dir, &config.file, &format!("region {}", config.region))?;
+    if let Some(to) = retire::carry_out(&config.data_dir).context("the copies of a retired lineage cannot be moved away")? {
+        tracing::warn!("this region was retired: what it had lies in {}; it is seeded anew", to.display());
+    }
     let material = Arc::new(Material::load(&config.tls_dir, &config.cluster, &config.region, &config.file, clock::unix_now())?);
     if let Some(warning) = material.expiry_warning(clock::unix_now(), &config.file) {
         tracing::warn!("{warning}");
@@ -84,7 +91,7 @@ pub async fn run(config: Config, options: RunOptions, shutdown: watch::Receiver<
     let who = Identity {
         cluster: config.cluster.clone(),
         region: config.region.clone(),
-        founder: config.founder.clone(),
+        founder: retire::founder(&config.data_dir, &config.region, &config.founder, &regions),
         members: regions.clone(),
         addrs: config.addrs(),
         witness,
@@ -105,9 +112,13 @@ pub async fn run(config: Config, options: RunOptions, shutdown: watch::Receiver<
     let told = inbox.clone();
     control.when_removed(move |by| told.send(Event::SaidOut { by: by.clone() }));
     links.control_with(&control);
-    let dialler = Box::new(Arc::clone(&links));
-    let members = Members { links: control.clone(), quic: quic.clone(), roster, runtime: tokio::runtime::Handle::current() };
-    let driver = Driver::new(node, queue, copies, Arc::clone(&engine), Arc::clone(&shared), dialler, Box::new(members));
+    let around = Around {
+        dialler: Box::new(Arc::clone(&links)),
+        members: Box::new(Members { links: control.clone(), quic: quic.clone(), roster, runtime: tokio::runtime::Handle::current() }),
+        audit: Box::new(AuditWriter::start(&config.data_dir.join(AUDIT_DIR)).context("the audit cannot be written; see data_dir")?),
+        tails: Box::new(tails::Tails::new(&config, inbox.clone())),
+    };
+    let driver = Driver::new(node, queue, copies, Arc::clone(&engine), Arc::clone(&shared), around);
     let driver =
         std::thread::Builder::new().name("node".into()).spawn(move || driver.run()).context("the node's thread cannot be started")?;
 
@@ -140,7 +151,10 @@ pub async fn run(config: Config, options: RunOptions, shutdown: watch::Receiver<
         "the region process runs"
     );
 
-    let why = until_told(options, shutdown).await;
+    let why = tokio::select! {
+        why = until_told(options, shutdown) => why,
+        () = view.retired() => "an operator retired it",
+    };
     tracing::info!("stopping: {why}");
     let _ = stop.send(true);
     while servers.join_next().await.is_some() {}

@@ -5,7 +5,8 @@
 
 use super::View;
 use crate::base::{Prng, RegionName};
-use crate::control::{Control, ControlMessage, Input, Output, VoterState};
+use crate::control::{AuditEntry, Control, ControlMessage, Input, Output, VoterState};
+use crate::io::audit::AuditWriter;
 use crate::io::clock;
 use crate::io::control_link::{CONTROL_MESSAGE_BYTES_MAX, ControlLinks};
 use crate::io::killpoint::KillPoint;
@@ -78,21 +79,22 @@ pub(super) struct Voter {
     links: ControlLinks,
     view: Arc<View>,
     watch: clock::Watch,
+    /// Entries of the audit up to this one were handed to its file.
+    audited: u64,
     kill: KillPoint,
-    roster: Arc<Roster>,
-    runtime: tokio::runtime::Handle,
+    around: Around,
+}
+
+/// What the voter hands things to.
+pub(super) struct Around {
+    pub roster: Arc<Roster>,
+    pub runtime: tokio::runtime::Handle,
+    pub audit: AuditWriter,
 }
 
 impl Voter {
-    pub(super) fn new(
-        core: Control,
-        slots: Slots,
-        links: ControlLinks,
-        view: Arc<View>,
-        roster: Arc<Roster>,
-        runtime: tokio::runtime::Handle,
-    ) -> Voter {
-        Voter { core, slots, links, view, watch: clock::Watch::new(), kill: KillPoint::from_env(), roster, runtime }
+    pub(super) fn new(core: Control, slots: Slots, links: ControlLinks, view: Arc<View>, around: Around) -> Voter {
+        Voter { core, slots, links, view, watch: clock::Watch::new(), audited: 0, kill: KillPoint::from_env(), around }
     }
 
     /// Until it is told to stop.
@@ -100,6 +102,9 @@ impl Voter {
     /// # Errors
     /// When a promise cannot be kept.
     pub(super) fn run(mut self, queue: &Queue) -> anyhow::Result<()> {
+        if let Some(kept) = self.core.state().cloned() {
+            self.tell_audit(&kept);
+        }
         loop {
             self.flush()?;
             self.publish();
@@ -134,6 +139,7 @@ impl Voter {
                     kept.context(
                         "this witness cannot keep what it promises and stops; see to the disk of its data_dir and start it again",
                     )?;
+                    self.tell_audit(&state);
                     self.handle(Input::Persisted { token });
                 }
                 Output::Send { to, message } => {
@@ -151,8 +157,8 @@ impl Voter {
                 Output::Failover(record) => tracing::info!(op = %record.op, complete = record.complete, "a failover is recorded"),
                 Output::Note { kind, what } => tracing::info!(kind, "{what}"),
                 Output::Members(members) => {
-                    let _inside = self.runtime.enter();
-                    self.roster.changed(&members, &self.view.quic, &self.links);
+                    let _inside = self.around.runtime.enter();
+                    self.around.roster.changed(&members, &self.view.quic, &self.links);
                 }
                 // Of a member with data.
                 Output::Follow { primary: None, .. } | Output::CommitRule { .. } | Output::LeaseLost { .. } => {}
@@ -160,6 +166,16 @@ impl Voter {
             }
         }
         Ok(())
+    }
+
+    /// What lies in the slots of the audit goes to its file as well.
+    fn tell_audit(&mut self, kept: &VoterState) {
+        let news: Vec<AuditEntry> = kept.audit.entries().iter().filter(|e| e.no > self.audited).cloned().collect();
+        if let Some(last) = news.last() {
+            self.audited = last.no;
+            self.around.audit.write(news);
+        }
+        *self.view.head.write() = Some(kept.audit.head());
     }
 
     fn publish(&self) {

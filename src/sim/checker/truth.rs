@@ -115,6 +115,17 @@ impl Truth {
         self.left.iter().any(|left| end.seq <= left.seq && self.reaches(left, end))
     }
 
+    /// The last frame at or before `end` that takes LSN space: what pages are made of ends there.
+    pub(in crate::sim) fn behind_control_frames(&self, end: &LogEnd) -> LogEnd {
+        let mut at = *end;
+        while let Some(frame) = self.frame(&at).filter(|f| f.is_control()) {
+            let before = (Seq(at.seq.0 - 1), frame.header().prev_checksum);
+            let Some(end) = self.end_of(before) else { break };
+            at = end;
+        }
+        at
+    }
+
     /// S3, log matching: a frame seen anywhere.
     pub(in crate::sim) fn observe(&mut self, frame: &Frame) -> Checked {
         let h = frame.header();

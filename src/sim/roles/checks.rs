@@ -5,7 +5,8 @@
 
 use super::log::{Kind, RegionLog, kind_of};
 use crate::base::{Epoch, LogEnd, RegionName};
-use crate::control::{EpochEntry, FailoverRecord, OpId, OpState, OpView, ReignKind};
+use crate::control::audit::verify;
+use crate::control::{AuditEntry, AuditHead, EpochEntry, FailoverRecord, OpId, OpState, OpView, ReignKind, VoterState};
 use crate::log::Frame;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,6 +16,36 @@ pub(super) struct Acked {
     pub id: u64,
     pub epoch: Epoch,
     pub end: LogEnd,
+}
+
+/// What a member is about to do stands in the audit that its disks keep, and that is a chain (S21).
+pub(super) fn audited(entry: &EpochEntry, kept: Option<&VoterState>) -> Result<(), String> {
+    let Some(audit) = kept.map(|k| &k.audit) else {
+        return Err(format!("S21: {} takes epoch {} and keeps nothing", entry.region, entry.epoch));
+    };
+    let base = audit.entries().first().map(|first| AuditHead { no: first.no - 1, hash: first.prev }).unwrap_or_default();
+    if let Err(broken) = verify(base, audit.entries(), Some(audit.head())) {
+        return Err(format!("S21: the audit of {} is no chain: {broken}", entry.region));
+    }
+    let named = |e: &AuditEntry| e.epoch == entry.epoch && ["promotion", "forced_promotion"].contains(&e.kind.as_str());
+    if !audit.entries().iter().any(named) {
+        return Err(format!("S21: {} takes epoch {} and its disks know of no such thing", entry.region, entry.epoch));
+    }
+    Ok(())
+}
+
+/// A frame's place in its line.
+#[derive(Clone, Copy, Debug)]
+struct Link {
+    before: u32,
+    commit: Option<u64>,
+}
+
+/// What the line of an epoch has behind a base.
+#[derive(Debug)]
+struct Tail {
+    to: LogEnd,
+    commits: Vec<u64>,
 }
 
 #[derive(Debug, Default)]
@@ -28,10 +59,13 @@ pub(super) struct Truth {
     lost: BTreeMap<u64, Epoch>,
     /// Every frame by (epoch, generation, seq): its checksum.
     frames: BTreeMap<(u64, u64, u64), u32>,
+    /// Every frame that was durable anywhere, by seq and checksum.
+    links: BTreeMap<(u64, u32), Link>,
+    /// Where the line of each epoch ends: the last frame of it that was ever durable.
+    ends: BTreeMap<Epoch, LogEnd>,
     promised: BTreeMap<usize, Epoch>,
     ops_opened: BTreeMap<OpId, Epoch>,
     ops_ended: BTreeMap<OpId, OpState>,
-    named: BTreeSet<u64>,
 }
 
 impl Truth {
@@ -58,11 +92,40 @@ impl Truth {
     }
 
     pub fn frame(&mut self, frame: &Frame) -> Result<(), String> {
-        let h = frame.header();
-        match self.frames.insert((h.epoch.0, h.generation.0, h.seq.0), frame.log_end().checksum) {
-            Some(other) if other != frame.log_end().checksum => Err(format!("S3: two frames are called {}", frame.log_end())),
-            _ => Ok(()),
+        let (h, end) = (frame.header(), frame.log_end());
+        if let Some(other) = self.frames.insert((h.epoch.0, h.generation.0, h.seq.0), end.checksum)
+            && other != end.checksum
+        {
+            return Err(format!("S3: two frames are called {end}"));
         }
+        let commit = if let Kind::Commit(id) = kind_of(frame) { Some(id) } else { None };
+        self.links.insert((h.seq.0, end.checksum), Link { before: h.prev_checksum, commit });
+        let last = self.ends.entry(h.epoch).or_insert(end);
+        // An epoch's first try at its own volume may have failed: what counts is under the last generation.
+        if (end.generation, end.seq) > (last.generation, last.seq) {
+            *last = end;
+        }
+        Ok(())
+    }
+
+    /// What a failover lost. By an operator's word alone the old region may have gone through epochs of its own that nobody had heard of.
+    fn tail_of(&self, f: &FailoverRecord) -> Option<Tail> {
+        let own = || self.opened.values().filter(|e| e.region == f.from && e.epoch < f.new_epoch).map(|e| e.epoch).max();
+        let last = if f.unproven { own().unwrap_or(f.old_epoch).max(f.old_epoch) } else { f.old_epoch };
+        self.tail(last, &f.loss.base)
+    }
+
+    /// What was ever durable of the line of `epoch` behind `base`; `None`: the line does not hold that base.
+    fn tail(&self, epoch: Epoch, base: &LogEnd) -> Option<Tail> {
+        let to = self.ends.get(&epoch).copied().unwrap_or(*base);
+        let (mut seq, mut checksum) = (to.seq.0, to.checksum);
+        let mut commits = Vec::new();
+        while seq > base.seq.0 {
+            let link = self.links.get(&(seq, checksum))?;
+            commits.extend(link.commit);
+            (seq, checksum) = (seq - 1, link.before);
+        }
+        (seq == base.seq.0 && (seq == 0 || checksum == base.checksum)).then_some(Tail { to, commits })
     }
 
     /// The commit point of a commit.
@@ -102,11 +165,7 @@ impl Truth {
             self.judge_op(op)?;
         }
         if entry.kind == ReignKind::Planned {
-            let base = usize::try_from(entry.base.seq.0).expect("BUG: a model's log fits memory");
-            let last = base.checked_sub(1).and_then(|i| log.durable().get(i));
-            if last.is_none_or(|f| kind_of(f) != Kind::Handover) {
-                return Err(format!("S6: epoch {} is planned and its base {} is no handover frame", entry.epoch, entry.base));
-            }
+            self.judge_planned(entry, log)?;
         }
         let has: BTreeSet<u64> = log.commits().collect();
         if let Some((id, by)) = self.lost.iter().find(|(id, _)| has.contains(id)) {
@@ -115,10 +174,10 @@ impl Truth {
         let mut newly = 0;
         let gone: Vec<Acked> = self.acked.values().filter(|a| !has.contains(&a.id) && !self.lost.contains_key(&a.id)).copied().collect();
         for commit in gone {
-            // The first reign that did not have it lost it.
-            let named = records.iter().rev().find(|f| {
-                let holds = commit.epoch <= f.old_epoch && commit.end.seq > f.loss.base.seq && f.consent.allow_data_loss;
-                holds && f.new_epoch <= entry.epoch && path.contains(&f.new_epoch)
+            // S7: the failover behind whose base it lies on the line of the epoch before.
+            let named = records.iter().find(|f| {
+                let on_path = f.new_epoch <= entry.epoch && path.contains(&f.new_epoch) && f.consent.allow_data_loss;
+                on_path && self.tail_of(f).is_some_and(|t| t.commits.contains(&commit.id))
             });
             let Some(named) = named else {
                 return Err(format!(
@@ -160,25 +219,72 @@ impl Truth {
         }
     }
 
-    /// At the end, in quiet: every failover that lost acknowledged commits is complete and names all of them.
-    pub fn settled(&mut self, records: &[FailoverRecord], main: &RegionLog) -> Result<(), String> {
-        for (id, epoch) in &self.lost {
-            let commit = self.acked[id];
-            let of_it = |f: &&FailoverRecord| f.new_epoch <= *epoch && commit.epoch <= f.old_epoch && commit.end.seq > f.loss.base.seq;
-            if !records.iter().any(|f| f.new_epoch == *epoch) {
-                return Err(format!("S7: commit {id} was lost in epoch {epoch} and nobody has its failover any more"));
-            }
-            if let Some(open) = records.iter().filter(of_it).find(|f| !f.complete) {
-                return Err(format!("S7: the failover into epoch {} is not complete though everybody is back: {open:?}", open.new_epoch));
-            }
-            // The failovers between its epoch and the one that opened without it name it together: one of them may never have opened.
-            let names = |f: &FailoverRecord| f.tail.as_ref().is_some_and(|t| commit.end.seq > t.from.seq && commit.end.seq <= t.to.seq);
-            if !records.iter().filter(of_it).any(names) {
-                return Err(format!("S7: commit {id} at {} was lost and no complete report names it: {records:?}", commit.end));
-            }
-            self.named.insert(*id);
+    /// S6: the base is the handover frame. Where two regions have one vote between them the frame may have been lost with the process
+    /// that sealed; then the base is the last that is durable of its line.
+    fn judge_planned(&self, entry: &EpochEntry, log: &RegionLog) -> Result<(), String> {
+        let base = usize::try_from(entry.base.seq.0).expect("BUG: a model's log fits memory");
+        let last = base.checked_sub(1).and_then(|i| log.durable().get(i));
+        let handed = last.is_some_and(|f| kind_of(f) == Kind::Handover);
+        let tail = self.tail(entry.prev, &entry.base);
+        match tail {
+            Some(tail) if !tail.commits.iter().any(|id| self.acked.contains_key(id)) && (handed || entry.voters_version > 1) => Ok(()),
+            _ => Err(format!(
+                "S6: epoch {} is planned and its base {} is no handover frame, or something was acknowledged behind it",
+                entry.epoch, entry.base
+            )),
         }
+    }
+
+    /// At the end, in quiet. S7: every failover on the path is complete and says exactly what its old region's line had behind the base;
+    /// every commit that was lost is named by one of them, and by no other. `away`: a region that is not back.
+    pub fn settled(
+        &mut self,
+        records: &[FailoverRecord],
+        path: &[Epoch],
+        main: &RegionLog,
+        away: Option<&RegionName>,
+    ) -> Result<(), String> {
         let has: BTreeSet<u64> = main.commits().collect();
+        let mut named: BTreeMap<u64, Epoch> = BTreeMap::new();
+        for record in records.iter().filter(|f| path.contains(&f.new_epoch)) {
+            let into = record.new_epoch;
+            let base = record.loss.base;
+            let Some(tail) = self.tail_of(record) else {
+                return Err(format!("S7: the line of epoch {} does not hold the base {base} of {record:?}", record.old_epoch));
+            };
+            if let Some(id) = tail.commits.iter().find(|id| has.contains(id)) {
+                return Err(format!("S7: commit {id} counts as lost by the failover into epoch {into} and is in the history: {record:?}"));
+            }
+            for id in tail.commits.iter().filter(|id| self.acked.contains_key(id)) {
+                if let Some(other) = named.insert(*id, into) {
+                    return Err(format!("S7: commit {id} is lost by the failovers into epochs {other} and {into}"));
+                }
+            }
+            let gone = away == Some(&record.from);
+            match &record.tail {
+                Some(told) if record.complete => {
+                    let to = if tail.to.seq > base.seq { tail.to } else { base };
+                    if (told.from, told.to, told.commits) != (base, to, tail.commits.len() as u64) {
+                        return Err(format!(
+                            "S7: the report of the failover into epoch {into} says {told:?}; its tail is ({base}, {to}] with {} commits",
+                            tail.commits.len()
+                        ));
+                    }
+                }
+                None if record.complete => {
+                    if let Some(id) = tail.commits.iter().find(|id| self.acked.contains_key(id)) {
+                        return Err(format!(
+                            "S7: the failover into epoch {into} was proven to lose nothing and lost commit {id}: {record:?}"
+                        ));
+                    }
+                }
+                _ if gone => {}
+                _ => return Err(format!("S7: the failover into epoch {into} is not complete though everybody is back: {record:?}")),
+            }
+        }
+        if let Some((id, epoch)) = self.lost.iter().find(|(id, _)| !named.contains_key(id)) {
+            return Err(format!("S7: commit {id} was lost in epoch {epoch} and no failover names it any more"));
+        }
         match self.acked.keys().find(|id| !has.contains(id) && !self.lost.contains_key(id)) {
             Some(id) => Err(format!("S5: commit {id} is in nobody's history and no failover lost it")),
             None => Ok(()),

@@ -13,11 +13,15 @@ impl World {
         if self.healthy {
             return;
         }
+        if self.now < self.calm_until {
+            return self.at(self.calm_until + 1, Event::Fault);
+        }
         let n = self.members.len() as u64;
         let m = usize::try_from(self.prng.below(n)).expect("BUG: small");
-        match self.prng.below(130) {
+        match self.prng.below(150) {
             100..=119 => self.siege(),
             120..=129 => self.crash_in_a_switchover(),
+            130..=149 => self.plot(),
             0..=24 => self.crash_for(m, 100, 15_000),
             25..=34 => {
                 // The primary, where it hurts.
@@ -206,6 +210,31 @@ impl World {
                 self.at(self.now, Event::Restart { m });
             }
         }
+        self.plot = None;
+        self.leave_one_away();
+    }
+
+    /// Not everybody is back: those that are have to do without one region that nobody needs.
+    fn leave_one_away(&mut self) {
+        let m = self.prng.below(self.regions as u64) as usize;
+        let states: Vec<_> = self.members.iter().filter_map(|m| m.kept_state()).collect();
+        let name = self.members[m].name().clone();
+        let top = states.iter().filter_map(|s| s.chain.top()).max_by_key(|t| t.epoch).cloned();
+        // Its word may still be the last one where it reigned, was asked to, or has the only vote.
+        let needed = self.regions == 2
+            || top.is_none_or(|t| t.region == name)
+            || states.iter().any(|s| {
+                let among = |set: &VoterSet| set.contains(&name) && set.voters.len() < 3;
+                let handed = s.handed_to.as_ref().is_some_and(|(to, _)| *to == name);
+                among(&s.voters) || s.voters_next.is_some() || handed || s.voted_for.as_ref() == Some(&name) || !s.pending.is_empty()
+            });
+        if needed || self.members[m].lead.is_some() || !self.prng.chance(250_000) {
+            return;
+        }
+        if self.members[m].control.is_some() {
+            self.crash(m);
+        }
+        self.away = Some(m);
     }
 
     pub(super) fn order(&mut self) {
@@ -344,6 +373,7 @@ impl World {
                     log: None,
                     seen: Default::default(),
                     sync: state.sync,
+                    auto: state.auto,
                 };
                 vec![(from, to, ControlMessage::Voted(Box::new(voted)))]
             }

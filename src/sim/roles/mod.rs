@@ -3,7 +3,7 @@
 //! Drives the same [`crate::control::Control`] as production, one for each member, over clocks that drift, messages that are lost,
 //! doubled, late or out of order, crashes that keep only what was persisted, suspended machines and stuck disks. Each region has a
 //! log of real frames that is shipped, cut and rewound by a small model of the rest of a region. What must hold (protocol.md S1, S2,
-//! S3, S5 to S9, S16, L1, L3, L5) is judged by [`checks`] from ground truth. Decides nothing about the protocol.
+//! S3, S5 to S9, S16, L1, L2, L3, L5) is judged by [`checks`] from ground truth. Decides nothing about the protocol.
 
 mod checks;
 mod faults;
@@ -11,6 +11,7 @@ mod log;
 mod member;
 mod mutants;
 mod node;
+mod plots;
 #[cfg(test)]
 mod tests;
 mod world;
@@ -27,7 +28,7 @@ use world::World;
 /// How runs differ from what their seeds alone say.
 #[derive(Clone, Debug, Default)]
 pub struct RolesOptions {
-    /// Data regions, 2 to 6; drawn from the seed when `None`. Two have a witness.
+    /// Data regions, 2 to 6; drawn from the seed when `None`.
     pub regions: Option<usize>,
     pub mutant: Option<RoleMutant>,
     /// So many of the last steps are shown with a failure.
@@ -62,6 +63,12 @@ pub struct RolesCounts {
     pub cuts: u64,
     pub stuck_disks: u64,
     pub rewinds: u64,
+    /// Runs by their number of regions, from two on.
+    pub shapes: [u64; 5],
+    /// Of those with two: without a witness.
+    pub alone: u64,
+    /// Schedules that wait for a message, begun.
+    pub plots: u64,
 }
 
 impl RolesCounts {
@@ -92,7 +99,12 @@ impl RolesCounts {
             (&mut self.cuts, o.cuts),
             (&mut self.stuck_disks, o.stuck_disks),
             (&mut self.rewinds, o.rewinds),
+            (&mut self.alone, o.alone),
+            (&mut self.plots, o.plots),
         ] {
+            *mine += theirs;
+        }
+        for (mine, theirs) in self.shapes.iter_mut().zip(o.shapes) {
             *mine += theirs;
         }
     }
@@ -102,10 +114,12 @@ impl fmt::Display for RolesCounts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} runs of {} virtual s in all, {} events; {} reigns: {} switchovers, {} failovers, {} regained, {} unproven; {} orders, {} refused, \
+            "{} runs (2 to 6 regions: {:?}, {} of two without a witness) of {} virtual s in all, {} events; {} reigns: {} switchovers, {} failovers, {} regained, {} unproven; {} orders, {} refused, \
              {} superseded, {} changes of voters, {} of members as members hear of them; {} commits acknowledged, {} lost and named, {} rewinds; {} crashes, {} pauses, {} suspends, \
-             {} cuts, {} stuck disks; {} messages, {} lost, {} doubled, {} late",
+             {} cuts, {} stuck disks, {} plots; {} messages, {} lost, {} doubled, {} late",
             self.runs,
+            self.shapes,
+            self.alone,
             self.virtual_s,
             self.events,
             self.reigns,
@@ -126,6 +140,7 @@ impl fmt::Display for RolesCounts {
             self.suspends,
             self.cuts,
             self.stuck_disks,
+            self.plots,
             self.messages,
             self.messages_lost,
             self.messages_doubled,

@@ -8,7 +8,7 @@ use super::member::Lead;
 use super::mutants::RoleMutant;
 use super::world::{Event, Ship, World};
 use crate::base::{Epoch, LogEnd, Seq, UnixMicros};
-use crate::control::{Input, LostTail, Promotion};
+use crate::control::{FailoverRecord, Input, LostTail, Promotion, Touched};
 use crate::log::Frame;
 
 impl World {
@@ -78,7 +78,7 @@ impl World {
 
     pub(super) fn acknowledged(&mut self, commit: Acked) {
         self.counts.acknowledged += 1;
-        self.last_ack = self.now;
+        self.commit_flows();
         let outcome = self.truth.acknowledged(commit);
         self.fails(outcome);
     }
@@ -98,23 +98,8 @@ impl World {
     /// This region stands on the line of a later reign: what failovers took from it lies in its archive, and is told.
     pub(super) fn tell_tails(&mut self, m: usize, epoch: Epoch) {
         let Some(control) = &self.members[m].control else { return };
-        let due: Vec<LostTail> = control
-            .tails_wanted()
-            .filter(|f| f.new_epoch <= epoch)
-            .map(|f| {
-                let from = f.loss.base;
-                let lost: Vec<&Frame> =
-                    (self.members[m].archive.iter()).filter(|t| t.seq() > from.seq && t.header().epoch <= f.old_epoch).collect();
-                LostTail {
-                    new_epoch: f.new_epoch,
-                    from,
-                    to: lost.iter().map(|t| t.log_end()).max_by_key(|e| e.seq).unwrap_or(from),
-                    commits: lost.iter().filter(|t| matches!(kind_of(t), Kind::Commit(_))).count() as u64,
-                    from_time: None,
-                    to_time: None,
-                }
-            })
-            .collect();
+        let archive = &self.members[m].archive;
+        let due: Vec<LostTail> = control.tails_wanted().filter(|f| f.new_epoch <= epoch).map(|f| lost_tail(archive, f)).collect();
         for tail in due {
             self.input(m, Input::TailRead(tail));
         }
@@ -137,6 +122,11 @@ impl World {
                 if !member.log.holds(&entry.base) {
                     let what = format!("S3: {} is to begin behind {}, which its log does not hold", member.name(), entry.base);
                     return self.fails(Err(what));
+                }
+                if member.log.appended().epoch >= entry.epoch {
+                    // As a region's volume does: frames of one epoch and two beginnings cannot be told apart.
+                    let reason = format!("epoch {epoch} was begun here before");
+                    return self.input(m, Input::PromotionFailed { epoch, reason });
                 }
                 let tail = member.log.cut(entry.base.seq);
                 self.tail_cut(m, tail);
@@ -269,4 +259,23 @@ impl World {
         }
         self.after_ms(20, 120, Event::Pull { m, life });
     }
+}
+
+/// What a failover took from this region: the line of its old epoch behind the base, as far as it was cut here.
+fn lost_tail(archive: &[Frame], f: &FailoverRecord) -> LostTail {
+    let from = f.loss.base;
+    let behind = |t: &&Frame| t.seq() > from.seq && t.header().epoch < f.new_epoch;
+    // By an operator's word alone: whatever epochs of its own this region went through unheard.
+    let own = archive.iter().filter(behind).map(|t| t.header().epoch).max().unwrap_or(f.old_epoch);
+    let epoch = if f.unproven { own.max(f.old_epoch) } else { f.old_epoch };
+    let last = archive.iter().filter(|t| behind(t) && t.header().epoch == epoch);
+    let mut next = last.max_by_key(|t| (t.header().generation, t.seq()));
+    let to = next.map_or(from, Frame::log_end);
+    let mut commits = 0;
+    while let Some(frame) = next {
+        commits += u64::from(matches!(kind_of(frame), Kind::Commit(_)));
+        let before = (frame.seq().0 - 1, frame.header().prev_checksum);
+        next = archive.iter().find(|t| t.seq() > from.seq && (t.seq().0, t.log_end().checksum) == before);
+    }
+    LostTail { new_epoch: f.new_epoch, from, to, commits, from_time: None, to_time: None, touched: Ok(Touched::default()) }
 }

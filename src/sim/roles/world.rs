@@ -2,10 +2,11 @@
 //!
 //! Decides the order of everything from one seed. What goes wrong, and when, is in [`super::faults`].
 
-use super::checks::{Acked, Truth};
+use super::checks::{self, Acked, Truth};
 use super::log::Kind;
 use super::member::{Clock, Lead, Member, Pending};
 use super::mutants::RoleMutant;
+use super::plots::Plot;
 use super::{RolesCounts, RolesOptions};
 use crate::base::{Epoch, Instant, LineageId, LogEnd, Prng, RegionName, Seq, UnixMicros};
 use crate::control::{
@@ -21,6 +22,8 @@ use std::time::Duration;
 pub(super) const MS: u64 = 1_000_000;
 /// How far clocks differ in these worlds: far more than crystals, so that what ignores it is seen.
 const RHO_PPM: u32 = 100_000;
+/// Two leases, the waits between two tries at their longest, and the rest of what was under way.
+const FLOWS_WITHIN_S: u64 = 60;
 
 /// The last steps, for whoever looks at a failure.
 #[derive(Debug, Default)]
@@ -121,6 +124,11 @@ pub(super) enum Event {
         at: usize,
         kind: OrderKind,
     },
+    Plot,
+    /// Of the region that an operator swore to be stopped.
+    RestartHeard {
+        m: usize,
+    },
     Fault,
     Order,
     Heal,
@@ -177,22 +185,44 @@ pub(super) struct World {
     trace: Arc<Mutex<Trace>>,
     pub orders_given: Vec<(usize, crate::control::Order)>,
     pub last_ack: u64,
+    /// A schedule that waits for a message.
+    pub plot: Option<Plot>,
+    /// Nothing goes wrong by chance before.
+    pub calm_until: u64,
+    /// A region that stays away when everything else is well.
+    pub away: Option<usize>,
+    /// An operator swore that this region is stopped, and keeps it so for a while.
+    pub sworn: Option<usize>,
+    /// When the first commit after all faults was acknowledged.
+    healed_at: u64,
+    flows_since: Option<u64>,
+    last_elected: Option<u64>,
 }
 
 impl World {
     pub fn new(seed: u64, options: &RolesOptions, trace: Arc<Mutex<Trace>>) -> World {
         let mut prng = Prng::new(seed);
-        let regions = options.regions.unwrap_or_else(|| [2, 2, 3, 3, 3, 4, 5, 6][prng.below(8) as usize]);
+        let regions = options.regions.unwrap_or_else(|| [2, 2, 2, 3, 3, 4, 5, 6][prng.below(8) as usize]);
+        // Two without a witness have one vote between them; four have three voters, or five with a witness; six have five.
+        let has_witness = match regions {
+            2 => prng.chance(700_000),
+            4 => prng.chance(500_000),
+            _ => false,
+        };
         let auto = [AutoFailover::Off, AutoFailover::Lossless, AutoFailover::MaxLoss(Duration::from_secs(20))];
         let auto_failover = auto[prng.below(3) as usize];
         let guard = options.mutant != Some(RoleMutant::NoDriftGuard);
         let settings = Settings {
             rho_ppm: if guard { RHO_PPM } else { 0 },
             delta: Duration::from_millis(if guard { 50 } else { 0 }),
-            auto_failover,
+            auto_failover: Some(auto_failover),
+            // A candidate that is more patient than a lease is long meets voters whose grants ended while it asked.
+            vote_patience: Duration::from_secs(if prng.chance(250_000) { 12 } else { 2 }),
             ..Settings::default()
         };
-        let mut world = World::build(prng, regions, regions.is_multiple_of(2) && regions < 6, &settings, trace);
+        let mut world = World::build(prng, regions, has_witness, &settings, trace);
+        world.counts.shapes[regions - 2] = 1;
+        world.counts.alone = u64::from(regions == 2 && !has_witness);
         world.mutant = options.mutant;
         world.flaky = true;
         world.sync_wanted = auto_failover == AutoFailover::Lossless || world.prng.chance(200_000);
@@ -251,6 +281,13 @@ impl World {
             trace,
             orders_given: Vec::new(),
             last_ack: 0,
+            plot: None,
+            calm_until: 0,
+            away: None,
+            sworn: None,
+            healed_at: u64::MAX,
+            flows_since: None,
+            last_elected: None,
         };
         for m in 0..world.members.len() {
             world.start(m);
@@ -315,6 +352,7 @@ impl World {
             }
             if let Event::Heal = event {
                 self.heal();
+                self.healed_at = self.now;
                 ends = self.now + 120_000 * MS;
                 settled_epochs = self.truth.epochs_elected();
             } else {
@@ -345,6 +383,14 @@ impl World {
         Ok(self.counts)
     }
 
+    /// A commit was acknowledged now.
+    pub(super) fn commit_flows(&mut self) {
+        self.last_ack = self.now;
+        if self.now > self.healed_at {
+            self.flows_since.get_or_insert(self.now);
+        }
+    }
+
     /// Everything is well since two minutes: what must have come about.
     fn at_rest(&mut self, ends: u64, settled_epochs: usize) -> Result<(), String> {
         let open: Vec<usize> = (0..self.regions).filter(|m| self.members[*m].gate_open(self.now, None)).collect();
@@ -359,8 +405,15 @@ impl World {
         if self.last_ack + 10_000 * MS < ends {
             return Err(format!("L1: the last commit was acknowledged {} s before the end", (ends - self.last_ack) / (1000 * MS)));
         }
+        let took = self.flows_since.map_or(u64::MAX, |at| (at - self.healed_at) / (1000 * MS));
+        if took > FLOWS_WITHIN_S {
+            return Err(format!("L1: the first commit was acknowledged {took} s after everything was well"));
+        }
         let end = self.members[primary].log.end();
-        for m in &self.members[..self.regions] {
+        for (i, m) in self.members[..self.regions].iter().enumerate() {
+            if self.away == Some(i) {
+                continue;
+            }
             if m.log.end().seq.0 + 50 < end.seq.0 || !self.members[primary].log.holds(&m.log.end()) {
                 return Err(format!("L3: {} stands at {} and the primary at {end}; following {:?}", m.name(), m.log.end(), m.following));
             }
@@ -368,6 +421,9 @@ impl World {
         let epochs = self.truth.epochs_elected() - settled_epochs;
         if epochs > 6 {
             return Err(format!("L5: {epochs} epochs in two minutes of quiet"));
+        }
+        if let Some(late) = self.last_elected.filter(|at| *at > self.healed_at + 60_000 * MS) {
+            return Err(format!("L5: an epoch was won {} s after everything was well", (late - self.healed_at) / (1000 * MS)));
         }
         let mut records = Vec::new();
         for m in self.members.iter().filter_map(|m| m.control.as_ref()) {
@@ -379,10 +435,18 @@ impl World {
                 }
             }
             if let Some(op) = m.state().and_then(|s| s.ledger.ops().iter().find(|o| !o.state.is_final())) {
-                return Err(format!("S16: an operation has not ended two minutes after everything was well: {op:?}"));
+                // Whoever is away may have had it.
+                if self.away.is_none_or(|a| *self.members[a].name() != op.by) {
+                    return Err(format!("L2, S16: an operation has not ended two minutes after everything was well: {op:?}"));
+                }
             }
         }
-        self.truth.settled(&records, &self.members[primary].log)
+        let path = self.members[primary].control.as_ref().and_then(|c| {
+            let (state, epoch) = (c.state()?, c.reign()?.0);
+            Some(state.chain.path(epoch).iter().map(|e| e.epoch).collect::<Vec<_>>())
+        });
+        let away = self.away.map(|a| self.members[a].name().clone());
+        self.truth.settled(&records, &path.unwrap_or_default(), &self.members[primary].log, away.as_ref())
     }
 
     // ---- members --------------------------------------------------------------------------------------------------------
@@ -559,6 +623,9 @@ impl World {
                 if let Promotion::Begin { entry } = &how {
                     let outcome = self.truth.elected(entry);
                     self.fails(outcome);
+                    self.last_elected = Some(self.now);
+                    let kept = self.members[m].kept_state();
+                    self.fails(checks::audited(entry, kept.as_ref()));
                 }
                 let member = &mut self.members[m];
                 member.lead = None;
@@ -629,7 +696,15 @@ impl World {
         let Some(control) = &self.members[m].control else { return };
         let state = control.state().expect("BUG: it reigns");
         let entry = state.chain.get(epoch).expect("BUG: it reigns").clone();
-        let records = state.ledger.failovers().to_vec();
+        // Everything that any member keeps: a failover that was won and never opened is known to the one that won it.
+        let mut records = state.ledger.failovers().to_vec();
+        for kept in self.members.iter().filter_map(|m| m.kept_state()) {
+            for record in kept.ledger.failovers().iter().chain(&kept.pending) {
+                if !records.iter().any(|r| r.new_epoch == record.new_epoch) {
+                    records.push(record.clone());
+                }
+            }
+        }
         let path: Vec<Epoch> = state.chain.path(epoch).iter().map(|e| e.epoch).collect();
         // A suspended machine's clock stands still; what it does when it goes on is judged then.
         let writable = (0..self.regions)
@@ -670,6 +745,7 @@ impl World {
         for (to, from, forged) in self.forged(from, to, message) {
             self.after_ms(1, 20, Event::Message { to, from, bytes: forged.encode() });
         }
+        self.plot_sees(from, to, message);
         self.counts.messages += 1;
         let bytes = message.encode();
         if self.network.cut.contains(&(from, to)) || self.prng.chance(self.network.loss_ppm) {
@@ -758,7 +834,7 @@ impl World {
             Event::FetchEnds { m, life, from } if self.lives(m, life) => self.input(m, Input::CaughtUp { from }),
             Event::Rule { m, life, sync } if self.lives(m, life) => self.set_rule(m, sync),
             Event::Resume { m } => self.resume(m),
-            Event::Restart { m } if self.members[m].control.is_none() => self.start(m),
+            Event::Restart { m } if self.members[m].control.is_none() && self.away != Some(m) && self.sworn != Some(m) => self.start(m),
             Event::CrashShortly { m } if !self.healthy => self.crash_for(m, 20, 200),
             Event::Parted { a, b } if !self.healthy => {
                 self.network.cut.insert((a, b));
@@ -773,6 +849,8 @@ impl World {
             Event::TakeBack => self.take_back(),
             Event::Fault => self.fault(),
             Event::Order => self.order(),
+            Event::Plot => self.plot_goes_on(),
+            Event::RestartHeard { m } => self.restart_heard(m),
             _ => {}
         }
     }
