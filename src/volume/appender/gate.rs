@@ -20,10 +20,11 @@ impl Appender {
         self.leased = Some(renewed_every / 2);
         for copy in self.members() {
             let peer = &mut self.peers[copy.index()];
-            // Without a stamp from before it takes nothing until the next renewal.
-            let stamp = peer.stamps.iter().rev().find(|(received, _)| *received <= sent);
-            let until = stamp.map_or(Instant::ZERO, |(_, said)| *said + share);
-            peer.gate = Some(peer.gate.map_or(until, |before| before.max(until)));
+            // One whose clock was not heard before is bound from the next renewal on.
+            if let Some((_, said)) = peer.stamps.iter().rev().find(|(received, _)| *received <= sent) {
+                let until = *said + share;
+                peer.gate = Some(peer.gate.map_or(until, |before| before.max(until)));
+            }
             if std::mem::take(&mut peer.shut) && peer.is_joined() {
                 self.ask_again(now, copy);
             }
@@ -61,11 +62,6 @@ impl Appender {
         if !peer.shut {
             self.ask_again(now, copy);
         }
-    }
-
-    /// For a copy that is opened while a lease is held: it takes nothing before the next renewal, because its clock was not heard before the last.
-    pub(super) fn gate_of_new(&self) -> Option<Instant> {
-        self.leased.map(|_| Instant::ZERO)
     }
 
     fn stamp_due(&self, copy: MemberId) -> Option<Instant> {

@@ -700,9 +700,8 @@ impl Appender {
     /// A copy was opened (again); `promised` is what it promised in an earlier life.
     pub fn copy_opened(&mut self, now: Instant, copy: MemberId, promised: Generation) {
         self.drop_reads_of(copy);
-        let gate = self.gate_of_new();
         let peer = &mut self.peers[copy.index()];
-        *peer = Peer { health: CopyHealth::Starting, last_heard: now, opened_with: promised, gate, ..Peer::new() };
+        *peer = Peer { health: CopyHealth::Starting, last_heard: now, opened_with: promised, ..Peer::new() };
         peer.contact = Contact::Raising;
         if self.phase == VolumePhase::Recovering {
             self.recovery_since.get_or_insert(now);
