@@ -206,12 +206,11 @@ impl Follower {
         conn: ConnId,
         who: &Identity,
         appender: &Appender,
-        lineage: Option<LineageId>,
-        epoch: Epoch,
+        of: (Option<LineageId>, Epoch),
     ) -> Option<Message> {
         let Contact::Dialling { region, .. } = &self.contact else { return None };
         let region = region.clone();
-        Some(self.hello_on(now, conn, region, who, appender, lineage, epoch))
+        Some(self.hello_on(now, conn, region, who, appender, of))
     }
 
     /// The first word of a conversation, on a link that is there.
@@ -222,8 +221,7 @@ impl Follower {
         region: RegionName,
         who: &Identity,
         appender: &Appender,
-        lineage: Option<LineageId>,
-        epoch: Epoch,
+        (lineage, epoch): (Option<LineageId>, Epoch),
     ) -> Message {
         self.contact = Contact::Greeting { conn, region, since: now, early: Vec::new() };
         let position = match (appender.phase(), lineage) {

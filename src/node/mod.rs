@@ -709,7 +709,7 @@ impl Node {
         if dialled {
             let epoch = self.epoch();
             let lineage = self.lineage();
-            let hello = self.follower.hello(now, conn, &self.who, &self.appender, lineage, epoch);
+            let hello = self.follower.hello(now, conn, &self.who, &self.appender, (lineage, epoch));
             if let (Stage::Following, Some(message)) = (&self.stage, hello) {
                 self.effects.push_back(Effect::Send { conn, message });
             } else {

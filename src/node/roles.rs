@@ -578,7 +578,7 @@ impl Node {
         if let (Some(conn), true) = (conn, ready) {
             let epoch = self.epoch();
             let lineage = self.lineage();
-            let message = self.follower.hello_on(now, conn, primary.clone(), &self.who, &self.appender, lineage, epoch);
+            let message = self.follower.hello_on(now, conn, primary.clone(), &self.who, &self.appender, (lineage, epoch));
             self.effects.push_back(Effect::Send { conn, message });
         }
     }
