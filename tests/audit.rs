@@ -73,10 +73,9 @@ fn what_was_done_is_on_record_and_a_changed_entry_is_named() {
     assert!(std::fs::read_to_string(two.log("us-east")).unwrap().contains("was torn after"), "it is said");
 
     // An entry that was changed is named, whether the region runs or not; and an entry that was taken out.
-    let seal_line = |text: &str| text.lines().find(|l| l.contains("\"kind\":\"seal\"")).expect("a line").to_owned();
     let whole = std::fs::read_to_string(&log).unwrap();
-    let (line, no) = (seal_line(&whole), seal["no"].as_u64().unwrap());
-    std::fs::write(&log, whole.replace(&line, &line.replace("eu-west", "us-east"))).unwrap();
+    let (line, no) = (whole.lines().find(|l| l.contains("\"kind\":\"order\"")).expect("a line"), order["no"].as_u64().unwrap());
+    std::fs::write(&log, whole.replace(line, &line.replace("eu-west", "us-east"))).unwrap();
     let found = |no: u64, words: &str| {
         let (code, out, err) = verb(&us.config, &["audit", "--verify", "--json"]);
         let audit: Value = serde_json::from_str(&out).unwrap();

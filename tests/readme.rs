@@ -182,10 +182,11 @@ fn with_ports(text: &str, base: u16) -> String {
     for i in 0..4u16 {
         for n in ["00", "01", "02", "03", "04", "05", "06", "10"] {
             let port = base + 100 * i + n.parse::<u16>().expect("a number");
-            out = out.replace(&format!("{}{n}", 74 + i), &format!("<{port}>"));
+            out = out.replace(&format!("{}{n}", 74 + i), &format!("\u{1}{port}\u{2}"));
         }
     }
-    out.replace(['<', '>'], "")
+    // Marks that stand in no command: a port that was put in is not taken for another one.
+    out.replace(['\u{1}', '\u{2}'], "")
 }
 
 /// On PATH, or in the directory of this build.

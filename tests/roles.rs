@@ -323,8 +323,10 @@ fn of_two_failovers_to_different_regions_one_wins_and_the_other_is_told_which() 
     assert!(err.contains(&format!("operation {id}, which made {} the primary of epoch {epoch}", winner.name)), "{err}");
     ready.must(&others[0].writer, "insert into t values (1)");
     // The founder's file, whose region is down, is as good as any: another region is asked.
-    let again = must(&old.config, &["failover", "--to", &winner.name, "--allow-data-loss", "--json"]);
-    assert_eq!(again["id"], id, "the same again tells the same");
+    until("the same again tells the same", || {
+        let (code, out, err) = verb(&old.config, &["failover", "--to", &winner.name, "--allow-data-loss", "--json"]);
+        ensure(code == Some(0) && err.contains("is asked") && out.contains(id), format!("{code:?} {out}{err}"))
+    });
 }
 
 /// What runs when the role moves gets as long as the file says, and no longer.

@@ -510,6 +510,7 @@ impl Worker {
                 if let CopyRequest::Append { frames, .. } = &request {
                     bytes += frames.iter().map(|f| f.bytes().len()).sum::<usize>();
                 }
+                copy.time_is(clock::now());
                 copy.handle(request, &mut replies);
                 outgoing.add(from, &mut replies);
                 if bytes >= self.shared.limits.copy_window_bytes_max {

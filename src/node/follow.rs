@@ -206,24 +206,21 @@ impl Follower {
         conn: ConnId,
         who: &Identity,
         appender: &Appender,
-        of: (Option<LineageId>, Epoch),
+        lineage: Option<LineageId>,
+        epoch: Epoch,
     ) -> Option<Message> {
         let Contact::Dialling { region, .. } = &self.contact else { return None };
         let region = region.clone();
-        Some(self.hello_on(now, conn, region, who, appender, of))
+        self.greet(now, conn, region);
+        Some(self.first_word(who, appender, lineage, epoch))
     }
 
-    /// The first word of a conversation, on a link that is there.
-    pub(super) fn hello_on(
-        &mut self,
-        now: Instant,
-        conn: ConnId,
-        region: RegionName,
-        who: &Identity,
-        appender: &Appender,
-        (lineage, epoch): (Option<LineageId>, Epoch),
-    ) -> Message {
+    /// A conversation begins, on a link that is there.
+    pub(super) fn greet(&mut self, now: Instant, conn: ConnId, region: RegionName) {
         self.contact = Contact::Greeting { conn, region, since: now, early: Vec::new() };
+    }
+
+    pub(super) fn first_word(&mut self, who: &Identity, appender: &Appender, lineage: Option<LineageId>, epoch: Epoch) -> Message {
         let position = match (appender.phase(), lineage) {
             (VolumePhase::Serving, Some(lineage)) => Some(Position { lineage, end: *appender.end(), history: appender.history().clone() }),
             _ => None,

@@ -81,6 +81,15 @@ impl Leader {
         (log, self.senders.values().filter_map(Sender::needs_pages_at).chain(held().map(|b| b.end_lsn)).min())
     }
 
+    /// Where the secondary that is farthest behind would begin its reign. One that is away for long, or never had anything, is not waited for.
+    pub(super) fn fork(&self, now: Instant, limits: &Limits) -> Option<Lsn> {
+        let of = |region: &RegionName, known: &Known| {
+            self.senders.values().find(|s| s.region() == region).map_or(known.durable, |s| *s.durable())
+        };
+        let lately = self.known.iter().filter(|(_, k)| k.gone_at.is_none_or(|t| now.since(t) < limits.log_retain));
+        lately.map(|(region, known)| of(region, known)).filter(|at| *at != LogEnd::EMPTY).map(|at| at.end_lsn).min()
+    }
+
     pub(super) fn unlinked(&mut self, now: Instant, wall: UnixMicros, conn: ConnId) -> Option<RegionName> {
         let sender = self.senders.remove(&conn)?;
         let region = sender.region().clone();
@@ -363,7 +372,8 @@ impl Node {
                 SenderEffect::ReadPages { at, from, bytes_max } => {
                     // The pages at `at` must not be folded away before they are read.
                     let (log, pages) = self.leader.needs(now, &self.limits, self.who.members.len());
-                    self.appender.set_needs(self.oldest_pin, pages, log);
+                    let fork = self.leader.fork(now, &self.limits);
+                    self.appender.set_needs(self.oldest_pin, pages, log, fork);
                     let tag = self.tag_for(conn);
                     self.appender.read_pages(now, tag, at, from, bytes_max);
                 }

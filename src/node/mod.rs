@@ -274,6 +274,8 @@ pub struct Node {
     event_no: u64,
     /// The last that was noted of each copy: one that fails in the same way every second is one event.
     copies_noted: BTreeMap<MemberId, String>,
+    /// Copies that came with less than they once had, and are not up yet.
+    copies_forgot: BTreeMap<MemberId, String>,
     effects: VecDeque<Effect>,
 }
 
@@ -312,6 +314,7 @@ impl Node {
             oldest_pin: Lsn(u64::MAX),
             event_no: 0,
             copies_noted: BTreeMap::new(),
+            copies_forgot: BTreeMap::new(),
             effects: VecDeque::new(),
         }
     }
@@ -390,7 +393,8 @@ impl Node {
         }
         let leads = matches!(self.stage, Stage::Leading) || self.leader.ships();
         let (log, pages) = if leads { self.leader.needs(now, &self.limits, self.who.members.len()) } else { (None, None) };
-        self.appender.set_needs(self.oldest_pin, pages, log);
+        let fork = if leads { self.leader.fork(now, &self.limits) } else { None };
+        self.appender.set_needs(self.oldest_pin, pages, log, fork);
     }
 
     // ---- the volume's effects --------------------------------------------------------------------------------------
@@ -469,6 +473,7 @@ impl Node {
                     let what = format!(
                         "what lies at copy {copy} is older than what it once acknowledged: {what}. An old backup or snapshot was put back, or its disk                          lost writes. It counts no more as what it was, gets what it lacks from the others, and is a new member then"
                     );
+                    self.copies_forgot.insert(copy, what.clone());
                     self.note("copy_forgot", what);
                 }
                 AppenderEffect::LogLost { copy, lost } => self.log_lost_late(now, copy, lost),
@@ -692,7 +697,10 @@ impl Node {
     fn copy_changed(&mut self, copy: MemberId, health: &CopyHealth) {
         let (kind, what) = match health {
             CopyHealth::Down { reason } => ("copy_down", format!("copy {copy} is down: {reason}")),
-            CopyHealth::Up => ("copy_up", format!("copy {copy} is up")),
+            CopyHealth::Up => {
+                self.copies_forgot.remove(&copy);
+                ("copy_up", format!("copy {copy} is up"))
+            }
             CopyHealth::Seeding => ("copy_seeding", format!("copy {copy} is being rebuilt")),
             CopyHealth::Starting | CopyHealth::CatchingUp => return,
         };
@@ -709,7 +717,7 @@ impl Node {
         if dialled {
             let epoch = self.epoch();
             let lineage = self.lineage();
-            let hello = self.follower.hello(now, conn, &self.who, &self.appender, (lineage, epoch));
+            let hello = self.follower.hello(now, conn, &self.who, &self.appender, lineage, epoch);
             if let (Stage::Following, Some(message)) = (&self.stage, hello) {
                 self.effects.push_back(Effect::Send { conn, message });
             } else {
@@ -867,7 +875,7 @@ impl Node {
             let low = || {
                 c.low.then(|| "its disk is almost full: make room there; new writes stop when fewer than four copies have any".to_owned())
             };
-            let reason = reason.or_else(low).or_else(|| {
+            let reason = reason.or_else(|| self.copies_forgot.get(&c.copy).cloned()).or_else(low).or_else(|| {
                 replacing.map(|r| {
                     format!("takes the slot of the copy before it, in {}; `parhelion copy replace {} --cancel` goes back", r.place, r.slot)
                 })
@@ -945,6 +953,7 @@ impl Node {
             HeldBy::Time => "time",
             HeldBy::Reader => "reader",
             HeldBy::Seed => "seed",
+            HeldBy::Fork => "fork",
             HeldBy::Repair => "repair",
             HeldBy::Budget => "budget",
         };

@@ -230,6 +230,9 @@ impl Node {
                 self.put_again();
             }
             Output::Lease { until } => {
+                let share = self.who.control.holder_share();
+                let sent = Instant { ns: until.ns.saturating_sub(u64::try_from(share.as_nanos()).unwrap_or(u64::MAX)) };
+                self.appender.lease(now, sent, share, self.who.control.renew_every);
                 self.effects.push_back(Effect::Lease { until });
                 if self.roles.fence.take().is_some() {
                     self.note("lease_regained", "a majority of the voters granted the lease again".into());
@@ -527,6 +530,7 @@ impl Node {
             let reason = format!("the primary of epoch {epoch} is {who}; {} follows", self.who.region);
             self.note("stepped_down", reason.clone());
             self.effects.push_back(Effect::HeadStops { reason: reason.clone() });
+            self.appender.without_lease();
             // The links stay: what goes over them next is another conversation.
             self.leader.step_down();
             self.committing.stop();
@@ -578,7 +582,8 @@ impl Node {
         if let (Some(conn), true) = (conn, ready) {
             let epoch = self.epoch();
             let lineage = self.lineage();
-            let message = self.follower.hello_on(now, conn, primary.clone(), &self.who, &self.appender, (lineage, epoch));
+            self.follower.greet(now, conn, primary.clone());
+            let message = self.follower.first_word(&self.who, &self.appender, lineage, epoch);
             self.effects.push_back(Effect::Send { conn, message });
         }
     }

@@ -7,7 +7,7 @@ use super::checker::Checked;
 use super::disk::SimDisk;
 use super::world::{MS, What, World};
 use super::{Mutant, mutants};
-use crate::base::{CopyId, LogEnd, MemberId};
+use crate::base::{CopyId, Instant, LogEnd, MemberId};
 use crate::log::Frame;
 use crate::node::Event;
 use crate::volume::identity::{self, Home};
@@ -348,9 +348,16 @@ impl World {
             (slot.disk, slot.copy) = (disk, Some(copy));
         }
         let copy = slot.copy.as_mut().expect("BUG: the copy lives");
+        copy.time_is(Instant { ns: now });
         copy.handle(request, &mut replies);
         if let Some((generation, end)) = forged {
-            replies.push(CopyReply::Appended { generation, end, ingested: copy.state().ingested.end_lsn, low: false });
+            replies.push(CopyReply::Appended {
+                generation,
+                end,
+                ingested: copy.state().ingested.end_lsn,
+                low: false,
+                at: Instant { ns: now },
+            });
         }
         let flush = !slot.flush_queued;
         slot.flush_queued = true;
@@ -369,6 +376,7 @@ impl World {
     }
 
     pub(super) fn copy_flush(&mut self, r: usize, c: MemberId, life: u64) -> Checked {
+        let now = Instant { ns: self.now };
         let slow = self.now < self.slot(r, c).slow_until;
         let fsync_us = if slow { self.plan.fsync_us * 20 + 20_000 } else { self.plan.fsync_us };
         let slot = self.slot(r, c);
@@ -377,7 +385,9 @@ impl World {
         }
         slot.flush_queued = false;
         let mut replies = Vec::new();
-        slot.copy.as_mut().expect("BUG: the copy lives").flush(&mut replies);
+        let copy = slot.copy.as_mut().expect("BUG: the copy lives");
+        copy.time_is(now);
+        copy.flush(&mut replies);
         let took = self.delays.between(fsync_us / 4, fsync_us) * 1000;
         let busy = self.now + took;
         self.slot(r, c).busy_until = busy;

@@ -306,6 +306,14 @@ impl World {
                         return Err(format!("{}: damage where nothing was damaged: {}", self.regions[r].name, note.what));
                     }
                     "refused" => return Err(format!("{}: {}", self.regions[r].name, note.what)),
+                    // No disk of this world lies on all six copies.
+                    "log_lost" | "secondary_lost_log" => {
+                        return Err(format!("durability: {} says that it lost log: {}", self.regions[r].name, note.what));
+                    }
+                    "copy_forgot" if self.counts.backups_put_back == 0 => {
+                        return Err(format!("durability: {}: a copy forgot what it had: {}", self.regions[r].name, note.what));
+                    }
+                    "copy_forgot" => self.counts.copies_reborn += 1,
                     _ => {}
                 }
                 return Ok(());

@@ -167,6 +167,7 @@ pub struct Counts {
     pub disk_faults: u64,
     pub wipes: u64,
     pub backups_put_back: u64,
+    pub copies_reborn: u64,
     pub bytes_rotted: u64,
     pub copies_stopped: u64,
     pub partitions: u64,

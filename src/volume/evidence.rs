@@ -75,7 +75,7 @@ mod tests {
             ("the copies went back for a later reign", at(3, 7, 15), 4, false),
         ];
         for (what, known, reign, missed) in cases {
-            let found = lost(&history, &end, Epoch(reign), [(known, "somebody".to_owned()), (at(3, 7, 2), "other".to_owned())]);
+            let found = lost(&history, &end, Epoch(reign), [(known, "somebody".to_owned()), (at(3, 7, 11), "other".to_owned())]);
             assert_eq!(found.map(|l| l.known), missed.then_some(known), "{what}");
         }
     }

@@ -1,7 +1,7 @@
 //! What the appender and a copy say to each other. Plain values: in one process they travel through a channel, in the
 //! simulator through a network that delays, loses, doubles and reorders them.
 
-use crate::base::{Epoch, Generation, LineageId, LogEnd, Lsn, PageNo, Seq, TimelineId};
+use crate::base::{Epoch, Generation, Instant, LineageId, LogEnd, Lsn, PageNo, Seq, TimelineId};
 use crate::log::{Frame, History, SeedBase};
 use crate::volume::membership::Incarnation;
 use bytes::Bytes;
@@ -29,6 +29,9 @@ pub enum CopyRequest {
         horizon: Lsn,
         /// Nobody needs frames before this seq any more: log files that lie whole before it, and whose frames are in layers, may go.
         trim: Seq,
+        /// On the copy's own clock: from then on it takes no frames of this request, because the lease that it was sent under is over by that clock,
+        /// whatever the sender's says. `None`: no lease is needed for it (a recovery, a secondary).
+        gate: Option<Instant>,
     },
     /// Keep this as the region's control state ([`crate::control`]): replaces what was kept, persisted before the answer. An
     /// older `version` than the one kept is answered like the same one.
@@ -92,6 +95,13 @@ pub enum CopyReply {
         ingested: Lsn,
         /// Little room is left on its disk: no new writes should come.
         low: bool,
+        /// Its own clock.
+        at: Instant,
+    },
+    /// The frames were not taken: the gate that came with them is shut, by the clock here.
+    Gated {
+        generation: Generation,
+        at: Instant,
     },
     /// The frames did not fit: a gap, or another history without a newer generation. `end` is what is fsynced here.
     Misplaced {

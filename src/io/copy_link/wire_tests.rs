@@ -30,8 +30,8 @@ fn requests() -> Vec<ToCopy> {
     let base = SeedBase { lineage: LineageId(5), end, history };
     let requests = vec![
         CopyRequest::Raise { generation },
-        CopyRequest::Append { generation, frames, vdl: end, horizon: Lsn(3), trim: Seq(1) },
-        CopyRequest::Append { generation, frames: Vec::new(), vdl: LogEnd::EMPTY, horizon: Lsn(0), trim: Seq(0) },
+        CopyRequest::Append { generation, frames, vdl: end, horizon: Lsn(3), trim: Seq(1), gate: Some(Instant { ns: 1 << 60 }) },
+        CopyRequest::Append { generation, frames: Vec::new(), vdl: LogEnd::EMPTY, horizon: Lsn(0), trim: Seq(0), gate: None },
         CopyRequest::PutControl { generation, version: 4, control: Bytes::from_static(b"state") },
         CopyRequest::ReadLog { id: 1, from: Seq(2), bytes_max: 1 << 20 },
         CopyRequest::ReadPages { id: 2, at: Lsn(7), from: PageNo(3), bytes_max: 4096 },
@@ -79,7 +79,8 @@ fn sayings() -> Vec<Says> {
         CopyReply::RewindRefused { generation, number: 4, reason: reason() },
         CopyReply::ArchiveDropped { generation, archive: TimelineId(9) },
         CopyReply::Refused { promised: generation },
-        CopyReply::Appended { generation, end, ingested: Lsn(7), low: true },
+        CopyReply::Appended { generation, end, ingested: Lsn(7), low: true, at: Instant { ns: 1 << 61 } },
+        CopyReply::Gated { generation, at: Instant { ns: 7 } },
         CopyReply::Misplaced { generation, end, history },
         CopyReply::ControlStored { generation, version: 3 },
         CopyReply::Log { id: 1, frames },

@@ -82,6 +82,7 @@ impl Volume {
             vdl: end,
             horizon: Lsn(0),
             trim: Seq(0),
+            gate: None,
         });
         *self.end.lock() = end;
     }

@@ -127,6 +127,10 @@ pub(super) struct Rig {
     pub waits: Option<String>,
     /// What recovery found to be missing: whoever drives it halts then.
     pub lost: Option<LostLog>,
+    /// The writer's machine stood still for so long, its clocks too: those of the copies are ahead.
+    pub ahead: Duration,
+    /// The rule that is switched off: frames carry no gate.
+    pub ungated: bool,
     /// Copies that came with less than they once had.
     pub forgot: Vec<String>,
     /// Behind this it goes on, or would.
@@ -138,7 +142,7 @@ pub(super) struct Rig {
     harm: Harm,
     limits: Limits,
     pub(super) prng: Prng,
-    now: Instant,
+    pub(super) now: Instant,
     pub(super) appender: Appender,
     pen: Option<Pen>,
     ready: bool,
@@ -178,6 +182,8 @@ impl Rig {
             lost: None,
             behind: LogEnd::EMPTY,
             forgot: Vec::new(),
+            ahead: Duration::ZERO,
+            ungated: false,
             stopped: None,
             damage: Vec::new(),
             harm,
@@ -308,7 +314,10 @@ impl Rig {
     fn effects(&mut self) -> Checked {
         while let Some(effect) = self.appender.poll_effect() {
             match effect {
-                AppenderEffect::ToCopy { copy: MemberId { copy, .. }, request } => {
+                AppenderEffect::ToCopy { copy: MemberId { copy, .. }, mut request } => {
+                    if let (true, CopyRequest::Append { gate, .. }) = (self.ungated, &mut request) {
+                        *gate = None;
+                    }
                     if let CopyRequest::Append { frames, .. } = &request {
                         let mut story = self.bench.story.lock();
                         for frame in frames {
@@ -407,6 +416,7 @@ impl Rig {
     fn work(&mut self, c: CopyId, most: u64) -> Checked<bool> {
         let Some(mut copy) = self.slots[c.index()].copy.take() else { return Ok(false) };
         let mut replies = Vec::new();
+        copy.time_is(self.now + self.ahead);
         let mut appends = 0;
         let mut worked = false;
         for _ in 0..most {
@@ -527,7 +537,7 @@ impl Rig {
 
     fn tell_needs(&mut self) {
         let pin = self.bench.story.lock().pin;
-        self.appender.set_needs(pin.map_or(Lsn(u64::MAX), |p| p.end_lsn), None, None);
+        self.appender.set_needs(pin.map_or(Lsn(u64::MAX), |p| p.end_lsn), None, None, None);
     }
 
     pub(super) fn any(&mut self) -> CopyId {

@@ -9,6 +9,7 @@ use crate::sim::disk::{Fault, Left};
 use crate::volume::membership::Incarnation;
 use crate::volume::{identity, proven_durable};
 use std::sync::Arc;
+use std::time::Duration;
 
 #[test]
 fn the_volume_survives_a_power_cut_at_every_call() {
@@ -381,5 +382,38 @@ fn a_directory_from_an_old_backup_has_no_vote_and_comes_back_as_a_new_member() {
         rig.restart().unwrap();
         assert!(rig.rest().is_err() && rig.waits.is_none(), "seed {seed}: {:?}", rig.waits);
         assert!(rig.behind.seq >= acknowledged.seq, "seed {seed}: {} was acknowledged, {} is found", acknowledged, rig.behind);
+    }
+}
+
+/// Rule 6: the copies look at the lease themselves. The writer's machine stands still for longer than that, all of its clocks too, and goes on.
+#[test]
+fn a_writer_whose_clocks_stood_still_past_its_lease_makes_nothing_durable() {
+    for (seed, ungated) in [(1, false), (2, false), (3, true)] {
+        let mut rig = Rig::start(new_disks(seed), Story::new(), seed, Harm::None, None).unwrap();
+        rig.rest().unwrap();
+        rig.ungated = ungated;
+        let share = Duration::from_millis(5940);
+        let (now, sent) = (rig.now, rig.now);
+        rig.appender.lease(now, sent, share, Duration::from_millis(1500));
+        assert!(rig.write().unwrap());
+        rig.rest().unwrap();
+        let before = *rig.appender.vdl();
+
+        rig.ahead = Duration::from_secs(7);
+        assert!(rig.write().unwrap());
+        let rested = rig.rest();
+        let moved = rig.appender.vdl().seq > before.seq;
+        assert_eq!((rested.is_ok(), moved), (ungated, ungated), "seed {seed}: {rested:?}, {}", rig.appender.vdl());
+
+        // A majority granted it again, for a renewal that was sent after the copies' clocks were heard: what waited goes on.
+        let now = rig.now;
+        rig.appender.lease(now, now, share, Duration::from_millis(1500));
+        rig.rest().unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+        assert!(rig.appender.vdl().seq > before.seq);
+        // What another region's reign needs no lease for is held up by none.
+        rig.ahead += Duration::from_secs(60);
+        rig.appender.without_lease();
+        assert!(rig.write().unwrap());
+        rig.rest().unwrap_or_else(|e| panic!("seed {seed}: {e}"));
     }
 }

@@ -3,7 +3,7 @@
 use super::member::Member;
 use super::world::World;
 use super::*;
-use crate::base::{Epoch, RegionName};
+use crate::base::{Epoch, RegionName, Seq};
 use crate::control::{AutoFailover, Consent, Input, OpId, OpState, OpView, Order, OrderKind, ReignKind, Role, Settings};
 use std::time::Duration;
 
@@ -583,4 +583,37 @@ fn those_that_survive_go_with_a_forced_lineage() {
     assert_eq!((role(&world, 3), role(&world, 4)), (Role::Primary, Role::Secondary));
     assert_eq!(lineage(&world, 3), lineage(&world, 4));
     assert!(member(&world, 3).control.as_ref().unwrap().state().unwrap().begun.is_none());
+}
+
+/// Its disks lied, or old directories were put back: what it told the voters, and what a secondary has, is more than its own log.
+#[test]
+fn a_primary_that_lost_log_halts_until_another_one_reigns_or_an_operator_consents() {
+    for (regions, witness, to) in [(2, true, 1), (3, false, 1), (3, false, 0), (2, true, 0)] {
+        let mut world = world(regions, witness);
+        world.run_for(5000).unwrap();
+        world.crash(0);
+        let end = member(&world, 0).log.end();
+        assert!(end.seq.0 > 20);
+        let tail = world.members[0].log.cut(Seq(end.seq.0 - 8));
+        assert_eq!(tail.len(), 8);
+        world.start(0);
+        world.run_for(3000).unwrap();
+        let lost = |world: &World| member(world, 0).control.as_ref().unwrap().lost().map(str::to_owned);
+        let said = lost(&world).expect("the others know of more");
+        assert!(said.contains("have lost log that was durable") && said.contains("failover --to r0 --allow-data-loss"), "{said}");
+        // It does not go on by itself, however long it waits, and consent is asked for.
+        world.run_for(20_000).unwrap();
+        assert!((0..regions).all(|m| role(&world, m) != Role::Primary), "{regions} regions");
+        order(&mut world, to, 7, failover(to, false));
+        world.run_for(5000).unwrap();
+        assert!(refusal(&world, to, 7).contains("--allow-data-loss"), "{}", refusal(&world, to, 7));
+
+        order(&mut world, to, 8, failover(to, true));
+        world.run_for(20_000).unwrap();
+        assert_eq!((role(&world, to), lost(&world)), (Role::Primary, None), "{regions} regions, to r{to}");
+        let follower = 1 - to;
+        assert_eq!(role(&world, follower), Role::Secondary);
+        let reign = member(&world, to).control.as_ref().unwrap().reign().cloned();
+        assert_eq!(member(&world, follower).control.as_ref().unwrap().reign().cloned(), reign);
+    }
 }

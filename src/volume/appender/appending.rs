@@ -98,7 +98,14 @@ impl Appender {
 
     pub(super) fn send_append(&mut self, now: Instant, copy: MemberId, frames: Vec<Frame>) {
         let vdl = self.vdl_for(copy);
-        let request = CopyRequest::Append { generation: self.generation, frames, vdl, horizon: self.horizon(now), trim: self.trim() };
+        let request = CopyRequest::Append {
+            generation: self.generation,
+            frames,
+            vdl,
+            horizon: self.horizon(now),
+            trim: self.trim(),
+            gate: self.peers[copy.index()].gate,
+        };
         let peer = &mut self.peers[copy.index()];
         peer.told_vdl = vdl.seq;
         peer.last_asked = now;
@@ -198,6 +205,7 @@ impl Appender {
         }
         if first {
             self.effects.push_back(AppenderEffect::Restarted { vdl });
+            self.judge_membership();
             self.judge_way_back(now);
             return;
         }
@@ -221,6 +229,7 @@ impl Appender {
             // A branch that is being made is read at its point.
             readers: self.branches_need().map_or(self.readers_need, |at| at.min(self.readers_need)),
             seed: self.pages_need,
+            fork: self.fork_need,
             repair: repairs,
             bytes_max: self.limits.version_retain_bytes,
         };

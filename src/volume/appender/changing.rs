@@ -224,8 +224,11 @@ impl Appender {
         if self.phase != VolumePhase::Serving || self.vdl == LogEnd::EMPTY || !self.in_force {
             return;
         }
-        // Since it was opened it once had everything that was durable.
-        let has_all = |c: &MemberId| self.peers[c.index()].is_joined() && self.peers[c.index()].health == CopyHealth::Up;
+        // Everything that is durable, and not only what was when nothing was known to be.
+        let has_all = |c: &MemberId| {
+            let peer = &self.peers[c.index()];
+            peer.is_joined() && peer.health == CopyHealth::Up && peer.acked.seq >= self.vdl.seq
+        };
         let Some(m) = self.membership.clone() else {
             // The record was begun before all directories had said who they are.
             if self.members().all(|c| has_all(&c)) {

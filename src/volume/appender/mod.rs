@@ -12,6 +12,7 @@ mod appending;
 mod branching;
 mod changing;
 mod forgetting;
+mod gate;
 mod gathering;
 mod judging;
 mod losing;
@@ -247,6 +248,12 @@ pub(super) struct Peer {
     incarnation: Incarnation,
     /// What it had promised when it was opened; this generation, once it was judged.
     opened_with: Generation,
+    /// When its clock was heard of, and what it said: oldest first.
+    stamps: VecDeque<(Instant, Instant)>,
+    /// From then on, by its clock, it takes nothing.
+    gate: Option<Instant>,
+    /// It takes nothing now: a lease that is renewed is waited for.
+    shut: bool,
     /// fsynced there, on the volume's history.
     acked: LogEnd,
     /// Sent (or asked to be read for it) up to here.
@@ -415,6 +422,7 @@ pub struct Appender {
     milestones: VecDeque<(Seq, Lsn)>,
     readers_need: Lsn,
     pages_need: Option<Lsn>,
+    fork_need: Option<Lsn>,
     secondaries_need: Option<Seq>,
     branches: BTreeMap<TimelineId, branching::BranchOrder>,
     way_back: Option<rewinding::WayBack>,
@@ -428,6 +436,8 @@ pub struct Appender {
     proofs: BTreeMap<MemberId, (LineageId, LogEnd)>,
     /// The pen is this region's own.
     leads: bool,
+    /// Copies take frames under a lease; one that says nothing for so long is asked for its clock.
+    leased: Option<Duration>,
     /// One for each group: its copies are compared with one another.
     scrubs: Vec<Scrub>,
     /// As `peers`, for longer than a copy is open.
@@ -456,6 +466,9 @@ impl Peer {
             contact: Contact::Down { reason: "it has not been opened yet".into() },
             incarnation: Incarnation::UNKNOWN,
             opened_with: Generation(u64::MAX),
+            stamps: VecDeque::new(),
+            gate: None,
+            shut: false,
             acked: LogEnd::EMPTY,
             sent: Seq(0),
             sent_lsn: Lsn(0),
@@ -547,6 +560,7 @@ impl Appender {
             milestones: VecDeque::new(),
             readers_need: Lsn(u64::MAX),
             pages_need: None,
+            fork_need: None,
             secondaries_need: None,
             branches: BTreeMap::new(),
             way_back: None,
@@ -556,6 +570,7 @@ impl Appender {
             archives: BTreeMap::new(),
             proofs: BTreeMap::new(),
             leads: false,
+            leased: None,
             effects: VecDeque::new(),
         }
     }
@@ -671,6 +686,9 @@ impl Appender {
         if let Some(due) = self.room_timeout() {
             at(due);
         }
+        if let Some(due) = self.stamps_timeout() {
+            at(due);
+        }
         if let Some(due) = self.scrub_timeout() {
             at(due);
         }
@@ -732,8 +750,15 @@ impl Appender {
         match reply {
             CopyReply::Raised { generation, state } => self.raised(now, copy, generation, state),
             CopyReply::Refused { promised } => self.refused(now, copy, promised),
-            CopyReply::Appended { generation, end, ingested, low } => {
+            CopyReply::Gated { generation, at } => {
                 if generation == self.generation {
+                    self.stamped(now, copy, at);
+                    self.gated(now, copy, at);
+                }
+            }
+            CopyReply::Appended { generation, end, ingested, low, at } => {
+                if generation == self.generation {
+                    self.stamped(now, copy, at);
                     self.peers[copy.index()].low = low;
                     self.appended(now, copy, end, ingested);
                 }
@@ -828,6 +853,7 @@ impl Appender {
             }
         }
         self.ask_for_room(now);
+        self.ask_for_stamps(now);
         self.read_paced(now);
         let late: Vec<u64> = self.reads.iter().filter(|(_, r)| now >= r.asked + self.limits.copy_silent_after).map(|(id, _)| *id).collect();
         for id in late {
@@ -974,8 +1000,10 @@ impl Appender {
     }
 
     /// What must stay readable: the oldest LSN that a reader pins, the LSN that a seed is being read at, and the first seq
-    /// that a secondary still needs. Bounded by the limits; nothing holds the log back longer than its budget.
-    pub fn set_needs(&mut self, readers: Lsn, pages: Option<Lsn>, secondaries: Option<Seq>) {
+    /// that a secondary still needs. `fork`: the oldest LSN at which a later reign may begin, so that this region would have to go back to there.
+    /// Bounded by the limits; nothing holds the log back longer than its budget.
+    pub fn set_needs(&mut self, readers: Lsn, pages: Option<Lsn>, secondaries: Option<Seq>, fork: Option<Lsn>) {
+        self.fork_need = fork;
         self.readers_need = readers;
         self.pages_need = pages;
         self.secondaries_need = secondaries;

@@ -163,6 +163,7 @@ impl Appender {
     /// A new generation raises all copies that are there.
     pub(super) fn begin_generation(&mut self, now: Instant) {
         self.phase = VolumePhase::Recovering;
+        self.without_lease();
         self.recovery_since = Some(now);
         self.recovery_said.clear();
         self.quorum_said = false;

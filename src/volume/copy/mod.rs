@@ -39,7 +39,7 @@ pub use proof::proven_durable;
 pub use rewind::ArchivedTail;
 pub use verify::{FileDamage, FilesVerdict, verify_files};
 
-use crate::base::{Generation, GroupId, Limits, LineageId, LogEnd, Lsn, Seq, TimelineId};
+use crate::base::{Generation, GroupId, Instant, Limits, LineageId, LogEnd, Lsn, Seq, TimelineId};
 use crate::log::{Frame, redo};
 use crate::volume::membership::Incarnation;
 use crate::volume::{CopyReply, CopyRequest, CopyState, Damage, Disk, DiskError};
@@ -160,6 +160,8 @@ pub struct Copy {
     layer_wants: u64,
     /// See `jobs`: up to where layers were looked at for what is to come back.
     reclaim_looked: (Seq, usize),
+    /// Of this copy's machine: never compared with another one's.
+    now: Instant,
     failed: Option<String>,
 }
 
@@ -271,6 +273,7 @@ impl Copy {
             low: false,
             layer_wants: 0,
             reclaim_looked: (Seq::ZERO, 0),
+            now: Instant::ZERO,
             failed: None,
             wal,
             manifest,
@@ -323,6 +326,11 @@ impl Copy {
         if self.wal.end().seq > Seq::ZERO { self.wal.lineage() } else { self.manifest.lineage }
     }
 
+    /// What the clock of this copy's machine says, raw and monotonic. To be told before it is handed anything.
+    pub fn time_is(&mut self, now: Instant) {
+        self.now = self.now.max(now);
+    }
+
     /// Takes a request. Replies that need no fsync of the log come at once, the others from [`Copy::flush`]. What is rare and
     /// must be ordered (a raise, a cut, a seed) is written here.
     pub fn handle(&mut self, request: CopyRequest, replies: &mut Vec<CopyReply>) {
@@ -333,7 +341,13 @@ impl Copy {
         let done = match request {
             CopyRequest::Raise { generation } => self.raise(generation, replies),
             CopyRequest::Reborn { generation, incarnation } => self.reborn(generation, incarnation, replies),
-            CopyRequest::Append { generation, frames, vdl, horizon, trim } => self.append(generation, frames, vdl, horizon, trim, replies),
+            CopyRequest::Append { generation, frames, vdl, horizon, trim, gate } => {
+                if !frames.is_empty() && gate.is_some_and(|shut| self.now >= shut) && generation == self.promised {
+                    replies.push(CopyReply::Gated { generation, at: self.now });
+                    return;
+                }
+                self.append(generation, frames, vdl, horizon, trim, replies)
+            }
             CopyRequest::PutControl { generation, version, control } => self.put_control(generation, version, &control, replies),
             CopyRequest::ReadLog { id, from, bytes_max } => self.read_log(id, from, bytes_max, replies),
             CopyRequest::ReadPages { id, at, from, bytes_max } => {
@@ -469,7 +483,7 @@ impl Copy {
     }
 
     fn appended(&self, generation: Generation) -> CopyReply {
-        CopyReply::Appended { generation, end: *self.wal.end(), ingested: self.ingested.end_lsn, low: self.low }
+        CopyReply::Appended { generation, end: *self.wal.end(), ingested: self.ingested.end_lsn, low: self.low, at: self.now }
     }
 
     /// Frames that are fsynced now.
