@@ -443,7 +443,9 @@ impl Control {
             self.members.goodbyes.retain(|(r, _)| *r != new);
         }
         self.take_members();
-        let kind = self.orders.running.as_ref().map(|v| v.order.kind.clone());
+        // An order that waits for this is not what was agreed on.
+        let running = self.orders.running.as_ref().filter(|_| self.members.waiting.is_none());
+        let kind = running.map(|v| v.order.kind.clone());
         match kind {
             Some(OrderKind::RemoveRegion { .. }) => {
                 self.set_phase(Phase::Voters);

@@ -464,6 +464,23 @@ fn an_order_waits_while_the_voters_follow_an_earlier_one() {
     }
     world.run_for(20_000).unwrap();
     assert_eq!(voters(&world, 0).len(), 3);
+    // In the very midst of the voters' own step.
+    for (id, kind) in (20..).zip([remove(3), remove(2), add(2)]) {
+        order(&mut world, 0, id, kind);
+        world.run_for(if id == 22 { 0 } else { 5000 }).unwrap();
+    }
+    let state = |world: &World| member(world, 0).control.as_ref().unwrap().state().unwrap().voters_next.is_some();
+    let ended = |world: &World, id| member(world, 0).control.as_ref().unwrap().op(OpId(id)).is_some_and(|o| o.state.is_final());
+    let midst = (0..10_000).any(|_| {
+        world.run_for(1).unwrap();
+        ended(&world, 22) && state(&world)
+    });
+    assert!(midst, "the voters follow");
+    order(&mut world, 0, 23, add(3));
+    world.run_for(6000).unwrap();
+    assert_eq!(op(&world, 0, 23).state, OpState::Done);
+    let members = member(&world, 0).control.as_ref().unwrap().state().unwrap().voters.members.clone().unwrap();
+    assert!(members.contains(&region(3)), "{members:?}");
 }
 
 #[test]
