@@ -239,3 +239,45 @@ pub async fn failover(dir: &Path, base_port: u16, rounds: u32) -> Result<Vec<Fig
         Figure::new("failover_by_hand_gap_ms", percentile(&sorted(gaps), 0.5), "ms", "", "from kill -9, with 8 s of waiting for the lease"),
     ])
 }
+
+/// By itself: the primary of a cluster that may lose up to 5 s is killed under load, and clients of the other regions wait for their next
+/// acknowledgement.
+pub async fn automatic(dir: &Path, base_port: u16, rounds: u32) -> Result<Vec<Figure>, Failure> {
+    let mut gaps = Vec::new();
+    for round in 0..rounds {
+        let dir = dir.join(round.to_string());
+        let cluster = Arc::new(Cluster::start(&dir, base_port, 3, "none").await?);
+        cluster.netem("*", "*", &["delay=40ms"]).await?;
+        cluster.connect(0, "writer").await?.batch_execute("create table moved (id integer primary key, what text)").await.map_err(sql)?;
+        cluster.command(&["set", "auto_failover=max_loss=5s", "--config", &cluster.text(0, "config")]).await?;
+        for region in [1, 2] {
+            cluster.until(region, "the secondary streams", |r| r["state"] == "streaming" || r["state"] == "idle").await?;
+        }
+        let load = Load::start(&cluster, &[1, 2]).await?;
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        let killed = clock::now();
+        cluster.kill(0)?;
+        let first = loop {
+            // What was on its way when it died does not count.
+            let after = killed + Duration::from_secs(1);
+            if let Some(at) = load.seen.acknowledged.lock().iter().map(|(at, _)| *at).filter(|at| *at > after).min() {
+                break at;
+            }
+            if clock::now().since(killed) > Duration::from_secs(90) {
+                return Err(failed("nobody took over by itself within 90 s"));
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        };
+        gaps.push(ms(first.since(killed)));
+        load.end().await;
+        Arc::try_unwrap(cluster).map_err(|_| failed("the load still runs"))?.stop().await;
+    }
+    let gaps = sorted(gaps);
+    let note = format!(
+        "{rounds} times kill -9 at {COMMITS_PER_S} commits/s, 80 ms round trip, lease 6 s; from the kill to the first acknowledgement"
+    );
+    Ok(vec![
+        Figure::new("failover_automatic_p50_ms", percentile(&gaps, 0.5), "ms", "at most 9000", note),
+        Figure::new("failover_automatic_p99_ms", percentile(&gaps, 0.99), "ms", "at most 14000", "the same"),
+    ])
+}
