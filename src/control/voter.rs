@@ -150,6 +150,9 @@ impl Control {
     }
 
     fn take_voters(&mut self, renew: &Renew) {
+        if renew.entry.region == self.who.name {
+            return; // what it says itself may be older than what it knows: a change that it proposed meanwhile
+        }
         let state = self.state.as_mut().expect("BUG: granted without a state");
         if renew.voters.version > state.voters.version {
             state.voters = renew.voters.clone();
