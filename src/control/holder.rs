@@ -21,28 +21,28 @@ const PATH_SENT: usize = 4;
 /// promoted by an operator's word.
 const ALONE_PATIENCE: Duration = Duration::from_secs(2);
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Holder {
-    entry: EpochEntry,
-    stage: Stage,
-    valid_until: Instant,
-    rounds: VecDeque<RoundOut>,
+    pub(super) entry: EpochEntry,
+    pub(super) stage: Stage,
+    pub(super) valid_until: Instant,
+    pub(super) rounds: VecDeque<RoundOut>,
     /// When the next renewal, or the next question, is due.
-    next: Instant,
+    pub(super) next: Instant,
     /// A frame became durable since the last renewal.
-    moved: bool,
-    touched: bool,
-    granted_at: BTreeMap<RegionName, Instant>,
+    pub(super) moved: bool,
+    pub(super) touched: bool,
+    pub(super) granted_at: BTreeMap<RegionName, Instant>,
     /// A voter promised more, while the lease is held by the others.
-    overtaken_since: Option<Instant>,
+    pub(super) overtaken_since: Option<Instant>,
     pub secondaries: BTreeMap<RegionName, LogEnd>,
     /// The rule that is wanted, and the round that told the voters.
-    rule: SyncRule,
-    rule_told: bool,
+    pub(super) rule: SyncRule,
+    pub(super) rule_told: bool,
 }
 
-#[derive(Debug)]
-enum Stage {
+#[derive(Clone, Debug)]
+pub(super) enum Stage {
     /// Asks whether somebody promised more; `resumes`: after a restart, so that the volume has to be taken first.
     Asking {
         round: Round,
@@ -62,15 +62,15 @@ enum Stage {
     Open,
 }
 
-#[derive(Debug)]
-struct RoundOut {
-    no: Round,
-    sent: Instant,
-    grants: BTreeSet<RegionName>,
-    rule: SyncRule,
+#[derive(Clone, Debug)]
+pub(super) struct RoundOut {
+    pub(super) no: Round,
+    pub(super) sent: Instant,
+    pub(super) grants: BTreeSet<RegionName>,
+    pub(super) rule: SyncRule,
     /// Of the voters that it names, those that are to be too.
-    voters: (u64, bool),
-    done: bool,
+    pub(super) voters: (u64, bool),
+    pub(super) done: bool,
 }
 
 impl Holder {

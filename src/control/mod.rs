@@ -7,6 +7,7 @@
 
 pub mod api;
 mod campaign;
+mod canonical;
 pub mod chain;
 mod elect;
 mod handover;

@@ -22,7 +22,7 @@ const DRAIN_MAX: Duration = Duration::from_secs(10);
 /// Beyond its deadline a drain is given so long, because aborting takes a moment.
 const DRAIN_GRACE: Duration = Duration::from_secs(2);
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Orders {
     pub forwarded: BTreeMap<OpId, Forwarded>,
     pub watchers: BTreeMap<OpId, BTreeSet<RegionName>>,
@@ -33,7 +33,7 @@ pub(super) struct Orders {
     pub handing: Option<Handing>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Forwarded {
     order: Order,
     to: RegionName,
@@ -41,8 +41,14 @@ pub(super) struct Forwarded {
     until: Instant,
 }
 
+impl Forwarded {
+    pub fn next_at(&self) -> Instant {
+        self.next.min(self.until)
+    }
+}
+
 /// A switchover before its seal, in the primary.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Switching {
     pub op: OpId,
     pub to: RegionName,
@@ -50,14 +56,14 @@ pub(super) struct Switching {
     pub until: Instant,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum SwitchStage {
     Checking { round: Round, asked: Instant, answers: BTreeMap<RegionName, (Instant, bool)> },
     Draining { deadline: Instant },
 }
 
 /// After the seal, until somebody reigns.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Handing {
     pub op: OpId,
     pub to: RegionName,

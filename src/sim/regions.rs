@@ -270,7 +270,9 @@ impl World {
                 return Ok(());
             }
             Effect::Failover(record) => {
-                self.truth.failover(&record);
+                if record.new_epoch > self.truth.epoch() {
+                    self.truth.failover(record.new_epoch, &record);
+                }
                 return Ok(());
             }
             Effect::HeadAdvances { vdl, frames } => {

@@ -256,7 +256,9 @@ impl Truth {
                 }
                 None if record.complete => {
                     if let Some(id) = tail.commits.iter().find(|id| self.acked.contains_key(id)) {
-                        return Err(format!("S7: the failover into epoch {into} was proven to lose nothing and lost commit {id}: {record:?}"));
+                        return Err(format!(
+                            "S7: the failover into epoch {into} was proven to lose nothing and lost commit {id}: {record:?}"
+                        ));
                     }
                 }
                 _ if gone => {}

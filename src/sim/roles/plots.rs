@@ -108,7 +108,7 @@ impl World {
         self.after_ms(50, 1500, Event::OrderOf { at: to, kind });
     }
 
-    fn plot_of_a_split_vote(&mut self, primary: usize, others: &[usize]) {
+    pub(super) fn plot_of_a_split_vote(&mut self, primary: usize, others: &[usize]) {
         let data: Vec<usize> = others.iter().copied().filter(|m| *m < self.regions).collect();
         let Some(candidate) = self.drawn_of(&data) else { return };
         let rest: Vec<usize> = data.iter().copied().filter(|m| *m != candidate).collect();

@@ -4,9 +4,9 @@
 
 use super::checks::{Acked, Truth};
 use super::log::Kind;
-use super::plots::Plot;
 use super::member::{Clock, Lead, Member, Pending};
 use super::mutants::RoleMutant;
+use super::plots::Plot;
 use super::{RolesCounts, RolesOptions};
 use crate::base::{Epoch, Instant, LineageId, LogEnd, Prng, RegionName, Seq, UnixMicros};
 use crate::control::{
@@ -41,28 +41,94 @@ impl Trace {
 
 #[derive(Debug)]
 pub(super) enum Event {
-    Message { to: usize, from: usize, bytes: Vec<u8> },
-    Ship { to: usize, from: usize, ship: Ship },
-    Kept { m: usize, life: u64 },
-    Settled { m: usize, life: u64, void_no: u64, seq: Seq },
-    Timer { m: usize, life: u64, at: u64 },
-    Write { m: usize, life: u64 },
-    Pull { m: usize, life: u64 },
-    Taken { m: usize, life: u64, no: u64 },
-    DrainEnds { m: usize, life: u64, op: OpId },
-    Verified { m: usize, life: u64, op: OpId },
-    AckLater { m: usize, life: u64, commit: Acked },
-    FetchEnds { m: usize, life: u64, from: RegionName },
-    Rule { m: usize, life: u64, sync: u8 },
-    Resume { m: usize },
-    Restart { m: usize },
-    Crash { m: usize },
-    CrashShortly { m: usize },
-    Parted { a: usize, b: usize },
+    Message {
+        to: usize,
+        from: usize,
+        bytes: Vec<u8>,
+    },
+    Ship {
+        to: usize,
+        from: usize,
+        ship: Ship,
+    },
+    Kept {
+        m: usize,
+        life: u64,
+    },
+    Settled {
+        m: usize,
+        life: u64,
+        void_no: u64,
+        seq: Seq,
+    },
+    Timer {
+        m: usize,
+        life: u64,
+        at: u64,
+    },
+    Write {
+        m: usize,
+        life: u64,
+    },
+    Pull {
+        m: usize,
+        life: u64,
+    },
+    Taken {
+        m: usize,
+        life: u64,
+        no: u64,
+    },
+    DrainEnds {
+        m: usize,
+        life: u64,
+        op: OpId,
+    },
+    Verified {
+        m: usize,
+        life: u64,
+        op: OpId,
+    },
+    AckLater {
+        m: usize,
+        life: u64,
+        commit: Acked,
+    },
+    FetchEnds {
+        m: usize,
+        life: u64,
+        from: RegionName,
+    },
+    Rule {
+        m: usize,
+        life: u64,
+        sync: u8,
+    },
+    Resume {
+        m: usize,
+    },
+    Restart {
+        m: usize,
+    },
+    Crash {
+        m: usize,
+    },
+    CrashShortly {
+        m: usize,
+    },
+    Parted {
+        a: usize,
+        b: usize,
+    },
     Plot,
     /// Of the region that an operator swore to be stopped.
-    RestartHeard { m: usize },
-    OrderOf { at: usize, kind: OrderKind },
+    RestartHeard {
+        m: usize,
+    },
+    OrderOf {
+        at: usize,
+        kind: OrderKind,
+    },
     Fault,
     Order,
     Heal,
