@@ -72,11 +72,12 @@ impl Bytes<'_> {
             touched,
             granted_at: _,
             overtaken_since,
+            refused_by,
             secondaries,
             rule,
             rule_told,
         } = holder;
-        self.put((entry, moved, touched, secondaries, rule, rule_told));
+        self.put((entry, moved, touched, refused_by, secondaries, rule, rule_told));
         match stage {
             Holds::Asking { round, stands, began, resumes } => {
                 self.put((0u8, stands, resumes));

@@ -35,6 +35,8 @@ pub(super) struct Holder {
     pub(super) granted_at: BTreeMap<RegionName, Instant>,
     /// A voter promised more, while the lease is held by the others.
     pub(super) overtaken_since: Option<Instant>,
+    /// Voters that promised more before this reign was active: they will never grant it.
+    pub(super) refused_by: BTreeSet<RegionName>,
     pub secondaries: BTreeMap<RegionName, LogEnd>,
     /// The rule that is wanted, and the round that told the voters.
     pub(super) rule: SyncRule,
@@ -85,6 +87,7 @@ impl Holder {
             touched: false,
             granted_at: BTreeMap::new(),
             overtaken_since: None,
+            refused_by: BTreeSet::new(),
             secondaries: BTreeMap::new(),
             rule,
             rule_told: true,
@@ -385,6 +388,16 @@ impl Control {
             let holder = self.holder.as_mut().expect("BUG: just seen");
             holder.overtaken_since.get_or_insert(now);
             self.reason = Some(format!("{from} refuses epoch {epoch}: {reason}"));
+            if votes && matches!(holder.stage, Stage::Activating) {
+                holder.refused_by.insert(from.clone());
+                let refused_by = holder.refused_by.clone();
+                if !self.is_majority(|v| !refused_by.contains(v)) {
+                    // It can never become active. Asking on would only keep the others' grants from ending (seed 1054 of roles).
+                    let reason = format!("epoch {epoch} can have no majority any more: {reason}");
+                    self.lose_reign(&reason, None);
+                    return self.follow();
+                }
+            }
             let activating =
                 votes && matches!(self.holder.as_ref().expect("BUG: just seen").stage, Stage::Activating | Stage::Reopening { .. });
             if activating {
