@@ -7,12 +7,6 @@ use common::{Cluster, Region, ensure, http_get, metric, run, text, until};
 use serde_json::Value;
 use std::process::Command;
 
-/// The port of the region's one instance.
-fn instance(region: &Region) -> String {
-    let (host, port) = region.quic.rsplit_once(':').unwrap();
-    format!("{host}:{}", port.parse::<u16>().unwrap() + 10)
-}
-
 fn sqlstate(error: &tokio_postgres::Error) -> &str {
     error.as_db_error().map_or("no answer of the server's", |e| e.code().code())
 }
@@ -38,14 +32,14 @@ fn every_port_reaches_whom_it_is_for() {
     });
 
     // Readers read, and say where to write.
-    for address in [&second.reader, &instance(&second)] {
+    for address in [&second.reader, &second.instance()] {
         let error = ready.sql(address, "insert into t values (2, 'no')").unwrap_err();
         assert!(error.contains("25006") && error.contains(&primary.name), "{address}: {error}");
         assert_eq!(ready.must(address, "select pg_is_in_recovery() <> 0; show transaction_read_only"), "1\non");
     }
     assert!(ready.sql(&primary.reader, "insert into t values (2, 'no')").unwrap_err().contains("25006"));
     assert_eq!(ready.must(&primary.reader, "select v from t"), "through the link");
-    ready.must(&instance(&primary), "insert into t values (3, 'on the instance')");
+    ready.must(&primary.instance(), "insert into t values (3, 'on the instance')");
     assert_eq!(ready.must(&second.writer, "select count(*) from t"), "2");
 
     // A driver that is given several hosts finds the one it wants.

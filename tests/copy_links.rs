@@ -101,7 +101,7 @@ impl Region {
 }
 
 fn notice(generation: Generation, frames: Vec<Frame>) -> CopyRequest {
-    CopyRequest::Append { generation, frames, vdl: LogEnd::EMPTY, horizon: Lsn(0), trim: Seq(0) }
+    CopyRequest::Append { generation, frames, vdl: LogEnd::EMPTY, horizon: Lsn(0), trim: Seq(0), gate: None }
 }
 
 #[tokio::test(flavor = "multi_thread")]

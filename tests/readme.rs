@@ -167,25 +167,26 @@ fn numbers_of_the_text_are_those_of_the_code() {
 fn free_base_port(nth: u32) -> u16 {
     let start = 10_000 + (std::process::id() * 7 + nth * 1000) % 20_000;
     let free = |base: &u32| {
-        (0..3).all(|i| {
+        (0..4).all(|i| {
             let port = |n: u32| u16::try_from(base + 100 * i + n).expect("below 65536");
             let tcp = [1, 2, 3, 10].iter().all(|n| TcpListener::bind(("127.0.0.1", port(*n))).is_ok());
             tcp && [0, 4, 5, 6, 50, 51, 52].iter().all(|n| UdpSocket::bind(("127.0.0.1", port(*n))).is_ok())
         })
     };
-    let base = (0..40).map(|k| 10_000 + (start - 10_000 + k * 300) % 20_000).find(free).expect("some 300 ports are free");
+    let base = (0..40).map(|k| 10_000 + (start - 10_000 + k * 400) % 20_000).find(free).expect("some 400 ports are free");
     u16::try_from(base).expect("below 65536")
 }
 
 fn with_ports(text: &str, base: u16) -> String {
     let mut out = text.to_owned();
-    for i in 0..3u16 {
+    for i in 0..4u16 {
         for n in ["00", "01", "02", "03", "04", "05", "06", "10"] {
             let port = base + 100 * i + n.parse::<u16>().expect("a number");
-            out = out.replace(&format!("{}{n}", 74 + i), &format!("<{port}>"));
+            out = out.replace(&format!("{}{n}", 74 + i), &format!("\u{1}{port}\u{2}"));
         }
     }
-    out.replace(['<', '>'], "")
+    // Marks that stand in no command: a port that was put in is not taken for another one.
+    out.replace(['\u{1}', '\u{2}'], "")
 }
 
 /// On PATH, or in the directory of this build.

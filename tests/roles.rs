@@ -2,24 +2,10 @@
 
 mod common;
 
-use common::{ByHand, Cluster, Ports, Ready, Region, ensure, json_of, parhelion, run, signal, text, until};
+use common::two::Two;
+use common::{Cluster, ensure, must, signal, until, verb};
 use rustix::process::Signal;
 use serde_json::Value;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
-
-/// A verb with `--config`; exit code, stdout, stderr.
-fn verb(config: &Path, args: &[&str]) -> (Option<i32>, String, String) {
-    let output = run(parhelion().args(args).arg("--config").arg(config), "");
-    (output.status.code(), text(&output.stdout), text(&output.stderr))
-}
-
-/// Its JSON, where it must succeed.
-fn must(config: &Path, args: &[&str]) -> Value {
-    let (code, out, err) = verb(config, args);
-    assert_eq!(code, Some(0), "{args:?}: {out}{err}");
-    serde_json::from_str(&out).unwrap_or_else(|e| panic!("{args:?}: JSON and nothing else on stdout: {e}: {out}"))
-}
 
 #[test]
 fn a_switchover_is_checked_carried_out_and_told_again() {
@@ -80,6 +66,38 @@ fn a_switchover_is_checked_carried_out_and_told_again() {
     assert_eq!(common::metric(&page, "parhelion_is_primary"), Some(1.0));
     assert!(common::metric(&page, "parhelion_lease_remaining_seconds").is_some_and(|s| s > 0.0), "{page}");
     assert!(page.contains("parhelion_switchover_phase_seconds{phase=\"seal\"}"), "{page}");
+    assert_eq!(common::metric(&page, "parhelion_epoch"), done["epoch"].as_f64(), "{page}");
+    assert_eq!(common::metric(&page, "parhelion_writers_seen"), Some(1.0), "{page}");
+    assert!(common::metric(&page, "parhelion_switchover_write_gap_seconds").is_some_and(|s| s > 0.0), "{page}");
+
+    // Every phase is an event of the region that went through it: by the command, over HTTP, and in SQL.
+    let events = cluster.events(&third.name).expect("events");
+    let of_op: Vec<&Value> = events.iter().filter(|e| e["op"] == id).collect();
+    let phases: Vec<(&str, &str)> = (of_op.iter())
+        .filter(|e| e["kind"] == "operation_phase")
+        .map(|e| (e["region"].as_str().unwrap(), e["what"].as_str().unwrap().rsplit(": ").next().unwrap()))
+        .collect();
+    for (region, phase) in
+        [(&old.name, "check is over"), (&old.name, "drain is over"), (&old.name, "seal is over"), (&new.name, "activate is over")]
+    {
+        assert!(phases.contains(&(region.as_str(), phase)), "{phase} in {phases:?}");
+    }
+    assert_eq!(phases.len(), done["phases"].as_array().unwrap().len(), "each of them once: {phases:?}");
+    for event in &of_op {
+        assert!(event["at"].as_u64() > Some(0) && event["durable_lsn"].is_u64() && event["epoch"].as_u64() > Some(0), "{event}");
+        assert!(event["actor"].as_str().is_some_and(|a| a.contains("by way of")), "{event}");
+        assert!(event["duration_ms"].is_u64() || event["kind"] == "operation_began", "{event}");
+    }
+    assert!(of_op.iter().any(|e| e["kind"] == "operation_began") && of_op.iter().any(|e| e["kind"] == "operation_ended"), "{of_op:?}");
+    let page: Value = serde_json::from_str(&common::http_get(&new.http, "/events").unwrap().1).unwrap();
+    let over_http = page["events"].as_array().unwrap().iter().filter(|e| e["op"] == id && e["kind"] == "operation_phase").count();
+    assert!(over_http > 0, "{page}");
+    let sql = format!(
+        "select count(*), min(duration_in_msec) >= 0, min(actor) like '%by way of%' from parhelion_events() where operation = '{id}' and kind = 'operation_phase'"
+    );
+    assert_eq!(ready.must(&new.reader, &sql), format!("{over_http}|1|1"));
+    let (_, people, _) = verb(&third.config, &["events"]);
+    assert!(people.contains("drain is over") && people.contains(&format!("operation {}", &id[..8])), "{people}");
 }
 
 #[test]
@@ -96,105 +114,10 @@ fn rules_are_set_from_any_region() {
     assert!(code == Some(4) && err.contains("max_rpo=often"), "{err}");
     let (code, _, err) = verb(&second.config, &["set", "max_rpo"]);
     assert!(code == Some(2) && err.contains("KEY=VALUE"), "{err}");
-    let (code, _, err) = verb(&second.config, &["set", "auto_failover=lossless"]);
-    assert!(code == Some(4) && err.contains("[control]"), "{err}");
+    let (code, _, err) = verb(&second.config, &["set", "auto_failover=always"]);
+    assert!(code == Some(4) && err.contains("write off, lossless, or max_loss=5s"), "{err}");
     let (code, _, err) = verb(&second.config, &["op", "ab12"]);
     assert!(code == Some(4) && err.contains("ab12 is not among the operations"), "{err}");
-}
-
-/// Two regions and a witness in a directory, on ports of their own, with a short lease.
-struct Two {
-    dir: tempfile::TempDir,
-    ready: Ready,
-    witness: Child,
-    regions: Vec<Option<ByHand>>,
-    _ports: Ports,
-}
-
-const NAMES: [&str; 2] = ["us-east", "eu-west"];
-
-impl Two {
-    fn start() -> Two {
-        let dir = tempfile::tempdir().unwrap();
-        let ports = Ports::reserve(3);
-        let at = |region: u16, n: u16| format!("127.0.0.1:{}", ports.base + 100 * region + n);
-        let members = format!(
-            "[[member]]\nregion = \"us-east\"\nquic = \"{}\"\n[[member]]\nregion = \"eu-west\"\nquic = \"{}\"\n",
-            at(0, 0),
-            at(1, 0)
-        );
-        let control = "[tls]\ndir = \"certs\"\n[control]\nlease = \"3s\"\n";
-        let mut regions = Vec::new();
-        for (i, name) in (0u16..).zip(NAMES) {
-            let config = dir.path().join(format!("{name}.toml"));
-            let text = format!(
-                "cluster = \"two\"\nregion = \"{name}\"\nfounder = \"us-east\"\ndata_dir = \"{name}\"\n[listen]\nquic = \"{}\"\nwriter = \"{}\"\n\
-                 reader = \"{}\"\nhttp = \"{}\"\ninstance = \"{}\"\n{control}[sql]\nuser = \"app\"\ndatabase = \"app\"\n\
-                 [witness]\nquic = \"{}\"\n{members}",
-                at(i, 0),
-                at(i, 1),
-                at(i, 2),
-                at(i, 3),
-                at(i, 10),
-                at(2, 0)
-            );
-            std::fs::write(&config, text).unwrap();
-            regions.push(Region {
-                name: name.into(),
-                role: String::new(),
-                writer: at(i, 1),
-                reader: at(i, 2),
-                http: at(i, 3),
-                quic: at(i, 0),
-                pid: 0,
-                data_dir: dir.path().join(name),
-                config,
-            });
-        }
-        let file = dir.path().join("witness.toml");
-        let text = format!(
-            "cluster = \"two\"\nname = \"witness\"\ndata_dir = \"witness\"\n[listen]\nquic = \"{}\"\nhttp = \"{}\"\n{control}{members}",
-            at(2, 0),
-            at(2, 3)
-        );
-        std::fs::write(&file, text).unwrap();
-        json_of(parhelion().args(["certs", "--json", "--config"]).arg(&regions[0].config)).unwrap();
-        let password = std::fs::read_to_string(dir.path().join("certs/sql-password")).unwrap().trim().to_owned();
-        let ready = Ready { cluster: "two".into(), user: "app".into(), password, database: "app".into(), regions };
-        let log = std::fs::File::create(dir.path().join("witness.log")).unwrap();
-        let witness =
-            parhelion().args(["witness", "--config"]).arg(&file).stdout(Stdio::null()).stderr(log).spawn().expect("the program runs");
-        let mut two = Two { dir, ready, witness, regions: vec![None, None], _ports: ports };
-        for i in 0..2 {
-            two.start_region(i);
-        }
-        two
-    }
-
-    fn start_region(&mut self, i: usize) {
-        let log = self.log(NAMES[i]);
-        self.regions[i] = Some(ByHand::start(&self.ready.regions[i].config, &log));
-    }
-
-    fn log(&self, name: &str) -> PathBuf {
-        self.dir.path().join(format!("{name}.log"))
-    }
-
-    fn status(&self, asked: usize) -> Result<Value, String> {
-        json_of(parhelion().args(["status", "--json", "--config"]).arg(&self.ready.regions[asked].config))
-    }
-}
-
-impl Drop for Two {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            for name in ["us-east", "eu-west", "witness"] {
-                eprintln!("--- {name}\n{}", common::tail(&self.log(name)));
-            }
-        }
-        let _ = self.witness.kill();
-        let _ = self.witness.wait();
-    }
 }
 
 #[test]
@@ -205,20 +128,14 @@ fn a_failover_says_what_it_costs_and_the_old_primary_comes_back() {
     until("it writes", || ready.sql(&us.writer, "create table t (id integer primary key)").map(drop));
     ready.must(&us.writer, "insert into t values (1)");
     until("it is there", || ready.sql(&eu.reader, "select count(*) from t").and_then(|n| ensure(n == "1", n)));
-    let status = until("all three vote", || {
-        let status = two.status(1)?;
-        let voters = status["voters"].as_array().cloned().unwrap_or_default();
-        let all = voters.len() == 3 && voters.iter().all(|v| v["answered"] == true && v["heard_by_primary"] == true);
-        ensure(all, &status).map(|()| status)
-    });
+    let status = two.until_all_vote();
     assert!(status["voters"].as_array().unwrap().iter().any(|v| v["name"] == "witness" && v["witness"] == true), "{status}");
 
     // While the primary lives, nobody is promoted beside it: not by mistake either.
     let (code, _, err) = verb(&eu.config, &["failover", "--to", "us-east", "--allow-data-loss"]);
     assert!(code == Some(4) && err.contains("is the primary already"), "{code:?} {err}");
 
-    signal(two.regions[0].as_ref().unwrap().child.id(), Signal::KILL);
-    two.regions[0] = None;
+    two.kill_region(0);
     let looked = must(&eu.config, &["failover", "--to", "eu-west", "--dry-run", "--json"]);
     assert!(looked["dry_run"] == true && looked["state"] == "done", "{looked}");
     let done = must(&eu.config, &["failover", "--to", "eu-west", "--allow-data-loss", "--json"]);
@@ -278,6 +195,16 @@ fn what_a_cut_off_primary_committed_alone_is_counted_kept_and_readable() {
         ensure(report["complete"] == true, &report).map(|()| report)
     });
     assert_eq!(report["lost_commits"], 5, "{report}");
+    // Which rows that were is known in every region, and to people.
+    let rows = serde_json::json!([{ "table": "t", "rows_changed": 5, "keys": ["1001", "1002", "1003", "1004", "1005"], "more": 0 }]);
+    for region in &ready.regions {
+        until("the rows are known there", || {
+            let report = must(&region.config, &["failover", "report", &id, "--json"]);
+            ensure(report["complete"] == true && report["touched"] == rows, report)
+        });
+    }
+    let (_, people, _) = verb(&west.config, &["failover", "report", &id]);
+    assert!(people.contains("t: 5 rows, with the keys 1001, 1002, 1003, 1004, 1005\n"), "{people}");
     until("the old primary follows, without a seed", || {
         let there = ready.sql(&east.reader, "select count(*), sum(v = 'lost') from t")?;
         ensure(there == "101|0", there)
@@ -321,4 +248,106 @@ fn a_primary_that_was_stopped_past_its_lease_acknowledges_nothing() {
     });
     let rows = ready.must(&west.writer, "select count(*) from t where v = 'zombie'");
     assert_eq!(rows == "1", said.is_ok(), "acknowledged means it is there, and an error that it is not: {said:?}, {rows}");
+}
+
+/// The same for a client of another region, whose statement was on its way to the primary when that was stopped.
+#[test]
+fn a_stopped_primary_acknowledges_nothing_to_clients_of_other_regions_either() {
+    let cluster = Cluster::start(3, "none");
+    let ready = cluster.ready.clone();
+    let (east, west, third) = (cluster.primary().clone(), cluster.secondaries()[0].clone(), cluster.secondaries()[1].clone());
+    ready.must(&east.writer, "create table t (id integer primary key, v text)");
+    cluster.until_whole();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    runtime.block_on(async {
+        // A session whose way to the primary was used a moment ago: the next statement goes there without a question first.
+        let client = ready.connect(&third.writer).await.unwrap();
+        client.batch_execute("insert into t values (1, 'before')").await.unwrap();
+        signal(east.pid, Signal::STOP);
+        let zombie = tokio::spawn(async move { client.batch_execute("insert into t values (2, 'zombie')").await });
+        let (config, name) = (west.config.clone(), west.name.clone());
+        tokio::task::spawn_blocking(move || {
+            until("another region takes over", || {
+                let (code, out, err) = verb(&config, &["failover", "--to", &name, "--allow-data-loss", "--json"]);
+                ensure(code == Some(0), format!("{out} {err}"))
+            });
+        })
+        .await
+        .unwrap();
+        signal(east.pid, Signal::CONT);
+        let said = zombie.await.unwrap();
+        until("the old primary follows", || {
+            let row = cluster.row(&west.name, &east.name)?;
+            ensure(row["role"] == "secondary" && row["state"] != "disconnected", row)
+        });
+        let rows = ready.must(&west.writer, "select count(*) from t where v = 'zombie'");
+        let code = said.as_ref().err().and_then(|e| e.code()).map(|c| c.code().to_owned());
+        match said {
+            Ok(()) => assert_eq!(rows, "1", "acknowledged means that the new primary has it"),
+            // That nobody knows whether it was done is what may be said of it, and nothing else; it surely was not run twice.
+            Err(_) => assert!(rows == "0" && matches!(code.as_deref(), Some("08007" | "57P03")), "{code:?} {rows}"),
+        }
+    });
+}
+
+/// Two operators who do not know of one another (O2): one region is promoted, and the other one's operator is told which, and by what.
+#[test]
+fn of_two_failovers_to_different_regions_one_wins_and_the_other_is_told_which() {
+    let mut cluster = Cluster::start(3, "none");
+    let ready = cluster.ready.clone();
+    let (old, others) = (cluster.primary().clone(), cluster.secondaries().to_vec());
+    ready.must(&old.writer, "create table t (id integer primary key)");
+    cluster.until_whole();
+    cluster.kill_region(&old.name);
+    until("the grants are over", || {
+        let voters = cluster.status_of(&others[0].name)?["voters"].as_array().cloned().unwrap_or_default();
+        ensure(voters.iter().all(|v| v["grant_left_ms"].as_u64().unwrap_or(0) == 0), format!("{voters:?}"))
+    });
+    let started = std::sync::Arc::new(std::sync::Barrier::new(2));
+    let operators: Vec<_> = (others.iter().cloned())
+        .map(|to| {
+            let started = std::sync::Arc::clone(&started);
+            std::thread::spawn(move || {
+                started.wait();
+                let (code, out, err) = verb(&to.config, &["failover", "--to", &to.name, "--allow-data-loss", "--json"]);
+                (to, code, out, err)
+            })
+        })
+        .collect();
+    let ended: Vec<_> = operators.into_iter().map(|o| o.join().expect("an operator")).collect();
+    let (won, lost): (Vec<_>, Vec<_>) = ended.iter().partition(|(_, code, ..)| *code == Some(0));
+    let ([(winner, _, out, _)], [(_, code, _, err)]) = (&won[..], &lost[..]) else { panic!("one of them: {ended:?}") };
+    let done: Value = serde_json::from_str(out).unwrap();
+    assert_eq!(*code, Some(6), "superseded: {err}");
+    let (id, epoch) = (done["id"].as_str().unwrap(), &done["new_epoch"]);
+    assert!(err.contains(&format!("operation {id}, which made {} the primary of epoch {epoch}", winner.name)), "{err}");
+    ready.must(&others[0].writer, "insert into t values (1)");
+    // The founder's file, whose region is down, is as good as any: another region is asked.
+    until("the same again tells the same", || {
+        let (code, out, err) = verb(&old.config, &["failover", "--to", &winner.name, "--allow-data-loss", "--json"]);
+        ensure(code == Some(0) && err.contains("is asked") && out.contains(id), format!("{code:?} {out}{err}"))
+    });
+}
+
+/// What runs when the role moves gets as long as the file says, and no longer.
+#[test]
+fn a_drain_lasts_as_long_as_the_file_says() {
+    let two = Two::start_with("drain = \"700ms\"");
+    let ready = two.ready.clone();
+    let (us, eu) = (ready.regions[0].clone(), ready.regions[1].clone());
+    until("it writes", || ready.sql(&us.writer, "create table t (id integer primary key)").map(drop));
+    until("it is there", || ready.sql(&eu.reader, "select count(*) from t").map(drop));
+    two.until_all_vote();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let (done, said) = runtime.block_on(async {
+        let client = ready.connect(&us.writer).await.unwrap();
+        client.batch_execute("begin; insert into t values (1)").await.unwrap();
+        let config = eu.config.clone();
+        let ordered = tokio::task::spawn_blocking(move || must(&config, &["switchover", "--to", "eu-west", "--json"]));
+        (ordered.await.unwrap(), client.batch_execute("commit").await)
+    });
+    let drain = done["phases"].as_array().unwrap().iter().find(|p| p["name"] == "drain").and_then(|p| p["ms"].as_u64());
+    assert!(drain.is_some_and(|ms| (650..4000).contains(&ms)), "{done}");
+    assert_eq!(said.unwrap_err().code().map(tokio_postgres::error::SqlState::code), Some("40001"));
+    assert_eq!(ready.must(&eu.writer, "select count(*) from t"), "0");
 }

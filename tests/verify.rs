@@ -189,7 +189,10 @@ fn other_page(dir: &Path) -> u32 {
     let generation = copy.promised();
     let mut replies = Vec::new();
     let (frames, at) = (Vec::new(), state.consistent);
-    copy.handle(CopyRequest::Append { generation, frames, vdl: at, horizon: Lsn(0), trim: parhelion::base::Seq(0) }, &mut replies);
+    copy.handle(
+        CopyRequest::Append { generation, frames, vdl: at, horizon: Lsn(0), trim: parhelion::base::Seq(0), gate: None },
+        &mut replies,
+    );
     copy.flush(&mut replies);
     while copy.ingest(&mut replies) {}
     let mut pages = Vec::new();
@@ -267,7 +270,7 @@ fn a_copy_with_other_pages_and_one_with_rot_are_found_and_rebuilt_while_writes_g
     let (code, report) = verified(&primary);
     assert!(code == 0 && report["comparisons"][0]["compared"].as_array().unwrap().len() == 6, "{report}");
 
-    // A directory from before: behind, and it catches up by itself.
+    // A directory from before: it has no vote as what it was, gets what it lacks, and is a new member then (D11).
     let old = primary.data_dir.join("b1.old");
     copy_files(&copy_dir(&primary, "b1"), &old);
     cluster.start_region(&primary.name);
@@ -278,8 +281,20 @@ fn a_copy_with_other_pages_and_one_with_rot_are_found_and_rebuilt_while_writes_g
     copy_files(&old, &copy_dir(&primary, "b1"));
     let (_, report) = verified(&primary);
     assert!(report["copies"][2]["behind_frames"].as_u64() > Some(0), "{report}");
+    let identity = |dir: &Path| std::fs::read(dir.join("identity")).unwrap();
+    let before = identity(&copy_dir(&primary, "b1"));
     cluster.start_region(&primary.name);
+    until("it is said", || {
+        let events = cluster.events(&primary.name)?;
+        let said = events.iter().any(|e| e["kind"] == "copy_forgot" && e["what"].as_str().is_some_and(|w| w.contains("copy b1")));
+        ensure(said, events)
+    });
     cluster.until_whole();
+    assert_ne!(identity(&copy_dir(&primary, "b1")), before, "it is somebody else from then on");
+    assert_eq!(ready.must(&primary.writer, "select count(*) from t where id = 900000"), "1");
+    cluster.kill_region(&primary.name);
+    let (code, report) = verified(&primary);
+    assert!(code == 0 && report["comparisons"][0]["compared"].as_array().unwrap().len() == 6, "{report}");
 }
 
 fn copy_files(from: &Path, to: &Path) {

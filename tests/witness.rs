@@ -178,6 +178,7 @@ fn renew(no: u64) -> ControlMessage {
         durable: LogEnd::EMPTY,
         sent_at: clock::unix_now(),
         sync: Default::default(),
+        auto: Default::default(),
         ledger_digest: 0,
     })
 }

@@ -25,9 +25,20 @@ pub struct CommitRules {
 /// Why commits stand still.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CommitsPause {
-    TooFarBehind { max_rpo_ms: u64, behind_ms: u64 },
+    TooFarBehind {
+        max_rpo_ms: u64,
+        behind_ms: u64,
+    },
     NoSecondary,
-    Sync { wanted: u8, connected: usize },
+    Sync {
+        wanted: u8,
+        connected: usize,
+    },
+    /// Connected, and not durable there for so long.
+    SyncSlow {
+        wanted: u8,
+        waits_ms: u64,
+    },
 }
 
 impl fmt::Display for CommitsPause {
@@ -41,6 +52,12 @@ impl fmt::Display for CommitsPause {
             }
             CommitsPause::Sync { wanted, connected } => {
                 write!(f, "commits pause: sync = {wanted} waits for that many secondaries, and {connected} are connected")
+            }
+            CommitsPause::SyncSlow { wanted, waits_ms } => {
+                write!(
+                    f,
+                    "commits pause: sync = {wanted} waits for that many secondaries, and for {waits_ms} ms too few of those that are connected have kept anything"
+                )
             }
         }
     }

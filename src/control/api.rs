@@ -3,11 +3,13 @@
 //! Decides nothing. `Control::handle` takes an [`Input`], `poll_output` gives [`Output`]s in the order in which they must be done,
 //! and it is called again at `next_timeout`.
 
+use super::audit::Action;
 use super::chain::EpochEntry;
+use super::membership::MembersView;
 use super::message::ControlMessage;
 use super::state::VoterState;
-use super::types::{FailoverRecord, LogPosition, LostTail, OpId, OpView, Order, VoterSet};
-use crate::base::{Epoch, Instant, LogEnd, RegionName};
+use super::types::{AutoFailover, FailoverRecord, LogPosition, LostTail, OpId, OpView, Order, VoterSet};
+use crate::base::{Epoch, Instant, LineageId, LogEnd, RegionName};
 
 /// Everything that can wake a control core.
 #[derive(Clone, Debug)]
@@ -29,6 +31,12 @@ pub enum Input {
     },
     /// This region's log. Told before anything that says the same to another region (progress to the primary).
     Log(LogPosition),
+    /// `by`, a noun, shows that this region's own log was durable up to `known`; it ends at `end` now. Told before the log is.
+    LogLost {
+        known: LogEnd,
+        end: LogEnd,
+        by: String,
+    },
     /// As the primary: a secondary's durable position, from its progress. For pre-checks and predictions only.
     Secondary {
         region: RegionName,
@@ -75,12 +83,18 @@ pub enum Input {
     CommitRule {
         sync: u8,
     },
+    /// What the cluster is to do by itself from now on; as the primary.
+    AutoFailover {
+        auto: AutoFailover,
+        actor: String,
+    },
+    /// Something is about to be done that the core does not do itself: it is put into the audit. Do it once that is kept.
+    Audit(Action),
     /// An old primary, this one or one that came back, read what its log held beyond the base of `new_epoch`.
     TailRead(LostTail),
-    /// The members changed.
-    Members {
-        regions: Vec<RegionName>,
-        witness: Option<RegionName>,
+    /// A member refused this one and says that it was taken out.
+    SaidOut {
+        by: RegionName,
     },
 }
 
@@ -164,6 +178,13 @@ pub enum Output {
     OpMoved(Box<OpView>),
     /// A failover is new here, or became complete.
     Failover(Box<FailoverRecord>),
+    /// Who is a member from here on; whoever is none any more is told so when it comes. Not said while the files are right.
+    Members(Box<MembersView>),
+    /// As the primary: this region is about to be a member no more. It is shipped nothing and counts for no commit from here on, and is
+    /// not welcomed again before `Members`, unless this region's reign ends.
+    Leaving {
+        region: RegionName,
+    },
     /// For the operator's events. `kind` is a word, `what` a sentence.
     Note {
         kind: &'static str,
@@ -185,6 +206,8 @@ pub enum Role {
     Fenced,
     /// Reigned until it handed over.
     Sealed,
+    /// Was taken out of the global cluster.
+    Removed,
 }
 
 impl Role {
@@ -197,6 +220,7 @@ impl Role {
             Role::Primary => "primary",
             Role::Fenced => "fenced",
             Role::Sealed => "sealed",
+            Role::Removed => "removed",
         }
     }
 }
@@ -221,9 +245,19 @@ pub struct ControlView {
     pub grant_left_ms: u64,
     /// Regions that claimed to write at the same time; more than one is an emergency.
     pub writers_seen: u32,
+    /// Members of another lineage that this one met.
+    pub rivals: Vec<(RegionName, LineageId)>,
     /// Why this member does not do what one might expect of it.
     pub reason: Option<String>,
     pub op: Option<OpView>,
     pub chain: Vec<EpochEntry>,
     pub sync: u8,
+    /// What the cluster does by itself when its primary is gone.
+    pub auto: AutoFailover,
+    /// What this member's file says, which does not count once the cluster has a rule.
+    pub auto_of_file: Option<AutoFailover>,
+    /// As the primary: a majority of the voters keeps that rule.
+    pub auto_told: bool,
+    /// Why this region is no member any more.
+    pub out: Option<String>,
 }

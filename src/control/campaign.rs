@@ -102,7 +102,7 @@ impl Control {
 
     /// The last primary asks for an epoch of its own: it has everything, so nobody's consent is needed.
     pub(super) fn regain_wanted(&mut self) {
-        if self.campaign.is_none() && self.log_told && !self.is_handing_alone() {
+        if self.campaign.is_none() && self.log_told && !self.is_handing_alone() && self.lost.is_none() {
             let at = self.back_off();
             self.campaign_for(Why::Regain, None, at);
         }
@@ -128,20 +128,25 @@ impl Control {
     }
 
     fn was_last_primary(&self) -> bool {
-        let top = self.state.as_ref().and_then(|s| s.chain.top());
-        top.is_some_and(|top| top.region == self.who.name && self.reign.as_ref().is_none_or(|(e, _)| *e <= top.epoch))
+        let Some(state) = &self.state else { return false };
+        let Some(top) = state.chain.top() else { return false };
+        let heard_newer = |epoch: Epoch| self.reign.as_ref().is_some_and(|(e, _)| *e > epoch);
+        // It began a reign that its own chain does not have yet: a majority of others may have granted it.
+        let began = state.promised == self.log.end.epoch && state.voted_for.as_ref() == Some(&self.who.name) && state.promised > top.epoch;
+        (began && !heard_newer(state.promised)) || (top.region == self.who.name && !heard_newer(top.epoch))
     }
 
     fn consider_at(&self) -> Option<Instant> {
         let busy = self.holder.is_some() || self.campaign.is_some() || self.is_handing();
-        if busy || !self.log_told || !self.who.has_data() || self.conflict.is_some() || self.amnesiac {
+        let shut_out = self.amnesiac || self.lost.is_some() || self.out().is_some();
+        if busy || !self.log_told || !self.who.has_data() || self.conflict.is_some() || shut_out {
             return None;
         }
         self.state.as_ref()?.chain.top()?;
         if self.was_last_primary() {
             return Some(self.not_before);
         }
-        if self.who.settings.auto_failover == AutoFailover::Off || self.is_unproven() {
+        if self.auto_failover() == AutoFailover::Off || self.is_unproven() {
             return None;
         }
         // Looked around for before the voters' grants end, so that no time is lost when they do.
@@ -163,13 +168,6 @@ impl Control {
     pub(super) fn campaign_stands(&mut self, from: &RegionName, stands: Stands) {
         let Some(state) = &self.state else { return };
         if stands.lineage != state.lineage {
-            if stands.lineage.0 != 0 {
-                self.two_writers(format!(
-                    "{from} is of lineage {}, this is {}: two histories are never merged",
-                    stands.lineage,
-                    self.st().lineage
-                ));
-            }
             return;
         }
         if let Some((epoch, region)) = &stands.reign
@@ -177,6 +175,7 @@ impl Control {
         {
             self.learn_reign(*epoch, region);
         }
+        self.learn_auto(stands.auto);
         let Some(campaign) = &mut self.campaign else { return };
         if campaign.round == stands.round && matches!(campaign.stage, Stage::Asking) {
             campaign.stands.insert(from.clone(), stands);
@@ -193,7 +192,15 @@ impl Control {
         stands.insert(self.who.name.clone(), own);
         let forced = matches!(campaign.why, Why::Failover { forced: true, .. });
         let waited = self.now >= campaign.asked + GRACE;
-        if !(all || waited) || !(forced || self.is_majority(|v| stands.contains_key(v))) {
+        if !(forced || self.is_majority(|v| stands.contains_key(v))) {
+            return;
+        }
+        // The old primary is what is mostly missing. When its grants are over and everybody else has answered, nothing that it says is waited
+        // for; it is no matter of safety, which is the votes'.
+        let wait = if forced { Duration::ZERO } else { self.grants_over_in(&stands) };
+        let old = self.st().chain.top().map(|e| e.region.clone());
+        let but_old = !forced && wait.is_zero() && self.who.others().all(|m| Some(m) == old.as_ref() || campaign.stands.contains_key(m));
+        if !(all || waited || but_old) {
             return;
         }
         let leader = stands.iter().find(|(r, s)| s.leads && **r != self.who.name).map(|(r, _)| r.clone());
@@ -208,22 +215,24 @@ impl Control {
         if self.st().voters.version < stands.values().map(|s| s.voters.version).max().unwrap_or(0) {
             return self.rest("another member knows newer voters; waiting to hear of them from the primary");
         }
-        // How long until a majority may vote.
-        let free_in = |name: &RegionName, s: &Stands| {
-            let granted = if s.grant_to.as_ref() == Some(&self.who.name) || s.grant_to.is_none() { 0 } else { s.grant_left_ms };
-            let _ = name;
-            let restarted = if self.was_last_primary() { 0 } else { s.restart_left_ms };
-            granted.max(restarted)
-        };
-        let waits: BTreeMap<&RegionName, u64> = stands.iter().map(|(r, s)| (r, free_in(r, s))).collect();
-        let mut steps: Vec<u64> = waits.values().copied().collect();
-        steps.sort_unstable();
-        let wait = steps.into_iter().find(|w| self.is_majority(|v| waits.get(v).is_some_and(|x| x <= w)));
-        let wait = Duration::from_millis(if forced { 0 } else { wait.unwrap_or(0) });
         let heard: BTreeMap<RegionName, Heard> = stands.iter().map(|(r, s)| (r.clone(), Heard::from(s))).collect();
         let highest = stands.values().flat_map(|s| [Some(s.promised), s.chain.top().map(|e| e.epoch)]).flatten().max();
         let outcome = self.weigh(&heard);
         self.look_done(wait, outcome, highest.unwrap_or(Epoch(0)));
+    }
+
+    /// How long until a majority may vote, by what they say.
+    fn grants_over_in(&self, stands: &BTreeMap<RegionName, Stands>) -> Duration {
+        let free_in = |s: &Stands| {
+            let granted = if s.grant_to.as_ref() == Some(&self.who.name) || s.grant_to.is_none() { 0 } else { s.grant_left_ms };
+            let restarted = if self.was_last_primary() { 0 } else { s.restart_left_ms };
+            granted.max(restarted)
+        };
+        let waits: BTreeMap<&RegionName, u64> = stands.iter().map(|(r, s)| (r, free_in(s))).collect();
+        let mut steps: Vec<u64> = waits.values().copied().collect();
+        steps.sort_unstable();
+        let wait = steps.into_iter().find(|w| self.is_majority(|v| waits.get(v).is_some_and(|x| x <= w)));
+        Duration::from_millis(wait.unwrap_or(0))
     }
 
     fn look_done(&mut self, wait: Duration, outcome: Result<Outcome, NoOutcome>, highest: Epoch) {
@@ -243,7 +252,8 @@ impl Control {
             }
             Why::Auto { .. } => {
                 if !self.auto_may(&outcome) {
-                    return self.rest(&format!("no failover by itself: {}", describe(&outcome.loss)));
+                    let auto = self.auto_failover();
+                    return self.rest(&format!("no failover by itself, since auto_failover={auto}: {}", describe(&outcome.loss)));
                 }
                 let better = outcome.more.is_some() || self.is_behind_equals(&outcome);
                 if better && !campaign.deferred {
@@ -294,7 +304,8 @@ impl Control {
 
     fn auto_may(&self, outcome: &Outcome) -> bool {
         // What is missing here and lies elsewhere is fetched first; then it is judged again.
-        outcome.more.is_some() || covered_by_rule(self.who.settings.auto_failover, &outcome.loss)
+        let auto = self.auto_failover();
+        auto != AutoFailover::Off && (outcome.more.is_some() || covered_by_rule(auto, &outcome.loss))
     }
 
     fn leader_alive(&mut self, leader: &RegionName) {
@@ -335,10 +346,11 @@ impl Control {
         campaign.fetched.clear();
         campaign.fetching = None;
         if let Why::Handover(handover) = &campaign.why {
-            // The primary's own vote came with its handover.
+            // The primary's own vote came with its handover. It is one for the next epoch, and in no other one it says what is known by now.
             let from = handover.op.from.clone();
+            let heir = handover.voters.voters == [self.who.name.clone()];
             let vote = Heard::from(&handover.vote);
-            if let Some(from) = from {
+            if let Some(from) = from.filter(|_| heir || epoch == handover.epoch.next()) {
                 campaign.votes.insert(from, vote);
             }
         }
@@ -363,6 +375,7 @@ impl Control {
         };
         let missing: Vec<RegionName> =
             self.who.others().chain([&self.who.name]).filter(|m| !campaign.votes.contains_key(*m)).cloned().collect();
+        self.tell_survivors();
         for to in missing {
             self.send(to, ControlMessage::Vote(vote.clone()));
         }
@@ -374,12 +387,15 @@ impl Control {
         if !counts {
             return;
         }
-        campaign.votes.insert(from, Heard::from(&voted));
+        campaign.votes.insert(from.clone(), Heard::from(&voted));
+        self.survivor_heard(&from);
+        self.learn_auto(voted.auto);
         let state = self.state.as_mut().expect("BUG: a campaign without a state");
         if voted.voters_next.is_some() && state.voters_next.is_none() && voted.voters.version == state.voters.version {
             // A change of voters is under way: both majorities must agree from here on.
             state.voters_next = voted.voters_next;
             self.keep();
+            self.take_members();
         }
         self.judge_votes();
     }
@@ -430,6 +446,8 @@ impl Control {
         }
         let waits_for_more = self.now < since + self.who.settings.vote_patience && campaign.votes.len() < self.who.others().count() + 1;
         let verdict = match &campaign.why {
+            // It began the epoch that it was handed before it restarted, and goes on behind that.
+            Why::Handover(_) if outcome.kind == ReignKind::Regained => Ok(Consent::default()),
             // The handover frame is on its way.
             Why::Handover(h) if outcome.kind != ReignKind::Planned => {
                 if outcome.prev == h.epoch && self.log.end.seq < h.at.seq {
@@ -446,7 +464,7 @@ impl Control {
                 Err(format!("{better} has more of the history. Use: parhelion failover --to {better}"))
             }
             Why::Failover { consent, .. } => covered_by(consent, &outcome.loss).map(|()| *consent),
-            Why::Auto { .. } if covered_by_rule(self.who.settings.auto_failover, &outcome.loss) => Ok(self.rules_consent()),
+            Why::Auto { .. } if covered_by_rule(self.auto_failover(), &outcome.loss) => Ok(self.rules_consent()),
             Why::Auto { .. } => Err(describe(&outcome.loss)),
         };
         match verdict {
@@ -458,7 +476,7 @@ impl Control {
     }
 
     fn rules_consent(&self) -> Consent {
-        let ms = match self.who.settings.auto_failover {
+        let ms = match self.auto_failover() {
             AutoFailover::MaxLoss(max) => Some(super::machine::millis(max)),
             AutoFailover::Off | AutoFailover::Lossless => None,
         };

@@ -76,8 +76,9 @@ impl Bytes<'_> {
             secondaries,
             rule,
             rule_told,
+            auto_told,
         } = holder;
-        self.put((entry, moved, touched, refused_by, secondaries, rule, rule_told));
+        self.put((entry, moved, touched, refused_by, secondaries, rule, rule_told, auto_told));
         match stage {
             Holds::Asking { round, stands, began, resumes } => {
                 self.put((0u8, stands, resumes));
@@ -165,9 +166,11 @@ impl Bytes<'_> {
             self.put((s.op, &s.to));
             self.until(s.until);
             match &s.stage {
-                SwitchStage::Checking { round, asked, answers } => {
-                    self.round(*round);
-                    self.since(*asked);
+                SwitchStage::Checking { asked, answers } => {
+                    for (round, at) in asked {
+                        self.round(*round);
+                        self.since(*at);
+                    }
                     let agrees: Vec<(&RegionName, bool)> = answers.iter().map(|(r, (_, agrees))| (r, *agrees)).collect();
                     self.put(agrees);
                 }
@@ -213,6 +216,9 @@ impl Control {
             grant,
             votes_from,
             amnesiac,
+            lost,
+            members,
+            lineages,
             reign,
             followed,
             holder,
@@ -228,6 +234,8 @@ impl Control {
         assert!(held.is_empty() && inbox.is_empty() && outputs.is_empty(), "BUG: a driver that keeps at once leaves nothing waiting");
         b.put(state.as_ref().map(VoterState::without_times));
         b.put((log.end, &log.history, log_told, seen.durable, amnesiac, reign, followed, conflict.is_some()));
+        // Of changes of members and of lineages there are none in the model: as they are.
+        b.put(format!("{lost:?}{members:?}{lineages:?}"));
         b.since(seen.at);
         b.put((holder.is_some(), campaign.is_some()));
         if let Some(grant) = grant {
@@ -274,7 +282,7 @@ impl ControlMessage {
             }
             ControlMessage::Op(view) => **view = without_times(view),
             ControlMessage::Ledger(ledger) => **ledger = ledger.without_times(),
-            ControlMessage::Order(_) | ControlMessage::Ask { .. } => {}
+            ControlMessage::Order(_) | ControlMessage::Ask { .. } | ControlMessage::NewLineage(_) => {}
         }
         message.encode()
     }
@@ -282,7 +290,8 @@ impl ControlMessage {
 
 impl VoterState {
     fn without_times(&self) -> VoterState {
-        VoterState { ledger: self.ledger.without_times(), ..self.clone() }
+        // What was done is on record, and nothing is decided by the record.
+        VoterState { ledger: self.ledger.without_times(), audit: Default::default(), ..self.clone() }
     }
 }
 

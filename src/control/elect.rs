@@ -8,7 +8,9 @@ use super::message::Seen;
 use super::types::{Consent, FailoverRecord, Loss, Standing, Sureness, SyncRule, VoterSet};
 use super::{AutoFailover, LogPosition};
 use crate::base::{Epoch, LogEnd, RegionName, UnixMicros};
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 /// One member's answer: with its vote it is a promise, with a question it is a hint.
 #[derive(Clone, Debug)]
@@ -28,6 +30,8 @@ pub(super) struct Evidence<'a> {
     pub log: &'a LogPosition,
     /// The candidate itself is among them.
     pub heard: &'a BTreeMap<RegionName, Heard>,
+    /// The longest that the old primary may have gone on acknowledging after it was last heard; `None`: nothing ends that.
+    pub lease: Option<Duration>,
     /// (epoch, where its handover frame ends): it was sealed, and that is its last word.
     pub handed: Option<(Epoch, LogEnd)>,
 }
@@ -123,12 +127,21 @@ impl Evidence<'_> {
 
     fn loss(&self, union: &Chain, prev: Epoch, base: LogEnd, whole: bool, others: &[(&RegionName, LogEnd)], proven: bool) -> Loss {
         if proven {
-            return Loss { base, known_end: base, bytes: 0, commits_at_most: 0, ms: Some(0), sure: Sureness::Proven };
+            return Loss { base, known_end: base, bytes: 0, commits_at_most: 0, ms: Some(0), alone_ms: 0, sure: Sureness::Proven };
         }
         let path = union.path(prev);
         let said = self.heard.values().map(|h| h.seen.durable).filter(|d| path.iter().any(|e| e.epoch == d.epoch));
         let known_end = said.chain(others.iter().map(|(_, end)| *end)).chain([base]).max_by_key(|e| e.seq).expect("BUG: the base is one");
-        let last_sign = self.heard.values().map(|h| h.seen.sent_at).max().filter(|t| *t > UnixMicros(0));
+        // Whoever was started since then has heard nothing, and its silence is no shorter for that.
+        let last = self.heard.values().map(|h| h.seen).filter(|s| s.sent_at > UnixMicros(0)).max_by_key(|s| (s.sent_at, Reverse(s.ago_ms)));
+        let last_sign = last.map(|s| s.sent_at);
+        let unheard_ms = last.map(|s| s.ago_ms).or(self.heard.values().map(|h| h.seen.ago_ms).max()).unwrap_or(0);
+        let lease_ms = self.lease.map(|l| u64::try_from(l.as_millis()).unwrap_or(u64::MAX));
+        let alone_ms = match (last, lease_ms) {
+            (_, None) => unheard_ms,
+            (Some(_), Some(lease)) => unheard_ms.min(lease),
+            (None, Some(lease)) => lease,
+        };
         let covers = self.log.covers.filter(|_| whole);
         let ms = last_sign.zip(covers).map(|(sign, covers)| u64::try_from(sign.micros_since(covers).max(0)).unwrap_or(0).div_ceil(1000));
         Loss {
@@ -137,7 +150,8 @@ impl Evidence<'_> {
             bytes: known_end.end_lsn.bytes_since(base.end_lsn),
             commits_at_most: known_end.seq.0 - base.seq.0,
             ms,
-            sure: Sureness::AtLeast { unheard_ms: self.heard.values().map(|h| h.seen.ago_ms).min().unwrap_or(0) },
+            alone_ms,
+            sure: Sureness::AtLeast { unheard_ms },
         }
     }
 }
@@ -152,7 +166,13 @@ pub(super) fn covered_by(consent: &Consent, loss: &Loss) -> Result<(), String> {
         return Err(format!("{said}. Nothing was changed; to accept it, add --allow-data-loss"));
     }
     match (consent.max_loss_ms, loss.ms) {
-        (Some(max), Some(ms)) if ms > max => return Err(format!("{said}; --max-loss allows {max} ms")),
+        (Some(max), Some(ms)) if ms.saturating_add(loss.alone_ms) > max => {
+            let alone = loss.alone_ms;
+            return Err(format!(
+                "{said}. With the {alone} ms in which it may have gone on before its lease was over, that is up to {} ms, and --max-loss allows {max} ms",
+                ms.saturating_add(alone)
+            ));
+        }
         (Some(_), None) => return Err(format!("{said}; --max-loss is given and how much time that is is not known")),
         _ => {}
     }
@@ -162,13 +182,14 @@ pub(super) fn covered_by(consent: &Consent, loss: &Loss) -> Result<(), String> {
     }
 }
 
-/// Whether the cluster may do it by itself.
+/// Whether the cluster may do it by itself. A bound is one of what is known to be lost: with what a primary may do in the rest of its lease,
+/// no bound below a lease would ever allow anything.
 pub(super) fn covered_by_rule(rule: AutoFailover, loss: &Loss) -> bool {
-    loss.is_none_for_sure()
-        || match rule {
-            AutoFailover::Off | AutoFailover::Lossless => false,
-            AutoFailover::MaxLoss(max) => loss.ms.is_some_and(|ms| u128::from(ms) <= max.as_millis()),
-        }
+    match rule {
+        AutoFailover::Off => false,
+        AutoFailover::Lossless => loss.is_none_for_sure(),
+        AutoFailover::MaxLoss(max) => loss.is_none_for_sure() || loss.ms.is_some_and(|ms| u128::from(ms) <= max.as_millis()),
+    }
 }
 
 pub(super) fn describe(loss: &Loss) -> String {

@@ -40,17 +40,22 @@ impl Control {
             }
         }
         let state = self.st();
-        if !heir && (state.promised > next || (state.promised == next && state.voted_for.as_ref() != Some(&self.who.name))) {
+        let own_vote = state.voted_for.as_ref() == Some(&self.who.name);
+        if !heir && state.promised >= next && !own_vote {
             self.send(from, ControlMessage::Op(Box::new(self.cannot_take(handover.op, state.promised))));
             return;
         }
-        // Of an only voter's earlier tries nothing may come back under the same number.
-        let epoch = if heir { next.max(state.promised.next()) } else { next };
+        // Of an only voter's earlier tries nothing may come back under the same number. Nor of a reign that this region began before it
+        // restarted: what lies here of it may have been active, so its votes are asked for anew.
+        let begun = self.log.end.epoch >= next || state.promised > next;
+        let epoch = if heir || begun { next.max(state.promised.next()) } else { next };
         if handover.voters.version > state.voters.version {
             self.st_mut().voters = handover.voters.clone();
             self.keep();
+            self.take_members();
         }
         self.st_mut().ledger.merge(&handover.ledger);
+        self.learn_auto(handover.vote.auto);
         // The reign that is handed over was active, whether this region has heard of it or not.
         for entry in handover.vote.chain.path(handover.epoch).into_iter().rev() {
             match self.st_mut().chain.insert(entry.clone()) {

@@ -5,10 +5,11 @@
 //! only when a majority answered and nobody promised more does one renewal open the same epoch again. A restart goes the same way.
 
 use super::api::{Output, Promotion};
+use super::audit::Action;
 use super::chain::EpochEntry;
 use super::machine::{Control, millis, millis_up};
 use super::message::{ControlMessage, Renew, Round, Stands};
-use super::types::SyncRule;
+use super::types::{AutoFailover, AutoRule, SyncRule};
 use crate::base::{Epoch, Instant, LogEnd, RegionName};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -17,6 +18,8 @@ use std::time::Duration;
 const ROUNDS_KEPT: usize = 16;
 /// Reigns that are told with a renewal, so that everybody knows how operations ended.
 const PATH_SENT: usize = 4;
+/// Others than the majority are waited for so long after a restart: one of them may have log of this reign that is lost here.
+const RESUME_GRACE: Duration = Duration::from_millis(300);
 /// A primary that votes alone hears the other regions for so long before it goes on after a restart: one of them may have been
 /// promoted by an operator's word.
 const ALONE_PATIENCE: Duration = Duration::from_secs(2);
@@ -41,6 +44,8 @@ pub(super) struct Holder {
     /// The rule that is wanted, and the round that told the voters.
     pub(super) rule: SyncRule,
     pub(super) rule_told: bool,
+    /// A majority keeps what the cluster does by itself.
+    pub auto_told: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -70,6 +75,7 @@ pub(super) struct RoundOut {
     pub(super) sent: Instant,
     pub(super) grants: BTreeSet<RegionName>,
     pub(super) rule: SyncRule,
+    pub(super) auto: AutoRule,
     /// Of the voters that it names, those that are to be too.
     pub(super) voters: (u64, bool),
     pub(super) done: bool,
@@ -91,6 +97,7 @@ impl Holder {
             secondaries: BTreeMap::new(),
             rule,
             rule_told: true,
+            auto_told: false,
         }
     }
 
@@ -104,6 +111,17 @@ impl Holder {
 
     pub fn is_open(&self) -> bool {
         matches!(self.stage, Stage::Open)
+    }
+
+    /// Of the rule that is in force or wanted.
+    pub fn rule_secondaries(&self) -> u8 {
+        self.rule.secondaries
+    }
+
+    /// It is no member any more.
+    pub fn forget(&mut self, region: &RegionName) {
+        self.secondaries.remove(region);
+        self.granted_at.remove(region);
     }
 
     pub fn is_taking(&self) -> bool {
@@ -130,8 +148,35 @@ impl Control {
     /// The volume was taken for a new reign.
     pub(super) fn activate(&mut self, entry: EpochEntry) {
         let rule = self.own_rule(entry.epoch);
+        self.make_auto_own(entry.epoch);
         self.holder = Some(Holder::new(entry, Stage::Activating, self.now, rule));
         self.renew();
+    }
+
+    /// What the cluster does by itself is this primary's to say from here on; where nobody has said it, its file does.
+    fn make_auto_own(&mut self, epoch: Epoch) {
+        let (auto, known) = (self.auto_failover(), self.st().auto);
+        if known.epoch < epoch || !known.is_set() {
+            self.st_mut().auto = AutoRule { epoch, version: known.version + 1, auto };
+            self.keep();
+        }
+    }
+
+    /// From now on, as soon as a majority keeps it.
+    pub(super) fn set_auto(&mut self, auto: AutoFailover, actor: String) {
+        let known = self.st().auto;
+        let now = self.now;
+        let Some(holder) = self.holder.as_mut().filter(|h| h.is_open()) else { return };
+        if known.auto == auto && known.is_set() {
+            return;
+        }
+        (holder.auto_told, holder.next) = (false, now);
+        let epoch = holder.epoch();
+        self.st_mut().auto = AutoRule { epoch, version: known.version + 1, auto };
+        let before = known.auto;
+        self.audit(Action { actor, op: None, kind: "set", what: format!("auto_failover={auto}; it was {before}") });
+        self.note("auto_failover_set", format!("auto_failover={auto} for the whole global cluster"));
+        self.renew_when_moved();
     }
 
     fn own_rule(&self, epoch: Epoch) -> SyncRule {
@@ -176,6 +221,9 @@ impl Control {
 
     /// Rule 7: a majority answered one round, and none of those that answered promised more.
     fn judge_asking(&mut self) {
+        if !self.rivals().is_empty() {
+            return;
+        }
         let Some(holder) = &self.holder else { return };
         let Stage::Asking { stands, began, resumes, .. } = &holder.stage else { return };
         let (epoch, resumes) = (holder.epoch(), *resumes);
@@ -188,6 +236,9 @@ impl Control {
             return;
         }
         let founds = self.st().chain.entries().len() == 1 && self.log.end == LogEnd::EMPTY;
+        if resumes && !founds && stands.len() < self.who.others().count() && self.now < *began + RESUME_GRACE {
+            return;
+        }
         if resumes && self.is_unproven() && !founds && stands.is_empty() && self.now < *began + ALONE_PATIENCE {
             return;
         }
@@ -205,6 +256,7 @@ impl Control {
         match &mut self.holder {
             Some(holder) if holder.epoch() == epoch && matches!(holder.stage, Stage::Taking) => {
                 holder.stage = Stage::Activating;
+                self.make_auto_own(epoch);
                 self.renew();
                 true
             }
@@ -261,7 +313,15 @@ impl Control {
         holder.next = self.now + if matches!(holder.stage, Stage::Activating) { retry } else { every };
         (holder.moved, holder.touched) = (false, false);
         let voters = (state.voters.version, state.voters_next.is_some());
-        holder.rounds.push_back(RoundOut { no: round, sent: self.now, grants: BTreeSet::new(), rule: holder.rule, voters, done: false });
+        holder.rounds.push_back(RoundOut {
+            no: round,
+            sent: self.now,
+            grants: BTreeSet::new(),
+            rule: holder.rule,
+            auto: state.auto,
+            voters,
+            done: false,
+        });
         if holder.rounds.len() > ROUNDS_KEPT {
             holder.rounds.pop_front();
         }
@@ -277,17 +337,27 @@ impl Control {
             durable: self.log.end,
             sent_at: self.wall,
             sync: holder.rule,
+            auto: state.auto,
             ledger_digest: state.ledger.digest(),
         };
         let message = ControlMessage::Renew(renew);
+        self.tell_survivors();
         self.send(self.who.name.clone(), message.clone());
         self.send_others(&message);
+        for (gone, left) in std::mem::take(&mut self.members.goodbyes) {
+            self.send(gone.clone(), message.clone());
+            if left > 1 {
+                self.members.goodbyes.push((gone, left - 1));
+            }
+        }
     }
 
     pub(super) fn on_granted(&mut self, from: &RegionName, epoch: Epoch, round: Round) {
         let (now, share) = (self.now, self.who.settings.holder_share());
         let Some(holder) = self.holder.as_mut().filter(|h| h.epoch() == epoch) else { return };
         holder.granted_at.insert(from.clone(), now);
+        self.survivor_heard(from);
+        let Some(holder) = self.holder.as_mut() else { return };
         let Some(at) = holder.rounds.iter().position(|r| r.no == round) else { return };
         holder.rounds[at].grants.insert(from.clone());
         let state = self.state.as_mut().expect("BUG: a primary without a state");
@@ -300,6 +370,7 @@ impl Control {
         if !self.is_majority(|v| grants.contains(v)) {
             return;
         }
+        let auto = self.st().auto;
         let holder = self.holder.as_mut().expect("BUG: just seen");
         let done = &mut holder.rounds[at];
         if std::mem::replace(&mut done.done, true) {
@@ -308,6 +379,7 @@ impl Control {
         // Counted from sending, never from the answer: the voters granted later than that.
         let until = done.sent + share;
         let voters = done.voters;
+        holder.auto_told |= done.auto == auto;
         if done.rule == holder.rule && !holder.rule_told {
             holder.rule_told = true;
             let sync = holder.rule.secondaries;
@@ -324,6 +396,9 @@ impl Control {
     }
 
     fn lease_granted(&mut self, epoch: Epoch, until: Instant) {
+        if !self.rivals().is_empty() {
+            return;
+        }
         let holder = self.holder.as_mut().expect("BUG: granted without a reign");
         match holder.stage {
             Stage::Activating => {
@@ -354,6 +429,7 @@ impl Control {
         self.backoff = self.who.settings.backoff_min;
         let name = self.who.name.clone();
         self.reign = Some((epoch, name.clone()));
+        self.lost_settled(epoch);
         self.follow();
         self.outputs.push_back(Output::CommitRule { sync: rule.secondaries });
         self.outputs.push_back(Output::Open { epoch });
@@ -411,6 +487,7 @@ impl Control {
         if self.holder.take().is_none() {
             return;
         }
+        self.members.leaving = None;
         self.op_reign_lost(reason);
         self.lease_lost(reason, next);
     }
@@ -433,9 +510,26 @@ impl Control {
         }
     }
 
+    /// Another lineage was met: nothing is acknowledged before it is retired, however many grant this one.
+    pub(super) fn holder_meets_rival(&mut self, reason: &str) {
+        let Some(holder) = &mut self.holder else { return };
+        match holder.stage {
+            Stage::Open => {
+                holder.valid_until = Instant::ZERO;
+                self.op_lease_lost(reason);
+                self.lease_lost(reason, None);
+                self.ask(false);
+            }
+            Stage::Reopening { .. } => self.ask(false),
+            Stage::Activating | Stage::Asking { .. } | Stage::Taking => {}
+        }
+    }
+
     pub(super) fn secondary_at(&mut self, region: RegionName, durable: LogEnd) {
-        if let Some(holder) = &mut self.holder {
+        let leaves = self.members.leaving.as_ref().is_some_and(|l| l.region == region);
+        if let Some(holder) = self.holder.as_mut().filter(|_| !leaves) {
             holder.secondaries.insert(region, durable);
+            self.judge_checks();
         }
     }
 
@@ -449,6 +543,10 @@ impl Control {
         holder.rule.secondaries = sync;
         if holder.rule_told {
             self.outputs.push_back(Output::CommitRule { sync });
+        } else if holder.is_open() {
+            // Whoever waits for less waits for a majority to hear of it first.
+            holder.next = self.now;
+            self.renew_when_moved();
         }
     }
 
@@ -458,6 +556,7 @@ impl Control {
             Stage::Open if holder.touched => Some(holder.valid_until),
             Stage::Open => Some(holder.valid_until.min(holder.next)),
             Stage::Reopening { until, .. } => Some(*until),
+            Stage::Asking { began, resumes: true, .. } if self.now < *began + RESUME_GRACE => Some(holder.next.min(*began + RESUME_GRACE)),
             Stage::Asking { began, resumes: true, .. } if self.is_unproven() && self.now < *began + ALONE_PATIENCE => {
                 Some(holder.next.min(*began + ALONE_PATIENCE))
             }
@@ -492,7 +591,7 @@ impl Control {
                 let resumes = *resumes;
                 if now >= holder.next {
                     self.ask(resumes);
-                } else if resumes && now >= *began + ALONE_PATIENCE {
+                } else if resumes && now >= *began + RESUME_GRACE {
                     self.judge_asking();
                 }
             }

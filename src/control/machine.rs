@@ -8,12 +8,16 @@
 //! over, [`super::orders`] carries operations through.
 
 use super::api::{ControlView, Input, Output, Role};
+use super::audit::Action;
 use super::campaign::Campaign;
 use super::holder::Holder;
+use super::lineage::Lineages;
+use super::lost::Lost;
+use super::membership::Members;
 use super::message::{ControlMessage, Round, Seen, Stands};
 use super::orders::Orders;
 use super::state::VoterState;
-use super::types::{FailoverRecord, LogPosition, OpId, OpView, SyncRule, VoterSet, Who};
+use super::types::{AutoFailover, AutoRule, FailoverRecord, LogPosition, OpId, OpView, SyncRule, VoterSet, Who};
 use super::voter::Grant;
 use crate::base::{Epoch, Instant, LineageId, LogEnd, Prng, RegionName, UnixMicros};
 use std::collections::{BTreeMap, VecDeque};
@@ -49,6 +53,8 @@ pub struct Control {
     pub(super) votes_from: Instant,
     /// The others remember its grants and it has none: its state was lost.
     pub(super) amnesiac: bool,
+    /// Its copies lost log that was durable.
+    pub(super) lost: Option<Lost>,
     /// The highest reign known to be active.
     pub(super) reign: Option<(Epoch, RegionName)>,
     pub(super) followed: Option<(Epoch, Option<RegionName>)>,
@@ -58,6 +64,8 @@ pub struct Control {
     /// Nothing is begun by itself before.
     pub(super) not_before: Instant,
     pub(super) orders: Orders,
+    pub(super) members: Members,
+    pub(super) lineages: Lineages,
     pub(super) reason: Option<String>,
     /// Two writers were seen: which.
     pub(super) conflict: Option<String>,
@@ -79,6 +87,8 @@ impl Control {
         let incarnation = prng.next_u64();
         let mut control = Control {
             backoff: who.settings.backoff_min,
+            lineages: Lineages::default(),
+            members: Members { files: who.regions.clone(), ..Members::default() },
             who,
             prng,
             incarnation,
@@ -92,6 +102,7 @@ impl Control {
             seen: LastSeen { durable: LogEnd::EMPTY, sent_at: UnixMicros(0), at: now },
             grant: None,
             amnesiac: false,
+            lost: None,
             reign: None,
             followed: None,
             holder: None,
@@ -108,6 +119,8 @@ impl Control {
             inbox: VecDeque::new(),
             outputs: VecDeque::new(),
         };
+        control.conflict = control.rivalry();
+        control.take_members();
         control.orders_after_restart();
         control
     }
@@ -119,7 +132,10 @@ impl Control {
     /// When to call with `Timeout`, if nothing else happens.
     #[must_use]
     pub fn next_timeout(&self) -> Option<Instant> {
-        [self.holder_timeout(), self.campaign_timeout(), self.orders_timeout(), self.consider_timeout()].into_iter().flatten().min()
+        [self.holder_timeout(), self.campaign_timeout(), self.orders_timeout(), self.consider_timeout(), self.lineage_timeout()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// The commit gate: a commit of this region's reign may be acknowledged at `now` only while `now < lease_until()`. Zero when it
@@ -167,23 +183,29 @@ impl Control {
     #[must_use]
     pub fn view(&self, now: Instant) -> ControlView {
         let state = self.state.as_ref();
-        let none = || VoterSet { version: 0, voters: Vec::new(), heard: Vec::new() };
         let ms = |until: Instant| millis(until.since(now));
         ControlView {
             role: self.role(now),
             reign: self.reign.clone(),
             promised: state.map_or(Epoch(0), |s| s.promised),
-            voters: state.map_or_else(none, |s| s.voters.clone()),
+            voters: state.map_or_else(VoterSet::unknown, |s| s.voters.clone()),
             votes: state.is_some_and(|s| s.voters.contains(&self.who.name)) && !self.amnesiac,
             unproven: self.is_unproven(),
             lease_left_ms: ms(self.lease_until()),
             voters_heard: self.holder.as_ref().map_or_else(Vec::new, |h| h.heard_since(now, self.who.settings.lease)),
             grant_left_ms: self.grant.as_ref().filter(|g| g.region != self.who.name).map_or(0, |g| ms(g.until)),
             writers_seen: u32::from(self.reign.is_some()) + u32::from(self.conflict.is_some()),
-            reason: self.conflict.clone().or_else(|| self.reason.clone()),
+            rivals: self.rivals().to_vec(),
+            reason: (self.out().or_else(|| self.conflict.clone()))
+                .or_else(|| self.lost().map(str::to_owned))
+                .or_else(|| self.reason.clone()),
             op: state.and_then(|s| s.ledger.ops().iter().find(|o| !o.state.is_final())).cloned(),
             chain: state.map_or_else(Vec::new, |s| s.chain.entries().to_vec()),
             sync: state.map_or(0, |s| s.sync.secondaries),
+            auto: self.auto_failover(),
+            auto_of_file: self.who.settings.auto_failover,
+            auto_told: self.holder.as_ref().is_none_or(|h| h.auto_told),
+            out: self.out(),
         }
     }
 
@@ -191,6 +213,8 @@ impl Control {
         let sealed = self.state.as_ref().is_some_and(|s| s.handed_to.is_some() && self.reign.as_ref().is_none_or(|r| r.0 <= s.sealed));
         if !self.who.has_data() {
             Role::Witness
+        } else if self.out().is_some() {
+            Role::Removed
         } else if let Some(holder) = &self.holder {
             match holder.open_until() > now {
                 true => Role::Primary,
@@ -221,6 +245,7 @@ impl Control {
             Input::Timeout => {}
             Input::ClockBroke { reason } => self.clock_broke(&reason),
             Input::Log(log) => self.log_moved(log),
+            Input::LogLost { known, end, by } => self.log_lost(known, end, &by),
             Input::Secondary { region, durable } => self.secondary_at(region, durable),
             Input::CommitPathMoved => self.commit_path_moved(),
             Input::Order(order) => self.ordered(order),
@@ -232,13 +257,16 @@ impl Control {
             Input::Verified { op, outcome } => self.verified(op, outcome),
             Input::CaughtUp { from } => self.caught_up(&from),
             Input::CommitRule { sync } => self.commit_rule(sync),
+            Input::AutoFailover { auto, actor } => self.set_auto(auto, actor),
+            Input::Audit(action) => self.audit(action),
             Input::TailRead(tail) => self.tail_read(tail),
-            Input::Members { regions, witness } => (self.who.regions, self.who.witness) = (regions, witness),
+            Input::SaidOut { by } => self.said_out(by),
         }
         self.settle();
         self.holder_timers();
         self.campaign_timers();
         self.orders_timers();
+        self.lineage_timers();
         self.consider();
         self.settle();
     }
@@ -259,7 +287,15 @@ impl Control {
                 let stands = Box::new(self.stands(round));
                 self.send(from, ControlMessage::Stands(stands));
             }
+            ControlMessage::NewLineage(begun) => self.on_new_lineage(&from, *begun),
             ControlMessage::Stands(stands) => {
+                self.forcing_stands(&from, &stands);
+                if !self.same_lineage(&from, stands.lineage) {
+                    return;
+                }
+                if stands.round.incarnation == self.incarnation {
+                    self.judge_known(&from, &stands);
+                }
                 self.holder_stands(&from, &stands);
                 self.order_stands(&from, &stands);
                 self.campaign_stands(&from, *stands);
@@ -329,6 +365,17 @@ impl Control {
         }
     }
 
+    /// What is done from here on in this step is kept together with its entry, and what follows from it waits for that.
+    pub(super) fn audit(&mut self, action: Action) {
+        let (wall, lsn) = (self.wall, self.log.end.end_lsn);
+        let reign = self.reign.as_ref().map_or(Epoch(0), |(epoch, _)| *epoch);
+        let name = self.who.name.clone();
+        let Some(state) = &mut self.state else { return };
+        let epoch = state.promised.max(reign);
+        state.audit.append(wall, &name, (epoch, lsn), action);
+        self.keep();
+    }
+
     pub(super) fn note(&mut self, kind: &'static str, what: String) {
         self.outputs.push_back(Output::Note { kind, what });
     }
@@ -360,6 +407,20 @@ impl Control {
         self.state.as_ref().is_some_and(|s| s.voters.voters.len() == 1) && self.who.regions.len() > 1
     }
 
+    /// What the cluster does by itself, as far as this member has heard.
+    pub(super) fn auto_failover(&self) -> AutoFailover {
+        let rule = self.state.as_ref().map(|s| s.auto).filter(AutoRule::is_set);
+        rule.map(|r| r.auto).or(self.who.settings.auto_failover).unwrap_or_default()
+    }
+
+    /// Another member's rule: the later one holds, whoever tells it.
+    pub(super) fn learn_auto(&mut self, auto: AutoRule) {
+        if self.state.as_ref().is_some_and(|s| auto > s.auto) {
+            self.st_mut().auto = auto;
+            self.keep();
+        }
+    }
+
     pub(super) fn jitter(&mut self, of: Duration) -> Duration {
         let ns = u64::try_from(of.as_nanos()).unwrap_or(u64::MAX);
         Duration::from_nanos(self.prng.between(ns / 2, ns))
@@ -383,7 +444,7 @@ impl Control {
         Stands {
             round,
             lineage: state.map_or(LineageId(0), |s| s.lineage),
-            voters: state.map_or_else(|| VoterSet { version: 0, voters: Vec::new(), heard: Vec::new() }, |s| s.voters.clone()),
+            voters: state.map_or_else(VoterSet::unknown, |s| s.voters.clone()),
             promised: state.map_or(Epoch(0), |s| s.promised),
             released: state.map_or(Epoch(0), |s| s.released),
             chain: state.map_or_else(Default::default, |s| s.chain.clone()),
@@ -395,6 +456,7 @@ impl Control {
             log: (self.log_told && self.who.has_data()).then(|| self.log.standing(state.and_then(|s| s.cut))),
             seen: self.seen(),
             sync: state.map_or_else(SyncRule::default, |s| s.sync),
+            auto: state.map_or_else(AutoRule::default, |s| s.auto),
         }
     }
 
@@ -404,6 +466,7 @@ impl Control {
             return;
         }
         self.reign = Some((epoch, region.clone()));
+        self.lost_settled(epoch);
         if self.state.as_ref().is_some_and(|s| s.chain.get(epoch).is_some()) {
             self.pending_settled(epoch);
         }
@@ -449,7 +512,9 @@ impl Control {
         let Some(top) = state.chain.top() else { return };
         if top.region == self.who.name && state.promised == top.epoch && state.sealed < top.epoch {
             let top = top.clone();
-            self.resume(top);
+            if self.lost.is_none() {
+                self.resume(top);
+            }
         } else if top.region != self.who.name {
             let (epoch, primary) = (top.epoch.max(state.promised), top.region.clone());
             let primary = (top.epoch >= state.promised).then_some(primary);

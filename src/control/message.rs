@@ -1,19 +1,20 @@
 //! What the members' control cores say to one another, and its bytes.
 //!
 //! ```text
-//!  version u8 = 1 | bincode of ControlMessage          at most MESSAGE_BYTES_MAX
+//!  version u8 = 2 | bincode of ControlMessage          at most MESSAGE_BYTES_MAX
 //! ```
 //! Any of them may be lost, doubled, late or out of order; none is believed beyond what it says. The enums are append-only: a
 //! variant never changes its place.
 
 use super::chain::{Chain, EpochEntry};
+use super::lineage::NewLineage;
 use super::state::Ledger;
-use super::types::{FailoverRecord, OpId, OpView, Order, Standing, SyncRule, VoterSet};
+use super::types::{AutoRule, FailoverRecord, OpId, OpView, Order, Standing, SyncRule, VoterSet};
 use crate::base::{Epoch, LineageId, LogEnd, RegionName, UnixMicros};
 
 /// No encoded message is longer.
 pub const MESSAGE_BYTES_MAX: usize = 1 << 20;
-const MESSAGE_VERSION: u8 = 1;
+const MESSAGE_VERSION: u8 = 2;
 
 /// One round of one incarnation of a member: an answer to another one is an answer to nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, bincode::Encode, bincode::Decode)]
@@ -60,6 +61,8 @@ pub enum ControlMessage {
         id: OpId,
     },
     Ledger(Box<Ledger>),
+    /// An operator forced a new lineage, and this member survives in it.
+    NewLineage(Box<NewLineage>),
 }
 
 /// The primary's renewal of its lease, and the first word of a new one.
@@ -79,6 +82,7 @@ pub struct Renew {
     /// The primary's clock.
     pub sent_at: UnixMicros,
     pub sync: SyncRule,
+    pub auto: AutoRule,
     pub ledger_digest: u32,
 }
 
@@ -103,6 +107,7 @@ pub struct Stands {
     pub log: Option<Standing>,
     pub seen: Seen,
     pub sync: SyncRule,
+    pub auto: AutoRule,
 }
 
 /// The last that was heard of a primary.
@@ -137,6 +142,7 @@ pub struct Voted {
     pub log: Option<Standing>,
     pub seen: Seen,
     pub sync: SyncRule,
+    pub auto: AutoRule,
 }
 
 /// The primary's last word in its epoch, to its successor: where it ended, and its own vote.
@@ -216,6 +222,7 @@ mod tests {
                 durable: LogEnd::EMPTY,
                 sent_at: UnixMicros(4),
                 sync: crate::control::types::SyncRule::default(),
+                auto: AutoRule::default(),
                 ledger_digest: 1,
             }),
             ControlMessage::Refused { epoch: Epoch(1), round, promised: Epoch(2), reign: Some((Epoch(2), east)), reason: "no".into() },

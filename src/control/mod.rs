@@ -6,29 +6,38 @@
 //! [`Control`] is the core; [`api`] what goes in and comes out of it; [`chain`] the reigns and what of a log is history.
 
 pub mod api;
+pub mod audit;
 mod campaign;
 mod canonical;
 pub mod chain;
 mod elect;
+mod first;
 mod handover;
 mod holder;
+pub mod lineage;
+mod lost;
 mod machine;
+pub mod membership;
 pub mod message;
 mod operations;
 mod orders;
 pub mod state;
 mod takeover;
+mod touched;
 pub mod types;
 mod voter;
 
 pub use api::{ControlView, Input, Output, Promotion, Role};
+pub use audit::{Action, Audit, AuditEntry, AuditHead};
 pub use chain::{Chain, EpochEntry, ReignKind};
 pub use machine::Control;
+pub use membership::{MemberAt, MembersView, Membership};
 pub use message::{ControlMessage, MessageError};
 pub use state::{Ledger, VoterState};
+pub use touched::{Touched, TouchedTable};
 pub use types::{
-    AutoFailover, Check, Consent, FailoverRecord, LogPosition, Loss, LostTail, OpId, OpState, OpView, Order, OrderKind, Phase, Settings,
-    Sureness, SyncRule, VoterSet, Who,
+    AutoFailover, AutoRule, Check, Consent, FailoverRecord, LogPosition, Loss, LostTail, OpId, OpState, OpView, Order, OrderKind, Phase,
+    Settings, Sureness, SyncRule, VoterSet, Who,
 };
 
 use crate::base::{CommitRules, Epoch, Layout, LineageId, RegionName};
@@ -95,7 +104,9 @@ pub fn start(own: &RegionName, founder: &RegionName, control: Option<&ControlSta
             _ if log_found => Start::Follow,
             _ => Start::Join,
         },
-        None if log_found => Start::Refuse { reason: "the copies hold a log but no control state says who wrote it".into() },
+        None if log_found => Start::Refuse {
+            reason: "the copies hold a log but no control state that this version of parhelion reads says who wrote it".into(),
+        },
         None if own == founder => Start::Found,
         None => Start::Join,
     }

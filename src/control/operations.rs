@@ -4,6 +4,7 @@
 //! [`super::campaign`] say what happened.
 
 use super::api::Output;
+use super::audit::Action;
 use super::campaign::Why;
 use super::chain::EpochEntry;
 use super::elect::Outcome;
@@ -33,6 +34,10 @@ impl Control {
     }
 
     pub(super) fn start(&mut self, order: Order) {
+        if !order.dry_run {
+            let (actor, op, what) = (order.actor.clone(), Some(order.id), order.kind.to_string());
+            self.audit(Action { actor, op, kind: "order", what });
+        }
         self.orders.running = Some(self.view_of(&order, OpState::Running(Phase::Check)));
         self.orders.phase_since = self.now;
         self.publish_running();
@@ -54,6 +59,10 @@ impl Control {
         let lasts = !view.order.dry_run && !matches!(view.state, OpState::Unknown { .. });
         if lasts && self.st_mut().ledger.put_op(view.clone()) {
             self.keep();
+            if view.state.is_final() && view.by == self.who.name {
+                let (actor, op) = (view.order.actor.clone(), Some(view.order.id));
+                self.audit(Action { actor, op, kind: "ended", what: format!("{}: {}", view.order.kind, view.state) });
+            }
             if view.state.is_final() {
                 self.ledger_is_news();
             }
@@ -205,7 +214,7 @@ impl Control {
     }
 
     pub(super) fn is_changing_voters(&self) -> bool {
-        self.orders.running.as_ref().is_some_and(|v| matches!(v.order.kind, OrderKind::SetVoters { .. }))
+        self.orders.running.as_ref().is_some_and(|v| v.order.kind.changes_members())
     }
 
     pub(super) fn verified(&mut self, op: OpId, outcome: Result<(), String>) {

@@ -5,8 +5,10 @@
 //! operation at a time in a member; that of another one is not touched.
 
 use super::api::Output;
+use super::audit::Action;
 use super::campaign::{Stage, Why};
 use super::machine::{Control, millis};
+use super::membership::Membership;
 use super::message::{ControlMessage, Handover, Round, Stands};
 use super::types::{Check, Consent, OpId, OpState, OpView, Order, OrderKind, Phase, VoterSet};
 use crate::base::{Epoch, Instant, LogEnd, RegionName};
@@ -15,10 +17,9 @@ use std::time::Duration;
 
 /// An order that was forwarded is sent again.
 const FORWARD_EVERY: Duration = Duration::from_millis(500);
-/// Answers to a switchover's checks are waited for so long.
-const CHECK_PATIENCE: Duration = Duration::from_secs(1);
-/// Running transactions get no longer than this, whatever the order's time is.
-const DRAIN_MAX: Duration = Duration::from_secs(10);
+/// Answers to a switchover's checks are waited for so long: longer than a control link needs to come back, when a process has just started
+/// or a way was lost for a moment.
+const CHECK_PATIENCE: Duration = Duration::from_secs(4);
 /// Beyond its deadline a drain is given so long, because aborting takes a moment.
 const DRAIN_GRACE: Duration = Duration::from_secs(2);
 
@@ -58,8 +59,14 @@ pub(super) struct Switching {
 
 #[derive(Clone, Debug)]
 pub(super) enum SwitchStage {
-    Checking { round: Round, asked: Instant, answers: BTreeMap<RegionName, (Instant, bool)> },
-    Draining { deadline: Instant },
+    /// `asked`: every round, and when; whoever did not answer is asked again. An answer: how long it took, and whether it agrees.
+    Checking {
+        asked: Vec<(Round, Instant)>,
+        answers: BTreeMap<RegionName, (Duration, bool)>,
+    },
+    Draining {
+        deadline: Instant,
+    },
 }
 
 /// After the seal, until somebody reigns.
@@ -93,12 +100,23 @@ impl Control {
             }
             return;
         }
+        if let Some(why) = self.out().filter(|_| !matches!(order.kind, OrderKind::NewLineage { .. })) {
+            // That it was taken out it may hear before it hears that this is done.
+            if order.kind == (OrderKind::RemoveRegion { region: self.who.name.clone() }) {
+                let view = self.view_of(&order, OpState::Done);
+                return self.publish(view);
+            }
+            return self.refuse_new(&order, why);
+        }
         if order.at_epoch.is_none() {
             order.at_epoch = reign.as_ref().map(|(e, _)| *e);
         }
         let executor = match &order.kind {
             OrderKind::Failover { to, .. } => Some(to.clone()),
-            OrderKind::Switchover { .. } | OrderKind::SetVoters { .. } => reign.map(|(_, r)| r),
+            OrderKind::Switchover { .. } => reign.map(|(_, r)| r),
+            // Of the region that is asked, whoever reigns.
+            OrderKind::NewLineage { .. } => Some(self.who.name.clone()),
+            OrderKind::SetVoters { .. } | OrderKind::AddRegion { .. } | OrderKind::RemoveRegion { .. } => reign.map(|(_, r)| r),
         };
         match executor {
             Some(to) if to == self.who.name => self.carry_out(order),
@@ -138,13 +156,23 @@ impl Control {
         if let Some(was) = order.at_epoch.filter(|e| Some(*e) != epoch) {
             let now = epoch.map_or_else(|| "none".into(), |e| e.to_string());
             let changed = format!("roles have changed since: it was about epoch {was}, and now it is {now}. Look at parhelion status");
+            if self.is_as_ordered(&order.kind) {
+                let view = self.view_of(&order, OpState::Done);
+                return self.publish(view);
+            }
             return match self.took_effect(order.id, was) {
                 Some(Some(made)) => {
                     let reason = format!("it took effect in epoch {made}; whether it was seen through, the region that did it says");
                     let view = self.view_of(&order, OpState::Unknown { reason });
                     self.publish(OpView { epoch: Some(made), ..view });
                 }
-                Some(None) => self.refuse_new(&order, format!("{changed}, and order anew")),
+                Some(None) => match self.superseded_by(epoch) {
+                    Some(state) => {
+                        let view = self.view_of(&order, state);
+                        self.publish(view);
+                    }
+                    None => self.refuse_new(&order, format!("{changed}, and order anew")),
+                },
                 None => {
                     let view = self.view_of(&order, OpState::Unknown { reason: format!("{changed} for whether it was done") });
                     self.publish(view);
@@ -161,7 +189,15 @@ impl Control {
             OrderKind::Switchover { to } => self.switchover(order, to),
             OrderKind::Failover { consent, primary_is_down, .. } => self.failover(order, consent, primary_is_down.as_ref()),
             OrderKind::SetVoters { voters } => self.set_voters(order, voters),
+            OrderKind::AddRegion { .. } | OrderKind::RemoveRegion { .. } => self.change_members(order),
+            OrderKind::NewLineage { .. } => self.new_lineage(order),
         }
+    }
+
+    /// The operation that made a reign, if one did.
+    fn superseded_by(&self, epoch: Option<Epoch>) -> Option<OpState> {
+        let entry = self.st().chain.get(epoch?)?;
+        Some(OpState::Superseded { by: Some(entry.op?), epoch: entry.epoch, region: entry.region.clone() })
     }
 
     /// Whether an operation about the reign of `epoch` made one (which), did not, or cannot be told from what is known here.
@@ -237,7 +273,7 @@ impl Control {
         }
         let round = self.next_round();
         let until = self.now + Duration::from_millis(order.timeout_ms);
-        let stage = SwitchStage::Checking { round, asked: self.now, answers: BTreeMap::new() };
+        let stage = SwitchStage::Checking { asked: vec![(round, self.now)], answers: BTreeMap::new() };
         self.orders.switching = Some(Switching { op: order.id, to, stage, until });
         self.start(order);
         self.send_others(&ControlMessage::Probe { round });
@@ -247,24 +283,38 @@ impl Control {
     pub(super) fn order_stands(&mut self, from: &RegionName, stands: &Stands) {
         let now = self.now;
         let known = self.state.as_ref().map_or(Epoch(0), |s| s.promised);
-        if let Some(Switching { stage: SwitchStage::Checking { round, answers, .. }, .. }) = &mut self.orders.switching
-            && *round == stands.round
+        if let Some(Switching { stage: SwitchStage::Checking { asked, answers }, .. }) = &mut self.orders.switching
+            && let Some((_, at)) = asked.iter().find(|(round, _)| *round == stands.round)
         {
-            answers.insert(from.clone(), (now, stands.promised <= known));
+            let took = now.since(*at);
+            answers.entry(from.clone()).or_insert((took, false)).1 = stands.promised <= known;
             self.judge_checks();
         }
     }
 
-    fn judge_checks(&mut self) {
-        let Some(Switching { op, to, stage: SwitchStage::Checking { asked, answers, .. }, .. }) = &self.orders.switching else { return };
-        let (op, to, asked) = (*op, to.clone(), *asked);
+    /// A question or its answer was lost, or there was no link: asked again as long as there is time.
+    fn check_again(&mut self) {
+        let round = self.next_round();
+        let now = self.now;
+        let Some(Switching { stage: SwitchStage::Checking { asked, answers }, .. }) = &mut self.orders.switching else { return };
+        asked.push((round, now));
+        let silent: Vec<RegionName> = self.who.others().filter(|m| !answers.contains_key(*m)).cloned().collect();
+        for to in silent {
+            self.send(to, ControlMessage::Probe { round });
+        }
+    }
+
+    pub(super) fn judge_checks(&mut self) {
+        let Some(Switching { op, to, stage: SwitchStage::Checking { asked, answers }, until }) = &self.orders.switching else { return };
+        let (op, to, over) = (*op, to.clone(), (asked[0].1 + CHECK_PATIENCE).min(*until));
         let target = answers.get(&to).copied();
         let voters = self.is_majority(|v| *v == self.who.name || answers.get(v).is_some_and(|(_, agrees)| *agrees));
-        if !(target.is_some() && voters) && self.now < asked + CHECK_PATIENCE {
-            return;
-        }
         let holder = self.holder.as_ref().expect("BUG: a switchover without a reign");
         let at = holder.secondaries.get(&to);
+        // What may come within a moment is waited for; that it is far behind does not go so soon.
+        if !(target.is_some() && voters && at.is_some()) && self.now < over {
+            return;
+        }
         let behind = at.map(|at| self.log.end.end_lsn.bytes_since(at.end_lsn));
         let lag_max = self.who.settings.switchover_lag_bytes_max;
         let answering = self.st().voters.voters.iter().filter(|v| **v == self.who.name || answers.contains_key(*v)).count();
@@ -276,11 +326,10 @@ impl Control {
                 if target.is_some() { format!("{to} answers") } else { format!("{to} does not answer; look at it first") },
             ),
             match behind {
-                Some(bytes) => check(
-                    "lag",
-                    bytes <= lag_max,
-                    format!("{to} is {bytes} bytes behind; at most {lag_max} are allowed. Wait until it has caught up"),
-                ),
+                Some(bytes) => {
+                    let then = if bytes <= lag_max { "" } else { ". Wait until it has caught up" };
+                    check("lag", bytes <= lag_max, format!("{to} is {bytes} bytes behind; at most {lag_max} are allowed{then}"))
+                }
                 None => check("lag", false, format!("{to} does not follow; see parhelion status for why")),
             },
             check(
@@ -289,7 +338,7 @@ impl Control {
                 format!("{answering} of {} voters answer and agree; a majority is needed", self.st().voters.voters.len()),
             ),
         ];
-        let round_trip = target.map(|(at, _)| at.since(asked));
+        let round_trip = target.map(|(took, _)| took);
         // Half a way for the handover, a whole one for the grant, and the new primary's disks.
         let gap = round_trip.map(|rtt| millis(rtt * 3 / 2) + 50);
         let wrong = checks.iter().find(|c| !c.ok).map(|c| c.says.clone());
@@ -306,7 +355,7 @@ impl Control {
         }
         self.set_phase(Phase::Drain);
         let switching = self.orders.switching.as_mut().expect("BUG: just seen");
-        let deadline = switching.until.min(self.now + DRAIN_MAX);
+        let deadline = switching.until.min(self.now + self.who.settings.drain);
         switching.stage = SwitchStage::Draining { deadline };
         self.output_when_kept(Output::Drain { op, deadline });
     }
@@ -320,13 +369,20 @@ impl Control {
         self.set_phase(Phase::Seal);
         // Never a commit point in this epoch again, whatever happens from here on (rule 20); and its own vote for the successor.
         let unproven = self.is_unproven();
+        let actor = self.orders.running.as_ref().map_or_else(String::new, |v| v.order.actor.clone());
+        self.audit(Action { actor, op: Some(op), kind: "seal", what: format!("epoch {epoch} is sealed and handed over to {to}") });
         let state = self.state.as_mut().expect("BUG: a primary without a state");
         (state.sealed, state.released) = (epoch, epoch);
         (state.promised, state.voted_for) = (epoch.next(), Some(to.clone()));
         state.handed_to = Some((to.clone(), op));
         if unproven {
             // The only vote goes with it: from here on the target alone decides.
-            state.voters = VoterSet { version: state.voters.version + 1, voters: vec![to.clone()], heard: Vec::new() };
+            state.voters = VoterSet {
+                version: state.voters.version + 1,
+                voters: vec![to.clone()],
+                heard: Vec::new(),
+                members: state.voters.members.clone(),
+            };
         }
         self.keep();
         self.holder = None;
@@ -421,19 +477,25 @@ impl Control {
             self.start(order);
             return self.finish(OpState::Done);
         }
-        let heard = current.heard.iter().filter(|h| voters.contains(h)).cloned().collect();
-        self.st_mut().voters_next = Some(VoterSet { version: current.version + 1, voters, heard });
         self.start(order);
-        self.keep();
-        self.renew_voters();
+        // Who names voters does not want the rule's.
+        let members = current.members.map(|m| Membership { by_rule: false, ..m });
+        self.propose(voters, members);
     }
 
     /// A majority of the old voters and one of the new ones hold the change: it is made.
     pub(super) fn voters_agreed(&mut self) {
+        if !self.may_agree() {
+            return;
+        }
+        let before = self.membership();
         let Some(next) = self.st_mut().voters_next.take() else { return };
-        self.note("voters_changed", format!("the voters are {} from here on", list(&next.voters)));
+        if next.voters != self.st().voters.voters {
+            self.note("voters_changed", format!("the voters are {} from here on", list(&next.voters)));
+        }
         self.st_mut().voters = next;
         self.keep();
+        self.members_agreed(&before);
         if self.orders.running.as_ref().is_some_and(|v| matches!(v.order.kind, OrderKind::SetVoters { .. })) {
             self.finish(OpState::Done);
         }
@@ -451,10 +513,18 @@ impl Control {
             let state = self.st();
             let reigns = state.chain.top().is_some_and(|top| top.op == Some(id) && top.region == self.who.name);
             let handed = state.handed_to.as_ref().is_some_and(|(_, op)| *op == id);
-            let changing = matches!(view.order.kind, OrderKind::SetVoters { .. }) && state.voters_next.is_some();
+            // One that waited for an earlier change is not the one under way.
+            let waited = !matches!(view.order.kind, OrderKind::SetVoters { .. }) && matches!(view.state, OpState::Running(Phase::Check));
+            let changing = view.order.kind.changes_members() && state.voters_next.is_some() && !waited;
+            let agreed = self.is_as_ordered(&view.order.kind);
             if changing || reigns {
                 self.orders.running = Some(view);
                 self.orders.phase_since = self.now;
+            } else if matches!(view.order.kind, OrderKind::NewLineage { .. }) && !matches!(view.state, OpState::Running(Phase::Check)) {
+                // The lineage is another one already: it goes on as soon as the volume is there.
+                self.resume_lineage(view);
+            } else if agreed {
+                self.publish(OpView { state: OpState::Done, ..view });
             } else if !handed && view.order.kind.to() == Some(&self.who.name) && matches!(view.order.kind, OrderKind::Switchover { .. }) {
                 // Handed to this region, which may still be asked to take over: who reigns next decides.
             } else if !handed {
@@ -466,7 +536,10 @@ impl Control {
 
     pub(super) fn orders_timeout(&self) -> Option<Instant> {
         let switching = self.orders.switching.as_ref().map(|s| match &s.stage {
-            SwitchStage::Checking { asked, .. } => *asked + CHECK_PATIENCE,
+            SwitchStage::Checking { asked, .. } => {
+                let last = asked.last().map_or(self.now, |(_, at)| *at + self.who.settings.retry_every);
+                last.min(asked[0].1 + CHECK_PATIENCE).min(s.until)
+            }
             SwitchStage::Draining { deadline } => *deadline + DRAIN_GRACE,
         });
         let alone = self.is_handing_alone();
@@ -483,9 +556,12 @@ impl Control {
 
     pub(super) fn orders_timers(&mut self) {
         let now = self.now;
-        match self.orders.switching.as_ref().map(|s| &s.stage) {
-            Some(SwitchStage::Checking { asked, .. }) if now >= *asked + CHECK_PATIENCE => self.judge_checks(),
-            Some(SwitchStage::Draining { deadline }) if now >= *deadline + DRAIN_GRACE => {
+        self.members_timers();
+        let retry = self.who.settings.retry_every;
+        match self.orders.switching.as_ref().map(|s| (&s.stage, s.until)) {
+            Some((SwitchStage::Checking { asked, .. }, until)) if now >= (asked[0].1 + CHECK_PATIENCE).min(until) => self.judge_checks(),
+            Some((SwitchStage::Checking { asked, .. }, _)) if asked.last().is_some_and(|(_, at)| now >= *at + retry) => self.check_again(),
+            Some((SwitchStage::Draining { deadline }, _)) if now >= *deadline + DRAIN_GRACE => {
                 self.give_up_switching(
                     "transactions did not end in time; nothing was changed and writes go on. Order it again with a longer --timeout",
                 );
@@ -538,6 +614,6 @@ pub(super) fn check(name: &str, ok: bool, says: String) -> Check {
     Check { name: name.into(), ok, says }
 }
 
-fn list(names: &[RegionName]) -> String {
+pub(super) fn list(names: &[RegionName]) -> String {
     names.iter().map(RegionName::as_str).collect::<Vec<_>>().join(", ")
 }

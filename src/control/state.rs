@@ -4,17 +4,21 @@
 //! on 4 of its 6 copies, by a witness in two checksummed slots (whoever stores it adds the checksum).
 //!
 //! ```text
-//!  version u8 = 1 | bincode of VoterState          at most STATE_BYTES_MAX
+//!  version u8 = 2 | bincode of VoterState          at most STATE_BYTES_MAX
 //! ```
+//! Version 1 ([`super::first`]) is read, and written no more.
 
+use super::audit::Audit;
 use super::chain::Chain;
-use super::types::{FailoverRecord, OpId, OpView, SyncRule, VoterSet};
+use super::first;
+use super::lineage::NewLineage;
+use super::types::{AutoRule, FailoverRecord, OpId, OpView, SyncRule, VoterSet};
 use crate::base::{Epoch, LineageId, RegionName, UnixMicros};
 use std::time::Duration;
 
 /// No encoded state is longer.
 pub const STATE_BYTES_MAX: usize = 1 << 20;
-const STATE_VERSION: u8 = 1;
+const STATE_VERSION: u8 = 2;
 /// Operations and failovers kept, newest first.
 const OPS_MAX: usize = 32;
 const FAILOVERS_MAX: usize = 64;
@@ -38,11 +42,18 @@ pub struct VoterState {
     /// The longest lease ever granted: after a restart nobody else is voted for before it is over.
     pub grant_ms_max: u64,
     pub sync: SyncRule,
+    pub auto: AutoRule,
     /// Failovers by which this region would reign or that lie on the path of its promotion: they are ones when a reign above is active.
     pub pending: Vec<FailoverRecord>,
     /// What this region cut off its own log for a reign that may never have been active (see `Standing`).
     pub cut: Option<(Epoch, Epoch)>,
     pub ledger: Ledger,
+    /// The newest of what this member did, and where the chain of its audit ends.
+    pub audit: Audit,
+    /// Members of another lineage that this one met: while there are any, nothing is written.
+    pub rivals: Vec<(RegionName, LineageId)>,
+    /// A lineage that was forced here, and those that survived and do not take part yet.
+    pub begun: Option<NewLineage>,
 }
 
 impl VoterState {
@@ -67,9 +78,13 @@ impl VoterState {
             chain: Chain::default(),
             grant_ms_max: 0,
             sync: SyncRule::default(),
+            auto: AutoRule::default(),
             pending: Vec::new(),
             cut: None,
             ledger: Ledger::default(),
+            audit: Audit::default(),
+            rivals: Vec::new(),
+            begun: None,
         }
     }
 
@@ -89,9 +104,18 @@ impl VoterState {
     /// `None` when the bytes are not one, or of a version that this parhelion does not know.
     #[must_use]
     pub fn decode(bytes: &[u8]) -> Option<VoterState> {
-        let (&STATE_VERSION, body) = bytes.split_first()? else { return None };
         let config = bincode::config::standard().with_limit::<STATE_BYTES_MAX>();
-        let (state, read): (VoterState, usize) = bincode::decode_from_slice(body, config).ok()?;
+        let (state, read, body): (VoterState, usize, &[u8]) = match bytes.split_first()? {
+            (&STATE_VERSION, body) => {
+                let (state, read) = bincode::decode_from_slice(body, config).ok()?;
+                (state, read, body)
+            }
+            (1, body) => {
+                let (state, read): (first::VoterState, usize) = bincode::decode_from_slice(body, config).ok()?;
+                (state.into(), read, body)
+            }
+            _ => return None,
+        };
         (read == body.len()).then_some(state)
     }
 }
@@ -99,8 +123,8 @@ impl VoterState {
 /// Operations and failovers that this member knows of. Members tell one another; what is final stays as it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, bincode::Encode, bincode::Decode)]
 pub struct Ledger {
-    ops: Vec<OpView>,
-    failovers: Vec<FailoverRecord>,
+    pub(super) ops: Vec<OpView>,
+    pub(super) failovers: Vec<FailoverRecord>,
 }
 
 impl Ledger {
@@ -194,5 +218,64 @@ impl Ledger {
             Ledger { ops: self.ops.iter().filter(|o| o.state.is_final()).cloned().collect(), failovers: self.failovers.clone() };
         shared.ops.sort_by_key(|o| o.order.id);
         crc32c::crc32c(&bincode::encode_to_vec(&shared, bincode::config::standard()).expect("BUG: a ledger of names and numbers encodes"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failover() -> first::FailoverRecord {
+        let (at, region) = (crate::base::LogEnd::EMPTY, RegionName::new("us-east").unwrap());
+        let loss =
+            first::Loss { base: at, known_end: at, bytes: 7, commits_at_most: 5, ms: None, sure: crate::control::types::Sureness::Exact };
+        let tail = first::LostTail { new_epoch: Epoch(3), from: at, to: at, commits: 5, from_time: None, to_time: None };
+        first::FailoverRecord {
+            op: OpId(4),
+            from: region.clone(),
+            to: region,
+            old_epoch: Epoch(2),
+            new_epoch: Epoch(3),
+            began_at: UnixMicros(1),
+            actor: "me".into(),
+            consent: crate::control::Consent::default(),
+            unproven: false,
+            loss,
+            complete: true,
+            tail: Some(tail),
+        }
+    }
+
+    #[test]
+    fn what_the_version_before_kept_is_read() {
+        let east = RegionName::new("us-east").unwrap();
+        let voters = VoterSet::founding(&east, &[east.clone(), RegionName::new("eu-west").unwrap()], None);
+        let state =
+            VoterState { promised: Epoch(7), grant_ms_max: 6000, ..VoterState::founding(LineageId(9), &east, voters, UnixMicros(3)) };
+        let before = first::VoterState {
+            lineage: state.lineage,
+            voters: first::VoterSet { version: 1, voters: state.voters.voters.clone(), heard: Vec::new() },
+            voters_next: None,
+            promised: Epoch(7),
+            voted_for: None,
+            released: Epoch(0),
+            sealed: Epoch(0),
+            handed_to: None,
+            chain: state.chain.clone(),
+            grant_ms_max: 6000,
+            sync: SyncRule::default(),
+            pending: Vec::new(),
+            cut: None,
+            ledger: first::Ledger { ops: Vec::new(), failovers: vec![failover()] },
+        };
+        let mut bytes = vec![1];
+        bytes.extend(bincode::encode_to_vec(before, bincode::config::standard()).unwrap());
+        let read = VoterState::decode(&bytes).expect("it is read");
+        let record = read.ledger.failovers()[0].clone();
+        assert!(record.complete && record.loss.alone_ms == 0 && record.tail.is_some_and(|t| t.commits == 5 && t.touched.is_err()));
+        assert_eq!(VoterState { ledger: Ledger::default(), ..read }, state);
+        assert_eq!(VoterState::decode(&state.encode()), Some(state));
+        bytes[0] = 3;
+        assert_eq!(VoterState::decode(&bytes), None);
     }
 }

@@ -4,10 +4,12 @@
 //! region is first. Driven by [`super::campaign`], which decided that it may.
 
 use super::api::{Output, Promotion};
+use super::audit::Action;
 use super::campaign::{Campaign, Stage, Why};
 use super::chain::{EpochEntry, ReignKind};
 use super::elect::{Evidence, Heard, NoOutcome, Outcome, describe};
 use super::machine::Control;
+use super::membership::Membership;
 use super::types::{Consent, FailoverRecord, OpId, Phase, VoterSet};
 use crate::base::{Epoch, RegionName};
 use std::collections::BTreeMap;
@@ -47,13 +49,23 @@ impl Control {
             old_epoch: outcome.prev,
             new_epoch: epoch,
             began_at: self.wall,
-            actor,
+            actor: actor.clone(),
             consent,
             unproven: forced,
             complete: outcome.loss.is_none_for_sure(),
             loss: outcome.loss.clone(),
             tail: None,
         });
+        let who = if actor.is_empty() { format!("{}, which was the last primary", self.who.name) } else { actor.clone() };
+        let what = format!(
+            "takes epoch {epoch} behind {}, after {} of epoch {}: {}",
+            entry.base,
+            outcome.from,
+            outcome.prev,
+            describe(&outcome.loss)
+        );
+        let (by_word, promoted) = ("forced_promotion", "promotion");
+        self.audit(Action { actor: who, op, kind: if forced { by_word } else { promoted }, what });
         let state = self.st_mut();
         if let Some(from) = outcome.cuts {
             // Until this reign is active another quorum may find an earlier last one, and this log then lacks what it cut.
@@ -100,7 +112,8 @@ impl Control {
             // crash before leaves the old vote where it was, and one after goes on here (seed 68 of roles).
             let name = self.who.name.clone();
             let state = self.st_mut();
-            state.voters = VoterSet { version: entry.voters_version, voters: vec![name.clone()], heard: vec![name] };
+            let members = state.voters.members.take();
+            state.voters = VoterSet { version: entry.voters_version, voters: vec![name.clone()], heard: vec![name], members };
             if let Err(two) = state.chain.insert((*entry).clone()) {
                 self.two_writers(two.to_string());
                 return self.op_failed(entry.op.unwrap_or(OpId(0)), two.to_string());
@@ -125,8 +138,15 @@ impl Control {
             Why::Handover(h) => Some((h.epoch, h.at)),
             _ => None,
         });
-        let (own, regions, voters, log) = (&self.who.name, &self.who.regions, &self.st().voters, &self.log);
-        Evidence { own, regions, voters, log, heard, handed }.weigh()
+        // A change of the members that is not agreed on here may be in the primary: whoever may be a secondary there counts as one.
+        let mut regions = self.who.regions.clone();
+        let next = self.st().voters_next.as_ref().and_then(|n| n.members.as_ref());
+        regions.extend(next.into_iter().flat_map(Membership::names).filter(|r| !self.who.regions.contains(r)));
+        let (own, voters, log) = (&self.who.name, &self.st().voters, &self.log);
+        let forced = self.campaign.as_ref().is_some_and(|c| matches!(c.why, Why::Failover { forced: true, .. }));
+        // A primary that votes alone holds its lease from itself.
+        let lease = (!forced).then(|| self.st().grant_max().max(self.who.settings.lease));
+        Evidence { own, regions: &regions, voters, log, heard, lease, handed }.weigh()
     }
 
     // ---- ending ---------------------------------------------------------------------------------------------------------

@@ -2,8 +2,11 @@
 //!
 //! Decides nothing. Everything here is plain data with bounds; sentences in it are for operators.
 
+use super::membership::Membership;
+use super::touched::Touched;
 use crate::base::{Epoch, LogEnd, RegionName, UnixMicros};
 use crate::log::{History, Term};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
@@ -16,12 +19,18 @@ pub struct Who {
     /// The member without data that only votes.
     pub witness: Option<RegionName>,
     pub settings: Settings,
+    /// How this member reaches the others, `host:port`; told to those that come later.
+    pub addrs: BTreeMap<RegionName, String>,
 }
 
 impl Who {
     #[must_use]
     pub fn has_data(&self) -> bool {
-        self.regions.contains(&self.name)
+        self.witness.as_ref() != Some(&self.name)
+    }
+
+    pub(super) fn addr(&self, name: &RegionName) -> String {
+        self.addrs.get(name).cloned().unwrap_or_default()
     }
 
     /// Everybody but this member.
@@ -31,7 +40,7 @@ impl Who {
 }
 
 /// What a cluster does by itself when its primary is gone.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, bincode::Encode, bincode::Decode)]
 pub enum AutoFailover {
     #[default]
     Off,
@@ -39,6 +48,35 @@ pub enum AutoFailover {
     Lossless,
     /// When what is known to be lost spans no more than this.
     MaxLoss(Duration),
+}
+
+/// As it is typed in `parhelion set`: `off`, `lossless`, `max_loss=5s`.
+impl fmt::Display for AutoFailover {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            AutoFailover::Off => f.write_str("off"),
+            AutoFailover::Lossless => f.write_str("lossless"),
+            AutoFailover::MaxLoss(bound) => write!(f, "max_loss={}", humantime::format_duration(*bound)),
+        }
+    }
+}
+
+/// What the whole global cluster does by itself: set in its primary, kept by every member that hears of it. The later one holds; a new
+/// primary makes it its own, so that what an old one set and told nobody is over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, bincode::Encode, bincode::Decode)]
+pub struct AutoRule {
+    /// Of the primary that set it or took it over.
+    pub epoch: Epoch,
+    /// Grows with every change; 0: nobody has set it, and each member goes by its file.
+    pub version: u64,
+    pub auto: AutoFailover,
+}
+
+impl AutoRule {
+    #[must_use]
+    pub fn is_set(&self) -> bool {
+        self.version > 0
+    }
 }
 
 /// Periods and bounds of the control core. All time is counted on CLOCK_MONOTONIC_RAW of one's own machine.
@@ -61,9 +99,14 @@ pub struct Settings {
     pub handover_patience: Duration,
     pub backoff_min: Duration,
     pub backoff_max: Duration,
-    pub auto_failover: AutoFailover,
+    /// What this member's file says, if anything: it counts until the cluster has a rule.
+    pub auto_failover: Option<AutoFailover>,
+    /// What running transactions get to finish before a switchover ends them.
+    pub drain: Duration,
     /// A switchover to a target that is behind by more is refused.
     pub switchover_lag_bytes_max: u64,
+    /// Regions beside the primary.
+    pub secondaries_max: usize,
 }
 
 impl Default for Settings {
@@ -79,8 +122,10 @@ impl Default for Settings {
             handover_patience: Duration::from_secs(5),
             backoff_min: Duration::from_millis(300),
             backoff_max: Duration::from_secs(8),
-            auto_failover: AutoFailover::Off,
+            auto_failover: None,
+            drain: Duration::from_secs(5),
             switchover_lag_bytes_max: 16 << 20,
+            secondaries_max: 5,
         }
     }
 }
@@ -95,7 +140,7 @@ impl Settings {
     }
 }
 
-/// Who votes. Changed one voter at a time, never by a configuration file.
+/// Who votes, and who is a member. Changed one voter at a time, never by a configuration file.
 #[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
 pub struct VoterSet {
     /// Grows with every change.
@@ -104,6 +149,8 @@ pub struct VoterSet {
     pub voters: Vec<RegionName>,
     /// Those that ever granted. A voter that finds itself here and has no state has lost it: it must not vote.
     pub heard: Vec<RegionName>,
+    /// The regions, since the first order that changed them; before, they are what the files say.
+    pub members: Option<Membership>,
 }
 
 impl VoterSet {
@@ -122,7 +169,13 @@ impl VoterSet {
             voters.remove(out);
         }
         voters.sort();
-        VoterSet { version: 1, voters, heard: Vec::new() }
+        VoterSet { version: 1, voters, heard: Vec::new(), members: None }
+    }
+
+    /// Of a member that knows of none.
+    #[must_use]
+    pub fn unknown() -> VoterSet {
+        VoterSet { version: 0, voters: Vec::new(), heard: Vec::new(), members: None }
     }
 
     #[must_use]
@@ -188,6 +241,20 @@ pub enum OrderKind {
     SetVoters {
         voters: Vec<RegionName>,
     },
+    /// One region more; it is reached at `addr`.
+    AddRegion {
+        region: RegionName,
+        addr: String,
+    },
+    RemoveRegion {
+        region: RegionName,
+    },
+    /// Another history goes on here. `stopped`: forced where a majority is lost, by the operator's word that the old primary is stopped;
+    /// without: a region that was taken out stands alone.
+    NewLineage {
+        survivors: Vec<RegionName>,
+        stopped: Option<RegionName>,
+    },
 }
 
 impl OrderKind {
@@ -195,7 +262,50 @@ impl OrderKind {
     pub fn to(&self) -> Option<&RegionName> {
         match self {
             OrderKind::Switchover { to } | OrderKind::Failover { to, .. } => Some(to),
-            OrderKind::SetVoters { .. } => None,
+            OrderKind::SetVoters { .. } | OrderKind::AddRegion { .. } | OrderKind::RemoveRegion { .. } | OrderKind::NewLineage { .. } => {
+                None
+            }
+        }
+    }
+
+    /// The region that comes or goes.
+    #[must_use]
+    pub fn region(&self) -> Option<&RegionName> {
+        match self {
+            OrderKind::AddRegion { region, .. } | OrderKind::RemoveRegion { region } => Some(region),
+            _ => None,
+        }
+    }
+
+    /// It changes who votes or who is a member.
+    #[must_use]
+    pub fn changes_members(&self) -> bool {
+        matches!(self, OrderKind::SetVoters { .. } | OrderKind::AddRegion { .. } | OrderKind::RemoveRegion { .. })
+    }
+}
+
+/// For people.
+impl fmt::Display for OrderKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            OrderKind::Switchover { to } => write!(f, "switchover to {to}"),
+            OrderKind::Failover { to, consent, primary_is_down } => {
+                let loss = if consent.allow_data_loss { ", data loss allowed" } else { "" };
+                let bound = consent.max_loss_ms.map_or_else(String::new, |ms| format!(" up to {ms} ms"));
+                let down = primary_is_down.as_ref().map_or_else(String::new, |r| format!(", by the word that {r} is down"));
+                write!(f, "failover to {to}{loss}{bound}{down}")
+            }
+            OrderKind::AddRegion { region, addr } => write!(f, "adding {region} at {addr}"),
+            OrderKind::RemoveRegion { region } => write!(f, "taking out {region}"),
+            OrderKind::NewLineage { survivors, stopped } => {
+                let names: Vec<&str> = survivors.iter().map(RegionName::as_str).collect();
+                let how = stopped.as_ref().map_or_else(|| "on purpose".to_owned(), |r| format!("forced, by the word that {r} is stopped"));
+                write!(f, "a new lineage in {}, {how}", names.join(", "))
+            }
+            OrderKind::SetVoters { voters } => {
+                let names: Vec<&str> = voters.iter().map(RegionName::as_str).collect();
+                write!(f, "voters {}", names.join(", "))
+            }
         }
     }
 }
@@ -237,6 +347,10 @@ pub enum Phase {
     Activate,
     /// A write through the new primary is looked for in a secondary.
     Verify,
+    /// Majorities of the old and of the new voters agree on a change.
+    Agree,
+    /// The voters follow the number of regions, one at a time.
+    Voters,
 }
 
 impl fmt::Display for Phase {
@@ -252,6 +366,8 @@ impl fmt::Display for Phase {
             Phase::Promote => "promote",
             Phase::Activate => "activate",
             Phase::Verify => "verify",
+            Phase::Agree => "agree",
+            Phase::Voters => "voters",
         })
     }
 }
@@ -278,6 +394,23 @@ pub enum OpState {
         epoch: Epoch,
         region: RegionName,
     },
+}
+
+/// For people.
+impl fmt::Display for OpState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            OpState::Running(phase) => write!(f, "under way, in {phase}"),
+            OpState::Done => f.write_str("done"),
+            OpState::Refused { reason } => write!(f, "refused: {reason}"),
+            OpState::Failed { reason } => write!(f, "failed: {reason}"),
+            OpState::Unknown { reason } => write!(f, "not known: {reason}"),
+            OpState::Superseded { by, epoch, region } => {
+                let by = by.map_or_else(String::new, |id| format!(" by operation {id}"));
+                write!(f, "superseded{by}: {region} is the primary of epoch {epoch}")
+            }
+        }
+    }
 }
 
 impl OpState {
@@ -340,6 +473,8 @@ pub struct Loss {
     pub commits_at_most: u64,
     /// From the time that the base covers to the last sign of the old primary, on its clock. `None`: unknown.
     pub ms: Option<u64>,
+    /// So long after that sign the old primary may have gone on acknowledging: until its lease was over, or for ever where nothing ends it.
+    pub alone_ms: u64,
     pub sure: Sureness,
 }
 
@@ -379,6 +514,8 @@ pub struct LostTail {
     pub commits: u64,
     pub from_time: Option<UnixMicros>,
     pub to_time: Option<UnixMicros>,
+    /// What it changed; or why that could not be read: a sentence.
+    pub touched: Result<Touched, String>,
 }
 
 /// This region's log, told whenever it changed.

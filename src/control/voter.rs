@@ -4,6 +4,7 @@
 //! without a vote goes through the same: it learns who reigns, and what it promises a candidate keeps an older primary's frames out.
 
 use super::api::Output;
+use super::audit::Action;
 use super::machine::{Control, LastSeen, millis_up};
 use super::message::{ControlMessage, Renew, Round, Vote, Voted};
 use super::state::VoterState;
@@ -33,7 +34,12 @@ impl Control {
         if self.state.is_none() {
             self.adopt(&renew);
         }
+        let ours = self.same_lineage(&from, renew.lineage);
         if let Err(reason) = self.may_grant(&renew) {
+            if !ours {
+                let stands = Box::new(self.stands(Round::default()));
+                self.send(from.clone(), ControlMessage::Stands(stands));
+            }
             let state = self.st();
             let (promised, reign) = (state.promised, self.reign.clone());
             self.send(from, ControlMessage::Refused { epoch, round, promised, reign, reason });
@@ -56,11 +62,13 @@ impl Control {
         if epoch > self.st().promised {
             self.promise(epoch, &from);
         }
+        self.said_in();
         self.take_voters(&renew);
         if renew.sync > self.st().sync {
             self.st_mut().sync = renew.sync;
             self.keep();
         }
+        self.learn_auto(renew.auto);
         if from != self.who.name {
             let newer = (renew.durable.epoch, renew.durable.seq) >= (self.seen.durable.epoch, self.seen.durable.seq);
             let durable = if newer { renew.durable } else { self.seen.durable };
@@ -102,16 +110,16 @@ impl Control {
         }
         self.state = Some(VoterState::joining(renew.lineage, renew.voters.clone()));
         self.keep();
+        self.take_members();
     }
 
-    fn may_grant(&mut self, renew: &Renew) -> Result<(), String> {
+    fn may_grant(&self, renew: &Renew) -> Result<(), String> {
         let (epoch, state) = (renew.entry.epoch, self.st());
         if renew.lineage != state.lineage {
             let what = format!(
                 "{} writes in lineage {} and this is {}: two histories are never merged",
                 renew.entry.region, renew.lineage, state.lineage
             );
-            self.two_writers(what.clone());
             return Err(what);
         }
         if renew.voters.version < state.voters.version {
@@ -130,6 +138,11 @@ impl Control {
         if epoch <= state.released {
             return Err(format!("epoch {epoch} was handed over"));
         }
+        // Whoever reigns already needs no vote of it, and takes it along.
+        let needs_it = self.lost.as_ref().is_some_and(|lost| !(renew.active && epoch > lost.epoch));
+        if needs_it && self.who.name != renew.entry.region {
+            return Err("this region lost log that was durable, and may have lost what it promised; see its status".into());
+        }
         if self.amnesiac && self.who.name != renew.entry.region {
             return Err("this voter lost its state; replace it by another voter".into());
         }
@@ -142,7 +155,7 @@ impl Control {
             state.voters = renew.voters.clone();
             state.voters_next = renew.voters_next.clone();
             self.keep();
-            return;
+            return self.take_members();
         }
         let before = state.voters.heard.len();
         for heard in &renew.voters.heard {
@@ -162,7 +175,7 @@ impl Control {
         let state = self.state.as_mut().expect("BUG: promised without a state");
         assert!(epoch > state.promised, "BUG: a promise of epoch {epoch} behind one of {}", state.promised);
         (state.promised, state.voted_for) = (epoch, Some(to.clone()));
-        self.keep();
+        self.audit(Action { actor: to.to_string(), op: None, kind: "promise", what: format!("epoch {epoch} is promised to {to}") });
         if self.holder.as_ref().is_some_and(|h| h.epoch() < epoch) {
             let next = (*to != self.who.name).then(|| to.clone());
             self.lose_reign(&format!("epoch {epoch} was promised to {to}"), next);
@@ -183,6 +196,7 @@ impl Control {
     // ---- votes ----------------------------------------------------------------------------------------------------------
 
     pub(super) fn on_vote(&mut self, from: RegionName, vote: Vote) {
+        self.same_lineage(&from, vote.lineage);
         let Some(state) = &mut self.state else { return };
         if let Some(released) = vote.released
             && vote.lineage == state.lineage
@@ -222,6 +236,7 @@ impl Control {
             log: (self.log_told && self.who.has_data()).then(|| self.log.standing(state.cut)),
             seen: self.seen(),
             sync: state.sync,
+            auto: state.auto,
         }
     }
 
@@ -237,6 +252,9 @@ impl Control {
         }
         if self.amnesiac && !own {
             return never("this voter lost its state; replace it by another voter".into());
+        }
+        if self.lost.is_some() && !own {
+            return never("this region lost log that was durable, and may have lost what it promised; see its status".into());
         }
         let again = vote.epoch == state.promised && state.voted_for.as_ref() == Some(from);
         if vote.epoch <= state.promised && !again {

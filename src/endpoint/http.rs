@@ -25,7 +25,7 @@ const HEADERS_BYTES_MAX: usize = 16 << 10;
 const HEADERS_COUNT_MAX: usize = 64;
 const HEADERS_TIMEOUT: Duration = Duration::from_secs(5);
 const CONNECTIONS_MAX: usize = 256;
-const PATHS: &str = "/healthz\n/primary\n/replica?max_lag=500ms\n/status\n/metrics\n";
+const PATHS: &str = "/healthz\n/primary\n/replica?max_lag=500ms\n/status\n/events?after=0\n/metrics\n";
 
 /// What a region says of itself, from memory and at once.
 pub trait RegionView: Send + Sync + 'static {
@@ -134,6 +134,7 @@ fn router(view: View) -> Router {
         .route("/primary", get(primary))
         .route("/replica", get(replica))
         .route("/status", get(status))
+        .route("/events", get(events))
         .route("/metrics", get(metrics_page))
         .fallback(|| async { (StatusCode::NOT_FOUND, format!("there is nothing here; the paths are\n{PATHS}")) })
         .with_state(view)
@@ -177,7 +178,7 @@ fn not_readable(report: &RegionReport) -> Option<String> {
         return Some(format!("{} is starting{why}", report.region));
     }
     if report.readers == 0 && report.role == Role::Secondary {
-        return Some("no reader answers in this region".to_owned());
+        return Some(format!("no reader answers in this region{why}"));
     }
     // `idle` and `streaming` say that it has data, even if the log is still empty.
     let has_data = report.visible_lsn.0 > 0 || matches!(report.state, RegionState::Idle | RegionState::Streaming | RegionState::Writable);
@@ -245,6 +246,28 @@ fn parse_duration(given: &str) -> Result<Duration, String> {
 
 async fn status(State(view): State<View>) -> Response {
     json_response(StatusCode::OK, &view.report())
+}
+
+/// This region's events that are kept, oldest first; with `after` those of a larger number.
+async fn events(
+    State(view): State<View>,
+    query: Result<Query<BTreeMap<String, String>>, axum::extract::rejection::QueryRejection>,
+) -> Response {
+    let mut query = match query {
+        Err(error) => return bad_request(&error.to_string()),
+        Ok(Query(query)) => query,
+    };
+    let after = query.remove("after").unwrap_or_else(|| "0".to_owned());
+    if let Some(unknown) = query.keys().next() {
+        return bad_request(&format!("there is no parameter '{}'; the only one is after", unknown.escape_default()));
+    }
+    match after.parse() {
+        Ok(after) => json_response(StatusCode::OK, &json!({ "events": view.events(after) })),
+        Err(_) => bad_request(&format!(
+            "after={} is no number of an event; each event has one as `no`",
+            after.chars().take(40).collect::<String>().escape_default()
+        )),
+    }
 }
 
 async fn metrics_page(State(view): State<View>) -> Response {

@@ -98,6 +98,11 @@ fn control(page: &mut Page, control: &ControlReport) {
         "Regions that claimed to write at the same time; more than 1 is an emergency",
         u64::from(control.writers_seen),
     );
+    page.int(
+        "lineage_conflict",
+        "1 while members of another lineage are known: nobody writes before one of the two is retired",
+        u64::from(!control.rivals.is_empty()),
+    );
     page.int("promised_epoch", "This member grants nothing to an older epoch", control.promised.0);
     page.int("votes", "1 when this member is a voter", u64::from(control.votes));
     page.float("lease_remaining_seconds", "What is left of the lease of this primary; 0: it has none", seconds(control.lease_left_ms));
@@ -116,8 +121,8 @@ fn control(page: &mut Page, control: &ControlReport) {
     );
     let incomplete = control.failovers.iter().filter(|f| !f.complete).count();
     page.int("failovers_incomplete", "Failovers whose loss is not known exactly yet", incomplete as u64);
-    for kind in ["switchover", "failover"] {
-        let Some(op) = control.operation.as_ref().filter(|o| o.kind == kind && !o.dry_run) else { continue };
+    for op in &control.durations {
+        let kind = &op.kind;
         let phases = op.phases.iter().map(|p| (vec![("phase", p.name.clone())], Some(seconds(p.ms)))).collect();
         page.floats(&format!("{kind}_phase_seconds"), "What each phase of the last one took", phases);
         if let Some(gap) = op.write_gap_ms {

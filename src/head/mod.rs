@@ -72,7 +72,28 @@ pub struct InstanceStatusRow {
 }
 
 /// What SQL may ask about the global cluster. Answers at once, from the last known state.
+/// One row of `parhelion_events()`: what happened in the region that answers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EventRow {
+    /// Counts from 1 in each process.
+    pub no: i64,
+    pub at: Option<String>,
+    pub aws_region: String,
+    pub kind: String,
+    pub epoch: i64,
+    pub durable_lsn: Option<i64>,
+    pub what: String,
+    /// Of an operation.
+    pub operation: Option<String>,
+    pub actor: Option<String>,
+    pub duration_in_msec: Option<i64>,
+}
+
 pub trait StatusSource: Send + Sync + 'static {
+    /// Oldest first.
+    fn events(&self) -> Vec<EventRow> {
+        Vec::new()
+    }
     fn global_status(&self) -> Vec<GlobalStatusRow>;
     fn instance_status(&self) -> Vec<InstanceStatusRow>;
 }

@@ -30,7 +30,7 @@ pub struct Watch {
 }
 
 /// More than the two clocks ever differ by without a suspend.
-const SLEPT_NS_MAX: u64 = 1_000_000;
+pub const SLEPT_NS_MAX: u64 = 1_000_000;
 
 impl Default for Watch {
     fn default() -> Watch {
@@ -72,7 +72,8 @@ impl Watch {
 }
 
 /// How long this machine slept since it was started, from below and from above, ns.
-fn slept() -> (u64, u64) {
+#[must_use]
+pub fn slept() -> (u64, u64) {
     let ns = |clock| {
         let t = clock_gettime(clock);
         u64::try_from(t.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(t.tv_nsec).unwrap_or(0)

@@ -20,11 +20,11 @@ use crate::io::link::{LinkError, MEMBER, attempt_failed, first_byte, refused, re
 use crate::io::quic::{CONTROL_IDLE_TIMEOUT, Quic, RefusalKind, printable};
 use crate::io::tls::Subject;
 use bytes::{BufMut as _, Bytes, BytesMut};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use quinn::{Connection, ConnectionError, RecvStream, VarInt};
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
@@ -48,6 +48,8 @@ const BACKOFF_REFUSED: Duration = Duration::from_secs(15);
 const COURTESY: Duration = Duration::from_millis(200);
 /// A second connection is closed this long after it turned out to be one: what is on its way arrives.
 const CROSSED_CLOSES_AFTER: Duration = Duration::from_secs(1);
+/// A peer that is none any more is let go so long after it was said: what is on its way arrives.
+const GONE_CLOSES_AFTER: Duration = Duration::from_secs(1);
 const MESSAGE: u8 = b'M';
 const CLOSE: VarInt = VarInt::from_u32(0);
 
@@ -105,10 +107,16 @@ impl Drop for Owner {
     }
 }
 
+type OnRemoved = dyn Fn(&RegionName) + Send + Sync;
+
 struct Inner {
     quic: Quic,
     own: RegionName,
-    peers: BTreeMap<RegionName, PeerState>,
+    peers: RwLock<BTreeMap<RegionName, Arc<PeerState>>>,
+    /// No peers any more, and spoken to for a moment longer.
+    parting: RwLock<BTreeMap<RegionName, Arc<PeerState>>>,
+    /// Called with the name of a member that says that this one was taken out.
+    on_removed: OnceLock<Box<OnRemoved>>,
     on_message: Box<OnMessage>,
     next_no: AtomicU64,
     stopped: AtomicBool,
@@ -119,6 +127,8 @@ struct Inner {
 struct PeerState {
     peer: Peer,
     at: Mutex<At>,
+    /// It is no peer any more.
+    gone: AtomicBool,
     /// A connection ended, or began.
     changed: Notify,
     sent: AtomicU64,
@@ -150,32 +160,69 @@ impl ControlLinks {
         on_message: impl Fn(&RegionName, Bytes) -> Result<(), String> + Send + Sync + 'static,
     ) -> ControlLinks {
         let own = quic.region().clone();
-        let now = clock::now();
-        let state = |peer: Peer| {
-            assert!(peer.name != own, "BUG: a member has no link with itself");
-            let at = At { connections: Vec::new(), since: now, trouble: None };
-            let (sent, received, dropped) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
-            (peer.name.clone(), PeerState { peer, at: Mutex::new(at), changed: Notify::new(), sent, received, dropped })
-        };
         let inner = Arc::new(Inner {
             quic: quic.clone(),
-            peers: peers.into_iter().map(state).collect(),
+            peers: RwLock::default(),
+            parting: RwLock::default(),
+            on_removed: OnceLock::new(),
             own,
             on_message: Box::new(on_message),
             next_no: AtomicU64::new(0),
             stopped: AtomicBool::new(false),
             stopping: Notify::new(),
         });
-        for name in inner.peers.keys() {
-            tokio::spawn(keep(Arc::clone(&inner), name.clone()));
+        for peer in peers {
+            Inner::add(&inner, peer);
         }
         ControlLinks { _owner: Arc::new(Owner(Arc::clone(&inner))), inner }
+    }
+
+    /// `told` is called with the name of each member that refuses this one because it was taken out. Once, before or after it began.
+    pub fn when_removed(&self, told: impl Fn(&RegionName) + Send + Sync + 'static) {
+        let _ = self.inner.on_removed.set(Box::new(told));
+    }
+
+    /// From here on these are the peers: new ones and those that moved are dialled; those that are none any more are told so, after a moment in
+    /// which what was said last still arrives. Must be called inside a tokio runtime.
+    pub fn set_peers(&self, peers: Vec<Peer>) {
+        let inner = &self.inner;
+        let gone: Vec<Arc<PeerState>> = {
+            let mut known = inner.peers.write();
+            let (stay, gone): (BTreeMap<_, _>, BTreeMap<_, _>) =
+                std::mem::take(&mut *known).into_iter().partition(|(_, state)| peers.contains(&state.peer));
+            *known = stay;
+            gone.into_values().collect()
+        };
+        for state in gone {
+            state.gone.store(true, Ordering::Release);
+            state.changed.notify_one();
+            let moved = peers.iter().any(|p| p.name == state.peer.name);
+            if !moved {
+                inner.parting.write().insert(state.peer.name.clone(), Arc::clone(&state));
+            }
+            let inner = Arc::clone(inner);
+            tokio::spawn(async move {
+                tokio::time::sleep(GONE_CLOSES_AFTER).await;
+                inner.parting.write().remove(&state.peer.name);
+                let (code, why): (_, &[u8]) =
+                    if moved { (CLOSE, b"it moved") } else { (RefusalKind::Removed.code(), b"no member any more") };
+                for conn in &state.at.lock().connections {
+                    conn.connection.close(code, why);
+                }
+            });
+        }
+        for peer in peers {
+            if !inner.peers.read().contains_key(&peer.name) {
+                Inner::add(inner, peer);
+            }
+        }
     }
 
     /// Sends at most [`CONTROL_MESSAGE_BYTES_MAX`]. Never waits; what cannot be sent is dropped and counted.
     pub fn send(&self, to: &RegionName, message: Bytes) {
         assert!(message.len() <= CONTROL_MESSAGE_BYTES_MAX, "BUG: a control message of {} bytes", message.len());
-        let Some(peer) = self.inner.peers.get(to) else { return };
+        let parting = || self.inner.parting.read().get(to).cloned();
+        let Some(peer) = self.inner.peer(to).or_else(parting) else { return };
         let Some(conn) = peer.newest() else {
             peer.dropped.fetch_add(1, Ordering::Relaxed);
             return;
@@ -193,9 +240,9 @@ impl ControlLinks {
     /// Takes over a connection that a peer has made.
     pub fn arrived(&self, arrival: Dialled) {
         let Dialled { peer, connection } = arrival;
-        if self.inner.peers.contains_key(&peer) && !self.inner.stopped.load(Ordering::Acquire) {
+        if let Some(state) = self.inner.peer(&peer).filter(|_| !self.inner.stopped.load(Ordering::Acquire)) {
             tracing::info!(%peer, addr = %connection.remote_address(), "control link accepted");
-            Inner::up(&self.inner, &peer, connection, false);
+            Inner::up(&self.inner, &state, connection, false);
         } else {
             connection.close(RefusalKind::UnknownRegion.code(), b"not a member");
         }
@@ -204,7 +251,7 @@ impl ControlLinks {
     /// How the links are, in the order of the names.
     #[must_use]
     pub fn view(&self) -> Vec<PeerView> {
-        self.inner.peers.values().map(PeerState::view).collect()
+        self.inner.peers.read().values().map(|p| p.view()).collect()
     }
 
     /// Closes all links and dials no more.
@@ -217,7 +264,7 @@ impl Inner {
     fn stop(&self) {
         self.stopped.store(true, Ordering::Release);
         self.stopping.notify_waiters();
-        for peer in self.peers.values() {
+        for peer in self.peers.read().values() {
             peer.changed.notify_one();
             for conn in &peer.at.lock().connections {
                 conn.connection.close(CLOSE, b"the process is stopping");
@@ -225,11 +272,31 @@ impl Inner {
         }
     }
 
-    fn up(inner: &Arc<Inner>, peer: &RegionName, connection: Connection, dialled: bool) {
+    fn peer(&self, name: &RegionName) -> Option<Arc<PeerState>> {
+        self.peers.read().get(name).cloned()
+    }
+
+    fn add(inner: &Arc<Inner>, peer: Peer) {
+        assert!(peer.name != inner.own, "BUG: a member has no link with itself");
+        let at = Mutex::new(At { connections: Vec::new(), since: clock::now(), trouble: None });
+        let (sent, received, dropped) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
+        let name = peer.name.clone();
+        let state = PeerState { peer, at, gone: AtomicBool::new(false), changed: Notify::new(), sent, received, dropped };
+        let state = Arc::new(state);
+        inner.peers.write().insert(name, Arc::clone(&state));
+        tokio::spawn(keep(Arc::clone(inner), state));
+    }
+
+    fn removed(&self, by: &RegionName) {
+        if let Some(told) = self.on_removed.get() {
+            told(by);
+        }
+    }
+
+    fn up(inner: &Arc<Inner>, state: &Arc<PeerState>, connection: Connection, dialled: bool) {
         if inner.stopped.load(Ordering::Acquire) {
             return connection.close(CLOSE, b"the process is stopping");
         }
-        let state = &inner.peers[peer];
         let no = inner.next_no.fetch_add(1, Ordering::Relaxed);
         let conn = Arc::new(Conn { no, dialled, connection, queue: Mutex::default(), filled: Notify::new() });
         let mut at = state.at.lock();
@@ -246,39 +313,38 @@ impl Inner {
         let mine = at.connections.iter().find(|c| c.dialled && c.connection.close_reason().is_none()).cloned();
         drop(at);
         if crossed
-            && inner.own > *peer
+            && inner.own > state.peer.name
             && let Some(mine) = mine
         {
-            let (inner, peer) = (Arc::clone(inner), peer.clone());
+            let state = Arc::clone(state);
             tokio::spawn(async move {
                 tokio::time::sleep(CROSSED_CLOSES_AFTER).await;
                 let theirs = |c: &Arc<Conn>| !c.dialled && c.connection.close_reason().is_none();
-                if inner.peers[&peer].at.lock().connections.iter().any(theirs) {
+                if state.at.lock().connections.iter().any(theirs) {
                     mine.connection.close(CLOSE, b"both sides dialled");
                 }
             });
         }
-        tokio::spawn(run(Arc::clone(inner), peer.clone(), conn));
-        state.changed.notify_one();
-    }
-
-    fn down(&self, peer: &RegionName, conn: &Conn, reason: String) {
-        let state = &self.peers[peer];
-        let mut at = state.at.lock();
-        at.connections.retain(|c| c.no != conn.no);
-        if at.connections.is_empty() {
-            tracing::info!(%peer, reason, "control link lost");
-            at.since = clock::now();
-            at.trouble = Some(reason);
-        }
-        let lost = conn.queue.lock().len();
-        state.dropped.fetch_add(lost as u64, Ordering::Relaxed);
-        drop(at);
+        tokio::spawn(run(Arc::clone(inner), Arc::clone(state), conn));
         state.changed.notify_one();
     }
 }
 
 impl PeerState {
+    fn down(&self, conn: &Conn, reason: String) {
+        let mut at = self.at.lock();
+        at.connections.retain(|c| c.no != conn.no);
+        if at.connections.is_empty() {
+            tracing::info!(peer = %self.peer.name, reason, "control link lost");
+            at.since = clock::now();
+            at.trouble = Some(reason);
+        }
+        let lost = conn.queue.lock().len();
+        self.dropped.fetch_add(lost as u64, Ordering::Relaxed);
+        drop(at);
+        self.changed.notify_one();
+    }
+
     fn newest(&self) -> Option<Arc<Conn>> {
         self.at.lock().connections.iter().rev().find(|c| c.connection.close_reason().is_none()).cloned()
     }
@@ -309,21 +375,21 @@ impl PeerState {
 }
 
 /// Dials whenever there is no connection with the peer, until the links are gone.
-async fn keep(inner: Arc<Inner>, name: RegionName) {
+async fn keep(inner: Arc<Inner>, state: Arc<PeerState>) {
+    let name = &state.peer.name;
     let mut seed = [0u8; 8];
     // Without randomness the pauses are all alike, which costs a dial or two.
     let _ = aws_lc_rs::rand::fill(&mut seed);
     let mut prng = Prng::new(u64::from_le_bytes(seed));
     let mut backoff = BACKOFF_MIN;
     let mut first = true;
-    let state = &inner.peers[&name];
-    while !inner.stopped.load(Ordering::Acquire) {
+    while !inner.stopped.load(Ordering::Acquire) && !state.gone.load(Ordering::Acquire) {
         if state.newest().is_some() {
             (backoff, first) = (BACKOFF_MIN, false);
             state.changed.notified().await;
             continue;
         }
-        if first && inner.own > name {
+        if first && inner.own > *name {
             let _ = tokio::time::timeout(COURTESY, state.changed.notified()).await;
             first = false;
             continue;
@@ -336,10 +402,13 @@ async fn keep(inner: Arc<Inner>, name: RegionName) {
         match dialled {
             Ok(connection) => {
                 tracing::info!(peer = %name, addr = %connection.remote_address(), "control link up");
-                Inner::up(&inner, &name, connection, true);
+                Inner::up(&inner, &state, connection, true);
             }
             Err(error) => {
                 let refused = matches!(error, LinkError::Refused { .. });
+                if matches!(error, LinkError::Refused { kind: RefusalKind::Removed, .. }) {
+                    inner.removed(name);
+                }
                 state.failed(error.to_string());
                 backoff = if refused { BACKOFF_REFUSED } else { (backoff * 2).min(BACKOFF_MAX) };
                 let us = u64::try_from(backoff.as_micros()).unwrap_or(u64::MAX);
@@ -380,11 +449,12 @@ async fn dial(quic: &Quic, peer: &Peer) -> Result<Connection, LinkError> {
 }
 
 /// Lives as long as one connection.
-async fn run(inner: Arc<Inner>, peer: RegionName, conn: Arc<Conn>) {
+async fn run(inner: Arc<Inner>, state: Arc<PeerState>, conn: Arc<Conn>) {
+    let peer = state.peer.name.clone();
     let connection = conn.connection.clone();
     let mut tasks: JoinSet<String> = JoinSet::new();
-    tasks.spawn(write(Arc::clone(&inner), peer.clone(), Arc::clone(&conn)));
-    tasks.spawn(read(Arc::clone(&inner), peer.clone(), connection.clone()));
+    tasks.spawn(write(Arc::clone(&state), Arc::clone(&conn)));
+    tasks.spawn(read(Arc::clone(&inner), Arc::clone(&state), connection.clone()));
     let reason = tokio::select! {
         error = connection.closed() => sentence(&peer, &error),
         Some(ended) = tasks.join_next() => {
@@ -400,10 +470,15 @@ async fn run(inner: Arc<Inner>, peer: RegionName, conn: Arc<Conn>) {
         }
     };
     tasks.shutdown().await;
-    inner.down(&peer, &conn, reason);
+    if let Some(ConnectionError::ApplicationClosed(close)) = connection.close_reason()
+        && RefusalKind::of_code(close.error_code) == Some(RefusalKind::Removed)
+    {
+        inner.removed(&peer);
+    }
+    state.down(&conn, reason);
 }
 
-async fn write(inner: Arc<Inner>, peer: RegionName, conn: Arc<Conn>) -> String {
+async fn write(state: Arc<PeerState>, conn: Arc<Conn>) -> String {
     loop {
         let next = conn.queue.lock().pop_front();
         let Some(message) = next else {
@@ -418,12 +493,12 @@ async fn write(inner: Arc<Inner>, peer: RegionName, conn: Arc<Conn>) -> String {
         if let Err(e) = written.await {
             return format!("a control message cannot be sent: {e}");
         }
-        inner.peers[&peer].sent.fetch_add(1, Ordering::Relaxed);
+        state.sent.fetch_add(1, Ordering::Relaxed);
     }
 }
 
 /// Returns what ends the connection: nonsense.
-async fn read(inner: Arc<Inner>, peer: RegionName, connection: Connection) -> String {
+async fn read(inner: Arc<Inner>, state: Arc<PeerState>, connection: Connection) -> String {
     let mut reads: JoinSet<Result<Option<Bytes>, String>> = JoinSet::new();
     loop {
         tokio::select! {
@@ -441,8 +516,8 @@ async fn read(inner: Arc<Inner>, peer: RegionName, connection: Connection) -> St
                     Ok(None) => continue,
                     Err(reason) => return reason,
                 };
-                inner.peers[&peer].received.fetch_add(1, Ordering::Relaxed);
-                if let Err(reason) = (inner.on_message)(&peer, message) {
+                state.received.fetch_add(1, Ordering::Relaxed);
+                if let Err(reason) = (inner.on_message)(&state.peer.name, message) {
                     return reason;
                 }
             }

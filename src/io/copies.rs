@@ -20,7 +20,7 @@ use super::driver::Inbox;
 use crate::base::{ClusterName, CopyId, GROUPS_MAX, Layout, Limits, MemberId, RegionName};
 use crate::volume::identity::{self, Home};
 use crate::volume::membership::Incarnation;
-use crate::volume::{Copy, CopyReply, CopyRequest, DiskError, FlushDone, OpenError};
+use crate::volume::{Copy, CopyReply, CopyRequest, DiskError, FlushDone, OpenError, proven_durable};
 use listeners::{Listeners, Outgoing};
 use mailbox::{Mail, mailbox};
 use parking_lot::{Mutex, RwLock};
@@ -328,14 +328,21 @@ impl Worker {
     fn run(mut self) {
         loop {
             let mut full = None;
+            let mut proves = None;
             let ended = match self.open() {
                 Ok((copy, disk)) => {
                     let ended = self.serve(copy);
                     full = Some(disk).filter(|disk| matches!(ended, Ended::Failed(_)) && self.is_full(disk));
                     ended
                 }
-                Err(reason) => Ended::Failed(reason),
+                Err(reason) => {
+                    // Read only, as far as it can be read.
+                    let disk = FileDisk::open(&self.dir).ok();
+                    proves = disk.and_then(|disk| proven_durable(&disk)).map(|(lineage, durable)| Says::Proves { lineage, durable });
+                    Ended::Failed(reason)
+                }
             };
+            proves.iter().for_each(|proves| self.listeners.tell_all(proves));
             match &full {
                 // What it has is right: only what is durable in the region becomes pages. Others may be full, too.
                 Some(_) => self.shared.pages.leave(self.id),
@@ -367,7 +374,10 @@ impl Worker {
                         STOPPED.clone_into(&mut reason);
                         self.listeners.tell_all(&Says::Lost { reason: reason.clone() });
                     }
-                    Ok(Order::Attach { from, listener }) => self.listeners.attach(from, listener, Says::Lost { reason: reason.clone() }),
+                    Ok(Order::Attach { from, listener }) => {
+                        proves.iter().for_each(|proves| listener.tell(self.id, proves.clone()));
+                        self.listeners.attach(from, listener, Says::Lost { reason: reason.clone() });
+                    }
                     Ok(Order::Detach { from }) => self.listeners.detach(from),
                     Ok(Order::Move(dir)) if dir != self.dir => {
                         self.dir = dir;
@@ -500,6 +510,7 @@ impl Worker {
                 if let CopyRequest::Append { frames, .. } = &request {
                     bytes += frames.iter().map(|f| f.bytes().len()).sum::<usize>();
                 }
+                copy.time_is(clock::now());
                 copy.handle(request, &mut replies);
                 outgoing.add(from, &mut replies);
                 if bytes >= self.shared.limits.copy_window_bytes_max {

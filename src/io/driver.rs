@@ -5,9 +5,10 @@
 
 use super::clock;
 use super::copies::{Copies, Drill};
+use super::killpoint::KillPoint;
 use super::link::Link;
-use crate::base::{ConnId, CopyId, Instant, RegionName, WhoWrites};
-use crate::control::{ControlMessage, ControlView, Ledger, OpView};
+use crate::base::{ConnId, CopyId, Instant, RegionName, TimelineId, WhoWrites};
+use crate::control::{AuditEntry, AuditHead, AutoFailover, ControlMessage, ControlView, Ledger, MembersView, OpView};
 use crate::head::embedded::Engine;
 use crate::head::{LogSink, WriteGate};
 use crate::log::Frame;
@@ -56,7 +57,13 @@ enum Wake {
     Set {
         key: String,
         value: String,
+        actor: String,
         answer: oneshot::Sender<Result<String, String>>,
+    },
+    SetAutoFailover {
+        auto: AutoFailover,
+        actor: String,
+        answer: oneshot::Sender<Result<(), String>>,
     },
     Stop,
 }
@@ -96,9 +103,19 @@ impl Inbox {
     ///
     /// # Errors
     /// A sentence: why not.
-    pub async fn set(&self, key: String, value: String) -> Result<String, String> {
+    pub async fn set(&self, key: String, value: String, actor: String) -> Result<String, String> {
         let (answer, told) = oneshot::channel();
-        let _ = self.tx.send(Wake::Set { key, value, answer });
+        let _ = self.tx.send(Wake::Set { key, value, actor, answer });
+        told.await.unwrap_or_else(|_| Err("the region process is stopping".into()))
+    }
+
+    /// Sets what the cluster does by itself, in the primary. It holds when a majority keeps it, which the control core's view says.
+    ///
+    /// # Errors
+    /// A sentence: why not.
+    pub async fn set_auto_failover(&self, auto: AutoFailover, actor: String) -> Result<(), String> {
+        let (answer, told) = oneshot::channel();
+        let _ = self.tx.send(Wake::SetAutoFailover { auto, actor, answer });
         told.await.unwrap_or_else(|_| Err("the region process is stopping".into()))
     }
 
@@ -123,6 +140,8 @@ pub struct Shared {
     /// The control core, and what it knows of operations and failovers; `None` before recovery is over.
     pub control: RwLock<Option<Arc<ControlView>>>,
     pub ledger: RwLock<Arc<Ledger>>,
+    /// Where the audit's chain ends, as the copies keep it.
+    pub audit_head: Mutex<Option<AuditHead>>,
     /// Operations that moved lately, the newest last; also those that nobody keeps, dry runs and refusals.
     moved: Mutex<VecDeque<OpView>>,
 }
@@ -154,12 +173,7 @@ impl Shared {
     }
 
     fn op_moved(&self, op: OpView) {
-        let mut moved = self.moved.lock();
-        moved.retain(|o| o.order.id != op.order.id);
-        if moved.len() >= MOVED_KEPT {
-            moved.pop_front();
-        }
-        moved.push_back(op);
+        note_moved(&mut self.moved.lock(), op);
     }
 
     /// Operations that this region knows of, the newest first: those that moved lately, then what the ledger has.
@@ -185,14 +199,47 @@ impl Shared {
     }
 }
 
+/// News of an operation come in any order; what is final stays.
+fn note_moved(moved: &mut VecDeque<OpView>, op: OpView) {
+    if moved.iter().any(|o| o.order.id == op.order.id && o.state.is_final() && !op.state.is_final()) {
+        return;
+    }
+    moved.retain(|o| o.order.id != op.order.id);
+    if moved.len() >= MOVED_KEPT {
+        moved.pop_front();
+    }
+    moved.push_back(op);
+}
+
 /// Carries what the control core says to other members; may drop it.
 pub trait Members: Send + 'static {
     fn send(&self, to: &RegionName, message: &ControlMessage);
+
+    /// Who they are from here on.
+    fn changed(&self, members: &MembersView);
 }
 
 /// Asks for a link to a region; the answer comes as an event.
 pub trait Dialler: Send + 'static {
     fn dial(&self, region: RegionName);
+}
+
+/// Opens lost tails as databases, on a thread of its own; the answer comes as an event.
+pub trait Tails: Send + 'static {
+    fn read(&self, archive: TimelineId);
+}
+
+/// Writes the audit to its file, on a thread of its own: what must not be lost of it lies on the copies already.
+pub trait AuditLog: Send + 'static {
+    fn write(&self, entries: Vec<AuditEntry>);
+}
+
+/// What a driver asks of the process around it.
+pub struct Around {
+    pub dialler: Box<dyn Dialler>,
+    pub members: Box<dyn Members>,
+    pub tails: Box<dyn Tails>,
+    pub audit: Box<dyn AuditLog>,
 }
 
 pub struct Driver {
@@ -202,10 +249,10 @@ pub struct Driver {
     copies: Copies,
     engine: Arc<Engine>,
     shared: Arc<Shared>,
-    dialler: Box<dyn Dialler>,
-    members: Box<dyn Members>,
+    around: Around,
     reported_at: Instant,
     watch: clock::Watch,
+    kill: KillPoint,
 }
 
 /// The queue of a driver that is not made yet: copies and links need it before.
@@ -238,6 +285,7 @@ impl Shared {
             who: watch::Sender::new(WhoWrites::default()),
             control: RwLock::new(None),
             ledger: RwLock::new(Arc::new(Ledger::default())),
+            audit_head: Mutex::default(),
             moved: Mutex::default(),
         })
     }
@@ -245,15 +293,7 @@ impl Shared {
 
 impl Driver {
     #[must_use]
-    pub fn new(
-        node: Node,
-        queue: Queue,
-        copies: Copies,
-        engine: Arc<Engine>,
-        shared: Arc<Shared>,
-        dialler: Box<dyn Dialler>,
-        members: Box<dyn Members>,
-    ) -> Driver {
+    pub fn new(node: Node, queue: Queue, copies: Copies, engine: Arc<Engine>, shared: Arc<Shared>, around: Around) -> Driver {
         // Nothing is answered before the control core holds a lease.
         engine.set_lease(Instant::ZERO);
         Driver {
@@ -263,10 +303,10 @@ impl Driver {
             copies,
             engine,
             shared,
-            dialler,
-            members,
+            around,
             reported_at: Instant::ZERO,
             watch: clock::Watch::new(),
+            kill: KillPoint::from_env(),
         }
     }
 
@@ -284,6 +324,7 @@ impl Driver {
             if let Some(reason) = self.watch.broke() {
                 self.node.handle(clock::now(), clock::unix_now(), Event::ClockBroke { reason });
                 self.flush();
+                self.engine.trust_clock();
             }
             let mut burst = 0;
             while let Some(wake) = woken {
@@ -327,9 +368,13 @@ impl Driver {
                 let _ = answer.send(done);
                 return true;
             }
-            Wake::Set { key, value, answer } => {
+            Wake::Set { key, value, actor, answer } => {
                 let rules = self.node.rules().set(&key, &value, |time| humantime::parse_duration(time).ok());
-                let _ = answer.send(rules.and_then(|rules| self.node.set_rules(clock::now(), rules)));
+                let _ = answer.send(rules.and_then(|rules| self.node.set_rules(clock::now(), clock::unix_now(), rules, &actor)));
+                return true;
+            }
+            Wake::SetAutoFailover { auto, actor, answer } => {
+                let _ = answer.send(self.node.set_auto_failover(clock::now(), clock::unix_now(), auto, &actor));
                 return true;
             }
             Wake::Stop => return false,
@@ -342,7 +387,7 @@ impl Driver {
         while let Some(effect) = self.node.poll_effect() {
             match effect {
                 Effect::ToCopy { copy, request } => self.copies.send(copy, request),
-                Effect::Dial { region } => self.dialler.dial(region),
+                Effect::Dial { region } => self.around.dialler.dial(region),
                 Effect::Send { conn, message } => self.send(conn, &message),
                 Effect::Unlink { conn, reason } => {
                     if let Some(link) = self.shared.remove_link(conn) {
@@ -361,6 +406,7 @@ impl Driver {
                     self.node.handle(clock::now(), clock::unix_now(), Event::HeadSees { end: vdl, written_at });
                 }
                 Effect::HeadWrites { pen } => {
+                    let passing = self.kill.before("writes", None);
                     // Reads no page, so it may be done on this thread, in the order of the effects: a stop that follows at once
                     // must not be overtaken.
                     if let Err(e) = self.engine.open_writer(pen, Arc::new(self.inbox.clone())) {
@@ -368,27 +414,40 @@ impl Driver {
                         std::process::exit(1);
                     }
                     self.shared.who.send_modify(|who| who.here = true);
+                    passing.passed("writes");
                 }
                 Effect::HeadStops { reason } => {
+                    let passing = self.kill.before("stops", None);
                     self.engine.close_writer(reason);
                     self.shared.who.send_modify(|who| who.here = false);
+                    passing.passed("stops");
                 }
-                Effect::ToMember { to, message } => self.members.send(&to, &message),
+                Effect::ToMember { to, message } => {
+                    let passing = self.kill.before_message(&message);
+                    self.around.members.send(&to, &message);
+                    passing.passed("a message");
+                }
                 Effect::Lease { until } => self.engine.set_lease(until),
                 Effect::HeadDrain { op, deadline } => {
+                    let passing = self.kill.before("drain", None);
                     let inbox = self.inbox.clone();
                     self.engine.drain(deadline, move |drained| {
                         tracing::info!(rolled_back = drained.rolled_back, unanswered = drained.unanswered, "the writer is drained");
                         inbox.send(Event::HeadDrained { op });
                     });
+                    passing.passed("drain");
                 }
                 Effect::HeadUndrain => self.engine.undrain(),
                 Effect::CommitsPause(paused) => self.engine.commits_pause(paused),
                 Effect::OpMoved(op) => {
                     tracing::info!(op = %op.order.id, by = %op.by, "an operation moved on: {:?}", op.state);
+                    let passing = self.kill.before_phase(&op);
                     self.shared.op_moved(*op);
+                    passing.passed("a phase");
                 }
                 Effect::Failover(record) => tracing::info!(op = %record.op, complete = record.complete, "a failover is recorded"),
+                Effect::Audited(entries) => self.around.audit.write(entries),
+                Effect::ReadTouched { archive } => self.around.tails.read(archive),
                 Effect::Gate(gate) => {
                     match &gate {
                         WriteGate::Open => {}
@@ -401,6 +460,8 @@ impl Driver {
                     self.engine.set_primary(primary.as_ref().map(ToString::to_string));
                     self.shared.who.send_modify(|who| who.primary = primary);
                 }
+                Effect::Members(members) => self.around.members.changed(&members),
+                Effect::HeadHides { reason } => self.engine.hide(reason),
                 Effect::Places { places } => self.copies.set_places(places),
                 Effect::Retired { slot, place, by } => self.copies.retire(slot, place.as_deref(), &by),
                 Effect::Note(event) => {
@@ -443,11 +504,48 @@ impl Driver {
         self.flush();
         self.copies.set_serving(self.node.rebuilds_copies());
         *self.shared.control.write() = self.node.control_view(now).map(Arc::new);
+        *self.shared.audit_head.lock() = self.node.audit_head();
         if let Some(ledger) = self.node.ledger()
             && **self.shared.ledger.read() != *ledger
         {
             *self.shared.ledger.write() = Arc::new(ledger.clone());
         }
         *self.shared.report.write() = Arc::new(self.node.report(now, clock::unix_now()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::UnixMicros;
+    use crate::control::{OpId, OpState, Order, OrderKind, Phase};
+
+    #[test]
+    fn the_end_of_an_operation_stays_whatever_comes_late() {
+        let region = RegionName::new("us-east").unwrap();
+        let view = |state: OpState| OpView {
+            order: Order {
+                id: OpId(7),
+                kind: OrderKind::RemoveRegion { region: region.clone() },
+                dry_run: true,
+                timeout_ms: 1,
+                at_epoch: None,
+                actor: String::new(),
+            },
+            from: None,
+            by: region.clone(),
+            state,
+            phases: Vec::new(),
+            began_at: UnixMicros(0),
+            epoch: None,
+            checks: Vec::new(),
+            loss: None,
+            predicted_gap_ms: None,
+        };
+        let mut moved = VecDeque::new();
+        for state in [OpState::Running(Phase::Check), OpState::Done, OpState::Running(Phase::Check)] {
+            note_moved(&mut moved, view(state));
+        }
+        assert_eq!(moved.iter().map(|o| o.state.clone()).collect::<Vec<_>>(), [OpState::Done]);
     }
 }

@@ -10,6 +10,7 @@
 use super::congestion::FloorFactory;
 use crate::base::{ClusterName, RegionName};
 use crate::io::tls::{self, Material, PeerIdentity};
+use parking_lot::RwLock;
 use quinn::congestion::{BbrConfig, ControllerFactory, CubicConfig, NewRenoConfig};
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{ConnectionError, EndpointConfig, IdleTimeout, TokioRuntime, TransportConfig, TransportErrorCode, VarInt};
@@ -102,10 +103,12 @@ pub enum RefusalKind {
     ForeignCopies,
     /// A witness asked for something else than a control link, or was asked for it.
     WrongRole,
+    /// A region that was taken out of the global cluster.
+    Removed,
 }
 
 impl RefusalKind {
-    pub const ALL: [RefusalKind; 10] = [
+    pub const ALL: [RefusalKind; 11] = [
         RefusalKind::WrongCa,
         RefusalKind::WrongCluster,
         RefusalKind::WrongRegion,
@@ -116,6 +119,7 @@ impl RefusalKind {
         RefusalKind::Handshake,
         RefusalKind::ForeignCopies,
         RefusalKind::WrongRole,
+        RefusalKind::Removed,
     ];
 
     /// As a label of a metric.
@@ -132,6 +136,7 @@ impl RefusalKind {
             RefusalKind::Handshake => "handshake",
             RefusalKind::ForeignCopies => "foreign_copies",
             RefusalKind::WrongRole => "wrong_role",
+            RefusalKind::Removed => "removed",
         }
     }
 
@@ -144,13 +149,18 @@ impl RefusalKind {
             }
             RefusalKind::WrongCluster => "the certificate belongs to another global cluster; check `cluster` and [tls] dir on both sides",
             RefusalKind::WrongRegion => "another region answered at that address; check the [[member]] addresses",
-            RefusalKind::UnknownRegion => "the certificate names no member of this global cluster; add it as a [[member]] on both sides",
+            RefusalKind::UnknownRegion => {
+                "the certificate names no member of this global cluster; invite it (parhelion invite), or, before the members were ever changed by a command, add it as a [[member]] on both sides"
+            }
             RefusalKind::Expired => "a certificate is not valid now; run `parhelion certs --renew`, and check both clocks",
             RefusalKind::NoCertificate => "no certificate was shown; only regions of this global cluster can connect",
             RefusalKind::Protocol => "the other side speaks another protocol or another version of it",
             RefusalKind::Handshake => "the handshake failed",
             RefusalKind::ForeignCopies => {
                 "copies serve only the process of their own region, and a region takes only copies of its own; check `region`, [copies] and [tls] dir on both sides"
+            }
+            RefusalKind::Removed => {
+                "that region was taken out of the global cluster; to bring it back: parhelion invite --region REGION at a member, then parhelion join there"
             }
             RefusalKind::WrongRole => "a witness votes and does nothing else: it has no log, no pages and no SQL, and gets none",
         }
@@ -223,12 +233,20 @@ pub(crate) fn printable(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(300).collect()
 }
 
+/// Who is let in, by name.
+#[derive(Debug)]
+struct Members {
+    regions: Vec<RegionName>,
+    /// Taken out: they are told.
+    removed: Vec<RegionName>,
+}
+
 /// The endpoint of a region. Cheap to clone.
 #[derive(Clone)]
 pub struct Quic {
     pub(crate) endpoint: quinn::Endpoint,
     pub(crate) material: Arc<Material>,
-    members: Arc<[RegionName]>,
+    members: Arc<RwLock<Members>>,
     witness: Option<RegionName>,
     client: quinn::ClientConfig,
     /// As `client`, for control links.
@@ -332,7 +350,8 @@ impl Quic {
         })?;
         let endpoint =
             quinn::Endpoint::new(endpoint, server, socket, Arc::new(TokioRuntime)).map_err(|source| QuicError::Socket { addr, source })?;
-        Ok(Quic { endpoint, material, members: members.into(), witness: None, client, control_client, refusals: Arc::default() })
+        let members = Arc::new(RwLock::new(Members { regions: members.to_vec(), removed: Vec::new() }));
+        Ok(Quic { endpoint, material, members, witness: None, client, control_client, refusals: Arc::default() })
     }
 
     /// The witness of the global cluster, if it has one, is let in as well: for a control link.
@@ -340,6 +359,16 @@ impl Quic {
     pub fn with_witness(mut self, witness: Option<RegionName>) -> Quic {
         self.witness = witness;
         self
+    }
+
+    /// Who is let in from here on; this region always is. `removed` are refused as such.
+    pub fn set_members(&self, regions: &[RegionName], removed: &[RegionName]) {
+        let own = self.region();
+        let mut regions = regions.to_vec();
+        if self.material.subject() == tls::Subject::Region && !regions.contains(own) {
+            regions.push(own.clone());
+        }
+        *self.members.write() = Members { regions, removed: removed.iter().filter(|r| *r != own).cloned().collect() };
     }
 
     /// The address in use, with the real port when 0 was asked for.
@@ -403,11 +432,16 @@ impl Quic {
         let Some(leaf) = chain.as_deref().and_then(|chain| chain.first()) else {
             return Err((RefusalKind::NoCertificate, "no certificate".to_owned()));
         };
-        match tls::identify(leaf, self.material.cluster(), &self.members, self.witness.as_ref()) {
+        let members = self.members.read();
+        let cluster = self.material.cluster();
+        match tls::identify(leaf, cluster, &members.regions, self.witness.as_ref()) {
             PeerIdentity::Region(region) => Ok((region, tls::Subject::Region)),
             PeerIdentity::Witness(witness) => Ok((witness, tls::Subject::Witness)),
             PeerIdentity::WrongCluster(name) => Err((RefusalKind::WrongCluster, name)),
-            PeerIdentity::UnknownRegion(name) => Err((RefusalKind::UnknownRegion, name)),
+            PeerIdentity::UnknownRegion(name) => {
+                let was = members.removed.iter().any(|r| tls::dns_name(cluster, r) == name);
+                Err((if was { RefusalKind::Removed } else { RefusalKind::UnknownRegion }, name))
+            }
         }
     }
 

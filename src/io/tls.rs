@@ -22,7 +22,7 @@ use webpki::{EndEntityCert, KeyUsage};
 pub const ALPN: &[u8] = b"parhelion/1";
 
 /// The same between a region and its copies on other machines.
-pub const COPY_ALPN: &[u8] = b"parhelion-copy/2";
+pub const COPY_ALPN: &[u8] = b"parhelion-copy/3";
 
 const DOMAIN: &str = "parhelion.internal";
 
@@ -100,7 +100,7 @@ pub fn ca_cert_file(dir: &Path) -> PathBuf {
     dir.join("ca.pem")
 }
 
-/// Needed only to make certificates; a region process never reads it.
+/// Needed only to make certificates: by `parhelion certs`, and by a region process at the moment at which a region joins that it invited.
 #[must_use]
 pub fn ca_key_file(dir: &Path) -> PathBuf {
     dir.join("ca.key")

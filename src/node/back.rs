@@ -1,14 +1,15 @@
 //! The way back of an old primary (protocol.md rules 21 to 23): what it has beyond the new history is archived, cut, read and told.
 //!
 //! Story: the new primary compares the logs' terms and says where they part. The volume goes back to that point in all copies, and what was cut
-//! stays there as an archive. Then it is read once, frame by frame, and counted: the failover's record becomes exact. A crash anywhere is
+//! stays there as an archive. Then it is read once, frame by frame, and counted, and opened as a database for the rows that it changed: the
+//! failover's record becomes exact. A crash anywhere is
 //! harmless: the volume is cut or it is not, and the archive is counted again by whoever starts next.
 //!
 //! Decides what counts as lost; never cuts anything itself (the volume does), and never drops an archive.
 
-use super::{Node, Stage};
+use super::{Effect, Node, Stage};
 use crate::base::{ConnId, Epoch, GroupId, Instant, LogEnd, RegionName, Seq, TimelineId, UnixMicros};
-use crate::control::{Input, LostTail};
+use crate::control::{Input, LostTail, Touched};
 use crate::log::{Flags, LogOutcome};
 use crate::volume::archive_id;
 
@@ -68,15 +69,34 @@ impl Node {
         self.stage = Stage::Halted { reason };
     }
 
-    /// The log of an old primary is a prefix of the new history: its failover lost nothing, and that is exact now.
+    /// The log of an old primary is a prefix of the new history: its failover lost nothing, and that is exact once its record is known here.
     pub(super) fn nothing_was_lost(&mut self) {
-        let end = *self.appender.vdl();
+        let Some(end) = self.roles.whole_at else { return };
         let Some(new_epoch) = self.epoch_after(&end) else { return };
+        // The record of a reign comes after it. One that was handed over has none: then it waits here for nothing.
         if self.ledger().is_none_or(|l| l.failover_into(new_epoch).is_none()) {
-            return; // it was handed over
+            return;
         }
-        let none = LostTail { new_epoch, from: end, to: end, commits: 0, from_time: None, to_time: None };
-        self.untold.push(none);
+        self.roles.whole_at = None;
+        // What it lost itself nobody can count.
+        let state = self.roles.core().and_then(crate::control::Control::state);
+        if state.and_then(|s| s.cut).is_some_and(|(from, reign)| from <= end.epoch && end.epoch < reign) {
+            let what = format!("this region lost log of epoch {} itself: how many commits the failover lost stays unknown", end.epoch);
+            self.note("loss_uncounted", what);
+            return;
+        }
+        // Whoever went back to there has the rest in an archive, which is counted.
+        if self.appender.archives().iter().all(|a| a.base != end) {
+            self.untold.push(LostTail {
+                new_epoch,
+                from: end,
+                to: end,
+                commits: 0,
+                from_time: None,
+                to_time: None,
+                touched: Ok(Touched::default()),
+            });
+        }
     }
 
     /// The first reign that did not take what a log has that ends there.
@@ -101,7 +121,15 @@ impl Node {
         let Some((archive, new_epoch)) = next else { return };
         let tag = self.next_tag;
         self.next_tag += 1;
-        let tail = LostTail { new_epoch, from: archive.base, to: archive.end, commits: 0, from_time: None, to_time: None };
+        let tail = LostTail {
+            new_epoch,
+            from: archive.base,
+            to: archive.end,
+            commits: 0,
+            from_time: None,
+            to_time: None,
+            touched: Ok(Touched::default()),
+        };
         self.counting = Some(Counting { tag, archive: archive.id, end: archive.end, tail });
         self.appender.read_archive(now, tag, GroupId(0), archive.id, archive.base.seq.next(), READ_BYTES);
     }
@@ -128,12 +156,22 @@ impl Node {
             self.appender.read_archive(now, tag, GroupId(0), archive, last.next(), READ_BYTES);
             return true;
         }
-        let tail = self.counting.take().expect("BUG: it was just there").tail;
+        // Which rows these are, SQL knows and the log does not.
+        self.effects.push_back(Effect::ReadTouched { archive });
+        true
+    }
+
+    /// The archive was opened as a database, or could not be: that its rows are not known holds nothing up.
+    pub(super) fn touched(&mut self, now: Instant, archive: TimelineId, touched: Result<Touched, String>) {
+        let Some(Counting { mut tail, .. }) = self.counting.take_if(|c| c.archive == archive) else { return };
+        if let Err(why) = &touched {
+            self.note("lost_rows_unreadable", format!("which rows a lost tail changed is not known: {why}"));
+        }
         self.note(
             "lost_tail_read",
             format!("{} commits of this region were lost by the failover into epoch {}", tail.commits, tail.new_epoch),
         );
+        tail.touched = touched;
         self.tell(now, Input::TailRead(tail));
-        true
     }
 }

@@ -2,8 +2,9 @@
 //!
 //! Plain data, made from a control core's view, for status, metrics, HTTP and commands. Decides nothing; what is not known is `None`.
 
+use super::report::LineageIdText;
 use crate::base::{CommitRules, Epoch, LogEnd, Lsn, RegionName, UnixMicros};
-use crate::control::{ControlView, FailoverRecord, Ledger, OpState, OpView, OrderKind, Phase, Sureness};
+use crate::control::{ControlView, FailoverRecord, Ledger, OpState, OpView, OrderKind, Phase, Sureness, TouchedTable};
 
 /// One member's word on roles.
 #[derive(Clone, Debug, PartialEq, bincode::Encode, bincode::Decode, serde::Serialize, serde::Deserialize)]
@@ -30,15 +31,45 @@ pub struct ControlReport {
     pub grant_left_ms: u64,
     /// Regions that claimed to write at the same time; more than 1 is an emergency.
     pub writers_seen: u32,
+    /// Members of another lineage that this one met, and which; while there are any, nothing is written.
+    pub rivals: Vec<RivalReport>,
+    /// 0: nobody has changed the members, they are what the files say.
+    pub members_version: u64,
+    /// Where this member's file is older than that; sentences.
+    pub stale: Vec<String>,
     /// When a commit may be acknowledged; of the primary. null in a witness.
     pub rules: Option<RulesReport>,
+    /// What the cluster does by itself when its primary is gone, as far as this member has heard: `off`, `lossless`, `max_loss=5s`.
+    pub auto_failover: String,
+    /// What its file says, if anything; it does not count once the cluster has a rule.
+    pub auto_failover_of_file: Option<String>,
+    /// As the primary: a majority of the voters keeps that rule.
+    pub auto_failover_told: bool,
     pub reason: Option<String>,
     /// Under way, or the last that ended.
     pub operation: Option<OperationReport>,
+    /// What the last switchover and the last failover that were done took.
+    pub durations: Vec<DurationsReport>,
     /// Newest first.
     pub failovers: Vec<FailoverReport>,
     /// Its control links.
     pub peers: Vec<PeerReport>,
+}
+
+/// A member of another lineage.
+#[derive(Clone, Debug, PartialEq, bincode::Encode, bincode::Decode, serde::Serialize, serde::Deserialize)]
+pub struct RivalReport {
+    pub member: RegionName,
+    pub lineage: LineageIdText,
+}
+
+/// What an operation took, by phase.
+#[derive(Clone, Debug, PartialEq, bincode::Encode, bincode::Decode, serde::Serialize, serde::Deserialize)]
+pub struct DurationsReport {
+    /// `switchover`, `failover`.
+    pub kind: String,
+    pub phases: Vec<PhaseReport>,
+    pub write_gap_ms: Option<u64>,
 }
 
 /// What a commit waits for, beyond 4 of 6 copies.
@@ -66,10 +97,12 @@ pub struct PeerReport {
 #[derive(Clone, Debug, PartialEq, bincode::Encode, bincode::Decode, serde::Serialize, serde::Deserialize)]
 pub struct OperationReport {
     pub id: String,
-    /// `switchover`, `failover`, `set_voters`.
+    /// `switchover`, `failover`, `set_voters`, `add_region`, `remove_region`, `new_lineage`.
     pub kind: String,
     pub from: Option<RegionName>,
     pub to: Option<RegionName>,
+    /// That comes or goes.
+    pub region: Option<RegionName>,
     /// Of the reign that it made.
     pub epoch: Option<Epoch>,
     /// `running`, `done`, `refused`, `failed`, `superseded`; `unknown`: whoever carries it out does not answer.
@@ -115,6 +148,8 @@ pub struct LossReport {
     pub bytes: u64,
     pub commits_at_most: u64,
     pub ms: Option<u64>,
+    /// And so long after its last sign the old primary may have gone on: the rest of its lease. `--max-loss` counts both.
+    pub alone_ms: u64,
     pub base_lsn: Lsn,
     pub known_end_lsn: Lsn,
 }
@@ -139,6 +174,12 @@ pub struct FailoverReport {
     pub unproven: bool,
     /// What was known when it was done.
     pub loss: LossReport,
+    /// Tables that the lost commits changed, with the first keys of each; null while that is not known.
+    pub touched: Option<Vec<TouchedTable>>,
+    /// So many more tables.
+    pub touched_tables_more: u64,
+    /// Why it is not known although the rest is; a sentence.
+    pub touched_unknown: Option<String>,
 }
 
 impl ControlReport {
@@ -160,13 +201,32 @@ impl ControlReport {
             voters_heard: view.voters_heard.clone(),
             grant_left_ms: view.grant_left_ms,
             writers_seen: view.writers_seen,
+            rivals: view.rivals.iter().map(|(r, l)| RivalReport { member: r.clone(), lineage: LineageIdText::from(*l) }).collect(),
+            members_version: view.voters.members.as_ref().map_or(0, |_| view.voters.version),
+            stale: Vec::new(),
             rules: rules.map(|r| RulesReport { sync: r.sync, max_rpo_ms: r.max_rpo_ms, pause_alone: r.pause_alone }),
+            auto_failover: view.auto.to_string(),
+            auto_failover_of_file: view.auto_of_file.map(|auto| auto.to_string()),
+            auto_failover_told: view.auto_told,
             reason: view.reason.clone(),
             operation: view.op.as_ref().or_else(last).map(OperationReport::of),
+            durations: ledger.map_or_else(Vec::new, durations),
             failovers: ledger.map_or_else(Vec::new, |l| l.failovers().iter().map(FailoverReport::of).collect()),
             peers: Vec::new(),
         }
     }
+}
+
+/// Of each kind the newest that was done.
+fn durations(ledger: &Ledger) -> Vec<DurationsReport> {
+    let done = ledger.ops().iter().filter(|o| o.state == OpState::Done && !o.order.dry_run);
+    let mut all: Vec<DurationsReport> = Vec::new();
+    for op in done.map(OperationReport::of).filter(|o| o.kind != "set_voters") {
+        if !all.iter().any(|d| d.kind == op.kind) {
+            all.push(DurationsReport { kind: op.kind, phases: op.phases, write_gap_ms: op.write_gap_ms });
+        }
+    }
+    all
 }
 
 impl OperationReport {
@@ -176,6 +236,9 @@ impl OperationReport {
             OrderKind::Switchover { .. } => "switchover",
             OrderKind::Failover { .. } => "failover",
             OrderKind::SetVoters { .. } => "set_voters",
+            OrderKind::AddRegion { .. } => "add_region",
+            OrderKind::RemoveRegion { .. } => "remove_region",
+            OrderKind::NewLineage { .. } => "new_lineage",
         };
         let (state, phase, reason) = match &op.state {
             OpState::Running(phase) => ("running", Some(phase.to_string()), None),
@@ -196,6 +259,7 @@ impl OperationReport {
             kind: kind.to_owned(),
             from: op.from.clone(),
             to: op.order.kind.to().cloned(),
+            region: op.order.kind.region().cloned(),
             epoch: op.epoch,
             state: state.to_owned(),
             phase,
@@ -233,6 +297,7 @@ impl LossReport {
             bytes: loss.bytes,
             commits_at_most: loss.commits_at_most,
             ms: loss.ms,
+            alone_ms: loss.alone_ms,
             base_lsn: loss.base.end_lsn,
             known_end_lsn: loss.known_end.end_lsn,
         }
@@ -244,6 +309,7 @@ impl FailoverReport {
     pub fn of(record: &FailoverRecord) -> FailoverReport {
         let tail = record.tail.as_ref();
         let nothing = record.loss.is_none_for_sure();
+        let touched = tail.and_then(|t| t.touched.as_ref().ok());
         let lsn = |of: fn(&crate::control::LostTail) -> LogEnd, known: LogEnd| Some(tail.map_or(known, of).end_lsn);
         FailoverReport {
             id: record.op.to_string(),
@@ -262,6 +328,9 @@ impl FailoverReport {
             actor: record.actor.clone(),
             unproven: record.unproven,
             loss: LossReport::of(&record.loss),
+            touched: touched.map(|t| t.tables.clone()).or(nothing.then(Vec::new)),
+            touched_tables_more: touched.map_or(0, |t| t.tables_more),
+            touched_unknown: tail.and_then(|t| t.touched.as_ref().err()).cloned(),
         }
     }
 }

@@ -5,7 +5,7 @@
 
 use super::report::{LagReport, RegionState};
 use super::{Effect, Identity, Node};
-use crate::base::{ConnId, Epoch, Instant, Limits, LogEnd, Lsn, Prng, RegionName, UnixMicros};
+use crate::base::{ConnId, Epoch, Instant, Limits, LineageId, LogEnd, Lsn, Prng, RegionName, UnixMicros};
 use crate::log::{Flags, Frame};
 use crate::ship::catchup::{RateMeter, estimate_bytes};
 use crate::ship::wire::Control;
@@ -91,6 +91,11 @@ impl Follower {
             behind_since: None,
             catching_up_to: None,
         }
+    }
+
+    /// Whom to dial while no primary is known.
+    pub(super) fn candidates_are(&mut self, candidates: Vec<RegionName>) {
+        self.candidates = candidates;
     }
 
     pub(super) fn primary_is(&mut self, primary: RegionName) {
@@ -195,24 +200,28 @@ impl Follower {
     }
 
     /// The first word on a link that this side dialled.
-    pub(super) fn hello(&mut self, now: Instant, conn: ConnId, who: &Identity, appender: &Appender, epoch: Epoch) -> Option<Message> {
-        let Contact::Dialling { region, .. } = &self.contact else { return None };
-        let region = region.clone();
-        Some(self.hello_on(now, conn, region, who, appender, epoch))
-    }
-
-    /// The first word of a conversation, on a link that is there.
-    pub(super) fn hello_on(
+    pub(super) fn hello(
         &mut self,
         now: Instant,
         conn: ConnId,
-        region: RegionName,
         who: &Identity,
         appender: &Appender,
+        lineage: Option<LineageId>,
         epoch: Epoch,
-    ) -> Message {
+    ) -> Option<Message> {
+        let Contact::Dialling { region, .. } = &self.contact else { return None };
+        let region = region.clone();
+        self.greet(now, conn, region);
+        Some(self.first_word(who, appender, lineage, epoch))
+    }
+
+    /// A conversation begins, on a link that is there.
+    pub(super) fn greet(&mut self, now: Instant, conn: ConnId, region: RegionName) {
         self.contact = Contact::Greeting { conn, region, since: now, early: Vec::new() };
-        let position = match (appender.phase(), appender.lineage()) {
+    }
+
+    pub(super) fn first_word(&mut self, who: &Identity, appender: &Appender, lineage: Option<LineageId>, epoch: Epoch) -> Message {
+        let position = match (appender.phase(), lineage) {
             (VolumePhase::Serving, Some(lineage)) => Some(Position { lineage, end: *appender.end(), history: appender.history().clone() }),
             _ => None,
         };
@@ -371,7 +380,7 @@ impl Node {
             self.follower.last_trouble = Some(SHORT_OF_ROOM.into());
             self.unlink(now, conn, SHORT_OF_ROOM.into());
         }
-        let ready = !short && matches!(self.appender.phase(), VolumePhase::Serving | VolumePhase::AwaitingSeed);
+        let ready = !short && !self.roles.hidden && matches!(self.appender.phase(), VolumePhase::Serving | VolumePhase::AwaitingSeed);
         match &self.follower.contact {
             Contact::Waiting { until } if now >= *until && ready && self.roles.is_member() && !self.follower.candidates.is_empty() => {
                 let source = self.follower.catching_up_to.as_ref().map(|(from, ..)| from.clone());
@@ -446,7 +455,7 @@ impl Node {
     fn greeted(&mut self, now: Instant, conn: ConnId, region: RegionName, control: Control) {
         match control {
             Control::Welcome { lineage, layout, epoch, primary, seed, resumes, rules } => {
-                if self.appender.lineage().is_some_and(|own| own != lineage) && *self.appender.phase() == VolumePhase::Serving {
+                if self.lineage().is_some_and(|own| own != lineage) && *self.appender.phase() == VolumePhase::Serving {
                     let reason = format!("{region} is of lineage {lineage}, this region's data is not; two histories are never merged");
                     self.follower.last_trouble = Some(reason.clone());
                     self.follower.wait(now, RETRY_REFUSED);

@@ -81,6 +81,15 @@ impl Leader {
         (log, self.senders.values().filter_map(Sender::needs_pages_at).chain(held().map(|b| b.end_lsn)).min())
     }
 
+    /// Where the secondary that is farthest behind would begin its reign. One that is away for long, or never had anything, is not waited for.
+    pub(super) fn fork(&self, now: Instant, limits: &Limits) -> Option<Lsn> {
+        let of = |region: &RegionName, known: &Known| {
+            self.senders.values().find(|s| s.region() == region).map_or(known.durable, |s| *s.durable())
+        };
+        let lately = self.known.iter().filter(|(_, k)| k.gone_at.is_none_or(|t| now.since(t) < limits.log_retain));
+        lately.map(|(region, known)| of(region, known)).filter(|at| *at != LogEnd::EMPTY).map(|at| at.end_lsn).min()
+    }
+
     pub(super) fn unlinked(&mut self, now: Instant, wall: UnixMicros, conn: ConnId) -> Option<RegionName> {
         let sender = self.senders.remove(&conn)?;
         let region = sender.region().clone();
@@ -99,6 +108,11 @@ impl Leader {
         };
         self.known.insert(region.clone(), known);
         Some(region)
+    }
+
+    /// Regions that are no members hold nothing back.
+    pub(super) fn forget_all_but(&mut self, members: &[RegionName]) {
+        self.known.retain(|region, _| members.contains(region));
     }
 
     /// This region leads no more: its conversations are over.
@@ -168,6 +182,9 @@ impl Node {
             let refusal = Refusal::OtherCluster { ours: self.who.cluster.clone(), theirs: hello.cluster.clone() };
             return self.refuse(conn, refusal, peer);
         }
+        if !self.is_welcome(peer) {
+            return self.refuse(conn, Refusal::NoMember { region: peer.clone() }, peer);
+        }
         if hello.region != *peer {
             let refusal = Refusal::OtherRegion { certificate: peer.clone(), claimed: hello.region.clone() };
             return self.refuse(conn, refusal, peer);
@@ -175,7 +192,7 @@ impl Node {
         // Whoever is about to take over may fetch what this secondary has more; never a seed.
         let whole = !self.roles.unsettled || self.roles.lends_its_last();
         let lends = hello.catches_up && hello.position.is_some() && matches!(self.stage, Stage::Following) && whole;
-        let Some(lineage) = self.appender.lineage().filter(|_| lends || matches!(self.stage, Stage::Leading)) else {
+        let Some(lineage) = self.lineage().filter(|_| lends || matches!(self.stage, Stage::Leading)) else {
             let primary = self.roles.reign.as_ref().map(|(_, p)| p.clone()).filter(|p| *p != self.who.region);
             let message = Message::Control(Control::NotPrimary { primary, epoch: self.epoch() });
             self.effects.push_back(Effect::Send { conn, message });
@@ -191,8 +208,18 @@ impl Node {
         }
         let vdl = *self.appender.vdl();
         let log_from = self.appender.log_from();
-        match Sender::greet(hello, lineage, self.appender.history(), &vdl, log_from, self.limits.clone(), now) {
-            Err(refusal) => self.refuse(conn, refusal, peer),
+        let volume = self.appender.lineage().unwrap_or(lineage);
+        match Sender::greet(hello, (lineage, volume), self.appender.history(), &vdl, log_from, self.limits.clone(), now) {
+            Err(refusal) => {
+                // It was shipped only what was durable here, in this very reign.
+                if let (Refusal::Diverged { theirs, .. }, Stage::Leading) = (&refusal, &self.stage)
+                    && theirs.epoch == self.epoch()
+                {
+                    let (known, by) = (*theirs, format!("the log of {peer}"));
+                    self.tell(now, Input::LogLost { known, end: vdl, by });
+                }
+                self.refuse(conn, refusal, peer);
+            }
             Ok((_, Start::Rewind { common, end })) => {
                 self.note(
                     "secondary_parts",
@@ -213,6 +240,12 @@ impl Node {
                     Start::ResumedSeed => "in the middle of a seed, which resumes".into(),
                     Start::Log | Start::Rewind { .. } => format!("resumes behind {}", sender.received()),
                 };
+                if let Some(had) =
+                    self.leader.known.get(peer).map(|k| k.durable).filter(|had| start == Start::Log && *had > *sender.durable())
+                {
+                    let has = *sender.durable();
+                    self.note("secondary_lost_log", format!("{peer} had everything durable up to {had} and has it up to {has} now: its disks lost what they said was synced. It comes again"));
+                }
                 let seed_pages_sent = self.leader.known.get(peer).map_or(0, |k| k.seed_pages_sent);
                 self.note("secondary_connected", format!("{peer}: {how}"));
                 let known = Known {
@@ -339,7 +372,8 @@ impl Node {
                 SenderEffect::ReadPages { at, from, bytes_max } => {
                     // The pages at `at` must not be folded away before they are read.
                     let (log, pages) = self.leader.needs(now, &self.limits, self.who.members.len());
-                    self.appender.set_needs(self.oldest_pin, pages, log);
+                    let fork = self.leader.fork(now, &self.limits);
+                    self.appender.set_needs(self.oldest_pin, pages, log, fork);
                     let tag = self.tag_for(conn);
                     self.appender.read_pages(now, tag, at, from, bytes_max);
                 }

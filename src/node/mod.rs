@@ -13,20 +13,22 @@ mod committing;
 mod control_report;
 mod follow;
 mod lead;
+mod members;
 pub mod report;
 mod roles;
 
 use crate::base::{
     ClusterName, ConnId, CopyId, Epoch, Generation, GroupId, Instant, Layout, Limits, LineageId, LogEnd, Lsn, MemberId, Prng, RegionName,
-    UnixMicros, WriteGate,
+    TimelineId, UnixMicros, WriteGate,
 };
 use crate::control::{
-    self, ControlMessage, ControlState, FailoverRecord, Input, LostTail, OpId, OpView, Order, Start, VoterSet, VoterState,
+    self, Action, AuditEntry, ControlMessage, ControlState, FailoverRecord, Input, LostTail, MembersView, OpId, OpView, Order, Start,
+    Touched, VoterSet, VoterState,
 };
 use crate::log::{Frame, Pen};
 use crate::ship::{Message, Refusal};
 use crate::volume::membership::Incarnation;
-use crate::volume::{Appender, AppenderEffect, CopyHealth, CopyReply, CopyRequest, Found, HeldBy, VolumePhase};
+use crate::volume::{Appender, AppenderEffect, CopyHealth, CopyReply, CopyRequest, Found, HeldBy, LostLog, VolumePhase};
 use committing::Committing;
 use follow::Follower;
 use lead::Leader;
@@ -44,6 +46,12 @@ pub enum Event {
     CopyLost {
         copy: MemberId,
         reason: String,
+    },
+    /// A copy that cannot be opened: its files show that the log was durable up to there.
+    CopyProves {
+        copy: MemberId,
+        lineage: LineageId,
+        durable: LogEnd,
     },
     CopyReplied {
         copy: MemberId,
@@ -72,6 +80,10 @@ pub enum Event {
         from: RegionName,
         message: ControlMessage,
     },
+    /// A member refused this region's connection: it was taken out.
+    SaidOut {
+        by: RegionName,
+    },
     /// An operator's order, here or passed on.
     Order(Order),
     /// The clock that leases are counted on cannot be trusted since an unknown moment.
@@ -94,11 +106,17 @@ pub enum Event {
     HeadPins {
         oldest: Lsn,
     },
+    /// The answer to [`Effect::ReadTouched`].
+    Touched {
+        archive: TimelineId,
+        touched: Result<Touched, String>,
+    },
     Timeout,
 }
 
 /// Everything a node can want.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "they are handed on one at a time, and none is kept")]
 pub enum Effect {
     ToCopy {
         copy: MemberId,
@@ -135,6 +153,16 @@ pub enum Effect {
     CommitsPause(bool),
     OpMoved(Box<OpView>),
     Failover(Box<FailoverRecord>),
+    /// New in this member's audit, and kept on its copies: to be written to its file, too.
+    Audited(Vec<AuditEntry>),
+    /// Opens a lost tail as a database and says which rows it changed.
+    ReadTouched {
+        archive: TimelineId,
+    },
+    /// This region was taken out: whoever reads here is refused with that, until a reset.
+    HeadHides {
+        reason: String,
+    },
     /// The volume stands at `at`: whatever the head cached is void.
     HeadReset {
         at: LogEnd,
@@ -154,6 +182,8 @@ pub enum Effect {
     },
     Gate(WriteGate),
     PrimaryIs(Option<RegionName>),
+    /// Who is a member from here on.
+    Members(Box<MembersView>),
     /// Where copies live; `None`: where the configuration says. One that is open elsewhere is closed and opened there.
     Places {
         places: BTreeMap<CopyId, Option<String>>,
@@ -174,6 +204,8 @@ pub struct Identity {
     pub region: RegionName,
     pub founder: RegionName,
     pub members: Vec<RegionName>,
+    /// How this region reaches them, by its file.
+    pub addrs: BTreeMap<RegionName, String>,
     /// The member without data that only votes.
     pub witness: Option<RegionName>,
     /// Leases and patience.
@@ -224,6 +256,8 @@ pub struct Node {
     control: Option<ControlState>,
     roles: Roles,
     counting: Option<back::Counting>,
+    /// Log that was durable is missing here, as this region's copies show.
+    lost: Option<LostLog>,
     /// What an old primary lost, and the core was not told yet.
     untold: Vec<LostTail>,
     committing: Committing,
@@ -240,6 +274,8 @@ pub struct Node {
     event_no: u64,
     /// The last that was noted of each copy: one that fails in the same way every second is one event.
     copies_noted: BTreeMap<MemberId, String>,
+    /// Copies that came with less than they once had, and are not up yet.
+    copies_forgot: BTreeMap<MemberId, String>,
     effects: VecDeque<Effect>,
 }
 
@@ -267,6 +303,7 @@ impl Node {
             control: None,
             roles: Roles::default(),
             counting: None,
+            lost: None,
             untold: Vec::new(),
             committing: Committing::default(),
             appender,
@@ -277,6 +314,7 @@ impl Node {
             oldest_pin: Lsn(u64::MAX),
             event_no: 0,
             copies_noted: BTreeMap::new(),
+            copies_forgot: BTreeMap::new(),
             effects: VecDeque::new(),
         }
     }
@@ -304,11 +342,13 @@ impl Node {
         self.wall = wall;
         match event {
             Event::Member { from, message } => self.tell(now, Input::Message { from, message }),
+            Event::SaidOut { by } => self.tell(now, Input::SaidOut { by }),
             Event::Order(order) => self.tell(now, Input::Order(order)),
             Event::ClockBroke { reason } => self.tell(now, Input::ClockBroke { reason }),
             Event::HeadDrained { op } => self.tell(now, Input::Drained { op }),
             Event::CopyOpened { copy, promised } => self.appender.copy_opened(now, copy, promised),
             Event::CopyLost { copy, reason } => self.appender.copy_lost(now, copy, reason),
+            Event::CopyProves { copy, lineage, durable } => self.appender.copy_proves(copy, lineage, durable),
             Event::CopyReplied { copy, reply } => self.appender.handle_reply(now, copy, reply),
             Event::Submitted { frames } => {
                 if matches!(self.stage, Stage::Leading) {
@@ -320,6 +360,7 @@ impl Node {
                 self.drain_follower(now);
             }
             Event::HeadPins { oldest } => self.oldest_pin = oldest,
+            Event::Touched { archive, touched } => self.touched(now, archive, touched),
             Event::Linked { conn, peer, dialled } => self.linked(now, conn, peer, dialled),
             Event::Unlinked { conn, reason } => self.unlinked(now, conn, &reason),
             Event::DialFailed { region, reason } => self.follower.dial_failed(now, &region, reason),
@@ -329,6 +370,7 @@ impl Node {
         self.timers(now);
         self.drain_appender(now);
         self.drive_roles(now);
+        self.judge_out(now);
         self.drain_appender(now);
     }
 
@@ -351,7 +393,8 @@ impl Node {
         }
         let leads = matches!(self.stage, Stage::Leading) || self.leader.ships();
         let (log, pages) = if leads { self.leader.needs(now, &self.limits, self.who.members.len()) } else { (None, None) };
-        self.appender.set_needs(self.oldest_pin, pages, log);
+        let fork = if leads { self.leader.fork(now, &self.limits) } else { None };
+        self.appender.set_needs(self.oldest_pin, pages, log, fork);
     }
 
     // ---- the volume's effects --------------------------------------------------------------------------------------
@@ -426,6 +469,14 @@ impl Node {
                         self.lead_pages(now, conn, outcome);
                     }
                 }
+                AppenderEffect::CopyForgot { copy, what } => {
+                    let what = format!(
+                        "what lies at copy {copy} is older than what it once acknowledged: {what}. An old backup or snapshot was put back, or its disk                          lost writes. It counts no more as what it was, gets what it lacks from the others, and is a new member then"
+                    );
+                    self.copies_forgot.insert(copy, what.clone());
+                    self.note("copy_forgot", what);
+                }
+                AppenderEffect::LogLost { copy, lost } => self.log_lost_late(now, copy, lost),
                 AppenderEffect::CopyDamaged { copy, damage } => {
                     let then = if damage.healed { "it was written again from memory" } else { "it is rebuilt from its peers" };
                     self.note("copy_damaged", format!("copy {copy}: {damage}; {then}"));
@@ -471,9 +522,10 @@ impl Node {
         self.roles.reign = control.as_ref().and_then(ControlState::top).map(|(epoch, primary)| (epoch, primary.clone()));
         let start = control::start(&self.who.region, &self.who.founder, self.control.as_ref(), has_log);
         match (start, found) {
-            (Start::Closed, Found::Log { consistent, end, .. }) => {
+            (Start::Closed, Found::Log { consistent, end, lost, .. }) => {
                 self.note("recovered", format!("the log ends at {end}; asking a majority whether this region is still the primary"));
                 self.reason = Some("it was the primary and asks a majority of the voters whether it still is".into());
+                self.lost = lost;
                 self.roles.holds_commits = true;
                 self.stage = Stage::Closed { consistent };
                 self.begin_roles(now, voter);
@@ -494,8 +546,15 @@ impl Node {
                 self.stage = Stage::Founding { lineage };
                 self.put_again();
             }
-            (Start::Follow, Found::Log { end, consistent, .. }) => {
+            (Start::Follow, Found::Log { end, consistent, lost, .. }) => {
                 self.note("recovered", format!("the log ends at {end}; following"));
+                if let Some(lost) = &lost {
+                    self.note(
+                        "log_lost",
+                        format!("this region's copies have lost log that was durable: {lost}. The primary has it, and it comes again"),
+                    );
+                }
+                self.lost = lost;
                 self.look_for_the_known();
                 self.stage = Stage::Opening { pen: None };
                 self.appender.follow(now, consistent);
@@ -517,11 +576,19 @@ impl Node {
     /// This process recovered before, and knows more than what it finds: it became something else, or the log it had chosen was lost.
     fn recovered_again(&mut self, now: Instant, found: &Found) {
         self.put_again();
-        let Found::Log { consistent, .. } = found else {
+        let Found::Log { consistent, lost, .. } = found else {
             self.stage = Stage::Following;
             return;
         };
+        self.lost.clone_from(lost);
         match self.roles.intent.take() {
+            // What this process made durable, or the one before it, is not there any more.
+            Some(Intent::Resume(epoch)) if self.lost.is_some() => {
+                self.stage = Stage::Closed { consistent: *consistent };
+                self.tell_lost(now);
+                self.tell_log(now);
+                self.tell(now, Input::PromotionFailed { epoch, reason: "its copies have lost log that was durable".into() });
+            }
             Some(intent) => self.lead(now, intent, *consistent),
             None => {
                 self.stage = Stage::Opening { pen: None };
@@ -630,7 +697,10 @@ impl Node {
     fn copy_changed(&mut self, copy: MemberId, health: &CopyHealth) {
         let (kind, what) = match health {
             CopyHealth::Down { reason } => ("copy_down", format!("copy {copy} is down: {reason}")),
-            CopyHealth::Up => ("copy_up", format!("copy {copy} is up")),
+            CopyHealth::Up => {
+                self.copies_forgot.remove(&copy);
+                ("copy_up", format!("copy {copy} is up"))
+            }
             CopyHealth::Seeding => ("copy_seeding", format!("copy {copy} is being rebuilt")),
             CopyHealth::Starting | CopyHealth::CatchingUp => return,
         };
@@ -646,7 +716,8 @@ impl Node {
         self.links.insert(conn, peer.clone());
         if dialled {
             let epoch = self.epoch();
-            let hello = self.follower.hello(now, conn, &self.who, &self.appender, epoch);
+            let lineage = self.lineage();
+            let hello = self.follower.hello(now, conn, &self.who, &self.appender, lineage, epoch);
             if let (Stage::Following, Some(message)) = (&self.stage, hello) {
                 self.effects.push_back(Effect::Send { conn, message });
             } else {
@@ -661,6 +732,8 @@ impl Node {
         self.reads.retain(|_, c| *c != conn);
         if let Some(region) = self.leader.unlinked(now, self.wall, conn) {
             self.note("secondary_disconnected", format!("{region}: {reason}"));
+            // Whether commits may go on without it is a matter of the rules, also while none waits.
+            self.release(now);
         }
         if let Some(primary) = self.follower.unlinked(now, self.wall, conn) {
             self.note("primary_disconnected", format!("{primary}: {reason}"));
@@ -704,6 +777,9 @@ impl Node {
     /// # Errors
     /// A sentence that says why not, or what it waits for.
     pub fn replace_copy(&mut self, now: Instant, slot: CopyId, candidate: Vec<Incarnation>, place: String) -> Result<String, String> {
+        let what = format!("copy {slot} is to be replaced by a new one in {place}");
+        self.tell(now, Input::Audit(Action { actor: "an operator of this region".into(), op: None, kind: "copy", what }));
+        self.drive_roles(now);
         self.appender.replace_copy(slot, candidate, place.clone())?;
         self.note("copy_replacing", format!("copy {slot} is being replaced by a new one in {place}"));
         self.drain_appender(now);
@@ -718,6 +794,9 @@ impl Node {
     /// # Errors
     /// A sentence that says why not.
     pub fn cancel_replace(&mut self, now: Instant, slot: CopyId) -> Result<String, String> {
+        let what = format!("copy {slot} is not to be replaced any more");
+        self.tell(now, Input::Audit(Action { actor: "an operator of this region".into(), op: None, kind: "copy", what }));
+        self.drive_roles(now);
         self.appender.cancel_replace(slot)?;
         self.note("copy_replace_cancelled", format!("copy {slot} is not replaced: it comes back and catches up"));
         self.drain_appender(now);
@@ -727,6 +806,11 @@ impl Node {
     // ---- what others see -------------------------------------------------------------------------------------------
 
     fn note(&mut self, kind: &str, what: String) {
+        self.note_of(kind, what, None, None);
+    }
+
+    /// As [`Self::note`], of an operation.
+    fn note_of(&mut self, kind: &str, what: String, op: Option<(&OpId, &str)>, duration_ms: Option<u64>) {
         self.event_no += 1;
         let event = OperatorEvent {
             no: self.event_no,
@@ -736,6 +820,9 @@ impl Node {
             epoch: self.epoch(),
             durable_lsn: self.appender.vdl().end_lsn,
             what,
+            op: op.map(|(id, _)| id.to_string()),
+            actor: op.map(|(_, actor)| actor.to_owned()),
+            duration_ms,
         };
         self.effects.push_back(Effect::Note(event));
     }
@@ -762,14 +849,18 @@ impl Node {
             Stage::Leading if self.appender.has_quorum() && now < self.lease_until() => (RegionState::Writable, self.committing.pause()),
             Stage::Leading => (RegionState::Fenced, self.roles.stopped().or_else(|| Some("it waits for its lease".into()))),
             Stage::Halted { reason } => (RegionState::Fenced, Some(reason.clone())),
+            Stage::Following if self.roles.lost().is_some() => (RegionState::Fenced, self.roles.lost().map(str::to_owned)),
             Stage::Following => self.follower.state(now, &self.limits, &self.appender),
             Stage::GoingBack { primary } => {
                 (RegionState::CatchingUp, Some(format!("what {primary} does not have is archived and cut; then this region follows it")))
             }
+            Stage::Closed { .. } if self.roles.lost().is_some() => (RegionState::Fenced, self.roles.lost().map(str::to_owned)),
             Stage::Recovering | Stage::Founding { .. } | Stage::Opening { .. } | Stage::Closed { .. } | Stage::Pending => {
                 (RegionState::Starting, self.reason.clone())
             }
         };
+        let out = self.roles.out();
+        let (state, reason) = if out.is_some() { (RegionState::Fenced, out) } else { (state, reason) };
         let vdl = self.appender.vdl();
         let ago = |at: Instant| UnixMicros(wall.0.saturating_sub(u64::try_from(now.since(at).as_micros()).unwrap_or(u64::MAX)));
         let copies = self.appender.copies().into_iter().map(|c| {
@@ -784,7 +875,7 @@ impl Node {
             let low = || {
                 c.low.then(|| "its disk is almost full: make room there; new writes stop when fewer than four copies have any".to_owned())
             };
-            let reason = reason.or_else(low).or_else(|| {
+            let reason = reason.or_else(|| self.copies_forgot.get(&c.copy).cloned()).or_else(low).or_else(|| {
                 replacing.map(|r| {
                     format!("takes the slot of the copy before it, in {}; `parhelion copy replace {} --cancel` goes back", r.place, r.slot)
                 })
@@ -828,7 +919,7 @@ impl Node {
             state,
             reason,
             epoch: self.epoch(),
-            lineage: self.appender.lineage().map(Into::into),
+            lineage: self.lineage().map(Into::into),
             primary: self.roles.reign.as_ref().map(|(_, primary)| primary.clone()),
             reported_at: wall,
             written_lsn: self.appender.end().end_lsn,
@@ -841,7 +932,7 @@ impl Node {
             retention: self.retention(),
             copies: copies.collect(),
             volume: report::VolumeReport::of(self.who.layout),
-            readers: 1,
+            readers: u32::from(!self.roles.hidden),
             secondaries: if matches!(self.stage, Stage::Leading) { self.leader.report(now, &self.limits, vdl) } else { Vec::new() },
             control: self
                 .control_view(now)
@@ -862,6 +953,7 @@ impl Node {
             HeldBy::Time => "time",
             HeldBy::Reader => "reader",
             HeldBy::Seed => "seed",
+            HeldBy::Fork => "fork",
             HeldBy::Repair => "repair",
             HeldBy::Budget => "budget",
         };
@@ -887,6 +979,7 @@ impl Node {
     pub fn is_readable(&self) -> bool {
         matches!(self.stage, Stage::Leading | Stage::Pending | Stage::Following)
             && !self.roles.unsettled
+            && self.roles.out().is_none()
             && *self.appender.phase() == VolumePhase::Serving
             && *self.appender.vdl() != LogEnd::EMPTY
     }

@@ -3,7 +3,8 @@
 //! What is not known is `None` and never 0. Times are on the reporting region's wall clock unless a name says otherwise.
 
 pub use super::control_report::{
-    CheckReport, ControlReport, FailoverReport, LossReport, OperationReport, PeerReport, PhaseReport, RulesReport,
+    CheckReport, ControlReport, DurationsReport, FailoverReport, LossReport, OperationReport, PeerReport, PhaseReport, RivalReport,
+    RulesReport,
 };
 pub use crate::ship::{CatchUpKind, CatchUpReport, LagReport};
 
@@ -217,4 +218,8 @@ pub struct OperatorEvent {
     pub durable_lsn: Lsn,
     /// A sentence.
     pub what: String,
+    /// Of an operation (`operation_began`, `operation_phase`, `operation_ended`): which, who ordered it, how long the phase or all of it took.
+    pub op: Option<String>,
+    pub actor: Option<String>,
+    pub duration_ms: Option<u64>,
 }

@@ -8,10 +8,14 @@
 //! counts was kept before it was said.
 
 use super::{Effect, Node, Stage};
-use crate::base::{ConnId, Epoch, Instant, LogEnd, RegionName, WriteGate};
-use crate::control::{Control, ControlState, ControlView, EpochEntry, Input, LogPosition, OpId, Output, Promotion, VoterState, Who};
+use crate::base::{ConnId, Epoch, Instant, LogEnd, MemberId, RegionName, WriteGate};
+use crate::control::{
+    self, AuditEntry, AuditHead, Control, ControlState, ControlView, EpochEntry, Input, LogPosition, OpId, OpView, Output, Promotion,
+    VoterState, Who,
+};
 use crate::log::{ControlFrame, Pen, Reign};
-use crate::volume::VolumePhase;
+use crate::volume::{LostLog, VolumePhase};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// A write through the new primary must be seen in a secondary within this.
@@ -20,6 +24,8 @@ const VERIFY_WITHIN: Duration = Duration::from_secs(10);
 const FOLLOWED_WITHIN: Duration = Duration::from_secs(3);
 /// What another secondary has more is fetched within this, or it is gone without.
 const CATCH_UP_WITHIN: Duration = Duration::from_secs(20);
+/// Operations whose events are remembered, so that none is told twice.
+const OPS_REMEMBERED: usize = 64;
 /// A link on which something came within this is alive.
 const LIVE_WITHIN: Duration = Duration::from_secs(1);
 
@@ -39,6 +45,10 @@ pub(super) struct Roles {
     /// The last state that is to be kept; it was handed to the volume (which takes nothing while it recovers).
     token: u64,
     handed: bool,
+    /// Operations, and how many of their phases were told as events, by whoever carried them out.
+    phases_told: BTreeMap<OpId, usize>,
+    /// Entries of the audit up to this one were told.
+    audited: u64,
     /// An empty record is on its way to the copies, to show that the disks are well.
     touching: bool,
     pub(super) intent: Option<Intent>,
@@ -56,6 +66,12 @@ pub(super) struct Roles {
     pub(super) unsettled: bool,
     /// This region wrote, and what it wrote may lie nowhere else.
     pub(super) holds_commits: bool,
+    /// The log of this region, which wrote, ended there and was a prefix of the history that it follows now.
+    pub(super) whole_at: Option<LogEnd>,
+    /// As the primary: this region is about to be a member no more.
+    pub(super) leaving: Option<RegionName>,
+    /// Taken out, and nothing is shown.
+    pub(super) hidden: bool,
 }
 
 impl Roles {
@@ -66,6 +82,11 @@ impl Roles {
     /// Frames of this epoch may be received and acknowledged (rule 5).
     pub(super) fn may_receive(&self, epoch: Epoch) -> bool {
         self.core.as_ref().is_some_and(|c| c.may_receive(epoch))
+    }
+
+    /// Why this region is no member any more.
+    pub(super) fn out(&self) -> Option<String> {
+        self.core.as_ref().and_then(Control::out)
     }
 
     /// It sealed its reign, and the target may lack what lies here.
@@ -81,6 +102,15 @@ impl Roles {
     pub(super) fn next_timeout(&self) -> Option<Instant> {
         let core = self.core.as_ref().and_then(Control::next_timeout);
         core.into_iter().chain(self.verifying.as_ref().map(|(_, _, until)| *until)).min()
+    }
+
+    pub(super) fn core(&self) -> Option<&Control> {
+        self.core.as_ref()
+    }
+
+    /// Its copies lost log that was durable: the sentence that says so, and what to do.
+    pub(super) fn lost(&self) -> Option<&str> {
+        self.core.as_ref().and_then(Control::lost)
     }
 
     /// Why this region's reign may not write now.
@@ -111,9 +141,14 @@ impl Node {
             name: self.who.region.clone(),
             regions: self.who.members.clone(),
             witness: self.who.witness.clone(),
-            settings: self.who.control.clone(),
+            settings: control::Settings { secondaries_max: self.limits.secondaries_max, ..self.who.control.clone() },
+            addrs: self.who.addrs.clone(),
         };
         self.roles.core = Some(Control::new(who, kept, now, self.prng.fork("control")));
+        if matches!(self.stage, Stage::Closed { .. }) {
+            self.tell_lost(now);
+        }
+        self.tell_audit();
         self.tell_log(now);
     }
 
@@ -134,6 +169,24 @@ impl Node {
         history.cut_from(end.seq.next());
         let covers = self.follower.covers();
         self.tell(now, Input::Log(LogPosition { end, history, covers }));
+    }
+
+    /// What this region's own copies show to be missing in the log that it wrote.
+    pub(super) fn tell_lost(&mut self, now: Instant) {
+        if let Some(LostLog { known, by, end }) = self.lost.clone() {
+            self.tell(now, Input::LogLost { known, end, by });
+        }
+    }
+
+    /// A copy came that shows it, after the volume went on.
+    pub(super) fn log_lost_late(&mut self, now: Instant, copy: MemberId, lost: LostLog) {
+        let led = matches!(self.stage, Stage::Leading | Stage::Pending | Stage::Opening { pen: Some(_) });
+        if !led {
+            self.note("log_lost", format!("copy {copy} has log that was durable and that this region's log does not have: {lost}"));
+            return;
+        }
+        self.lost = Some(lost);
+        self.tell_lost(now);
     }
 
     /// What the core wants, until it wants nothing.
@@ -172,11 +225,14 @@ impl Node {
         match output {
             Output::Send { to, message } => self.effects.push_back(Effect::ToMember { to, message }),
             Output::Persist { token, state } => {
-                self.control = Some(ControlState { layout: self.who.layout, rules: self.committing.rules, voter: *state });
+                self.control = Some(ControlState { layout: self.who.layout, rules: self.committing.kept(), voter: *state });
                 self.roles.token = token;
                 self.put_again();
             }
             Output::Lease { until } => {
+                let share = self.who.control.holder_share();
+                let sent = Instant { ns: until.ns.saturating_sub(u64::try_from(share.as_nanos()).unwrap_or(u64::MAX)) };
+                self.appender.lease(now, sent, share, self.who.control.renew_every);
                 self.effects.push_back(Effect::Lease { until });
                 if self.roles.fence.take().is_some() {
                     self.note("lease_regained", "a majority of the voters granted the lease again".into());
@@ -209,13 +265,49 @@ impl Node {
             Output::Open { epoch } => self.open_reign(now, epoch),
             Output::Follow { epoch, primary } => self.step_back(now, epoch, primary),
             Output::Verify { op, .. } => self.roles.verifying = Some((op, self.roles.start, now + VERIFY_WITHIN)),
-            Output::CommitRule { .. } => {}
-            Output::OpMoved(op) => self.effects.push_back(Effect::OpMoved(op)),
+            Output::CommitRule { sync } => self.rule_in_force(now, sync),
+            Output::Members(members) => self.take_members(now, *members),
+            Output::Leaving { region } => self.let_go(now, &region),
+            Output::OpMoved(op) => {
+                self.note_operation(&op);
+                self.effects.push_back(Effect::OpMoved(op));
+            }
             Output::Failover(record) => {
                 self.effects.push_back(Effect::Failover(record));
+                self.nothing_was_lost();
                 self.count_archives(now);
             }
             Output::Note { kind, what } => self.note(kind, what),
+        }
+    }
+
+    /// Every phase of an operation is an event of the region that went through it, and so are its beginning and its end.
+    fn note_operation(&mut self, view: &OpView) {
+        let (id, actor) = (view.order.id, view.order.actor.clone());
+        let own = view.by == self.who.region && !view.order.dry_run;
+        let told = self.roles.phases_told.get(&id).copied();
+        self.roles.phases_told.insert(id, view.phases.len());
+        while self.roles.phases_told.len() > OPS_REMEMBERED {
+            self.roles.phases_told.pop_first();
+        }
+        if !own {
+            return;
+        }
+        let op = Some((&id, actor.as_str()));
+        let what = view.order.kind.to_string();
+        match told {
+            None if view.phases.is_empty() && !view.state.is_final() => self.note_of("operation_began", what.clone(), op, None),
+            // Phases that it had before it came here are events of the region that it came from.
+            None => {}
+            Some(told) => {
+                for (phase, ms) in view.phases.iter().skip(told) {
+                    self.note_of("operation_phase", format!("{what}: {phase} is over"), op, Some(*ms));
+                }
+            }
+        }
+        if view.state.is_final() {
+            let all_ms = self.wall.0.saturating_sub(view.began_at.0) / 1000;
+            self.note_of("operation_ended", format!("{what}: {}", view.state), op, Some(all_ms));
         }
     }
 
@@ -236,12 +328,35 @@ impl Node {
         self.appender.put_control(control.encode(), self.roles.holds_commits);
     }
 
+    /// What the next state that is handed out will be kept as.
+    pub(super) fn next_token(&self) -> u64 {
+        self.roles.token + 1
+    }
+
+    /// What the audit has new, once it is kept.
+    fn tell_audit(&mut self) {
+        let Some(audit) = self.control.as_ref().map(|c| &c.voter.audit) else { return };
+        let news: Vec<AuditEntry> = audit.entries().iter().filter(|e| e.no > self.roles.audited).cloned().collect();
+        if let Some(last) = news.last() {
+            self.roles.audited = last.no;
+            self.effects.push_back(Effect::Audited(news));
+        }
+    }
+
+    /// Where the chain of this member's audit ends, as its copies keep it.
+    #[must_use]
+    pub fn audit_head(&self) -> Option<AuditHead> {
+        self.roles.core.as_ref().and_then(Control::state).map(|s| s.audit.head())
+    }
+
     /// Four copies keep what was handed to them last.
     pub(super) fn control_kept(&mut self, now: Instant) {
         if !self.roles.handed {
             return; // an older one; the newer waits for the volume
         }
         let token = self.roles.token;
+        self.rules_kept(now, token);
+        self.tell_audit();
         self.tell(now, Input::Persisted { token });
         if std::mem::take(&mut self.roles.touching) {
             self.tell(now, Input::CommitPathMoved);
@@ -340,6 +455,7 @@ impl Node {
 
     fn open_reign(&mut self, now: Instant, epoch: Epoch) {
         let Some((pen, start)) = self.roles.pen.take() else { return };
+        self.roles.leaving = None;
         self.roles.reign = Some((epoch, self.who.region.clone()));
         if std::mem::take(&mut self.roles.unsettled) {
             // What became durable while it was not known to be history is shown now, the reign's first frame too.
@@ -418,6 +534,7 @@ impl Node {
             let reason = format!("the primary of epoch {epoch} is {who}; {} follows", self.who.region);
             self.note("stepped_down", reason.clone());
             self.effects.push_back(Effect::HeadStops { reason: reason.clone() });
+            self.appender.without_lease();
             // The links stay: what goes over them next is another conversation.
             self.leader.step_down();
             self.committing.stop();
@@ -468,7 +585,9 @@ impl Node {
         let ready = *self.appender.phase() == VolumePhase::Serving && matches!(self.stage, Stage::Following);
         if let (Some(conn), true) = (conn, ready) {
             let epoch = self.epoch();
-            let message = self.follower.hello_on(now, conn, primary.clone(), &self.who, &self.appender, epoch);
+            let lineage = self.lineage();
+            self.follower.greet(now, conn, primary.clone());
+            let message = self.follower.first_word(&self.who, &self.appender, lineage, epoch);
             self.effects.push_back(Effect::Send { conn, message });
         }
     }
@@ -490,6 +609,7 @@ impl Node {
         }
         if std::mem::take(&mut self.roles.holds_commits) {
             self.put_again();
+            self.roles.whole_at = Some(*self.appender.vdl());
             self.nothing_was_lost();
         }
     }

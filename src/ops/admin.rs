@@ -5,23 +5,26 @@
 //! region's QUIC port with mutual TLS (`io::link`), so whoever asks holds a certificate of this global cluster.
 //!
 //! ```text
-//!  byte 0   version of this protocol (1)
+//!  byte 0   version of this protocol (2)
 //!  rest     bincode, standard configuration; variants are only ever appended
 //! ```
 
+use super::audit::AuditReport;
 use super::events::{self, EventCursor};
+use super::membership::invites::Invited;
 use super::status::{self, ClusterStatus};
 use crate::base::{CopyId, RegionName};
 use crate::control::{FailoverRecord, OpView, Order};
 use crate::endpoint::http::RegionView;
 use crate::node::report::{ControlReport, FailoverReport, OperationReport, OperatorEvent, RegionReport, Role};
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::JoinSet;
 
 /// First byte of every question and answer.
-pub const ADMIN_VERSION: u8 = 1;
+pub const ADMIN_VERSION: u8 = 2;
 /// Longest question, bytes.
 pub const REQUEST_BYTES_MAX: usize = 16 << 10;
 /// Longest answer, bytes; also what a decoder may allocate for one, several times over.
@@ -76,6 +79,23 @@ pub enum AdminRequest {
     Set {
         key: String,
         value: String,
+        /// Who wants it, as the command says of itself.
+        actor: String,
+    },
+    /// What was done to the member, and whether its record of that is whole.
+    Audit,
+    /// Makes an invitation for a new region. Only of a region's own commands.
+    Invite {
+        region: RegionName,
+        ttl_ms: u64,
+        listen: String,
+        address: Option<String>,
+    },
+    /// Where the CA's key is, if it is on this region's machine.
+    Authority,
+    /// Gives this region's lineage up: its process ends, and its next start is an empty secondary. Only of a region's own commands.
+    Retire {
+        lineage: String,
     },
 }
 
@@ -99,6 +119,8 @@ pub enum AdminAnswer {
     Op(Box<OperationReport>),
     Ops(Vec<OperationReport>),
     Failovers(Vec<FailoverReport>),
+    Audit(Box<AuditReport>),
+    Invited(Box<Invited>),
 }
 
 /// Why bytes are not a question or an answer.
@@ -219,7 +241,19 @@ pub trait AdminPort: Send + Sync + 'static {
     fn failovers(&self) -> Vec<FailoverRecord>;
 
     /// Changes a rule in this region, which is the primary. Both ways a sentence.
-    async fn set(&self, key: String, value: String) -> Result<String, String>;
+    async fn set(&self, key: String, value: String, actor: String) -> Result<String, String>;
+
+    /// This region's audit.
+    async fn audit(&self) -> Result<AuditReport, String>;
+
+    /// Invites a region. The error is a sentence.
+    async fn invite(&self, region: RegionName, ttl: Duration, listen: SocketAddr, address: Option<String>) -> Result<Invited, String>;
+
+    /// Where the CA's key is on this machine; or that it is not.
+    fn authority(&self) -> Result<String, String>;
+
+    /// Gives this region's lineage up. Both ways a sentence.
+    fn retire(&self, lineage: &str) -> Result<String, String>;
 }
 
 /// Answers a question. `members` are all regions, in the order to show them; the one `view` tells of is not asked over the wire.
@@ -291,19 +325,31 @@ async fn answer_within(
             Ok(None) => AdminAnswer::Done("the order was taken; who carries it out has not answered yet".into()),
             Err(why) => AdminAnswer::Refused(why),
         },
+        AdminRequest::Audit => port.audit().await.map_or_else(AdminAnswer::Refused, |r| AdminAnswer::Audit(Box::new(r))),
         AdminRequest::Ops => AdminAnswer::Ops(port.ops().iter().map(OperationReport::of).collect()),
         AdminRequest::Failovers => AdminAnswer::Failovers(port.failovers().iter().map(FailoverReport::of).collect()),
-        AdminRequest::Set { key, value } => set(timeout, key, value, &*view, &port).await,
+        AdminRequest::Set { key, value, actor } => set(timeout, (key, value, actor), &*view, &port).await,
+        AdminRequest::Invite { region, ttl_ms, listen, address } => {
+            let own = view.report().region;
+            invite(timeout, &own, members, &port, (region, Duration::from_millis(ttl_ms), listen, address)).await
+        }
+        AdminRequest::Authority => done(port.authority()),
+        AdminRequest::Retire { lineage } => done(port.retire(&lineage)),
     }
 }
 
 /// The primary has the rules: any other region passes it on, once.
-async fn set(timeout: Duration, key: String, value: String, view: &dyn RegionView, port: &Arc<dyn AdminPort>) -> AdminAnswer {
+async fn set(
+    timeout: Duration,
+    (key, value, actor): (String, String, String),
+    view: &dyn RegionView,
+    port: &Arc<dyn AdminPort>,
+) -> AdminAnswer {
     let own = view.report();
     match own.primary {
-        _ if own.role == Role::Primary => done(port.set(key, value).await),
+        _ if own.role == Role::Primary => done(port.set(key, value, actor).await),
         Some(primary) if primary != own.region => {
-            let asked = tokio::time::timeout(timeout, port.ask(&primary, AdminRequest::Set { key, value })).await;
+            let asked = tokio::time::timeout(timeout, port.ask(&primary, AdminRequest::Set { key, value, actor })).await;
             asked.unwrap_or_else(|_| Err(format!("no answer within {} ms", timeout.as_millis()))).unwrap_or_else(|why| {
                 AdminAnswer::Refused(format!(
                     "the primary {primary} was asked and did not answer ({why}); `parhelion status` shows how it is"
@@ -314,6 +360,36 @@ async fn set(timeout: Duration, key: String, value: String, view: &dyn RegionVie
             "no primary is known here, and only a primary has this rule; `parhelion status` shows what is going on".into(),
         ),
     }
+}
+
+/// Without the CA's key it is asked who has it.
+async fn invite(
+    timeout: Duration,
+    own: &RegionName,
+    members: &[RegionName],
+    port: &Arc<dyn AdminPort>,
+    (region, ttl, listen, address): (RegionName, Duration, String, Option<String>),
+) -> AdminAnswer {
+    let Ok(listen) = listen.parse() else { return AdminAnswer::Refused(format!("{listen} is no address: write IP:port")) };
+    let Err(missing) = port.authority() else {
+        return match port.invite(region, ttl, listen, address).await {
+            Ok(invited) => AdminAnswer::Invited(Box::new(invited)),
+            Err(why) => AdminAnswer::Refused(why),
+        };
+    };
+    let said = ask_all(timeout, port, others(members, own).map(|r| (r, AdminRequest::Authority)).collect()).await;
+    let has = said.into_iter().find_map(|(r, answer)| match answer {
+        Ok(AdminAnswer::Done(place)) => Some((r, place)),
+        _ => None,
+    });
+    AdminAnswer::Refused(match has {
+        Some((other, place)) => format!(
+            "{own} cannot issue certificates ({missing}); {other} can, with {place}. There: parhelion invite --region {region} --config <the file of {other}>"
+        ),
+        None => format!(
+            "{own} cannot issue certificates ({missing}), nor can any region that answers: bring the CA's key, as parhelion certs made it, to one of them for the time of this"
+        ),
+    })
 }
 
 fn others<'a>(members: &'a [RegionName], own: &RegionName) -> impl Iterator<Item = RegionName> + use<'a> {

@@ -15,6 +15,9 @@ fn event(region: &str, no: u64, what: &str) -> OperatorEvent {
         epoch: Epoch(1),
         durable_lsn: Lsn(1),
         what: what.into(),
+        op: None,
+        actor: None,
+        duration_ms: None,
     }
 }
 
@@ -73,8 +76,23 @@ impl AdminPort for Port {
     fn failovers(&self) -> Vec<FailoverRecord> {
         Vec::new()
     }
-    async fn set(&self, key: String, value: String) -> Result<String, String> {
+    async fn invite(&self, region: RegionName, _: Duration, _: std::net::SocketAddr, _: Option<String>) -> Result<super::Invited, String> {
+        Err(format!("{region} is a member already"))
+    }
+
+    fn retire(&self, lineage: &str) -> Result<String, String> {
+        Err(format!("{lineage} has met no other"))
+    }
+
+    fn authority(&self) -> Result<String, String> {
+        Err("ca.key does not exist here".into())
+    }
+
+    async fn set(&self, key: String, value: String, _actor: String) -> Result<String, String> {
         Ok(format!("{key} is {value}"))
+    }
+    async fn audit(&self) -> Result<AuditReport, String> {
+        Err("it keeps none".into())
     }
 }
 
@@ -123,7 +141,7 @@ async fn orders_are_taken_or_refused_and_rules_are_passed_on_to_the_primary() {
     assert!(matches!(asked(order(true)).await, AdminAnswer::Done(_)));
     assert_eq!(AdminRequest::decode(&order(true).encode()), Ok(order(true)));
     assert_eq!(asked(AdminRequest::Ops).await, AdminAnswer::Ops(Vec::new()));
-    let rule = || AdminRequest::Set { key: "max_rpo".into(), value: "2s".into() };
+    let rule = || AdminRequest::Set { key: "max_rpo".into(), value: "2s".into(), actor: "ops@here".into() };
     assert_eq!(asked(rule()).await, AdminAnswer::Done("max_rpo is 2s".into()));
     // A secondary asks the primary, which is not there.
     let members = ["us-east", "eu-west", "ap-south"].map(name);

@@ -1,8 +1,12 @@
 //! `parhelion certs`: makes the CA of a global cluster, one certificate per region, and the SQL password.
 //!
 //! Decides: what is missing or unusable and therefore made. Never replaces a file that is fit unless asked (`renew`), and
-//! never the CA: running it again is always safe. A crash between two files leaves a pair that does not match, which the
+//! never the CA: running it again is always safe. [`joining`] has those of regions that are invited. A crash between two files leaves a pair that does not match, which the
 //! next run sees and makes anew. Private files are created with mode 0600, never widened and narrowed afterwards.
+
+mod joining;
+
+pub use joining::{install, issue, request};
 
 use crate::base::{ClusterName, RegionName, UnixMicros};
 use crate::io::tls::{self, Subject};

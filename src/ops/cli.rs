@@ -12,6 +12,7 @@ use super::demo::{self, DemoArgs};
 use super::events::{self, Follower};
 use super::failure::{EXIT_CODES, FAILED, Failure, REFUSED, USAGE};
 use super::lag::{self, LagView};
+use super::membership::{self, cli::RegionArgs};
 use super::netem::{self, CONTROL_SOCKET};
 use super::orders::{self, FailoverArgs, OpArgs, SetArgs, SwitchoverArgs};
 use super::region::{self, RunOptions};
@@ -43,10 +44,20 @@ pub struct Cli {
 pub enum Verb {
     /// Run a whole global cluster on this machine, one process per region, with a WAN between them
     Demo(DemoArgs),
-    /// Run one region
+    /// Run one region; or add one to the global cluster, or take one out
     Region(RegionArgs),
     /// Run a witness: a member that votes between two regions and holds no data
     Witness(WitnessArgs),
+    /// Invite a new region: print a token that is good once, for parhelion join
+    Invite(membership::join::InviteArgs),
+    /// On a new machine: make a region's key, get its certificate and write its file, by an invitation
+    Join(membership::join::JoinArgs),
+    /// Make a secondary a stand-alone primary of its own lineage, on purpose
+    Detach(membership::lineages::DetachArgs),
+    /// UNSAFE: go on without a majority, in a new lineage, when most voters are lost for good
+    ForceNewLineage(membership::lineages::ForceArgs),
+    /// Of two lineages that have met, give up the one of this region: it keeps what it has and comes back as a secondary
+    Retire(membership::lineages::RetireArgs),
     /// Make the CA, the regions' certificates and the SQL password, where they are missing
     Certs(CertsArgs),
     /// Show the global cluster: roles, states, positions, lags, copies
@@ -59,6 +70,8 @@ pub enum Verb {
     Switchover(SwitchoverArgs),
     /// Make a surviving region the primary, and say what that costs
     Failover(FailoverArgs),
+    /// Show who did what to a member, and whether that record is whole
+    Audit(super::audit::AuditArgs),
     /// Show operations: how far they are, how they ended
     Op(OpArgs),
     /// Change a rule of the running global cluster: parhelion set max_rpo=2s
@@ -102,16 +115,6 @@ pub struct AskArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
-}
-
-#[derive(Debug, Args)]
-pub struct RegionArgs {
-    /// The region's file
-    #[arg(long, value_name = "FILE", env = "PARHELION_CONFIG")]
-    pub config: PathBuf,
-    /// End when stdin ends: the process that started this one is gone
-    #[arg(long, hide = true)]
-    pub exit_with_parent: bool,
 }
 
 #[derive(Debug, Args)]
@@ -383,8 +386,14 @@ pub enum SimVerb {
 pub fn run(cli: Cli) -> Result<(), Failure> {
     match cli.verb {
         Verb::Demo(args) => runtime(true)?.block_on(demo::run(args)),
+        Verb::Region(RegionArgs { what: Some(what), .. }) => runtime(false)?.block_on(membership::cli::region(what)),
         Verb::Region(args) => run_region(&args),
         Verb::Witness(args) => run_witness(&args),
+        Verb::Invite(args) => runtime(false)?.block_on(membership::join::invite(args)),
+        Verb::Join(args) => runtime(false)?.block_on(membership::join::join(args)),
+        Verb::Detach(args) => runtime(false)?.block_on(membership::lineages::detach(args)),
+        Verb::ForceNewLineage(args) => runtime(false)?.block_on(membership::lineages::force(args)),
+        Verb::Retire(args) => runtime(false)?.block_on(membership::lineages::retire(args)),
         Verb::Certs(args) => make_certs(args),
         Verb::Status(args) => runtime(false)?.block_on(show_status(&args)),
         Verb::Lag(args) => {
@@ -393,6 +402,7 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Verb::Events(args) => runtime(false)?.block_on(show_events(&args)),
         Verb::Switchover(args) => runtime(false)?.block_on(orders::switchover(args)),
         Verb::Failover(args) => runtime(false)?.block_on(orders::failover(args)),
+        Verb::Audit(args) => runtime(false)?.block_on(super::audit::run(args)),
         Verb::Op(args) => runtime(false)?.block_on(orders::op(args)),
         Verb::Set(args) => runtime(false)?.block_on(orders::set(args)),
         Verb::Netem { what } => run_netem(what),
@@ -508,7 +518,7 @@ pub(super) fn say(text: &str) -> Result<(), Failure> {
 }
 
 fn run_region(args: &RegionArgs) -> Result<(), Failure> {
-    let config = Config::load(&args.config)?;
+    let config = Config::load(args.config.as_ref().expect("BUG: it is required where there is no verb"))?;
     start_logging(&config.log)?;
     until_signalled(args.exit_with_parent, async |options, shutdown| region::run(config, options, shutdown).await)
 }
@@ -625,6 +635,13 @@ fn unexpected(answer: AdminAnswer) -> Failure {
 }
 
 async fn show_status(args: &StatusArgs) -> Result<(), Failure> {
+    if let Some(config) = args.watch.ask.config.as_deref().and_then(witness::ask::witness_file) {
+        return match witness::ask::ask(&config, &AdminRequest::Voter).await? {
+            AdminAnswer::Voter(report) if args.watch.ask.json => say(&json(&*report)),
+            AdminAnswer::Voter(report) => say(&witness::ask::render(&report)),
+            other => Err(unexpected(other)),
+        };
+    }
     let show = |status: &ClusterStatus| if args.watch.ask.json { json(status) } else { status::render(status) };
     if !args.check {
         return watch(&args.watch, show).await;
@@ -803,6 +820,13 @@ mod tests {
             "demo --regions 3 --profile world --dir d --base-port 7400 --ready-file f --load 200 --for 30s --json",
             "demo",
             "region --config regions/us-east.toml",
+            "region add ap-south --quic 10.0.0.9:7400 --json --config f",
+            "region remove ap-south --dry-run --timeout 10s",
+            "detach eu-west --confirm eu-west --config f --json",
+            "force-new-lineage --survivors a,b --i-confirm-old-primary-is-stopped=us-east --config f",
+            "retire --lineage 00ff00ff --confirm us-east --config f",
+            "invite --region ap-south --ttl 1h --listen 127.0.0.1:0 --address there:7404 --json --config f",
+            "join --token-file - --config regions/ap-south.toml --listen 127.0.0.1:7700 --address there:7700 --json",
             "witness --config regions/witness.toml",
             "certs --config regions/us-east.toml --renew",
             "certs --dir certs --cluster demo --region us-east --region eu-west",
@@ -863,6 +887,13 @@ mod tests {
             ("failover --to eu-west --max-loss 2s", "--allow-data-loss"),
             ("switchover --to EU", "cannot be a name"),
             ("set", "KEY=VALUE"),
+            ("region", "--config"),
+            ("invite", "--region"),
+            ("detach eu-west", "--confirm"),
+            ("force-new-lineage --survivors a", "--i-confirm-old-primary-is-stopped"),
+            ("retire --lineage 00ff00ff", "--confirm"),
+            ("join --token secret --config f", "--token"),
+            ("region add ap-south", "--quic"),
             ("lag --watch --every 1", "time unit needed"),
         ] {
             let error = parse(line).expect_err(line).to_string();

@@ -5,10 +5,12 @@
 
 use super::admin::{AdminAnswer, AdminRequest};
 use super::config::{Config, Member};
-use super::failure::{FAILED, Failure, UNREACHABLE, USAGE};
+use super::failure::{FAILED, Failure, REFUSED, UNREACHABLE, USAGE};
+use crate::base::RegionName;
 use crate::io::clock;
 use crate::io::link::admin_once;
 use crate::io::tls::Material;
+use crate::node::report::ControlReport;
 use bytes::Bytes;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -26,6 +28,8 @@ pub const DEMO_DIR: &str = "parhelion-demo";
 pub struct Client {
     pub config: Config,
     material: Arc<Material>,
+    /// Whom [`Client::ask`] asks: the region of the file, unless another one was found to answer.
+    pub asked: RegionName,
 }
 
 impl Client {
@@ -35,15 +39,35 @@ impl Client {
         let file = config_file(config)?;
         let config = Config::load(&file)?;
         let material = Material::load(&config.tls_dir, &config.cluster, &config.region, &config.file, clock::unix_now())?;
-        Ok(Client { config, material: Arc::new(material) })
+        let asked = config.region.clone();
+        Ok(Client { config, material: Arc::new(material), asked })
     }
 
-    /// Asks the region of the file, and no other.
+    /// As [`Client::open`], and looks for a region that answers: that of the file first. What is ordered is then ordered there.
+    ///
+    /// # Errors
+    /// When the file or the certificate cannot be used, or no region answers.
+    pub async fn open_to_any(config: Option<&Path>) -> Result<(Client, Box<ControlReport>), Failure> {
+        let mut client = Client::open(config)?;
+        match client.ask_any(&AdminRequest::Voter).await? {
+            AdminAnswer::Voter(report) => {
+                if report.member != client.asked {
+                    eprintln!("note: {} does not answer; {} is asked", client.asked, report.member);
+                }
+                client.asked = report.member.clone();
+                Ok((client, report))
+            }
+            AdminAnswer::Refused(why) => Err(Failure::new(REFUSED, why)),
+            _ => Err(Failure::new(FAILED, "the region answered something else than was asked; is it the same version of parhelion?")),
+        }
+    }
+
+    /// Asks one region, and no other.
     ///
     /// # Errors
     /// When it does not answer, or says no.
     pub async fn ask(&self, request: &AdminRequest) -> Result<AdminAnswer, Failure> {
-        let own = self.config.member(&self.config.region).expect("BUG: a region is a member of its own configuration");
+        let own = self.config.member(&self.asked).expect("BUG: only members are asked");
         let answer = ask_one(Arc::clone(&self.material), own.clone(), request.encode().into()).await;
         answer.map_err(|f| self.how_to_start(f))
     }

@@ -8,14 +8,15 @@
 mod control;
 
 pub(super) use control::complete_control;
-pub use control::{ControlSettings, RawAutoFailover, RawControl, RawWitness, Witness, parse_auto_failover, show_auto_failover};
+pub use control::{ControlSettings, RawAutoFailover, RawControl, RawWitness, Witness, parse_auto_failover};
 
 use crate::base::{ClusterName, CopyId, GROUPS_MAX, Layout, Limits, RegionName, SEGMENT_PAGE_BYTES};
-use crate::control::{VoterSet, Who};
+use crate::control::{Settings, VoterSet, Who};
 use crate::io::control_link::Peer;
 use crate::io::quic::{Congestion, QuicSettings};
 use crate::io::tls::Subject;
 use crate::ops::certs::PASSWORD_FILE;
+use crate::ops::membership::roster::Roster;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -355,6 +356,14 @@ impl Config {
         self.members.iter().find(|m| m.region == *region)
     }
 
+    /// Who the members are, for a process that runs.
+    #[must_use]
+    pub fn roster(&self) -> Roster {
+        let files = self.members.iter().map(|m| (m.region.clone(), m.quic.clone())).collect();
+        let witness = self.witness.as_ref().map(|w| Peer { name: w.name.clone(), subject: Subject::Witness, addr: w.quic.clone() });
+        Roster::new(self.region.clone(), self.file.clone(), files, witness)
+    }
+
     /// The other members, as control links reach them.
     #[must_use]
     pub fn control_peers(&self) -> Vec<Peer> {
@@ -368,7 +377,14 @@ impl Config {
     #[must_use]
     pub fn who(&self) -> Who {
         let witness = self.witness.as_ref().map(|w| w.name.clone());
-        Who { name: self.region.clone(), regions: self.regions(), witness, settings: self.control.settings() }
+        let settings = Settings { secondaries_max: self.limits.secondaries_max, ..self.control.settings() };
+        Who { name: self.region.clone(), regions: self.regions(), witness, settings, addrs: self.addrs() }
+    }
+
+    /// How this region reaches each of them.
+    #[must_use]
+    pub fn addrs(&self) -> BTreeMap<RegionName, String> {
+        self.members.iter().map(|m| (m.region.clone(), m.quic.clone())).collect()
     }
 
     /// Who votes if this cluster is founded now.
@@ -437,7 +453,7 @@ pub fn render(raw: &RawConfig) -> String {
     format!("# Region {} of the global cluster {}. Who is primary is state, not configuration.\n\n{body}", raw.region, raw.cluster)
 }
 
-pub(super) fn parse<T: serde::de::DeserializeOwned>(file: &Path, text: &str) -> Result<T, ConfigError> {
+pub(in crate::ops) fn parse<T: serde::de::DeserializeOwned>(file: &Path, text: &str) -> Result<T, ConfigError> {
     toml::from_str(text).map_err(|e| {
         let line = e.span().map_or(1, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
         ConfigError::Parse { file: file.to_path_buf(), line, message: sentence(e.message()) }
@@ -537,7 +553,7 @@ fn listen(raw: &RawListen) -> Result<Listen, String> {
 }
 
 /// `host:port` that can be reached.
-pub(super) fn reachable(addr: &str) -> Result<(), &'static str> {
+pub(in crate::ops) fn reachable(addr: &str) -> Result<(), &'static str> {
     let good = addr.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|p| p > 0));
     if !good {
         return Err("is no address: write host:port, as in 127.0.0.1:7400");

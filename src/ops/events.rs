@@ -65,7 +65,11 @@ pub fn line(event: &OperatorEvent) -> String {
     // The sentence comes from another process: control characters do not reach the terminal.
     let what: String = event.what.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     let kind: String = event.kind.chars().filter(|c| !c.is_control()).collect();
-    format!("{at}  {:<12} {kind:<22} {what}  (epoch {}, durable {})", event.region.as_str(), event.epoch, event.durable_lsn)
+    let took = event.duration_ms.map_or_else(String::new, |ms| format!(", {ms} ms"));
+    let clean = |text: &String| text.chars().filter(|c| !c.is_control()).collect::<String>();
+    let by = event.actor.as_ref().map_or_else(String::new, |actor| format!(", by {}", clean(actor)));
+    let op = event.op.as_ref().map_or_else(String::new, |op| format!(", operation {:.8}", clean(op)));
+    format!("{at}  {:<12} {kind:<22} {what}  (epoch {}, durable {}{took}{op}{by})", event.region.as_str(), event.epoch, event.durable_lsn)
 }
 
 #[cfg(test)]
@@ -82,6 +86,9 @@ mod tests {
             epoch: Epoch(1),
             durable_lsn: Lsn(100),
             what: "c2 (AZ c)\x1b[2J\nstopped".into(),
+            op: None,
+            actor: None,
+            duration_ms: None,
         }
     }
 
@@ -105,6 +112,9 @@ mod tests {
         order(&mut events);
         assert_eq!(events.each_ref().map(|e| (e.region.as_str(), e.no)), [("a", 1), ("a", 2), ("b", 1)]);
         let line = line(&events[0]);
+        let phase =
+            OperatorEvent { op: Some("ab12cd34ef56".into()), actor: Some("me\x1b@here".into()), duration_ms: Some(7), ..events[0].clone() };
+        assert!(super::line(&phase).ends_with("(epoch 1, durable 100, 7 ms, operation ab12cd34, by me@here)"), "{}", super::line(&phase));
         assert!(line.starts_with("2026-11-20 10:41:05.000Z  a            copy_down              c2 (AZ c) [2J stopped"), "{line}");
     }
 }

@@ -1,6 +1,7 @@
 //! Operations: what people and their tools do with a running global cluster.
 
 pub mod admin;
+pub mod audit;
 pub mod bench;
 pub mod certs;
 pub mod cli;
@@ -12,6 +13,7 @@ pub mod demo;
 pub mod events;
 pub mod failure;
 pub mod lag;
+pub mod membership;
 pub mod netem;
 pub mod orders;
 mod orders_text;

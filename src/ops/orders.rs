@@ -89,7 +89,7 @@ pub struct OpArgs {
 
 #[derive(Debug, Args)]
 pub struct SetArgs {
-    /// max_rpo=2s or off, sync=K, pause_alone=yes or no
+    /// max_rpo=2s or off, sync=K, pause_alone=yes or no, auto_failover=off, lossless or max_loss=5s
     #[arg(required = true, value_name = "KEY=VALUE")]
     pub what: Vec<String>,
     #[command(flatten)]
@@ -134,10 +134,10 @@ pub async fn failover(args: FailoverArgs) -> Result<(), Failure> {
 }
 
 async fn failover_report(id: &str, ask: &AskArgs) -> Result<(), Failure> {
-    let client = Client::open(ask.config.as_deref())?;
+    let (client, _) = Client::open_to_any(ask.config.as_deref()).await?;
     let known = failovers(&client).await?;
     let record = by_id(&known, id, |f| &f.id)
-        .map_err(|why| Failure::new(REFUSED, format!("{why} among the failovers that {} knows", client.config.region)))?;
+        .map_err(|why| Failure::new(REFUSED, format!("{why} among the failovers that {} knows", client.asked)))?;
     say(&if ask.json { line(record) } else { text::failover(record) })
 }
 
@@ -146,13 +146,13 @@ async fn failover_report(id: &str, ask: &AskArgs) -> Result<(), Failure> {
 /// # Errors
 /// [`Failure`]
 pub async fn op(args: OpArgs) -> Result<(), Failure> {
-    let client = Client::open(args.ask.config.as_deref())?;
+    let (client, _) = Client::open_to_any(args.ask.config.as_deref()).await?;
     let known = ops(&client).await?;
     let Some(id) = args.id else {
         return say(&if args.ask.json { line(&json!({ "operations": known })) } else { text::list(&known) });
     };
     let op = by_id(&known, &id, |o| &o.id)
-        .map_err(|why| Failure::new(REFUSED, format!("{why} among the operations that {} knows", client.config.region)))?;
+        .map_err(|why| Failure::new(REFUSED, format!("{why} among the operations that {} knows", client.asked)))?;
     say(&if args.ask.json { line(op) } else { text::whole(op) })
 }
 
@@ -161,12 +161,12 @@ pub async fn op(args: OpArgs) -> Result<(), Failure> {
 /// # Errors
 /// [`Failure`]
 pub async fn set(args: SetArgs) -> Result<(), Failure> {
-    let client = Client::open(args.ask.config.as_deref())?;
+    let (client, _) = Client::open_to_any(args.ask.config.as_deref()).await?;
     for word in &args.what {
         let Some((key, value)) = word.split_once('=') else {
             return Err(Failure::new(USAGE, format!("'{word}' changes nothing: write KEY=VALUE, as in max_rpo=2s")));
         };
-        match client.ask(&AdminRequest::Set { key: key.to_owned(), value: value.to_owned() }).await? {
+        match client.ask(&AdminRequest::Set { key: key.to_owned(), value: value.to_owned(), actor: actor(&client.asked) }).await? {
             AdminAnswer::Done(what) if args.ask.json => say(&line(&json!({ "ok": true, "set": word, "what": what })))?,
             AdminAnswer::Done(what) => say(&format!("{what}\n"))?,
             other => return Err(unexpected(other)),
@@ -176,9 +176,8 @@ pub async fn set(args: SetArgs) -> Result<(), Failure> {
 }
 
 /// Orders, or goes on with what was ordered before, until it is over.
-async fn command(ask: &AskArgs, kind: OrderKind, dry_run: bool, timeout: Duration) -> Result<OperationReport, Failure> {
-    let client = Client::open(ask.config.as_deref())?;
-    let AdminAnswer::Voter(report) = client.ask(&AdminRequest::Voter).await.and_then(refused)? else { return Err(unexpected_answer()) };
+pub(super) async fn command(ask: &AskArgs, kind: OrderKind, dry_run: bool, timeout: Duration) -> Result<OperationReport, Failure> {
+    let (client, report) = Client::open_to_any(ask.config.as_deref()).await?;
     let known = ops(&client).await?;
     let mut told = Told { quiet: ask.json, shown: 0, loss: false, head: false };
     if !dry_run && let Some(before) = continues(&kind, &known, &report) {
@@ -197,7 +196,7 @@ async fn command(ask: &AskArgs, kind: OrderKind, dry_run: bool, timeout: Duratio
         timeout_ms: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX),
         // Said here, so that a repeated order is the same order: it takes effect in this epoch or never.
         at_epoch: report.epoch,
-        actor: actor(&client.config.region),
+        actor: actor(&client.asked),
     };
     follow(&client, order.id, Some(order), timeout, told).await
 }
@@ -268,8 +267,14 @@ fn continues<'a>(kind: &OrderKind, known: &'a [OperationReport], report: &Contro
     let word = match kind {
         OrderKind::Switchover { .. } => "switchover",
         OrderKind::Failover { .. } => "failover",
+        OrderKind::AddRegion { .. } => "add_region",
+        OrderKind::RemoveRegion { .. } => "remove_region",
+        OrderKind::NewLineage { .. } => return known.iter().find(|o| o.kind == "new_lineage" && o.is_running()),
         OrderKind::SetVoters { .. } => return None,
     };
+    if kind.changes_members() {
+        return known.iter().find(|o| o.kind == word && o.region.as_ref() == kind.region() && o.is_running());
+    }
     let same = |o: &&OperationReport| o.kind == word && o.to.as_ref() == kind.to() && !o.dry_run;
     let mut before = known.iter().filter(same);
     let made = |o: &OperationReport| o.state == "done" && o.epoch.is_some() && o.epoch == report.epoch && o.to == report.primary;
@@ -313,7 +318,7 @@ impl Told {
 }
 
 /// The exit code and its sentence.
-fn outcome(op: &OperationReport) -> Result<(), Failure> {
+pub(super) fn outcome(op: &OperationReport) -> Result<(), Failure> {
     let reason = || op.reason.clone().unwrap_or_else(|| "no reason was given".to_owned());
     match op.state.as_str() {
         "done" => Ok(()),
@@ -368,7 +373,7 @@ fn failover_json(op: &OperationReport, record: Option<&FailoverReport>) -> Value
 }
 
 async fn record_of(ask: &AskArgs, id: &str) -> Option<FailoverReport> {
-    let client = Client::open(ask.config.as_deref()).ok()?;
+    let (client, _) = Client::open_to_any(ask.config.as_deref()).await.ok()?;
     let began = clock::now();
     loop {
         if let Some(record) = failovers(&client).await.ok().and_then(|known| known.into_iter().find(|f| f.id == id)) {
@@ -438,7 +443,7 @@ fn actor(region: &RegionName) -> String {
     whole.chars().filter(|c| !c.is_control()).take(120).collect()
 }
 
-fn line(value: &impl serde::Serialize) -> String {
+pub(super) fn line(value: &impl serde::Serialize) -> String {
     format!("{}\n", serde_json::to_string(value).expect("BUG: plain data becomes JSON"))
 }
 

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::base::{Lsn, UnixMicros};
+use crate::control::TouchedTable;
 use crate::node::report::{CheckReport, LossReport, PhaseReport};
 
 fn name(text: &str) -> RegionName {
@@ -14,6 +15,7 @@ fn op(kind: &str, to: &str, state: &str, epoch: u64) -> OperationReport {
         kind: kind.into(),
         from: Some(name("us-east")),
         to: Some(name(to)),
+        region: None,
         epoch: Some(Epoch(epoch)),
         state: state.into(),
         phase: (state == "running").then(|| "seal".into()),
@@ -37,14 +39,26 @@ fn lost() -> LossReport {
         bytes: 4096,
         commits_at_most: 9,
         ms: Some(400),
+        alone_ms: 6000,
         base_lsn: Lsn(100),
         known_end_lsn: Lsn(4196),
     }
 }
 
+fn touched(table: &str, rows_changed: u64, keys: &[&str]) -> TouchedTable {
+    let keys: Vec<String> = keys.iter().map(|k| (*k).to_owned()).collect();
+    TouchedTable { table: table.into(), rows_changed, more: rows_changed - keys.len() as u64, keys }
+}
+
 fn reign(epoch: u64, primary: &str) -> ControlReport {
     let view = crate::control::Control::new(
-        crate::control::Who { name: name("us-east"), regions: vec![name("us-east")], witness: None, settings: Default::default() },
+        crate::control::Who {
+            name: name("us-east"),
+            regions: vec![name("us-east")],
+            witness: None,
+            settings: Default::default(),
+            addrs: Default::default(),
+        },
         None,
         Instant::ZERO,
         crate::base::Prng::new(1),
@@ -98,6 +112,9 @@ fn a_failovers_json_has_every_documented_key_also_while_nothing_is_known() {
         actor: "me".into(),
         unproven: false,
         loss: lost(),
+        touched: Some(vec![touched("accounts", 7, &["3", "5"]), touched("orders\u{1b}", 1, &["eu,1"])]),
+        touched_tables_more: 3,
+        touched_unknown: None,
     };
     for value in [failover_json(&done, None), failover_json(&done, Some(&record)), json!(record)] {
         for key in keys {
@@ -106,7 +123,12 @@ fn a_failovers_json_has_every_documented_key_also_while_nothing_is_known() {
     }
     let unknown = failover_json(&done, None);
     assert!(unknown["lost_commits"].is_null() && unknown["complete"] == false && unknown["old_epoch"] == 3, "{unknown}");
-    assert!(text::failover(&record).contains("7 commits were lost, LSN 100 to 4196"));
+    let said = text::failover(&record);
+    assert!(said.contains("7 commits were lost, LSN 100 to 4196"), "{said}");
+    assert!(said.contains("accounts: 7 rows, with the keys 3, 5 and 5 more") && said.contains("and 3 more tables"), "{said}");
+    assert_eq!(json!(record)["touched"][0], json!({ "table": "accounts", "rows_changed": 7, "keys": ["3", "5"], "more": 5 }));
+    let unread = FailoverReport { touched: None, touched_unknown: Some("the disk is full".into()), ..record.clone() };
+    assert!(text::failover(&unread).contains("which rows that were is not known: the disk is full"));
     let open = FailoverReport { complete: false, lost_commits: None, lost_to_lsn: None, ..record };
     let said = text::failover(&open);
     assert!(said.contains("9 commits at most") && said.contains("once us-east is back"), "{said}");

@@ -15,6 +15,10 @@ fn ms(ms: u64) -> String {
 #[must_use]
 pub fn head(op: &OperationReport) -> String {
     let from = op.from.as_ref().map_or_else(String::new, |from| format!(" from {from}"));
+    if let Some(region) = &op.region {
+        let dry = if op.dry_run { " (dry run: nothing is changed)" } else { "" };
+        return format!("{} {region}{dry}, operation {}\n", op.kind, op.id);
+    }
     let to = op.to.as_ref().map_or_else(String::new, |to| format!(" to {to}"));
     let dry = if op.dry_run { " (dry run: nothing is changed)" } else { "" };
     format!("{}{from}{to}{dry}, operation {}\n", op.kind, op.id)
@@ -63,6 +67,9 @@ pub fn loss(lost: &LossReport) -> String {
 /// The last lines.
 #[must_use]
 pub fn ended(op: &OperationReport) -> String {
+    if op.region.is_some() {
+        return super::membership::cli::ended(op);
+    }
     let to = op.to.as_ref().map_or_else(|| "?".to_owned(), ToString::to_string);
     if op.dry_run && op.state == "done" {
         let gap = op.predicted_gap_ms.map_or_else(|| "cannot be predicted".to_owned(), |g| format!("about {}", ms(g)));
@@ -112,10 +119,35 @@ pub fn list(ops: &[OperationReport]) -> String {
         .map(|o| {
             let state = o.phase.as_ref().map_or_else(|| o.state.clone(), |phase| format!("{} ({phase})", o.state));
             let epoch = o.epoch.map_or_else(String::new, |e| e.to_string());
-            vec![o.id.clone(), o.kind.clone(), name(&o.from), name(&o.to), state, epoch, text::rfc3339(o.began_at), o.actor.clone()]
+            vec![
+                o.id.clone(),
+                o.kind.clone(),
+                name(&o.from),
+                name(o.region.as_ref().map_or(&o.to, |_| &o.region)),
+                state,
+                epoch,
+                text::rfc3339(o.began_at),
+                o.actor.clone(),
+            ]
         })
         .collect();
     text::table(&["OPERATION", "KIND", "FROM", "TO", "STATE", "EPOCH", "BEGAN", "BY"], &[5], rows)
+}
+
+/// Which rows the lost commits changed.
+fn touched(out: &mut String, f: &FailoverReport) {
+    if let Some(why) = &f.touched_unknown {
+        let _ = writeln!(out, "  which rows that were is not known: {why}");
+    }
+    for table in f.touched.iter().flatten() {
+        let rows = if table.rows_changed == 1 { "row" } else { "rows" };
+        let more = if table.more == 0 { String::new() } else { format!(" and {} more", table.more) };
+        let keys = if table.keys.is_empty() { String::new() } else { format!(", with the keys {}{more}", table.keys.join(", ")) };
+        let _ = writeln!(out, "  {}: {} {rows}{keys}", table.table, table.rows_changed);
+    }
+    if f.touched_tables_more > 0 {
+        let _ = writeln!(out, "  and {} more tables", f.touched_tables_more);
+    }
 }
 
 /// What a failover cost.
@@ -144,6 +176,7 @@ pub fn failover(f: &FailoverReport) -> String {
                 time(f.lost_from_time),
                 time(f.lost_to_time)
             );
+            touched(&mut out, f);
         }
         _ => {
             let _ = writeln!(out, "  {}", loss(&f.loss));

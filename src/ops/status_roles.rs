@@ -23,8 +23,12 @@ pub struct RolesStatus {
     pub lease_left_ms: Option<u64>,
     /// What a commit waits for in the primary; null when it did not answer.
     pub rules: Option<RulesReport>,
+    /// What the cluster does by itself when its primary is gone: `off`, `lossless`, `max_loss=5s`; null when nobody who answers knows.
+    pub auto_failover: Option<String>,
     /// Regions that write, or claimed to at the same time; more than 1 is an emergency.
     pub writers_seen: u32,
+    /// Of the membership; 0: nobody has changed it, it is what the files say.
+    pub members_version: u64,
     /// Under way, or the last one.
     pub operation: Option<OperationReport>,
     /// Newest first.
@@ -88,7 +92,9 @@ pub fn merge(answers: &BTreeMap<RegionName, Result<RegionReport, String>>, witne
         unproven: newest.unproven,
         lease_left_ms: reigns.map(|p| p.lease_left_ms),
         rules: reigns.and_then(|p| p.rules),
+        auto_failover: reigns.or(Some(newest)).map(|c| c.auto_failover.clone()),
         writers_seen: all().map(|c| c.writers_seen).max().unwrap_or(0).max(u32::try_from(writing).unwrap_or(u32::MAX)),
+        members_version: all().map(|c| c.members_version).max().unwrap_or(0),
         operation: operations().max_by_key(rank).cloned(),
         failovers: failovers.into_values().rev().collect(),
     }
@@ -98,6 +104,7 @@ pub fn merge(answers: &BTreeMap<RegionName, Result<RegionReport, String>>, witne
 #[must_use]
 pub fn notes(roles: &RolesStatus, answers: &BTreeMap<RegionName, Result<RegionReport, String>>) -> Vec<String> {
     let mut notes = Vec::new();
+    let controls = || answers.values().filter_map(|a| a.as_ref().ok()?.control.as_deref());
     let lineages: BTreeSet<&str> =
         answers.values().filter_map(|a| a.as_ref().ok()).filter_map(|r| r.lineage.as_ref().map(|l| l.0.as_str())).collect();
     if lineages.len() > 1 {
@@ -108,7 +115,7 @@ pub fn notes(roles: &RolesStatus, answers: &BTreeMap<RegionName, Result<RegionRe
         };
         let list: Vec<String> = lineages.iter().map(of).collect();
         notes.push(format!(
-            "EMERGENCY: the regions hold {} histories of different origin ({}); they are never merged: decide which one counts, and take the others out",
+            "EMERGENCY: the regions hold {} histories of different origin ({}); they are never merged, and nobody writes. Decide which one goes on; in each region of the other: parhelion retire --lineage LINEAGE --confirm REGION --config FILE",
             lineages.len(),
             list.join("; ")
         ));
@@ -136,6 +143,29 @@ pub fn notes(roles: &RolesStatus, answers: &BTreeMap<RegionName, Result<RegionRe
     }
     for deaf in roles.voters.iter().filter(|v| v.answered && v.heard_by_primary == Some(false)) {
         notes.push(format!("the primary has not had the vote of {} within a lease, although it answers here", deaf.name));
+    }
+    // Without a primary: why nobody takes over by itself.
+    if !roles.voters.is_empty() && roles.lease_left_ms.unwrap_or(0) == 0 {
+        let auto = roles.auto_failover.as_deref().unwrap_or("off");
+        if auto == "off" {
+            notes.push(
+                "no region holds the lease of a primary, and with auto_failover=off nobody takes over by itself; what it would cost: parhelion failover --to REGION --dry-run"
+                    .to_owned(),
+            );
+        }
+        for waits in controls().filter(|c| c.role == "secondary" || c.role == "candidate") {
+            notes.extend(waits.reason.as_ref().map(|why| format!("{}: {why}", waits.member)));
+        }
+    }
+    for other in controls().filter(|c| c.auto_failover_of_file.as_ref().is_some_and(|file| *file != c.auto_failover)) {
+        let file = other.auto_failover_of_file.as_deref().unwrap_or_default();
+        notes.push(format!(
+            "the file of {} says auto_failover={file}, and the cluster's rule is {}: that holds. parhelion set auto_failover={file} changes it; or mend the file",
+            other.member, other.auto_failover
+        ));
+    }
+    for stale in controls().flat_map(|c| c.stale.iter().map(|s| (&c.member, s))) {
+        notes.push(format!("{}: {}", stale.0, stale.1));
     }
     for open in roles.failovers.iter().filter(|f| !f.complete) {
         notes.push(format!(
@@ -182,6 +212,9 @@ pub fn lines(status: &ClusterStatus) -> String {
         let rpo = rules.max_rpo_ms.map(|ms| format!("a secondary is behind by {ms} ms at most (max_rpo){alone}"));
         let both: Vec<String> = sync.into_iter().chain(rpo).collect();
         out.push_str(&format!("commits are acknowledged when {}\n", both.join(" and ")));
+    }
+    if let Some(auto) = roles.auto_failover.as_deref().filter(|auto| *auto != "off") {
+        out.push_str(&format!("without a primary the cluster fails over by itself: auto_failover={auto}\n"));
     }
     if let Some(op) = roles.operation.as_ref().filter(|o| o.is_running()) {
         let to = op.to.as_ref().map_or_else(String::new, |to| format!(" to {to}"));

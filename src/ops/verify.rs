@@ -237,7 +237,14 @@ fn compare(group: GroupId, own: &mut [Opened]) -> Comparison {
             own_at = frame.log_end();
         }
         logs.push((o.member.copy, own_at.checksum));
-        let vdl = CopyRequest::Append { generation: o.copy.promised(), frames: Vec::new(), vdl: own_at, horizon: Lsn(0), trim: Seq(0) };
+        let vdl = CopyRequest::Append {
+            generation: o.copy.promised(),
+            frames: Vec::new(),
+            vdl: own_at,
+            horizon: Lsn(0),
+            trim: Seq(0),
+            gate: None,
+        };
         let mut replies = ask(&mut o.copy, vdl);
         o.copy.flush(&mut replies);
         while o.copy.ingest(&mut replies) {}

@@ -42,7 +42,7 @@ impl Primary {
             unfinished,
             catches_up: false,
         };
-        Sender::greet(&hello, LINEAGE, &self.history, &self.vdl, log_from, self.limits.clone(), self.now).unwrap()
+        Sender::greet(&hello, (LINEAGE, LINEAGE), &self.history, &self.vdl, log_from, self.limits.clone(), self.now).unwrap()
     }
 
     fn base(&self) -> SeedBase {

@@ -23,6 +23,8 @@ const SEED_STEPS_IN_FLIGHT: usize = 16;
 const PAGE_READS_MAX: u32 = 20;
 /// Behind by more than this, streaming is catching up.
 pub const BEHIND_BYTES: u64 = 4 << 20;
+/// While commits are made, a seed rests so many times as long as a read of its pages took before the next one.
+const SEED_REST: u32 = 3;
 /// The VDL moved within this: commits are being made.
 const BUSY_WITHIN: Duration = Duration::from_millis(500);
 
@@ -122,7 +124,7 @@ impl Sender {
     /// [`Refusal`]: it is sent to the secondary, counted, and the link closed.
     pub fn greet(
         hello: &Hello,
-        lineage: LineageId,
+        (lineage, volume): (LineageId, LineageId),
         history: &History,
         vdl: &LogEnd,
         log_from: Seq,
@@ -151,7 +153,7 @@ impl Sender {
         let Some(position) = &hello.position else {
             let Some(unfinished) = &hello.unfinished else { return Ok((sender, Start::Seed)) };
             let base = &unfinished.base;
-            let known = base.lineage == lineage && base.end.seq <= vdl.seq && history.contains(&base.end);
+            let known = base.lineage == volume && base.end.seq <= vdl.seq && history.contains(&base.end);
             // Behind a base that the log no longer reaches, its pages would be of no use.
             if !known || base.end.seq.next() < log_from {
                 return Ok((sender, Start::Seed));
@@ -365,7 +367,7 @@ impl Sender {
             unstored: VecDeque::from([(0, begin)]),
             ended: false,
             failed_reads: 0,
-            pace: Pace::new(self.limits.seed_bytes_per_s_max, 1),
+            pace: Pace::new(self.limits.seed_bytes_per_s_max, SEED_REST),
         });
         self.meter.clear();
         self.pump_seed(now);
@@ -387,7 +389,7 @@ impl Sender {
             unstored: VecDeque::new(),
             ended: false,
             failed_reads: 0,
-            pace: Pace::new(self.limits.seed_bytes_per_s_max, 1),
+            pace: Pace::new(self.limits.seed_bytes_per_s_max, SEED_REST),
         });
         self.pump_seed(now);
     }

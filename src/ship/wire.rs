@@ -138,6 +138,10 @@ pub enum Refusal {
     OtherRegion { certificate: RegionName, claimed: RegionName },
     #[error("the global cluster was founded with {ours} and [volume] in its configuration says {theirs}; write what it was founded with")]
     OtherLayout { ours: Layout, theirs: Layout },
+    #[error(
+        "{region} is no member of the global cluster, or is about to leave it; to bring it back: parhelion invite --region {region} at a member, then parhelion join there"
+    )]
+    NoMember { region: RegionName },
 }
 
 /// Primary to secondary, every 100 ms, unreliable: (VDL, time) through the whole path.

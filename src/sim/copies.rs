@@ -7,12 +7,12 @@ use super::checker::Checked;
 use super::disk::SimDisk;
 use super::world::{MS, What, World};
 use super::{Mutant, mutants};
-use crate::base::{CopyId, LogEnd, MemberId};
+use crate::base::{CopyId, Instant, LogEnd, MemberId};
 use crate::log::Frame;
 use crate::node::Event;
 use crate::volume::identity::{self, Home};
 use crate::volume::membership::{Incarnation, Record};
-use crate::volume::{Copy, CopyReply, CopyRequest, Disk, FlushDone, FlushJob};
+use crate::volume::{Copy, CopyReply, CopyRequest, Disk, FlushDone, FlushJob, proven_durable};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -52,6 +52,8 @@ pub(super) struct CopySlot {
     pub claim: LogEnd,
     /// What was fsynced here before the disk was wiped: acknowledgements may still be under way.
     pub claim_before_wipe: LogEnd,
+    /// An old backup was put back: who it was then, and what it had.
+    pub old: Option<(Incarnation, LogEnd)>,
     /// It has a log, or pages.
     pub has_data: bool,
     /// A file of which a bit was changed, and what it was then.
@@ -81,6 +83,7 @@ impl CopySlot {
             ingest_queued: false,
             claim: LogEnd::EMPTY,
             claim_before_wipe: LogEnd::EMPTY,
+            old: None,
             has_data: false,
             rotten: None,
         }
@@ -107,7 +110,7 @@ impl CopySlot {
     }
 
     pub(super) fn is_sound(&self) -> bool {
-        self.has_data && !self.disk.is_down() && !self.is_rotten()
+        self.has_data && !self.disk.is_down() && !self.is_rotten() && self.old.is_none()
     }
 
     fn is(&self, life: u64) -> bool {
@@ -173,7 +176,12 @@ impl World {
                 Ok(())
             }
             Err(e @ crate::volume::OpenError::Damaged { .. }) if slot.is_rotten() => {
+                let proves = proven_durable(&*slot.disk);
+                let incarnation = region.incarnation;
                 self.say(|| format!("{name} {c} cannot be opened: {e}"));
+                if let Some((lineage, durable)) = proves {
+                    self.at(now, What::Node { region: r, incarnation, event: Event::CopyProves { copy: c, lineage, durable } });
+                }
                 // As in `io`: it is moved aside once the volume serves without it, and rebuilt from its peers.
                 if self.regions[r].node.as_ref().is_some_and(crate::node::Node::is_readable) {
                     self.wipe(r, c);
@@ -340,9 +348,16 @@ impl World {
             (slot.disk, slot.copy) = (disk, Some(copy));
         }
         let copy = slot.copy.as_mut().expect("BUG: the copy lives");
+        copy.time_is(Instant { ns: now });
         copy.handle(request, &mut replies);
         if let Some((generation, end)) = forged {
-            replies.push(CopyReply::Appended { generation, end, ingested: copy.state().ingested.end_lsn, low: false });
+            replies.push(CopyReply::Appended {
+                generation,
+                end,
+                ingested: copy.state().ingested.end_lsn,
+                low: false,
+                at: Instant { ns: now },
+            });
         }
         let flush = !slot.flush_queued;
         slot.flush_queued = true;
@@ -361,6 +376,7 @@ impl World {
     }
 
     pub(super) fn copy_flush(&mut self, r: usize, c: MemberId, life: u64) -> Checked {
+        let now = Instant { ns: self.now };
         let slow = self.now < self.slot(r, c).slow_until;
         let fsync_us = if slow { self.plan.fsync_us * 20 + 20_000 } else { self.plan.fsync_us };
         let slot = self.slot(r, c);
@@ -369,7 +385,9 @@ impl World {
         }
         slot.flush_queued = false;
         let mut replies = Vec::new();
-        slot.copy.as_mut().expect("BUG: the copy lives").flush(&mut replies);
+        let copy = slot.copy.as_mut().expect("BUG: the copy lives");
+        copy.time_is(now);
+        copy.flush(&mut replies);
         let took = self.delays.between(fsync_us / 4, fsync_us) * 1000;
         let busy = self.now + took;
         self.slot(r, c).busy_until = busy;
@@ -468,6 +486,8 @@ impl World {
         let rebuilt = state.lineage.is_some() && state.first > slot.claim.seq.next();
         slot.has_data = state.lineage.is_some();
         slot.incarnation = state.incarnation;
+        // Reborn, or it has again what it had.
+        slot.old.take_if(|(was, had)| state.incarnation != *was || state.end >= *had);
         if slot.claim == state.end {
             return Ok(());
         }
@@ -492,6 +512,7 @@ impl World {
         slot.disks += 1;
         slot.claim_before_wipe = slot.claim;
         slot.claim = LogEnd::EMPTY;
+        slot.old = None;
         slot.has_data = false;
         let life = slot.life;
         let (incarnation, after) = (region.incarnation, self.delays.between(MS, 3 * MS));

@@ -211,7 +211,7 @@ impl World {
 
     /// A copy has its data, and a vote with it: one that was emptied and rebuilt, and is not recorded yet, is still one of the two that may be
     /// lost (seed 9000019).
-    fn is_sound(&self, r: usize, c: MemberId) -> bool {
+    pub(super) fn is_sound(&self, r: usize, c: MemberId) -> bool {
         let region = &self.regions[r];
         let slot = &region.copies[c.index()];
         let votes = |m: &Membership| m.member(c.group.index(), c.copy) == slot.incarnation;

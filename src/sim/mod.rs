@@ -5,6 +5,7 @@
 //! converge in bounded time. What must hold is judged in [`checker`], apart from the code that is judged.
 //! Decides nothing about the protocol. The same seed gives the same run, on every machine: no clock, no thread inside a run.
 
+mod backups;
 mod checker;
 mod copies;
 pub mod disk;

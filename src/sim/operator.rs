@@ -50,7 +50,10 @@ impl World {
             match op.order.kind {
                 OrderKind::Switchover { .. } => self.counts.switchovers += 1,
                 OrderKind::Failover { .. } => self.counts.failovers += 1,
-                OrderKind::SetVoters { .. } => {}
+                OrderKind::SetVoters { .. }
+                | OrderKind::AddRegion { .. }
+                | OrderKind::RemoveRegion { .. }
+                | OrderKind::NewLineage { .. } => {}
             }
         }
     }

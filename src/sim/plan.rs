@@ -35,6 +35,8 @@ pub(super) struct Plan {
     pub replace_every_ms: Option<u64>,
     /// An operator orders switchovers and failovers, about so often.
     pub operate_every_ms: Option<u64>,
+    /// An operator makes backups of copies and puts them back, about so often.
+    pub backup_every_ms: Option<u64>,
     pub limits: Limits,
     /// How page space is cut.
     pub layout: Layout,
@@ -89,9 +91,16 @@ impl Plan {
             drill: prng.chance(250_000),
             limits,
             layout: Plan::layout(prng, options),
+            backup_every_ms: None,
             replace_every_ms: prng.chance(350_000).then(|| prng.between(100, 1500)),
             operate_every_ms: options.moves.then(|| prng.between(500, 3000)),
         }
+        .with_backups(prng)
+    }
+
+    /// Drawn behind everything else, for the same reason.
+    fn with_backups(self, prng: &mut Prng) -> Plan {
+        Plan { backup_every_ms: prng.chance(250_000).then(|| prng.between(100, 1500)), ..self }
     }
 }
 

@@ -4,8 +4,8 @@ use super::checker::Checked;
 use super::copies::CopySlot;
 use super::world::{MS, What, World};
 use super::{Mutant, workload};
-use crate::base::{ClusterName, CopyId, Instant, Layout, LogEnd, Lsn, MemberId, Prng, RegionName, UnixMicros, WriteGate};
-use crate::control::{OpId, Settings};
+use crate::base::{ClusterName, CopyId, Instant, Layout, LogEnd, Lsn, MemberId, Prng, RegionName, TimelineId, UnixMicros, WriteGate};
+use crate::control::{OpId, Settings, Touched};
 use crate::log::{Frame, Pen};
 use crate::node::{Effect, Event, Identity, Node};
 use crate::volume::membership::Membership;
@@ -22,6 +22,7 @@ pub(super) enum HeadNews {
     Stops,
     Drain { op: OpId, deadline: Instant },
     Undrain,
+    Touched { archive: TimelineId },
     Gate(WriteGate),
 }
 
@@ -91,6 +92,7 @@ impl Region {
             region: members[index].clone(),
             founder: members[0].clone(),
             members: members.clone(),
+            addrs: std::collections::BTreeMap::new(),
             witness: None,
             control: leases(),
             version: "sim".into(),
@@ -275,13 +277,17 @@ impl World {
                 }
                 return Ok(());
             }
+            Effect::Audited(_) => return Ok(()),
+            // Its pages are no database here.
+            Effect::ReadTouched { archive } => HeadNews::Touched { archive },
             Effect::HeadAdvances { vdl, frames } => {
                 self.check_advance(r, &vdl, &frames)?;
                 HeadNews::Advances { vdl, written_at: frames.last().map(|f| f.header().source_time) }
             }
             Effect::HeadStops { .. } => HeadNews::Stops,
             Effect::Gate(gate) => HeadNews::Gate(gate),
-            Effect::PrimaryIs(_) => return Ok(()),
+            // No operator adds or takes out regions here.
+            Effect::PrimaryIs(_) | Effect::Members(_) | Effect::HeadHides { .. } => return Ok(()),
             Effect::Places { places } => {
                 self.move_copies(r, &places);
                 return Ok(());
@@ -302,6 +308,14 @@ impl World {
                         return Err(format!("{}: damage where nothing was damaged: {}", self.regions[r].name, note.what));
                     }
                     "refused" => return Err(format!("{}: {}", self.regions[r].name, note.what)),
+                    // No disk of this world lies on all six copies.
+                    "log_lost" | "secondary_lost_log" => {
+                        return Err(format!("durability: {} says that it lost log: {}", self.regions[r].name, note.what));
+                    }
+                    "copy_forgot" if self.counts.backups_put_back == 0 => {
+                        return Err(format!("durability: {}: a copy forgot what it had: {}", self.regions[r].name, note.what));
+                    }
+                    "copy_forgot" => self.counts.copies_reborn += 1,
                     _ => {}
                 }
                 return Ok(());
@@ -370,6 +384,7 @@ impl World {
                 self.at(at, What::Drain { region: r, incarnation });
                 self.drain_head(r, incarnation)
             }
+            HeadNews::Touched { archive } => self.to_node(r, incarnation, Event::Touched { archive, touched: Ok(Touched::default()) }),
             HeadNews::Undrain => {
                 region.head.draining = None;
                 Ok(())

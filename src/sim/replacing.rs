@@ -94,6 +94,7 @@ impl World {
             slot.claim_before_wipe = slot.claim;
         }
         slot.claim = LogEnd::EMPTY;
+        slot.old = None;
         slot.has_data = false;
     }
 

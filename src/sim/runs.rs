@@ -87,7 +87,7 @@ impl fmt::Display for Summary {
         write!(
             f,
             "{} seeds, {} failed; {} virtual s, {} steps; {} commits acknowledged of {} written, {} page reads; {} region crashes, {} recoveries, \
-             {} copy crashes, {} disk faults, {} disks replaced, {} copies stopped, {} copies rebuilt; {} path cuts, {} broken links, {} messages lost, \
+             {} copy crashes, {} disk faults, {} disks replaced, {} old backups put back and {} copies reborn, {} copies stopped, {} copies rebuilt; {} path cuts, {} broken links, {} messages lost, \
              {} doubled, {} regions seeded, {} half seeds resumed; {} replacements of copies begun, {} done, {} cancelled",
             self.seeds,
             self.failures.len(),
@@ -101,6 +101,8 @@ impl fmt::Display for Summary {
             c.copy_crashes,
             c.disk_faults,
             c.wipes,
+            c.backups_put_back,
+            c.copies_reborn,
             c.copies_stopped,
             c.copies_rebuilt,
             c.partitions,
@@ -128,6 +130,8 @@ impl Counts {
         self.copy_crashes += other.copy_crashes;
         self.disk_faults += other.disk_faults;
         self.wipes += other.wipes;
+        self.backups_put_back += other.backups_put_back;
+        self.copies_reborn += other.copies_reborn;
         self.copies_stopped += other.copies_stopped;
         self.partitions += other.partitions;
         self.broken_links += other.broken_links;

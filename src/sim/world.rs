@@ -3,6 +3,7 @@
 //! Everything that happens is a [`What`] at a time; two at the same time happen in the order in which they were queued. The
 //! running hash over all of them tells whether two runs were the same.
 
+use super::backups::Backup;
 use super::checker::Checked;
 use super::checker::truth::Truth;
 use super::network::{LinkSide, Network};
@@ -100,6 +101,7 @@ pub(super) enum What {
     Status,
     Fault,
     Replace,
+    BackUp,
     Operate,
     Release {
         region: usize,
@@ -164,6 +166,8 @@ pub struct Counts {
     pub copy_crashes: u64,
     pub disk_faults: u64,
     pub wipes: u64,
+    pub backups_put_back: u64,
+    pub copies_reborn: u64,
     pub bytes_rotted: u64,
     pub copies_stopped: u64,
     pub partitions: u64,
@@ -217,7 +221,9 @@ pub(super) struct World {
     pub delays: Prng,
     pub faults: Prng,
     pub operator: Prng,
+    pub backups_drawn: Prng,
     pub work: Prng,
+    pub backups: Vec<Backup>,
     /// Operations that ended well.
     pub ops_done: std::collections::BTreeSet<u128>,
     /// The first phase: faults happen.
@@ -244,6 +250,8 @@ impl World {
             faults: prng.fork("faults"),
             work: prng.fork("work"),
             operator: prng.fork("operator"),
+            backups_drawn: Prng::new(seed).fork("backups"),
+            backups: Vec::new(),
             ops_done: std::collections::BTreeSet::new(),
             stormy: true,
             writing: true,
@@ -261,6 +269,9 @@ impl World {
             [(What::Fault, 50), (What::Read, 100), (What::Pin, 120), (What::Status, 70), (What::Replace, 200), (What::Operate, 700)]
         {
             world.after(first_ms * MS, what);
+        }
+        if world.plan.backup_every_ms.is_some() {
+            world.after(300 * MS, What::BackUp);
         }
         world
     }
@@ -376,6 +387,7 @@ impl World {
             What::Status => self.check_status(),
             What::Fault => self.fault(),
             What::Replace => self.replace(),
+            What::BackUp => self.back_up(),
             What::Operate => self.operate(),
             What::Release { region, copy } => {
                 if self.stormy {
@@ -430,5 +442,6 @@ fn kind(what: &What) -> u64 {
         What::MemberHears { .. } => 27,
         What::Drain { .. } => 28,
         What::Operate => 29,
+        What::BackUp => 30,
     }
 }

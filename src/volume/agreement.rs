@@ -156,6 +156,7 @@ mod tests {
             control: Vec::new(),
             reign: Epoch(0),
             archives: Vec::new(),
+            durable: LogEnd::EMPTY,
         }
     }
 

@@ -10,7 +10,7 @@
 //! the next step builds on it: what an older process left on one copy is outranked from then on.
 
 use super::quorum::{COPIES, READ_QUORUM, WRITE_QUORUM};
-use crate::base::CopyId;
+use crate::base::{CopyId, Generation, LineageId, LogEnd};
 use std::fmt;
 
 /// Seats of a group: the six slots, and one for the copy that is to take a slot.
@@ -23,7 +23,7 @@ const REPLACED_KEPT: usize = 256;
 pub const PLACE_BYTES_MAX: usize = 4096;
 const GROUPS_MAX: usize = 1024;
 /// Bound of a decoded record in memory: 1024 groups of six and seven places.
-const RECORD_BYTES_MAX: usize = 512 << 10;
+const RECORD_BYTES_MAX: usize = 1 << 20;
 
 /// One directory of a copy: 128 bits, drawn when it was made. A directory that was emptied is another one.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, bincode::Encode, bincode::Decode)]
@@ -331,12 +331,49 @@ pub struct Record {
     pub control: Vec<u8>,
     /// This region wrote, and what it wrote may lie nowhere else: it is never given up for a seed. `None`: it never said.
     pub holds_commits: Option<bool>,
+    /// Up to here the log of this lineage was durable when the record was put.
+    pub durable: Option<(LineageId, LogEnd)>,
+    /// What each directory had at least, in the order of [`crate::base::MemberId::all`]; empty: nobody knows.
+    pub seen: Vec<Seen>,
+}
+
+/// What a directory had when it was last seen. One that comes back with less is not what it was: somebody put an old one back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+pub struct Seen {
+    pub incarnation: Incarnation,
+    /// It promised this generation, and keeps that.
+    pub promised: Generation,
+    /// It had fsynced this.
+    pub end: LogEnd,
+}
+
+impl Seen {
+    pub const NOTHING: Seen = Seen { incarnation: Incarnation::UNKNOWN, promised: Generation(0), end: LogEnd::EMPTY };
+
+    /// Whether a directory of that incarnation, which promised `promised` when it was opened and whose log ranks as `rank`, has forgotten what it had.
+    #[must_use]
+    pub fn is_forgotten_by(&self, incarnation: Incarnation, promised: Generation, rank: &LogEnd) -> bool {
+        incarnation == self.incarnation && incarnation != Incarnation::UNKNOWN && (promised < self.promised || *rank < self.end)
+    }
+}
+
+/// First byte of a record. One of the first version begins with 0 or 1: whether there is a membership.
+const RECORD_VERSION: u8 = 2;
+
+/// A record of the first version.
+#[derive(bincode::Encode, bincode::Decode)]
+struct PlainRecord {
+    membership: Option<Membership>,
+    control: Vec<u8>,
+    holds_commits: Option<bool>,
 }
 
 impl Record {
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        bincode::encode_to_vec(self, bincode::config::standard()).expect("BUG: names and numbers encode")
+        let mut bytes = vec![RECORD_VERSION];
+        bytes.extend(bincode::encode_to_vec(self, bincode::config::standard()).expect("BUG: names and numbers encode"));
+        bytes
     }
 
     /// `None` when the bytes are not one. Nothing kept is `Some` of the default.
@@ -346,8 +383,17 @@ impl Record {
             return Some(Record::default());
         }
         let config = bincode::config::standard().with_limit::<RECORD_BYTES_MAX>();
-        let (kept, read) = bincode::decode_from_slice::<Record, _>(bytes, config).ok()?;
-        (read == bytes.len() && kept.membership.as_ref().is_none_or(Membership::is_sound)).then_some(kept)
+        let kept = match bytes.split_first() {
+            Some((&RECORD_VERSION, bytes)) => {
+                let (kept, read) = bincode::decode_from_slice::<Record, _>(bytes, config).ok()?;
+                (read == bytes.len()).then_some(kept)?
+            }
+            _ => {
+                let (PlainRecord { membership, control, holds_commits }, read) = bincode::decode_from_slice(bytes, config).ok()?;
+                (read == bytes.len()).then_some(Record { membership, control, holds_commits, ..Record::default() })?
+            }
+        };
+        kept.membership.as_ref().is_none_or(Membership::is_sound).then_some(kept)
     }
 }
 

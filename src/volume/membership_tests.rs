@@ -1,7 +1,7 @@
 //! Quorums of both sets intersect, by enumeration; and a model of directories that store records and a log, crashed at every point.
 
 use super::*;
-use crate::base::Prng;
+use crate::base::{Prng, Seq};
 use proptest::prelude::*;
 
 const OLD: Incarnation = Incarnation(1);
@@ -333,9 +333,14 @@ fn each_rule_switched_off_is_found_out() {
 proptest! {
     #[test]
     fn records_survive_the_round_trip_and_garbage_is_refused(bytes in proptest::collection::vec(any::<u8>(), 1..200), flip in 0usize..4000) {
-        let kept = Record { membership: Some(joint()), control: vec![1, 2, 3], holds_commits: Some(true) };
+        let seen = Seen { incarnation: Incarnation(9), promised: Generation(1 << 40), end: LogEnd { seq: Seq(7), ..LogEnd::EMPTY } };
+        let durable = Some((LineageId(5), seen.end));
+        let kept = Record { membership: Some(joint()), control: vec![1, 2, 3], holds_commits: Some(true), durable, seen: vec![seen; 6] };
         let mut good = kept.encode();
-        prop_assert_eq!(Record::decode(&good), Some(kept));
+        prop_assert_eq!(Record::decode(&good), Some(kept.clone()));
+        let plain = PlainRecord { membership: kept.membership.clone(), control: kept.control.clone(), holds_commits: kept.holds_commits };
+        let plain = bincode::encode_to_vec(plain, bincode::config::standard()).unwrap();
+        prop_assert_eq!(Record::decode(&plain), Some(Record { durable: None, seen: Vec::new(), ..kept }));
         let at = flip % good.len();
         good.truncate(at);
         prop_assert!(at == 0 || Record::decode(&good).is_none());

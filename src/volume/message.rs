@@ -1,7 +1,7 @@
 //! What the appender and a copy say to each other. Plain values: in one process they travel through a channel, in the
 //! simulator through a network that delays, loses, doubles and reorders them.
 
-use crate::base::{Epoch, Generation, LineageId, LogEnd, Lsn, PageNo, Seq, TimelineId};
+use crate::base::{Epoch, Generation, Instant, LineageId, LogEnd, Lsn, PageNo, Seq, TimelineId};
 use crate::log::{Frame, History, SeedBase};
 use crate::volume::membership::Incarnation;
 use bytes::Bytes;
@@ -12,6 +12,9 @@ use bytes::Bytes;
 pub enum CopyRequest {
     /// Fence: from now on only `generation` or newer may write here. Persisted before the answer.
     Raise { generation: Generation },
+    /// Its directory was put back from an old backup, or lost writes: it has forgotten what it acknowledged. From now on it is `incarnation`, which has no vote
+    /// before it has everything. Persisted before the answer, which is `Raised`.
+    Reborn { generation: Generation, incarnation: Incarnation },
     /// Frames in order, and how far things are. Without frames it is a question ("where are you?") and still moves `vdl`.
     ///
     /// Frames that the copy has already are skipped. Where they differ from what it has, they replace its tail in one
@@ -26,6 +29,9 @@ pub enum CopyRequest {
         horizon: Lsn,
         /// Nobody needs frames before this seq any more: log files that lie whole before it, and whose frames are in layers, may go.
         trim: Seq,
+        /// On the copy's own clock: from then on it takes no frames of this request, because the lease that it was sent under is over by that clock,
+        /// whatever the sender's says. `None`: no lease is needed for it (a recovery, a secondary).
+        gate: Option<Instant>,
     },
     /// Keep this as the region's control state ([`crate::control`]): replaces what was kept, persisted before the answer. An
     /// older `version` than the one kept is answered like the same one.
@@ -89,6 +95,13 @@ pub enum CopyReply {
         ingested: Lsn,
         /// Little room is left on its disk: no new writes should come.
         low: bool,
+        /// Its own clock.
+        at: Instant,
+    },
+    /// The frames were not taken: the gate that came with them is shut, by the clock here.
+    Gated {
+        generation: Generation,
+        at: Instant,
     },
     /// The frames did not fit: a gap, or another history without a newer generation. `end` is what is fsynced here.
     Misplaced {
@@ -210,6 +223,8 @@ pub struct CopyState {
     pub reign: Epoch,
     /// Lost tails that are kept here.
     pub archives: Vec<ArchiveView>,
+    /// Up to here the log was durable in the region, as what lies here shows: the region said so, or it became layers.
+    pub durable: LogEnd,
 }
 
 impl CopyState {

@@ -10,6 +10,7 @@ mod agreement;
 mod appender;
 mod copy;
 mod disk;
+mod evidence;
 pub mod membership;
 mod message;
 mod overlay;
@@ -24,9 +25,10 @@ pub use appender::{Appender, AppenderEffect, BranchState, CopyHealth, CopyView, 
 pub use copy::identity;
 pub use copy::{
     ArchivedTail, Copy, Directory, FileDamage, FilesVerdict, FlushDone, FlushJob, OpenError, Origin, PageStore, ReadError, Slice,
-    TimelineView, verify_files,
+    TimelineView, proven_durable, verify_files,
 };
 pub use disk::{Cold, Disk, DiskError};
+pub use evidence::LostLog;
 pub use message::{ArchiveView, CheckPlace, CopyReply, CopyRequest, CopyState, Damage, Digest, archive_id};
 pub use overlay::Overlay;
 pub use repair::RepairView;

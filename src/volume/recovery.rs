@@ -48,6 +48,7 @@ pub fn choose(heard: &[Heard<'_>; COPIES], reseedable: bool) -> Choice {
     let best = with_data.iter().max_by_key(|(id, s)| (s.rank(), std::cmp::Reverse(*id))).map(|(id, _)| *id);
     match best {
         None if raised.len() == COPIES => Choice::Empty,
+        None if raised.is_empty() => Choice::Wait { reason: "none of the six copies can be opened; see what each of them says".into() },
         None => Choice::Wait {
             reason: format!(
                 "{} of six copies answered, all of them empty; an empty volume is only believed when all six say so",
@@ -86,6 +87,7 @@ mod tests {
             control: Vec::new(),
             reign: Epoch(0),
             archives: Vec::new(),
+            durable: LogEnd::EMPTY,
         }
     }
 

@@ -6,6 +6,7 @@
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
 pub mod sql;
+pub mod two;
 
 use parhelion::base::Instant;
 use parhelion::io::clock;
@@ -151,6 +152,14 @@ pub struct Region {
     pub config: PathBuf,
 }
 
+impl Region {
+    /// The port of the region's one instance: nothing is passed on from there.
+    pub fn instance(&self) -> String {
+        let (host, port) = self.writer.rsplit_once(':').expect("host:port");
+        format!("{host}:{}", port.parse::<u16>().expect("a port") + 9)
+    }
+}
+
 /// The ready file, exactly as documented: another key, or a missing one, is an error.
 #[derive(Clone, Debug, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -170,9 +179,13 @@ pub struct ByHand {
 
 impl ByHand {
     pub fn start(config: &Path, log: &Path) -> ByHand {
+        ByHand::start_with(config, log, &[])
+    }
+
+    pub fn start_with(config: &Path, log: &Path, env: &[(&str, &Path)]) -> ByHand {
         let file = std::fs::File::options().create(true).append(true).open(log).expect("a log");
         let mut command = parhelion();
-        command.args(["region", "--config"]).arg(config).stdout(Stdio::null()).stderr(file);
+        command.args(["region", "--config"]).arg(config).stdout(Stdio::null()).stderr(file).envs(env.iter().copied());
         ByHand { child: command.spawn().expect("the program runs"), log: log.to_owned() }
     }
 
@@ -285,6 +298,14 @@ impl Cluster {
         let log = self.dir.join("logs").join(format!("{name}.by-hand.log"));
         let process = ByHand::start(&self.region(name).config, &log);
         self.by_hand.push((name.to_owned(), process));
+    }
+
+    /// Waits for the end of a region that was started by hand and ends by itself.
+    pub fn until_ended(&mut self, name: &str) {
+        let i = self.by_hand.iter().position(|(n, _)| n == name).expect("it was started by hand");
+        let (_, mut process) = self.by_hand.remove(i);
+        let status = wait(&mut process.child, "a region that ends by itself");
+        assert_eq!(status.code(), Some(0), "{}", tail(&process.log));
     }
 
     /// Ends a region that was started by hand, as Ctrl-C does.
@@ -432,4 +453,17 @@ pub fn metric(page: &str, name: &str) -> Option<f64> {
 
 pub fn now() -> Instant {
     clock::now()
+}
+
+/// A verb with `--config`; exit code, stdout, stderr.
+pub fn verb(config: &Path, args: &[&str]) -> (Option<i32>, String, String) {
+    let output = run(parhelion().args(args).arg("--config").arg(config), "");
+    (output.status.code(), text(&output.stdout), text(&output.stderr))
+}
+
+/// Its JSON, where it must succeed.
+pub fn must(config: &Path, args: &[&str]) -> Value {
+    let (code, out, err) = verb(config, args);
+    assert_eq!(code, Some(0), "{args:?}: {out}{err}");
+    serde_json::from_str(&out).unwrap_or_else(|e| panic!("{args:?}: JSON and nothing else on stdout: {e}: {out}"))
 }

@@ -210,6 +210,8 @@ impl Remote {
             Err(Err(error)) => return Ok(Err(error)),
         };
         let region = self.region.clone();
+        // A question that does nothing may be left without an answer at once; whoever asks it waits for a writer.
+        let grace = if *what == What::Ping { Duration::ZERO } else { GRACE };
         tokio::select! {
             biased;
             told = told => {
@@ -217,7 +219,7 @@ impl Remote {
                 self.proven &= !told.as_ref().is_err_and(|error| error.elsewhere);
                 Ok(told)
             }
-            () = another_writes(who.clone(), &region) => {
+            () = another_writes(who.clone(), &region, grace) => {
                 self.inner.close("another region is the writer now");
                 Err(Failure::Lost("another region is the writer now, and this one does not answer".to_owned()))
             }
@@ -283,12 +285,12 @@ impl Remote {
 }
 
 /// Returns a while after somebody else than `region` is said to write.
-async fn another_writes(mut who: watch::Receiver<WhoWrites>, region: &RegionName) {
+async fn another_writes(mut who: watch::Receiver<WhoWrites>, region: &RegionName, grace: Duration) {
     let is_another = |who: &WhoWrites| who.here || who.primary.as_ref().is_some_and(|p| p != region);
     if who.wait_for(is_another).await.is_err() {
         std::future::pending::<()>().await;
     }
-    tokio::time::sleep(GRACE).await;
+    tokio::time::sleep(grace).await;
 }
 
 async fn send_cancel(send: Sending, id: u32) {

@@ -75,6 +75,13 @@ impl Horizon {
         state.pins.clear();
     }
 
+    /// Nothing is served before the next reset.
+    pub fn hide(&self) {
+        let mut state = self.state.lock();
+        state.ready = false;
+        state.pins.clear();
+    }
+
     /// The number that the next [`Horizon::reset`] will give.
     pub fn next_incarnation(&self) -> u64 {
         self.state.lock().incarnation + 1

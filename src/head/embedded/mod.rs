@@ -38,7 +38,7 @@ pub use context::Canceller;
 pub use functions::timestamp;
 pub use session::{Port, Session};
 
-use super::sql::{SqlError, state};
+use super::sql::SqlError;
 use super::{LogSink, PageSource, StatusSource, WriteGate};
 use crate::base::{Instant, Layout, LogEnd, Lsn, PageNo, SEGMENT_PAGE_BYTES};
 use crate::io::clock;
@@ -208,6 +208,11 @@ impl Engine {
         self.shared.progress.set_lease(until);
     }
 
+    /// The control core was told that the machine slept: leases that come from here on are counted on a clock that is right.
+    pub fn trust_clock(&self) {
+        self.shared.progress.trust_clock();
+    }
+
     /// Whether the lease is not over at this moment.
     pub fn may_acknowledge(&self) -> bool {
         self.shared.progress.may_acknowledge()
@@ -275,7 +280,16 @@ impl Engine {
         self.start_anew(at.end_lsn);
     }
 
+    /// Nothing is read here before the next reset: whoever tries is told `reason`, and running reads end with 40001.
+    pub fn hide(&self, reason: String) {
+        self.close_writer(reason.clone());
+        self.start_anew(self.shared.horizon.visible());
+        self.shared.set_hidden(Some(reason));
+        self.shared.horizon.hide();
+    }
+
     fn start_anew(&self, at: Lsn) {
+        self.shared.set_hidden(None);
         self.shared.pool.reset(at, self.shared.horizon.next_incarnation());
         self.shared.horizon.reset(at);
         self.shared.forget_schema();
@@ -372,10 +386,6 @@ fn spawn(name: String, body: impl FnOnce() + Send + 'static) -> Result<(), Engin
 
 fn writes_stopped(reason: &str) -> String {
     format!("writes are stopped: {reason}. Reads go on")
-}
-
-fn not_ready() -> SqlError {
-    SqlError::new(state::CANNOT_CONNECT_NOW, "the region is starting: its volume is not recovered yet; try again in a moment")
 }
 
 /// Page number and offset within the page of an offset in SQLite's file.

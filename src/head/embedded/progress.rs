@@ -40,6 +40,10 @@ pub struct Progress {
     state: Mutex<State>,
     /// Nothing is acknowledged from this moment of the raw clock on.
     lease_until_ns: AtomicU64,
+    /// How long the machine had slept when the lease's clock was last known to be right: once it slept more, no lease counts.
+    slept_ns: AtomicU64,
+    /// Reads that from the machine.
+    slept: fn() -> (u64, u64),
     /// Commits wait for another region by the commit rules: nobody's patience runs out meanwhile.
     paused: AtomicBool,
 }
@@ -47,7 +51,15 @@ pub struct Progress {
 impl Default for Progress {
     fn default() -> Progress {
         // Without a lease holder there is no lease to lose.
-        Progress { state: Mutex::default(), lease_until_ns: AtomicU64::new(u64::MAX), paused: AtomicBool::new(false) }
+        let progress = Progress {
+            state: Mutex::default(),
+            lease_until_ns: AtomicU64::new(u64::MAX),
+            slept_ns: AtomicU64::new(0),
+            slept: clock::slept,
+            paused: AtomicBool::new(false),
+        };
+        progress.trust_clock();
+        progress
     }
 }
 
@@ -56,10 +68,23 @@ impl Progress {
         self.lease_until_ns.store(until.ns, Ordering::SeqCst);
     }
 
-    /// By the clock, now. Asked as the last thing before an answer goes.
+    /// The control core knows by now that the machine slept, and has given up every lease from before: those that come are good.
+    pub fn trust_clock(&self) {
+        // The least of some readings from above: a thread that loses the processor between two clocks reads too much.
+        let slept = (0..3).map(|_| (self.slept)().1).min().unwrap_or(0);
+        self.slept_ns.store(slept, Ordering::SeqCst);
+    }
+
+    /// By the clock, now. Asked as the last thing before an answer goes. A machine that slept has a lease that is over and a clock that does
+    /// not know it (protocol.md section 2): whoever wakes up with an answer in its hand looks at that itself, and waits for nobody to tell.
     pub fn may_acknowledge(&self) -> bool {
         let until = self.lease_until_ns.load(Ordering::SeqCst);
-        until == u64::MAX || clock::now().ns < until
+        if until == u64::MAX {
+            return true;
+        }
+        // Twice what the driver takes for a sleep: what is seen here it sees as well, and trusts the clock again afterwards.
+        let slept = (self.slept)().0 > self.slept_ns.load(Ordering::SeqCst).saturating_add(2 * clock::SLEPT_NS_MAX);
+        !slept && clock::now().ns < until
     }
 
     pub fn fence(&self, reason: Option<String>) {
@@ -232,5 +257,26 @@ mod tests {
         assert_eq!(progress.wait(reign, Lsn(20), long).await, Err(NotDurable::Withheld("eu-west was promoted".to_string())));
         progress.fence(None);
         assert_eq!(progress.wait(reign, Lsn(20), long).await, Ok(()));
+    }
+
+    #[tokio::test]
+    async fn after_a_sleep_nothing_is_acknowledged_by_a_lease_from_before_it() {
+        static SLEPT_NS: AtomicU64 = AtomicU64::new(7_000_000_000);
+        let slept = || (SLEPT_NS.load(Ordering::SeqCst) - 300, SLEPT_NS.load(Ordering::SeqCst) + 300);
+        let progress = Progress { slept, ..Progress::default() };
+        progress.trust_clock();
+        let reign = progress.open(Lsn(10));
+        let long = Duration::from_secs(30);
+        progress.set_lease(clock::now() + long);
+        progress.wait(reign, Lsn(10), long).await.unwrap();
+        // Half a minute without the processor is no sleep of the machine; three milliseconds of sleep are one.
+        SLEPT_NS.fetch_add(3_000_000, Ordering::SeqCst);
+        assert!(matches!(progress.wait(reign, Lsn(10), long).await, Err(NotDurable::Withheld(_))));
+        // A lease that was on its way does not help; only that the core has heard of it.
+        progress.set_lease(clock::now() + long);
+        assert!(progress.permits(reign).is_err());
+        progress.trust_clock();
+        progress.set_lease(clock::now() + long);
+        progress.permits(reign).unwrap();
     }
 }

@@ -197,7 +197,7 @@ impl Thread {
         let now = clock::now();
         let pin = match &reading.pin {
             Some(pin) => pin.clone(),
-            None => shared.horizon.pin(false, now).ok_or_else(super::not_ready)?,
+            None => shared.horizon.pin(false, now).ok_or_else(|| shared.not_ready())?,
         };
         if pin.is_expired() {
             return Err(SqlError::new(

@@ -382,7 +382,7 @@ impl Session {
     }
 
     fn start_reading(&mut self) -> Result<Arc<Pin>, SqlError> {
-        let pin = self.engine.shared.horizon.pin(true, clock::now()).ok_or_else(super::not_ready)?;
+        let pin = self.engine.shared.horizon.pin(true, clock::now()).ok_or_else(|| self.engine.shared.not_ready())?;
         if let Some(tx) = &mut self.tx {
             tx.body = Body::Reading(pin.clone());
         }

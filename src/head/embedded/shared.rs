@@ -36,6 +36,8 @@ pub struct Shared {
     gate: RwLock<WriteGate>,
     primary: RwLock<Option<String>>,
     schema: Mutex<Option<(u64, Lsn, u32)>>,
+    /// Why nothing is read here, if that is so for good.
+    hidden: RwLock<Option<String>>,
 }
 
 impl Shared {
@@ -52,6 +54,7 @@ impl Shared {
             gate: RwLock::new(WriteGate::Open),
             primary: RwLock::default(),
             schema: Mutex::default(),
+            hidden: RwLock::default(),
         }
     }
 
@@ -66,6 +69,16 @@ impl Shared {
         };
         *self.gate.write() = gate;
         self.progress.fence(fence);
+    }
+
+    pub fn set_hidden(&self, reason: Option<String>) {
+        *self.hidden.write() = reason;
+    }
+
+    /// Nothing can be read here now.
+    pub fn not_ready(&self) -> SqlError {
+        let starts = || "the region is starting: its volume is not recovered yet; try again in a moment".to_owned();
+        SqlError::new(state::CANNOT_CONNECT_NOW, self.hidden.read().clone().unwrap_or_else(starts))
     }
 
     /// Whether a write may begin, as the node and the lease say.

@@ -1,5 +1,5 @@
 //! Table-valued functions about the global cluster: `aurora_global_db_status()` and `aurora_global_db_instance_status()`,
-//! with the columns that Aurora PostgreSQL documents, and `generate_series(start, stop[, step])`, whose column is `value`.
+//! with the columns that Aurora PostgreSQL documents, `parhelion_events()`, and `generate_series(start, stop[, step])`, whose column is `value`.
 //!
 //! Decides nothing: the rows are the driver's last known state, taken once per scan. The trait that SQLite's bindings want
 //! for a virtual table is an unsafe one; what it asks for stands at each implementation.
@@ -20,7 +20,12 @@ use std::sync::Arc;
 pub fn register(connection: &Connection, shared: &Arc<Shared>) -> Result<()> {
     const MODULE: Module<StatusTable> = Module::eponymous_only_module();
     rusqlite::vtab::series::load_module(connection)?;
-    for (name, which) in [(c"aurora_global_db_status", Which::Global), (c"aurora_global_db_instance_status", Which::Instances)] {
+    let all = [
+        (c"aurora_global_db_status", Which::Global),
+        (c"aurora_global_db_instance_status", Which::Instances),
+        (c"parhelion_events", Which::Events),
+    ];
+    for (name, which) in all {
         connection.create_module(name, &MODULE, Some((which, shared.status.clone())))?;
     }
     Ok(())
@@ -30,6 +35,7 @@ pub fn register(connection: &Connection, shared: &Arc<Shared>) -> Result<()> {
 enum Which {
     Global,
     Instances,
+    Events,
 }
 
 impl Which {
@@ -42,6 +48,10 @@ impl Which {
             Which::Instances => {
                 c"CREATE TABLE x(server_id text, session_id text, aws_region text, durable_lsn bigint, highest_lsn_rcvd bigint,
                   feedback_epoch bigint, feedback_xmin bigint, oldest_read_view_lsn bigint, visibility_lag_in_msec bigint)"
+            }
+            Which::Events => {
+                c"CREATE TABLE x(no bigint, at timestamptz, aws_region text, kind text, epoch bigint, durable_lsn bigint, what text,
+                  operation text, actor text, duration_in_msec bigint)"
             }
         }
     }
@@ -78,6 +88,24 @@ impl Which {
                     ]
                 };
                 source.instance_status().into_iter().map(row).collect()
+            }
+            Which::Events => {
+                let text = |t: Option<String>| t.map_or(Value::Null, Value::Text);
+                let row = |r: crate::head::EventRow| {
+                    vec![
+                        Value::Integer(r.no),
+                        text(r.at),
+                        Value::Text(r.aws_region),
+                        Value::Text(r.kind),
+                        Value::Integer(r.epoch),
+                        number(r.durable_lsn),
+                        Value::Text(r.what),
+                        text(r.operation),
+                        text(r.actor),
+                        number(r.duration_in_msec),
+                    ]
+                };
+                source.events().into_iter().map(row).collect()
             }
         }
     }

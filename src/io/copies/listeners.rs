@@ -3,7 +3,7 @@
 //! Decides who hears what: an answer goes to whoever asked; that frames are fsynced, that there is damage, and that the copy came or went, goes to all. A
 //! process of an earlier generation may still be among them: what it hears carries a generation, and it is refused by the copy.
 
-use crate::base::{Generation, MemberId};
+use crate::base::{Generation, LineageId, LogEnd, MemberId};
 use crate::io::driver::Inbox;
 use crate::node::Event;
 use crate::volume::CopyReply;
@@ -21,6 +21,11 @@ pub enum Says {
     Opened {
         promised: Generation,
     },
+    /// It cannot be opened, and its files show that the log was durable up to there. Said before it is lost.
+    Proves {
+        lineage: LineageId,
+        durable: LogEnd,
+    },
     Lost {
         reason: String,
     },
@@ -36,6 +41,7 @@ impl Listener for Inbox {
     fn tell(&self, copy: MemberId, says: Says) {
         self.send(match says {
             Says::Opened { promised } => Event::CopyOpened { copy, promised },
+            Says::Proves { lineage, durable } => Event::CopyProves { copy, lineage, durable },
             Says::Lost { reason } => Event::CopyLost { copy, reason },
             Says::Replied(reply) => Event::CopyReplied { copy, reply },
         });

@@ -110,7 +110,14 @@ mod tests {
     fn what_waits_for_a_copy_that_takes_nothing_is_bounded_and_orders_still_arrive() {
         let notice = || {
             let generation = Generation(1);
-            Order::Request(CopyRequest::Append { generation, frames: Vec::new(), vdl: LogEnd::EMPTY, horizon: Lsn(0), trim: Seq(0) })
+            Order::Request(CopyRequest::Append {
+                generation,
+                frames: Vec::new(),
+                vdl: LogEnd::EMPTY,
+                horizon: Lsn(0),
+                trim: Seq(0),
+                gate: None,
+            })
         };
         let (mailbox, mail) = mailbox(10 * ORDER_BYTES);
         let taken = (0..1000).filter(|_| mailbox.send(notice())).count();

@@ -149,7 +149,7 @@ impl RemoteCopy {
                 self.opened.store(true, Ordering::Release);
                 self.listener.tell(self.id, says);
             }
-            Says::Replied(_) => self.listener.tell(self.id, says),
+            Says::Proves { .. } | Says::Replied(_) => self.listener.tell(self.id, says),
         }
     }
 }

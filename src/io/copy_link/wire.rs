@@ -9,9 +9,10 @@
 //! All numbers little-endian. The version is the protocol's name in the handshake (`io::tls::COPY_ALPN`). Frames are never
 //! re-encoded; every length is checked against what is there before anything is allocated; nothing may be left over.
 
-use crate::base::{CopyId, Epoch, GROUPS_MAX, Generation, GroupId, LogEnd, Lsn, MemberId, PageNo, Seq, TimelineId};
+use crate::base::{CopyId, Epoch, GROUPS_MAX, Generation, GroupId, Instant, LineageId, LogEnd, Lsn, MemberId, PageNo, Seq, TimelineId};
 use crate::io::copies::{Miss, Says};
 use crate::log::{Frame, History, SeedBase, split_frames};
+use crate::volume::membership::Incarnation;
 use crate::volume::{CheckPlace, CopyReply, CopyRequest, CopyState, Damage, Digest};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use std::time::Duration;
@@ -90,7 +91,7 @@ impl Address {
 #[derive(bincode::Encode, bincode::Decode)]
 enum RequestHead {
     Raise { generation: Generation },
-    Append { generation: Generation, vdl: LogEnd, horizon: Lsn, trim: Seq },
+    Append { generation: Generation, vdl: LogEnd, horizon: Lsn, trim: Seq, gate_ns: Option<u64> },
     PutControl { generation: Generation, version: u64, control: Vec<u8> },
     ReadLog { id: u64, from: Seq, bytes_max: u64 },
     ReadPages { id: u64, at: Lsn, from: PageNo, bytes_max: u64 },
@@ -107,6 +108,7 @@ enum RequestHead {
     Rewind { generation: Generation, number: u64, archive: Option<TimelineId>, at: LogEnd, reign: Epoch },
     ReadArchive { id: u64, archive: TimelineId, from: Seq, bytes_max: u64 },
     DropArchive { generation: Generation, archive: TimelineId },
+    Reborn { generation: Generation, incarnation: Incarnation },
 }
 
 #[derive(bincode::Encode, bincode::Decode)]
@@ -115,7 +117,7 @@ enum ReplyHead {
     Lost { reason: String },
     Raised { generation: Generation, state: CopyState },
     Refused { promised: Generation },
-    Appended { generation: Generation, end: LogEnd, ingested: Lsn, low: bool },
+    Appended { generation: Generation, end: LogEnd, ingested: Lsn, low: bool, at_ns: u64 },
     Misplaced { generation: Generation, end: LogEnd, history: History },
     ControlStored { generation: Generation, version: u64 },
     Log { id: u64 },
@@ -134,6 +136,8 @@ enum ReplyHead {
     Rewound { generation: Generation, number: u64, state: CopyState },
     RewindRefused { generation: Generation, number: u64, reason: String },
     ArchiveDropped { generation: Generation, archive: TimelineId },
+    Proves { lineage: LineageId, durable: LogEnd },
+    Gated { generation: Generation, at_ns: u64 },
 }
 
 #[derive(bincode::Encode, bincode::Decode)]
@@ -231,8 +235,9 @@ impl ToCopy {
         };
         let head = match request {
             R::Raise { generation } => RequestHead::Raise { generation: *generation },
-            R::Append { generation, vdl, horizon, trim, .. } => {
-                RequestHead::Append { generation: *generation, vdl: *vdl, horizon: *horizon, trim: *trim }
+            R::Append { generation, vdl, horizon, trim, gate, .. } => {
+                let gate_ns = gate.map(|at| at.ns);
+                RequestHead::Append { generation: *generation, vdl: *vdl, horizon: *horizon, trim: *trim, gate_ns }
             }
             R::PutControl { generation, version, control } => {
                 RequestHead::PutControl { generation: *generation, version: *version, control: control.to_vec() }
@@ -255,6 +260,7 @@ impl ToCopy {
             R::ReadArchive { id, archive, from, bytes_max } => {
                 RequestHead::ReadArchive { id: *id, archive: *archive, from: *from, bytes_max: *bytes_max as u64 }
             }
+            R::Reborn { generation, incarnation } => RequestHead::Reborn { generation: *generation, incarnation: *incarnation },
             R::DropArchive { generation, archive } => RequestHead::DropArchive { generation: *generation, archive: *archive },
         };
         let mut parts = encode_head(&head);
@@ -271,8 +277,9 @@ impl ToCopy {
     pub fn decode(bytes: &Bytes) -> Result<ToCopy, CopyWireError> {
         let (head, tail) = decode_head::<RequestHead>(bytes)?;
         let request = match head {
-            RequestHead::Append { generation, vdl, horizon, trim } => {
-                return Ok(ToCopy::Request(CopyRequest::Append { generation, frames: frames(tail)?, vdl, horizon, trim }));
+            RequestHead::Append { generation, vdl, horizon, trim, gate_ns } => {
+                let gate = gate_ns.map(|ns| Instant { ns });
+                return Ok(ToCopy::Request(CopyRequest::Append { generation, frames: frames(tail)?, vdl, horizon, trim, gate }));
             }
             RequestHead::SeedPages { generation, step } => {
                 return Ok(ToCopy::Request(CopyRequest::SeedPages { generation, step, pages: pages(tail)? }));
@@ -296,6 +303,7 @@ impl ToCopy {
             RequestHead::ReadArchive { id, archive, from, bytes_max } => {
                 CopyRequest::ReadArchive { id, archive, from, bytes_max: size(bytes_max) }
             }
+            RequestHead::Reborn { generation, incarnation } => CopyRequest::Reborn { generation, incarnation },
             RequestHead::DropArchive { generation, archive } => CopyRequest::DropArchive { generation, archive },
             RequestHead::Drill { on_duty, delay_us } => {
                 nothing(&tail)?;
@@ -317,14 +325,16 @@ pub fn encode_says(says: &Says) -> Vec<Bytes> {
     use CopyReply as R;
     let reply = match says {
         Says::Opened { promised } => return encode_head(&ReplyHead::Opened { promised: *promised }),
+        Says::Proves { lineage, durable } => return encode_head(&ReplyHead::Proves { lineage: *lineage, durable: *durable }),
         Says::Lost { reason } => return encode_head(&ReplyHead::Lost { reason: reason.clone() }),
         Says::Replied(reply) => reply,
     };
     let head = match reply {
         R::Raised { generation, state } => ReplyHead::Raised { generation: *generation, state: state.clone() },
         R::Refused { promised } => ReplyHead::Refused { promised: *promised },
-        R::Appended { generation, end, ingested, low } => {
-            ReplyHead::Appended { generation: *generation, end: *end, ingested: *ingested, low: *low }
+        R::Gated { generation, at } => ReplyHead::Gated { generation: *generation, at_ns: at.ns },
+        R::Appended { generation, end, ingested, low, at } => {
+            ReplyHead::Appended { generation: *generation, end: *end, ingested: *ingested, low: *low, at_ns: at.ns }
         }
         R::Misplaced { generation, end, history } => ReplyHead::Misplaced { generation: *generation, end: *end, history: history.clone() },
         R::ControlStored { generation, version } => ReplyHead::ControlStored { generation: *generation, version: *version },
@@ -366,10 +376,14 @@ pub fn decode_says(bytes: &Bytes) -> Result<Says, CopyWireError> {
         ReplyHead::Log { id } => return Ok(Says::Replied(CopyReply::Log { id, frames: frames(tail)? })),
         ReplyHead::Pages { id, at, next } => return Ok(Says::Replied(CopyReply::Pages { id, at, pages: pages(tail)?, next })),
         ReplyHead::Opened { promised } => return nothing(&tail).map(|()| Says::Opened { promised }),
+        ReplyHead::Proves { lineage, durable } => return nothing(&tail).map(|()| Says::Proves { lineage, durable }),
         ReplyHead::Lost { reason } => return nothing(&tail).map(|()| Says::Lost { reason }),
         ReplyHead::Raised { generation, state } => CopyReply::Raised { generation, state },
         ReplyHead::Refused { promised } => CopyReply::Refused { promised },
-        ReplyHead::Appended { generation, end, ingested, low } => CopyReply::Appended { generation, end, ingested, low },
+        ReplyHead::Gated { generation, at_ns } => CopyReply::Gated { generation, at: Instant { ns: at_ns } },
+        ReplyHead::Appended { generation, end, ingested, low, at_ns } => {
+            CopyReply::Appended { generation, end, ingested, low, at: Instant { ns: at_ns } }
+        }
         ReplyHead::Misplaced { generation, end, history } => CopyReply::Misplaced { generation, end, history },
         ReplyHead::ControlStored { generation, version } => CopyReply::ControlStored { generation, version },
         ReplyHead::LogTrimmed { id, first } => CopyReply::LogTrimmed { id, first },

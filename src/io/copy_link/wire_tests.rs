@@ -30,8 +30,8 @@ fn requests() -> Vec<ToCopy> {
     let base = SeedBase { lineage: LineageId(5), end, history };
     let requests = vec![
         CopyRequest::Raise { generation },
-        CopyRequest::Append { generation, frames, vdl: end, horizon: Lsn(3), trim: Seq(1) },
-        CopyRequest::Append { generation, frames: Vec::new(), vdl: LogEnd::EMPTY, horizon: Lsn(0), trim: Seq(0) },
+        CopyRequest::Append { generation, frames, vdl: end, horizon: Lsn(3), trim: Seq(1), gate: Some(Instant { ns: 1 << 60 }) },
+        CopyRequest::Append { generation, frames: Vec::new(), vdl: LogEnd::EMPTY, horizon: Lsn(0), trim: Seq(0), gate: None },
         CopyRequest::PutControl { generation, version: 4, control: Bytes::from_static(b"state") },
         CopyRequest::ReadLog { id: 1, from: Seq(2), bytes_max: 1 << 20 },
         CopyRequest::ReadPages { id: 2, at: Lsn(7), from: PageNo(3), bytes_max: 4096 },
@@ -46,6 +46,7 @@ fn requests() -> Vec<ToCopy> {
         CopyRequest::Rewind { generation, number: 4, archive: Some(TimelineId(9)), at: end, reign: Epoch(2) },
         CopyRequest::ReadArchive { id: 5, archive: TimelineId(9), from: Seq(3), bytes_max: 4096 },
         CopyRequest::DropArchive { generation, archive: TimelineId(9) },
+        CopyRequest::Reborn { generation, incarnation: Incarnation(78) },
     ];
     let drill = ToCopy::Drill { on_duty: false, delay: Duration::from_millis(50) };
     requests.into_iter().map(ToCopy::Request).chain([drill, ToCopy::Serving(true)]).collect()
@@ -69,6 +70,7 @@ fn sayings() -> Vec<Says> {
         control: b"state".to_vec(),
         reign: Epoch(3),
         archives: vec![ArchiveView { id: TimelineId(1 << 63), base: LogEnd::EMPTY, consistent: end, end }],
+        durable: frames[0].log_end(),
     };
     let reason = || "a reason".to_owned();
     let replies = vec![
@@ -77,7 +79,8 @@ fn sayings() -> Vec<Says> {
         CopyReply::RewindRefused { generation, number: 4, reason: reason() },
         CopyReply::ArchiveDropped { generation, archive: TimelineId(9) },
         CopyReply::Refused { promised: generation },
-        CopyReply::Appended { generation, end, ingested: Lsn(7), low: true },
+        CopyReply::Appended { generation, end, ingested: Lsn(7), low: true, at: Instant { ns: 1 << 61 } },
+        CopyReply::Gated { generation, at: Instant { ns: 7 } },
         CopyReply::Misplaced { generation, end, history },
         CopyReply::ControlStored { generation, version: 3 },
         CopyReply::Log { id: 1, frames },
@@ -98,7 +101,9 @@ fn sayings() -> Vec<Says> {
         CopyReply::Digested { id: 6, digest: Digest { hash: 1, pages: 2, bytes: 3, next: Some(PageNo(4)) } },
         CopyReply::Damaged { damage: Damage { file: "layer".to_owned(), reason: reason(), lost_write: true, healed: false } },
     ];
-    replies.into_iter().map(Says::Replied).chain([Says::Opened { promised: generation }, Says::Lost { reason: reason() }]).collect()
+    let others =
+        [Says::Opened { promised: generation }, Says::Proves { lineage: LineageId(5), durable: end }, Says::Lost { reason: reason() }];
+    replies.into_iter().map(Says::Replied).chain(others).collect()
 }
 
 #[test]

@@ -97,8 +97,8 @@ impl Cluster {
         Ok(self.report(region).await?[which].as_u64().unwrap_or_default())
     }
 
-    /// A verb of this program, as a user would type it.
-    pub async fn command(&self, args: &[&str]) -> Result<(), Failure> {
+    /// A verb of this program, as a user would type it; what it printed.
+    pub async fn command(&self, args: &[&str]) -> Result<String, Failure> {
         let said = Command::new(exe()?)
             .args(args)
             .stdin(Stdio::null())
@@ -106,9 +106,16 @@ impl Cluster {
             .await
             .map_err(|e| failed(format!("{} cannot be run: {e}", args.join(" "))))?;
         if said.status.success() {
-            return Ok(());
+            return Ok(String::from_utf8_lossy(&said.stdout).into_owned());
         }
         Err(failed(format!("{} failed: {}", args.join(" "), String::from_utf8_lossy(&said.stderr).trim())))
+    }
+
+    /// A verb asked of a region, as scripts would.
+    pub async fn json(&self, region: usize, args: &[&str]) -> Result<serde_json::Value, Failure> {
+        let config = self.text(region, "config");
+        let said = self.command(&[args, &["--json", "--config", &config]].concat()).await?;
+        serde_json::from_str(&said).map_err(|e| failed(format!("{} answered something else: {e}", args.join(" "))))
     }
 
     pub async fn netem(&self, from: &str, to: &str, settings: &[&str]) -> Result<(), Failure> {

@@ -6,6 +6,7 @@
 mod cluster;
 mod measure;
 mod path;
+mod returning;
 mod roles;
 mod volume;
 
@@ -17,8 +18,8 @@ use std::time::Duration;
 
 #[derive(Debug, Args)]
 pub struct BenchArgs {
-    /// Which: start, commit, lag, path, ship, restart [default: all of these], volume, history, switchover, failover
-    #[arg(value_name = "WHAT", value_parser = ["start", "commit", "lag", "path", "ship", "restart", "volume", "history", "switchover", "failover"])]
+    /// Which: start, commit, lag, path, ship, restart [default: all of these], volume, history, switchover, failover, automatic, return
+    #[arg(value_name = "WHAT", value_parser = ["start", "commit", "lag", "path", "ship", "restart", "volume", "history", "switchover", "failover", "automatic", "return"])]
     pub what: Vec<String>,
     /// Where the demos keep their data; removed afterwards
     #[arg(long, value_name = "DIR", default_value = "./parhelion-bench")]
@@ -32,12 +33,15 @@ pub struct BenchArgs {
     /// For `volume`: seconds that one measurement lasts
     #[arg(long, default_value_t = 4, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub window: u64,
-    /// For `volume` and `failover`: how often each trouble is measured; the median counts
+    /// For `volume`, `failover` and `automatic`: how often each trouble is measured; the median counts
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub rounds: u32,
     /// For `switchover`: how often the primary moves
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub moves: u32,
+    /// For `return`: log that the old primary has and nobody else, in MiB
+    #[arg(long, default_value_t = 100, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    pub tail_mib: u64,
     /// For `volume`: pages in the volume when a copy or a region is rebuilt, in MiB
     #[arg(long, default_value_t = 128, value_name = "MIB", value_parser = clap::value_parser!(u64).range(16..=1_048_576))]
     pub rebuild_mib: u64,
@@ -84,6 +88,8 @@ pub async fn run(args: BenchArgs) -> Result<(), Failure> {
             "path" => path::measure(&dir).await?,
             "ship" => measure::ship(&dir, args.base_port, args.log_mib / 4).await?,
             "switchover" => roles::switchover(&dir, args.base_port, args.moves).await?,
+            "return" => returning::measure(&dir, args.base_port, args.tail_mib).await?,
+            "automatic" => roles::automatic(&dir, args.base_port, args.rounds).await?,
             "failover" => roles::failover(&dir, args.base_port, args.rounds).await?,
             "volume" => {
                 let options = volume::VolumeOptions {

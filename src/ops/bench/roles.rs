@@ -1,7 +1,7 @@
 //! How long writes stand still when the primary moves, as clients see it: between the last acknowledged commit before and the first after.
 //!
-//! The load is spread over the writer ports of all regions and never reconnects on purpose: whoever loses its connection counts. After the
-//! run every commit that was acknowledged is looked for.
+//! The load never reconnects on purpose: whoever loses its connection counts. Sessions that are idle while the primary moves, one in each
+//! region, must live through it. After the run every commit that was acknowledged is looked for; one that is missing fails the run.
 
 use super::Figure;
 use super::cluster::{Cluster, failed, sql};
@@ -95,26 +95,39 @@ fn longest_gap(acknowledged: &[(Instant, u64)], from: Instant, to: Instant) -> D
     times.windows(2).map(|w| w[1].since(w[0])).max().unwrap_or_else(|| to.since(from))
 }
 
-async fn json(cluster: &Cluster, args: &[&str]) -> Result<serde_json::Value, Failure> {
-    let exe = std::env::current_exe().map_err(|e| failed(format!("this program cannot find itself: {e}")))?;
-    let said = Command::new(exe)
-        .args(args)
-        .args(["--json", "--config", &cluster.text(0, "config")])
-        .output()
-        .await
-        .map_err(|e| failed(format!("{} cannot be run: {e}", args.join(" "))))?;
-    if !said.status.success() {
-        return Err(failed(format!("{} failed: {}", args.join(" "), String::from_utf8_lossy(&said.stderr).trim())));
-    }
-    serde_json::from_slice(&said.stdout).map_err(|e| failed(format!("{} answered something else: {e}", args.join(" "))))
-}
-
 async fn missing(cluster: &Cluster, region: usize, seen: &Seen) -> Result<usize, Failure> {
     let client = cluster.connect(region, "writer").await?;
     let rows = client.query("select id from moved", &[]).await.map_err(sql)?;
     let there: std::collections::BTreeSet<i64> = rows.iter().map(|r| r.get(0)).collect();
     let lost = |id: u64| !i64::try_from(id).is_ok_and(|id| there.contains(&id));
     Ok(seen.acknowledged.lock().iter().filter(|(_, id)| lost(*id)).count())
+}
+
+/// A session in each region's writer port that says nothing while the primary moves.
+struct Idle {
+    sessions: Vec<tokio_postgres::Client>,
+    failures: Vec<String>,
+    next: i64,
+}
+
+impl Idle {
+    async fn open(cluster: &Cluster, regions: usize) -> Result<Idle, Failure> {
+        let mut sessions = Vec::new();
+        for region in 0..regions {
+            sessions.push(cluster.connect(region, "writer").await?);
+        }
+        Ok(Idle { sessions, failures: Vec::new(), next: 0 })
+    }
+
+    /// Each says one statement, which must be done.
+    async fn wake(&mut self, round: u32) {
+        for (region, session) in self.sessions.iter().enumerate() {
+            self.next -= 1;
+            if let Err(e) = session.batch_execute(&format!("insert into moved values ({}, 'idle')", self.next)).await {
+                self.failures.push(format!("round {round}, region {region}: {e}"));
+            }
+        }
+    }
 }
 
 /// Planned: there and back, again and again, with 80 ms between the regions and 1 000 commits/s.
@@ -124,12 +137,14 @@ pub async fn switchover(dir: &Path, base_port: u16, rounds: u32) -> Result<Vec<F
     cluster.connect(0, "writer").await?.batch_execute("create table moved (id integer primary key, what text)").await.map_err(sql)?;
     let names = [cluster.text(0, "name"), cluster.text(1, "name")];
     let load = Load::start(&cluster, &[0]).await?;
+    let mut idle = Idle::open(&cluster, 3).await?;
     tokio::time::sleep(Duration::from_secs(2)).await;
     let (mut gaps, mut reported, mut phases) = (Vec::new(), Vec::new(), BTreeMap::<String, Vec<f64>>::new());
     for round in 0..rounds {
         let to = &names[usize::try_from(round + 1).unwrap_or(0) % 2];
         let began = clock::now();
-        let done = json(&cluster, &["switchover", "--to", to]).await?;
+        let done = cluster.json(0, &["switchover", "--to", to]).await?;
+        idle.wake(round).await;
         tokio::time::sleep(Duration::from_millis(1000)).await;
         gaps.push(ms(longest_gap(&load.seen.acknowledged.lock(), began, clock::now())));
         reported.extend(done["write_gap_ms"].as_f64());
@@ -144,6 +159,12 @@ pub async fn switchover(dir: &Path, base_port: u16, rounds: u32) -> Result<Vec<F
     let errors = format!("{:?}", seen.errors.lock());
     let (acknowledged, reconnected) = (seen.acknowledged.lock().len(), seen.reconnected.load(Ordering::Relaxed));
     Arc::try_unwrap(cluster).map_err(|_| failed("the load still runs"))?.stop().await;
+    if lost > 0 || !idle.failures.is_empty() {
+        let failures = idle.failures.join("; ");
+        return Err(failed(format!(
+            "{lost} acknowledged commits were lost in {rounds} switchovers; idle sessions that failed: [{failures}]"
+        )));
+    }
     let (gaps, reported) = (sorted(gaps), sorted(reported));
     let note = format!("{rounds} switchovers, 80 ms round trip, {COMMITS_PER_S} commits/s; errors {errors}, {reconnected} reconnections");
     let mut figures = vec![
@@ -151,6 +172,7 @@ pub async fn switchover(dir: &Path, base_port: u16, rounds: u32) -> Result<Vec<F
         Figure::new("switchover_gap_p99_ms", percentile(&gaps, 0.99), "ms", "at most 1500", "the same run"),
         Figure::new("switchover_gap_reported_p50_ms", percentile(&reported, 0.5), "ms", "", "what the command says"),
         Figure::new("switchover_lost", count(lost), "commits", "0", format!("of {acknowledged} acknowledged")),
+        Figure::new("switchover_idle_failed", count(idle.failures.len()), "sessions", "0", "three idle ones, woken after each move"),
     ];
     for (name, took) in phases {
         figures.push(Figure::new(format!("switchover_{name}_p50_ms"), percentile(&sorted(took), 0.5), "ms", "", "phase; one way is 40"));
@@ -215,5 +237,47 @@ pub async fn failover(dir: &Path, base_port: u16, rounds: u32) -> Result<Vec<Fig
         ),
         Figure::new("old_primary_returns_ms", percentile(&returns, 0.5), "ms", "under 30000", "from its start to following, small tail"),
         Figure::new("failover_by_hand_gap_ms", percentile(&sorted(gaps), 0.5), "ms", "", "from kill -9, with 8 s of waiting for the lease"),
+    ])
+}
+
+/// By itself: the primary of a cluster that may lose up to 5 s is killed under load, and clients of the other regions wait for their next
+/// acknowledgement.
+pub async fn automatic(dir: &Path, base_port: u16, rounds: u32) -> Result<Vec<Figure>, Failure> {
+    let mut gaps = Vec::new();
+    for round in 0..rounds {
+        let dir = dir.join(round.to_string());
+        let cluster = Arc::new(Cluster::start(&dir, base_port, 3, "none").await?);
+        cluster.netem("*", "*", &["delay=40ms"]).await?;
+        cluster.connect(0, "writer").await?.batch_execute("create table moved (id integer primary key, what text)").await.map_err(sql)?;
+        cluster.command(&["set", "auto_failover=max_loss=5s", "--config", &cluster.text(0, "config")]).await?;
+        for region in [1, 2] {
+            cluster.until(region, "the secondary streams", |r| r["state"] == "streaming" || r["state"] == "idle").await?;
+        }
+        let load = Load::start(&cluster, &[1, 2]).await?;
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        let killed = clock::now();
+        cluster.kill(0)?;
+        let first = loop {
+            // What was on its way when it died does not count.
+            let after = killed + Duration::from_secs(1);
+            if let Some(at) = load.seen.acknowledged.lock().iter().map(|(at, _)| *at).filter(|at| *at > after).min() {
+                break at;
+            }
+            if clock::now().since(killed) > Duration::from_secs(90) {
+                return Err(failed("nobody took over by itself within 90 s"));
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        };
+        gaps.push(ms(first.since(killed)));
+        load.end().await;
+        Arc::try_unwrap(cluster).map_err(|_| failed("the load still runs"))?.stop().await;
+    }
+    let gaps = sorted(gaps);
+    let note = format!(
+        "{rounds} times kill -9 at {COMMITS_PER_S} commits/s, 80 ms round trip, lease 6 s; from the kill to the first acknowledgement"
+    );
+    Ok(vec![
+        Figure::new("failover_automatic_p50_ms", percentile(&gaps, 0.5), "ms", "at most 9000", note),
+        Figure::new("failover_automatic_p99_ms", percentile(&gaps, 0.99), "ms", "at most 14000", "the same"),
     ])
 }

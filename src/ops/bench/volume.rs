@@ -127,7 +127,7 @@ fn written_bytes(pid: u32) -> u64 {
 async fn copy(cluster: &Cluster, args: &[&str]) -> Result<(), Failure> {
     let config = cluster.text(0, "config");
     let args: Vec<&str> = ["copy"].into_iter().chain(args.iter().copied()).chain(["--config", &config]).collect();
-    cluster.command(&args).await
+    cluster.command(&args).await.map(drop)
 }
 
 async fn until_all_up(cluster: &Cluster) -> Result<Instant, Failure> {

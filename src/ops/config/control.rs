@@ -64,7 +64,7 @@ pub struct Witness {
     pub zone: Option<String>,
 }
 
-/// `off`, `lossless`, `max_loss=5s` or `5s`: as it is typed in `parhelion set`.
+/// `off`, `lossless`, `max_loss=5s` or `5s`: as it is typed in `parhelion set`; shown so by its `Display`.
 ///
 /// # Errors
 /// A sentence.
@@ -80,23 +80,14 @@ pub fn parse_auto_failover(given: &str) -> Result<AutoFailover, String> {
     }
 }
 
-/// The reverse of [`parse_auto_failover`].
-#[must_use]
-pub fn show_auto_failover(auto: AutoFailover) -> String {
-    match auto {
-        AutoFailover::Off => "off".to_owned(),
-        AutoFailover::Lossless => "lossless".to_owned(),
-        AutoFailover::MaxLoss(bound) => format!("max_loss={}", humantime::format_duration(bound)),
-    }
-}
-
 /// What of the control protocol can be set in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ControlSettings {
     pub lease: Duration,
     pub renew: Duration,
     pub drain: Duration,
-    pub auto_failover: AutoFailover,
+    /// Where the file says it.
+    pub auto_failover: Option<AutoFailover>,
 }
 
 impl Default for ControlSettings {
@@ -105,7 +96,7 @@ impl Default for ControlSettings {
             lease: Duration::from_secs(6),
             renew: Duration::from_millis(1500),
             drain: Duration::from_secs(5),
-            auto_failover: AutoFailover::Off,
+            auto_failover: None,
         }
     }
 }
@@ -114,7 +105,7 @@ impl ControlSettings {
     /// For the control core; what cannot be set has its default.
     #[must_use]
     pub fn settings(&self) -> Settings {
-        Settings { lease: self.lease, renew_every: self.renew, auto_failover: self.auto_failover, ..Settings::default() }
+        Settings { lease: self.lease, renew_every: self.renew, drain: self.drain, auto_failover: self.auto_failover, ..Settings::default() }
     }
 }
 
@@ -151,11 +142,11 @@ pub(in crate::ops) fn complete_control(raw: Option<RawControl>) -> Result<Contro
     let drain = given("drain", raw.drain.as_ref(), d.drain, Duration::ZERO, ms(300_000))?;
     let auto_failover = match &raw.auto_failover {
         None => d.auto_failover,
-        Some(RawAutoFailover::Word(word)) if word == "off" => AutoFailover::Off,
-        Some(RawAutoFailover::Word(word)) if word == "lossless" => AutoFailover::Lossless,
+        Some(RawAutoFailover::Word(word)) if word == "off" => Some(AutoFailover::Off),
+        Some(RawAutoFailover::Word(word)) if word == "lossless" => Some(AutoFailover::Lossless),
         Some(RawAutoFailover::Word(word)) => return Err(format!("control.auto_failover = \"{word}\": {AUTO_FAILOVER}")),
         Some(RawAutoFailover::Loss(table)) => match (table.len(), table.get("max_loss")) {
-            (1, Some(bound)) => AutoFailover::MaxLoss(time("control.auto_failover.max_loss", bound, Duration::ZERO, MAX_LOSS_MAX)?),
+            (1, Some(bound)) => Some(AutoFailover::MaxLoss(time("control.auto_failover.max_loss", bound, Duration::ZERO, MAX_LOSS_MAX)?)),
             _ => return Err(format!("control.auto_failover has keys that mean nothing: {AUTO_FAILOVER}")),
         },
     };

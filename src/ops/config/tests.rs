@@ -138,16 +138,16 @@ fn leases_and_the_witness_are_read_and_checked() {
         (control.lease, control.renew, control.drain),
         (Duration::from_secs(3), Duration::from_millis(500), Duration::from_millis(250))
     );
-    assert_eq!(control.auto_failover, AutoFailover::MaxLoss(Duration::from_secs(2)));
+    assert_eq!(control.auto_failover, Some(AutoFailover::MaxLoss(Duration::from_secs(2))));
     let witness = full.witness.clone().unwrap();
     assert_eq!((witness.name.as_str(), witness.quic.as_str()), ("witness", "10.0.0.9:7400"));
     let names = |voters: Vec<RegionName>| voters.iter().map(RegionName::to_string).collect::<Vec<_>>();
     assert_eq!(names(full.founding_voters().voters), ["eu-west", "us-east", "witness"]);
     assert_eq!(full.control_peers().iter().map(|p| p.subject).collect::<Vec<_>>(), [Subject::Region, Subject::Witness]);
     assert_eq!(load(&with("[control]\nlease = \"2s\"")).unwrap().control.renew, Duration::from_millis(500), "four in a lease");
-    assert_eq!(load(&with("[control]\nauto_failover = \"lossless\"")).unwrap().control.auto_failover, AutoFailover::Lossless);
+    assert_eq!(load(&with("[control]\nauto_failover = \"lossless\"")).unwrap().control.auto_failover, Some(AutoFailover::Lossless));
     for auto in [AutoFailover::Off, AutoFailover::Lossless, AutoFailover::MaxLoss(Duration::from_millis(1500))] {
-        assert_eq!(parse_auto_failover(&show_auto_failover(auto)), Ok(auto));
+        assert_eq!(parse_auto_failover(&auto.to_string()), Ok(auto));
     }
     assert_eq!(parse_auto_failover("5s"), Ok(AutoFailover::MaxLoss(Duration::from_secs(5))));
     assert!(parse_auto_failover("always").unwrap_err().contains("write off, lossless, or max_loss=5s"));

@@ -242,8 +242,10 @@ impl Demo {
     }
 
     fn follow_primary(&self, status: &ClusterStatus) {
-        if let Some(primary) = &status.primary {
-            let addr = self.plan.site(primary).writer;
+        // One that joined later is none of the demo's: any region's writer port leads there.
+        let site = |name: &RegionName| self.plan.regions.iter().find(|r| r.name == *name);
+        if let Some(site) = status.primary.as_ref().and_then(site) {
+            let addr = site.writer;
             self.writer.send_if_modified(|now| std::mem::replace(now, addr) != addr);
         }
     }

@@ -13,7 +13,7 @@ use crate::io::link::{self, Arrival, Link, LinkEvent};
 use crate::io::quic::Quic;
 use crate::node::Event;
 use crate::ops::admin;
-use crate::ops::config::Config;
+use crate::ops::membership::roster::Roster;
 use crate::ship::wire::{Lane, Message};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
@@ -24,10 +24,10 @@ use tokio::sync::mpsc;
 const DIAL_TIMEOUT: Duration = Duration::from_millis(2500);
 
 pub struct Links {
-    config: Config,
     quic: Quic,
     inbox: Inbox,
     shared: Arc<Shared>,
+    roster: Arc<Roster>,
     view: OnceLock<Weak<View>>,
     control: OnceLock<ControlLinks>,
     /// Whose writer serves the sessions that other regions forward.
@@ -39,12 +39,12 @@ pub struct Links {
 }
 
 impl Links {
-    pub fn new(config: &Config, quic: Quic, inbox: Inbox, shared: Arc<Shared>) -> Arc<Links> {
+    pub fn new(quic: Quic, inbox: Inbox, shared: Arc<Shared>, roster: Arc<Roster>) -> Arc<Links> {
         Arc::new(Links {
-            config: config.clone(),
             quic,
             inbox,
             shared,
+            roster,
             view: OnceLock::new(),
             control: OnceLock::new(),
             engine: OnceLock::new(),
@@ -71,6 +71,10 @@ impl Links {
         self.control.get()
     }
 
+    pub fn roster(&self) -> &Arc<Roster> {
+        &self.roster
+    }
+
     pub fn quic(&self) -> &Quic {
         &self.quic
     }
@@ -83,9 +87,9 @@ impl Links {
     pub fn arrived(self: &Arc<Self>, arrival: Arrival) {
         match arrival {
             Arrival::Link(link, events) => self.start(link, events, false),
-            Arrival::Admin { request, reply, .. } => {
+            Arrival::Admin { from, request, reply } => {
                 let links = Arc::clone(self);
-                tokio::spawn(async move { reply.send(links.answer(&request).await) });
+                tokio::spawn(async move { reply.send(links.answer(&from, &request).await) });
             }
             Arrival::Control(dialled) => match self.control.get() {
                 Some(control) => control.arrived(dialled),
@@ -110,11 +114,7 @@ impl Links {
     }
 
     async fn connect(&self, region: &RegionName) -> Result<(Link, mpsc::Receiver<LinkEvent>), String> {
-        let addr = self
-            .config
-            .member(region)
-            .map(|m| m.quic.clone())
-            .ok_or_else(|| format!("{region} is not a member in this region's configuration"))?;
+        let addr = self.roster.addr(region)?;
         match tokio::time::timeout(DIAL_TIMEOUT, link::dial(&self.quic, region, &addr)).await {
             Ok(dialled) => dialled.map_err(|e| e.to_string()),
             Err(_) => Err(format!("no answer at {addr}")),
@@ -149,8 +149,8 @@ impl Links {
                     continue;
                 }
                 LinkEvent::Admin(request, reply) => {
-                    let links = Arc::clone(&self);
-                    tokio::spawn(async move { reply.send(links.answer(&request).await) });
+                    let (links, from) = (Arc::clone(&self), link.peer().clone());
+                    tokio::spawn(async move { reply.send(links.answer(&from, &request).await) });
                     continue;
                 }
                 LinkEvent::Closed(reason) => {
@@ -171,9 +171,15 @@ impl Links {
         self.inbox.send(Event::Unlinked { conn, reason: ended });
     }
 
-    async fn answer(&self, request: &[u8]) -> bytes::Bytes {
+    async fn answer(&self, from: &RegionName, request: &[u8]) -> bytes::Bytes {
+        // A stolen certificate of another region must not make new ones (X14).
+        let own = |r: &admin::AdminRequest| matches!(r, admin::AdminRequest::Invite { .. } | admin::AdminRequest::Retire { .. });
+        if from != self.quic.region() && admin::AdminRequest::decode(request).is_ok_and(|r| own(&r)) {
+            let why = format!("only a command on the machine of {} does that there", self.quic.region());
+            return admin::AdminAnswer::Refused(why).encode().into();
+        }
         match self.view.get().and_then(Weak::upgrade) {
-            Some(view) => admin::respond(request, view.clone(), view, &self.config.regions()).await.into(),
+            Some(view) => admin::respond(request, view.clone(), view, &self.roster.regions()).await.into(),
             None => admin::AdminAnswer::Refused("the region process is starting or stopping".into()).encode().into(),
         }
     }

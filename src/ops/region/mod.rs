@@ -6,20 +6,25 @@
 mod links;
 mod ports;
 mod space;
+mod tails;
 mod view;
 
+use super::audit::AUDIT_DIR;
 use super::config::Config;
+use super::membership::retire;
+use super::membership::roster::Roster;
 use crate::base::{Prng, RegionName};
-use crate::control::ControlMessage;
+use crate::control::{ControlMessage, MembersView};
 use crate::endpoint::pg::auth::ScramVerifier;
 use crate::endpoint::router::RoutedService;
 use crate::endpoint::{EmbeddedService, Port, SqlService, http, pg};
 use crate::head::embedded::{Engine, EngineSettings};
+use crate::io::audit::AuditWriter;
 use crate::io::clock;
 use crate::io::control_link::{CONTROL_MESSAGE_BYTES_MAX, ControlLinks};
 use crate::io::copies::{Copies, Listener, Whose};
 use crate::io::copy_link;
-use crate::io::driver::{self, Driver, Inbox, Queue, Shared};
+use crate::io::driver::{self, Around, Driver, Inbox, Queue, Shared};
 use crate::io::link;
 use crate::io::quic::Quic;
 use crate::io::tls::Material;
@@ -48,6 +53,9 @@ pub struct RunOptions {
 /// When it cannot start, with a sentence that says what to do.
 pub async fn run(config: Config, options: RunOptions, shutdown: watch::Receiver<bool>) -> anyhow::Result<()> {
     let _lock = lock(&config.data_dir, &config.file, &format!("region {}", config.region))?;
+    if let Some(to) = retire::carry_out(&config.data_dir).context("the copies of a retired lineage cannot be moved away")? {
+        tracing::warn!("this region was retired: what it had lies in {}; it is seeded anew", to.display());
+    }
     let material = Arc::new(Material::load(&config.tls_dir, &config.cluster, &config.region, &config.file, clock::unix_now())?);
     if let Some(warning) = material.expiry_warning(clock::unix_now(), &config.file) {
         tracing::warn!("{warning}");
@@ -64,6 +72,7 @@ pub async fn run(config: Config, options: RunOptions, shutdown: watch::Receiver<
     let instance = bind(config.listen.instance, "listen.instance").await?;
     let http = bind(config.listen.http, "listen.http").await?;
 
+    let roster = Arc::new(config.roster());
     let queue = Queue::new();
     let inbox = queue.inbox.clone();
     let listener: Arc<dyn Listener> = Arc::new(inbox.clone());
@@ -82,8 +91,9 @@ pub async fn run(config: Config, options: RunOptions, shutdown: watch::Receiver<
     let who = Identity {
         cluster: config.cluster.clone(),
         region: config.region.clone(),
-        founder: config.founder.clone(),
+        founder: retire::founder(&config.data_dir, &config.region, &config.founder, &regions),
         members: regions.clone(),
+        addrs: config.addrs(),
         witness,
         control: config.control.settings(),
         version: env!("CARGO_PKG_VERSION").into(),
@@ -92,16 +102,23 @@ pub async fn run(config: Config, options: RunOptions, shutdown: watch::Receiver<
     let node = Node::new(who, config.limits.clone(), Prng::new(entropy()?), clock::unix_now());
     let shared = Shared::new(&node);
     let (stop, stopping) = watch::channel(false);
-    let links = Links::new(&config, quic.clone(), inbox.clone(), Arc::clone(&shared));
+    let links = Links::new(quic.clone(), inbox.clone(), Arc::clone(&shared), Arc::clone(&roster));
     let view = View::new(&config, Arc::clone(&shared), Arc::clone(&links), copies.drills().clone());
     links.answer_with(&view);
     let engine = Engine::start(engine_settings(&config), copies.pages(), view.clone()).context("the SQL engine cannot start")?;
     view.attach(&engine);
     links.forward_to(&engine);
-    let control = ControlLinks::start(&quic, config.control_peers(), hear(inbox.clone()));
+    let control = ControlLinks::start(&quic, roster.control_peers(), hear(inbox.clone()));
+    let told = inbox.clone();
+    control.when_removed(move |by| told.send(Event::SaidOut { by: by.clone() }));
     links.control_with(&control);
-    let dialler = Box::new(Arc::clone(&links));
-    let driver = Driver::new(node, queue, copies, Arc::clone(&engine), Arc::clone(&shared), dialler, Box::new(Members(control.clone())));
+    let around = Around {
+        dialler: Box::new(Arc::clone(&links)),
+        members: Box::new(Members { links: control.clone(), quic: quic.clone(), roster, runtime: tokio::runtime::Handle::current() }),
+        audit: Box::new(AuditWriter::start(&config.data_dir.join(AUDIT_DIR)).context("the audit cannot be written; see data_dir")?),
+        tails: Box::new(tails::Tails::new(&config, inbox.clone())),
+    };
+    let driver = Driver::new(node, queue, copies, Arc::clone(&engine), Arc::clone(&shared), around);
     let driver =
         std::thread::Builder::new().name("node".into()).spawn(move || driver.run()).context("the node's thread cannot be started")?;
 
@@ -134,7 +151,10 @@ pub async fn run(config: Config, options: RunOptions, shutdown: watch::Receiver<
         "the region process runs"
     );
 
-    let why = until_told(options, shutdown).await;
+    let why = tokio::select! {
+        why = until_told(options, shutdown) => why,
+        () = view.retired() => "an operator retired it",
+    };
     tracing::info!("stopping: {why}");
     let _ = stop.send(true);
     while servers.join_next().await.is_some() {}
@@ -157,8 +177,13 @@ fn hear(inbox: Inbox) -> impl Fn(&RegionName, bytes::Bytes) -> Result<(), String
     }
 }
 
-/// The control links, as the driver knows them.
-struct Members(ControlLinks);
+/// The other members, as the driver knows them.
+struct Members {
+    links: ControlLinks,
+    quic: Quic,
+    roster: Arc<Roster>,
+    runtime: tokio::runtime::Handle,
+}
 
 impl driver::Members for Members {
     fn send(&self, to: &RegionName, message: &ControlMessage) {
@@ -167,7 +192,12 @@ impl driver::Members for Members {
             tracing::warn!(%to, bytes = bytes.len(), "a control message is too long and is not sent");
             return;
         }
-        self.0.send(to, bytes.into());
+        self.links.send(to, bytes.into());
+    }
+
+    fn changed(&self, members: &MembersView) {
+        let _inside = self.runtime.enter();
+        self.roster.changed(members, &self.quic, &self.links);
     }
 }
 

@@ -3,10 +3,10 @@
 use super::links::Links;
 use super::space;
 use crate::base::{CopyId, MemberId, RegionName};
-use crate::control::{FailoverRecord, OpView, Order};
+use crate::control::{AutoFailover, FailoverRecord, OpView, Order};
 use crate::endpoint::http::RegionView;
 use crate::head::embedded::Engine;
-use crate::head::{GlobalStatusRow, InstanceStatusRow, StatusSource};
+use crate::head::{EventRow, GlobalStatusRow, InstanceStatusRow, StatusSource};
 use crate::io::clock;
 use crate::io::copies::slow::Drills;
 use crate::io::copies::{Drill, places};
@@ -17,13 +17,17 @@ use crate::io::tls::Subject;
 use crate::node::Event;
 use crate::node::report::{LagReport, OperatorEvent, RegionReport, Role, VolumeReport};
 use crate::ops::admin::{AdminAnswer, AdminPort, AdminRequest};
-use crate::ops::config::{Config, parse_auto_failover, show_auto_failover};
+use crate::ops::audit::AuditReport;
+use crate::ops::config::{Config, parse_auto_failover};
+use crate::ops::membership::invites::{Invited, Invites};
+use crate::ops::membership::retire;
 use crate::ops::witness::peers;
 use crate::volume::identity::Home;
 use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -40,6 +44,8 @@ pub struct View {
     shared: Arc<Shared>,
     links: Arc<Links>,
     drills: Drills,
+    invites: Arc<Invites>,
+    retired: tokio::sync::Notify,
     engine: OnceLock<Arc<Engine>>,
     /// The last reports of the other regions.
     others: RwLock<BTreeMap<RegionName, RegionReport>>,
@@ -50,11 +56,14 @@ pub struct View {
 
 impl View {
     pub fn new(config: &Config, shared: Arc<Shared>, links: Arc<Links>, drills: Drills) -> Arc<View> {
+        let invites = Invites::new(config, links.inbox().clone(), Arc::clone(&shared), Arc::clone(links.roster()));
         let view = Arc::new(View {
             config: config.clone(),
             shared,
             links,
             drills,
+            invites,
+            retired: tokio::sync::Notify::new(),
             engine: OnceLock::new(),
             others: RwLock::new(BTreeMap::new()),
             space: RwLock::new(None),
@@ -85,12 +94,22 @@ impl View {
         view
     }
 
+    /// Until an operator has retired this region.
+    pub async fn retired(&self) {
+        self.retired.notified().await;
+        // The answer to that leaves first.
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+
     pub fn attach(&self, engine: &Arc<Engine>) {
         let _ = self.engine.set(Arc::clone(engine));
     }
 
     async fn refresh(&self) {
-        for region in self.config.regions().into_iter().filter(|r| *r != self.config.region) {
+        if self.shared.control.read().as_ref().is_some_and(|c| c.out.is_some()) {
+            return self.others.write().clear(); // nobody answers it any more
+        }
+        for region in self.links.roster().regions().into_iter().filter(|r| *r != self.config.region) {
             let asked = tokio::time::timeout(REFRESH_EVERY, self.ask(&region, AdminRequest::Report)).await;
             match asked {
                 Ok(Ok(AdminAnswer::Report(report))) => {
@@ -124,6 +143,7 @@ impl RegionView for View {
         }
         if let (Some(roles), Some(control)) = (&mut report.control, self.links.control()) {
             roles.peers = peers(control);
+            roles.stale = self.links.roster().stale();
         }
         if let Some(space) = &*self.space.read() {
             report.volume.clone_from(space);
@@ -136,7 +156,8 @@ impl RegionView for View {
     }
 
     fn refusals(&self) -> Vec<(String, u64)> {
-        RefusalKind::ALL.iter().map(|k| (k.label().to_owned(), self.links.quic().refusals().get(*k))).collect()
+        let links = RefusalKind::ALL.iter().map(|k| (k.label().to_owned(), self.links.quic().refusals().get(*k)));
+        links.chain(self.invites.refusals()).collect()
     }
 
     #[expect(clippy::cast_precision_loss, reason = "metrics are floating point")]
@@ -226,14 +247,71 @@ impl AdminPort for View {
         self.shared.ledger.read().failovers().to_vec()
     }
 
-    async fn set(&self, key: String, value: String) -> Result<String, String> {
-        if key == "auto_failover" {
-            let wanted = show_auto_failover(parse_auto_failover(&value)?);
+    async fn set(&self, key: String, value: String, actor: String) -> Result<String, String> {
+        let auto = match key.as_str() {
+            "auto_failover" => Some(parse_auto_failover(&value)?),
+            "max_loss" => Some(parse_auto_failover(&format!("max_loss={value}"))?),
+            _ => None,
+        };
+        let Some(auto) = auto else { return self.links.inbox().set(key, value, actor).await };
+        self.links.inbox().set_auto_failover(auto, actor).await?;
+        let kept = async {
+            while !self.shared.control.read().as_ref().is_some_and(|c| c.auto == auto && c.auto_told) {
+                tokio::time::sleep(ORDER_LOOKED_FOR_EVERY).await;
+            }
+        };
+        let told = tokio::time::timeout(ORDER_KNOWN_WITHIN, kept).await.is_ok();
+        let how = if told { "a majority of the voters keeps it" } else { "whether a majority of the voters keeps it is not known yet" };
+        let lease = self.config.control.lease;
+        let then = match auto {
+            AutoFailover::MaxLoss(bound) => format!(
+                "; the bound is one of what is known to be lost, and a primary that is cut off may go on for the rest of its lease of {} beyond {}",
+                humantime::format_duration(lease),
+                humantime::format_duration(bound)
+            ),
+            AutoFailover::Lossless => "; that nothing is lost can be proven only while a rule of sync=1 or more is in force".to_owned(),
+            AutoFailover::Off => String::new(),
+        };
+        Ok(format!("auto_failover={auto} for the whole global cluster: {how}{then}"))
+    }
+
+    async fn audit(&self) -> Result<AuditReport, String> {
+        let region = self.config.region.clone();
+        AuditReport::of_running(region, &self.config.data_dir, || *self.shared.audit_head.lock()).await
+    }
+
+    async fn invite(&self, region: RegionName, ttl: Duration, listen: SocketAddr, address: Option<String>) -> Result<Invited, String> {
+        self.invites.invite(region, ttl, listen, address).await
+    }
+
+    fn retire(&self, lineage: &str) -> Result<String, String> {
+        let report = self.report();
+        let (region, own) = (&self.config.region, report.lineage.map(|l| l.0).unwrap_or_default());
+        let rivals = self.shared.control.read().as_ref().map(|c| c.rivals.clone()).unwrap_or_default();
+        let given = lineage.to_ascii_lowercase();
+        if given.len() < 8 || !own.starts_with(&given) {
+            return Err(format!("{region} is of lineage {own}, and not of {lineage}; where that one is: parhelion status"));
+        }
+        if rivals.is_empty() {
+            return Err(format!("{region} has met no member of another lineage: there is nothing to retire it for"));
+        }
+        if !self.config.copies.is_empty() {
             return Err(format!(
-                "auto_failover={wanted} is a matter of the files: write it into [control] of every member's, the same everywhere, and restart them one by one"
+                "copies of {region} are in processes of their own: stop all, move their directories away, and start them empty"
             ));
         }
-        self.links.inbox().set(key, value).await
+        retire::order(&self.config.data_dir, &own)?;
+        self.retired.notify_one();
+        Ok(format!(
+            "{region} gives up lineage {own} and its process ends; start it again: parhelion region --config {}. Its copies are moved into {}/retired then, \
+             and it is seeded as a secondary of the other lineage",
+            self.config.file.display(),
+            self.config.data_dir.display()
+        ))
+    }
+
+    fn authority(&self) -> Result<String, String> {
+        self.invites.authority()
     }
 
     async fn slow_copy(&self, copy: CopyId, delay: Duration) -> Result<String, String> {
@@ -277,7 +355,7 @@ impl View {
         let own = self.report();
         let others = self.others.read();
         let primary = own.primary.clone();
-        let regions = self.config.regions();
+        let regions = self.links.roster().regions();
         regions
             .into_iter()
             .map(|region| {
@@ -304,6 +382,23 @@ impl StatusSource for View {
             feedback_xmin: s.report.as_ref().map(|_| 0),
         });
         rows.collect()
+    }
+
+    fn events(&self) -> Vec<EventRow> {
+        let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+        let row = |e: OperatorEvent| EventRow {
+            no: number(e.no),
+            at: timestamp(e.at),
+            aws_region: e.region.to_string(),
+            kind: e.kind,
+            epoch: number(e.epoch.0),
+            durable_lsn: lsn(e.durable_lsn),
+            what: e.what,
+            operation: e.op,
+            actor: e.actor,
+            duration_in_msec: e.duration_ms.map(number),
+        };
+        RegionView::events(self, 0).into_iter().map(row).collect()
     }
 
     fn instance_status(&self) -> Vec<InstanceStatusRow> {

@@ -142,7 +142,7 @@ impl Present {
         let at = copies.iter().map(|c| c.state().consistent).min_by_key(|c| c.seq).expect("BUG: there is a group");
         for copy in &mut copies {
             let generation = copy.promised();
-            let vdl = CopyRequest::Append { generation, frames: Vec::new(), vdl: at, horizon: Lsn(0), trim: Seq(0) };
+            let vdl = CopyRequest::Append { generation, frames: Vec::new(), vdl: at, horizon: Lsn(0), trim: Seq(0), gate: None };
             let mut replies: Vec<CopyReply> = Vec::new();
             copy.handle(vdl, &mut replies);
             copy.flush(&mut replies);

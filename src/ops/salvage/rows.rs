@@ -3,7 +3,7 @@
 //! Both states are written out as SQLite files into a directory that goes afterwards, and SQLite compares them by EXCEPT: what a row
 //! is, and when two are the same, is its business. Takes as much room for a moment as the database is large, twice.
 
-use super::{Failure, Present, Salvaged, TimelineId};
+use super::{Failure, Present, Salvaged, TimelineId, name};
 use crate::base::{Lsn, PageNo};
 use crate::head::PageSource;
 use crate::head::embedded::PAGE_BYTES;
@@ -65,10 +65,23 @@ pub struct TableDiff {
 /// Tables that the lost tail changed, and the rows in which it differs from what both histories have: at most `rows_max` of each table.
 ///
 /// # Errors
-/// When the archive cannot be opened, or the base's versions are gone.
-pub fn touched(config: &Config, id: TimelineId, rows_max: usize) -> Result<Vec<TableDiff>, Failure> {
+/// When the archive cannot be opened, the base's versions are gone, or the database is larger than `database_max` bytes.
+pub fn touched(config: &Config, id: TimelineId, rows_max: usize, database_max: u64) -> Result<Vec<TableDiff>, Failure> {
     let salvaged = Salvaged::open(config, id)?;
     let room = Room::new()?;
+    let header = salvaged.page_at(PageNo::HEADER, salvaged.at().end_lsn).map_err(|e| Failure::new(FAILED, e.to_string()))?;
+    let bytes = u64::from(VolumeHeader::from_page(&header).page_count) * PAGE_BYTES as u64;
+    if bytes > database_max {
+        return Err(Failure::new(
+            REFUSED,
+            format!(
+                "the database has {}, and is compared by itself up to {} only; parhelion salvage {} --diff TABLE shows the rows of a table",
+                text::bytes(bytes),
+                text::bytes(database_max),
+                name(id)
+            ),
+        ));
+    }
     room.write("lost", &salvaged, salvaged.at().end_lsn)?;
     room.write("other", &salvaged, salvaged.base().end_lsn)?;
     let db = room.open()?;

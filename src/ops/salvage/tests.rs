@@ -82,6 +82,7 @@ impl Volume {
             vdl: end,
             horizon: Lsn(0),
             trim: Seq(0),
+            gate: None,
         });
         *self.end.lock() = end;
     }
@@ -250,7 +251,9 @@ fn a_lost_tail_is_told_compared_and_queried() {
     assert!(lost.pages >= 6 && lost.first_pages.len() as u64 == lost.pages, "{lost:?}");
     assert!(lost.lost_from_us.unwrap() > 0 && lost.lost_from_us <= lost.lost_to_us);
 
-    let touched = touched(&config, id, 3).unwrap();
+    let refused = touched(&config, id, 3, 4096).unwrap_err();
+    assert!(refused.message.contains("--diff TABLE"), "{}", refused.message);
+    let touched = touched(&config, id, 3, u64::MAX).unwrap();
     let figures: Vec<_> = touched.iter().map(|t| (t.table.as_str(), t.there, t.inserted, t.updated, t.deleted, t.more)).collect();
     assert_eq!(
         figures,

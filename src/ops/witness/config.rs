@@ -10,6 +10,7 @@ use crate::ops::config::{
     ConfigError, ControlSettings, LogSettings, Member, RawControl, RawLog, RawMember, RawTls, complete_control, complete_log, parse,
     reachable,
 };
+use crate::ops::membership::roster::Roster;
 use serde::Deserialize;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -120,6 +121,13 @@ impl WitnessConfig {
         self.members.iter().map(|m| m.region.clone()).collect()
     }
 
+    /// Who the members are, for a process that runs.
+    #[must_use]
+    pub fn roster(&self) -> Roster {
+        let files = self.members.iter().map(|m| (m.region.clone(), m.quic.clone())).collect();
+        Roster::new(self.name.clone(), self.file.clone(), files, None)
+    }
+
     /// The regions, as control links reach them.
     #[must_use]
     pub fn control_peers(&self) -> Vec<Peer> {
@@ -130,7 +138,8 @@ impl WitnessConfig {
     /// This member, for the control core.
     #[must_use]
     pub fn who(&self) -> Who {
-        Who { name: self.name.clone(), regions: self.regions(), witness: Some(self.name.clone()), settings: self.control.settings() }
+        let addrs = self.members.iter().map(|m| (m.region.clone(), m.quic.clone())).collect();
+        Who { name: self.name.clone(), regions: self.regions(), witness: Some(self.name.clone()), settings: self.control.settings(), addrs }
     }
 }
 

@@ -3,12 +3,14 @@
 //! Decides the order of starting and stopping. What is granted and voted for is decided by the control core ([`crate::control`]), whose
 //! state is on the disk before anything that depends on it leaves. It knows no log and no SQL, and its certificate gets it none.
 
+pub mod ask;
 pub mod config;
 mod voter;
 
 use super::region::{RunOptions, lock, until_told};
-use crate::control::Control;
+use crate::control::{AuditHead, Control};
 use crate::endpoint::http::{self, MemberView};
+use crate::io::audit::AuditWriter;
 use crate::io::clock;
 use crate::io::control_link::ControlLinks;
 use crate::io::disk::FileDisk;
@@ -18,13 +20,15 @@ use crate::io::slots::Slots;
 use crate::io::tls::{Material, Subject};
 use crate::node::report::{ControlReport, PeerReport};
 use crate::ops::admin::{AdminAnswer, AdminRequest};
+use crate::ops::audit::{AUDIT_DIR, AuditReport};
 use anyhow::Context as _;
 use config::WitnessConfig;
 use parking_lot::RwLock;
+use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use voter::Voter;
+use voter::{Around, Voter};
 
 /// Runs the witness of `config` until `shutdown` says so.
 ///
@@ -47,17 +51,26 @@ pub async fn run(config: WitnessConfig, options: RunOptions, shutdown: watch::Re
         || "it has promised nothing yet".to_owned(),
         |k| format!("it has promised epoch {}, and votes after {} ms at the earliest", k.promised, k.grant_ms_max),
     );
-    let quic = Quic::bind(config.quic, Arc::new(material), &config.regions(), &QuicSettings::default())?;
+    // Its own commands come with its own certificate.
+    let quic = Quic::bind(config.quic, Arc::new(material), &config.regions(), &QuicSettings::default())?.with_witness(Some(name.clone()));
     let http = match config.http {
         Some(addr) => Some(TcpListener::bind(addr).await.with_context(|| format!("cannot listen on {addr} (listen.http)"))?),
         None => None,
     };
 
     let core = Control::new(config.who(), kept, clock::now(), voter::prng(random()?));
+    let audit = AuditWriter::start(&config.data_dir.join(AUDIT_DIR)).context("the audit cannot be written; see data_dir")?;
     let (inbox, queue) = voter::queue();
-    let links = ControlLinks::start(&quic, config.control_peers(), voter::hear(inbox.clone()));
-    let view = Arc::new(View { links: links.clone(), quic: quic.clone(), report: RwLock::new(voter::report(&name, &core)) });
-    let voter = Voter::new(core, slots, links.clone(), Arc::clone(&view));
+    let roster = Arc::new(config.roster());
+    let links = ControlLinks::start(&quic, roster.control_peers(), voter::hear(inbox.clone()));
+    let view = Arc::new(View {
+        links: links.clone(),
+        quic: quic.clone(),
+        report: RwLock::new(voter::report(&name, &core)),
+        head: RwLock::default(),
+    });
+    let runtime = tokio::runtime::Handle::current();
+    let voter = Voter::new(core, slots, links.clone(), Arc::clone(&view), Around { roster, runtime, audit });
     let (ended, mut end) = watch::channel(false);
     let voter = std::thread::Builder::new()
         .name("voter".into())
@@ -69,7 +82,7 @@ pub async fn run(config: WitnessConfig, options: RunOptions, shutdown: watch::Re
         .context("the voter's thread cannot be started")?;
     let (stop, stopping) = watch::channel(false);
     let page = http.map(|listener| tokio::spawn(http::serve_member(listener, Arc::clone(&view) as Arc<dyn MemberView>, stopping)));
-    let accepting = tokio::spawn(link::serve(quic.clone(), arrived(links.clone(), Arc::clone(&view))));
+    let accepting = tokio::spawn(link::serve(quic.clone(), arrived(links.clone(), Arc::clone(&view), config.data_dir.clone())));
     tracing::info!(
         cluster = %config.cluster, quic = %config.quic,
         "the witness {name} runs: it votes and holds no data; {known}"
@@ -103,6 +116,8 @@ struct View {
     links: ControlLinks,
     quic: Quic,
     report: RwLock<ControlReport>,
+    /// Where the chain of its audit ends, as its slots keep it.
+    head: RwLock<Option<AuditHead>>,
 }
 
 impl MemberView for View {
@@ -132,12 +147,22 @@ pub fn peers(links: &ControlLinks) -> Vec<PeerReport> {
 }
 
 /// A witness has control links and one answer.
-fn arrived(links: ControlLinks, view: Arc<View>) -> impl Fn(Arrival) + Send + Sync {
+fn arrived(links: ControlLinks, view: Arc<View>, data_dir: PathBuf) -> impl Fn(Arrival) + Send + Sync {
     move |arrival| match arrival {
         Arrival::Control(dialled) => links.arrived(dialled),
         Arrival::Admin { request, reply, .. } => {
             let answer = match AdminRequest::decode(&request) {
                 Ok(AdminRequest::Voter) => AdminAnswer::Voter(Box::new(view.report())),
+                Ok(AdminRequest::Audit) => {
+                    let (view, data_dir) = (Arc::clone(&view), data_dir.clone());
+                    tokio::spawn(async move {
+                        let name = view.report.read().member.clone();
+                        let read = AuditReport::of_running(name, &data_dir, || *view.head.read()).await;
+                        let answer = read.map_or_else(AdminAnswer::Refused, |r| AdminAnswer::Audit(Box::new(r)));
+                        reply.send(answer.encode().into());
+                    });
+                    return;
+                }
                 Ok(_) => AdminAnswer::Refused("this is a witness: it votes and knows nothing else; ask a region".into()),
                 Err(e) => AdminAnswer::Refused(e.to_string()),
             };

@@ -5,11 +5,14 @@
 
 use super::View;
 use crate::base::{Prng, RegionName};
-use crate::control::{Control, ControlMessage, Input, Output, VoterState};
+use crate::control::{AuditEntry, Control, ControlMessage, Input, Output, VoterState};
+use crate::io::audit::AuditWriter;
 use crate::io::clock;
 use crate::io::control_link::{CONTROL_MESSAGE_BYTES_MAX, ControlLinks};
+use crate::io::killpoint::KillPoint;
 use crate::io::slots::Slots;
 use crate::node::report::ControlReport;
+use crate::ops::membership::roster::Roster;
 use anyhow::Context as _;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -76,11 +79,22 @@ pub(super) struct Voter {
     links: ControlLinks,
     view: Arc<View>,
     watch: clock::Watch,
+    /// Entries of the audit up to this one were handed to its file.
+    audited: u64,
+    kill: KillPoint,
+    around: Around,
+}
+
+/// What the voter hands things to.
+pub(super) struct Around {
+    pub roster: Arc<Roster>,
+    pub runtime: tokio::runtime::Handle,
+    pub audit: AuditWriter,
 }
 
 impl Voter {
-    pub(super) fn new(core: Control, slots: Slots, links: ControlLinks, view: Arc<View>) -> Voter {
-        Voter { core, slots, links, view, watch: clock::Watch::new() }
+    pub(super) fn new(core: Control, slots: Slots, links: ControlLinks, view: Arc<View>, around: Around) -> Voter {
+        Voter { core, slots, links, view, watch: clock::Watch::new(), audited: 0, kill: KillPoint::from_env(), around }
     }
 
     /// Until it is told to stop.
@@ -88,6 +102,9 @@ impl Voter {
     /// # Errors
     /// When a promise cannot be kept.
     pub(super) fn run(mut self, queue: &Queue) -> anyhow::Result<()> {
+        if let Some(kept) = self.core.state().cloned() {
+            self.tell_audit(&kept);
+        }
         loop {
             self.flush()?;
             self.publish();
@@ -122,6 +139,7 @@ impl Voter {
                     kept.context(
                         "this witness cannot keep what it promises and stops; see to the disk of its data_dir and start it again",
                     )?;
+                    self.tell_audit(&state);
                     self.handle(Input::Persisted { token });
                 }
                 Output::Send { to, message } => {
@@ -130,18 +148,34 @@ impl Voter {
                         tracing::warn!(%to, bytes = bytes.len(), "a control message is too long and is not sent");
                         continue;
                     }
+                    let passing = self.kill.before_message(&message);
                     self.links.send(&to, bytes.into());
+                    passing.passed("a message");
                 }
                 Output::Follow { epoch, primary: Some(primary) } => tracing::info!(epoch = epoch.0, %primary, "a primary reigns"),
                 Output::OpMoved(op) => tracing::info!(op = %op.order.id, by = %op.by, "an operation moved on: {:?}", op.state),
                 Output::Failover(record) => tracing::info!(op = %record.op, complete = record.complete, "a failover is recorded"),
                 Output::Note { kind, what } => tracing::info!(kind, "{what}"),
+                Output::Members(members) => {
+                    let _inside = self.around.runtime.enter();
+                    self.around.roster.changed(&members, &self.view.quic, &self.links);
+                }
                 // Of a member with data.
                 Output::Follow { primary: None, .. } | Output::CommitRule { .. } | Output::LeaseLost { .. } => {}
                 other => unreachable!("BUG: a witness was asked for {other:?}"),
             }
         }
         Ok(())
+    }
+
+    /// What lies in the slots of the audit goes to its file as well.
+    fn tell_audit(&mut self, kept: &VoterState) {
+        let news: Vec<AuditEntry> = kept.audit.entries().iter().filter(|e| e.no > self.audited).cloned().collect();
+        if let Some(last) = news.last() {
+            self.audited = last.no;
+            self.around.audit.write(news);
+        }
+        *self.view.head.write() = Some(kept.audit.head());
     }
 
     fn publish(&self) {

@@ -161,9 +161,9 @@ fn targets_in(disk: &SimDisk, file: &str, newest: bool) -> Checked<Vec<Target>> 
             let mut at = head;
             while at < len {
                 let rest = bytes.slice(usize::try_from(at).expect("BUG: an offset")..);
-                if rest.starts_with(b"PHLM") {
-                    targets.push(target("log: mark", at..at + 16));
-                    at += 16;
+                if rest.starts_with(b"PHLN") {
+                    targets.push(target("log: mark", at..at + 52));
+                    at += 52;
                 } else if let Ok(frame) = Frame::decode(&rest) {
                     let end = at + frame.bytes().len() as u64;
                     targets.push(target("log: frame header", at..at + 64));

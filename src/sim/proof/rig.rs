@@ -9,7 +9,9 @@ use super::story::{Said, Story};
 use crate::base::{CopyId, Epoch, GroupId, Instant, Layout, Limits, LineageId, LogEnd, Lsn, MemberId, Prng, UnixMicros};
 use crate::log::Pen;
 use crate::sim::disk::SimDisk;
-use crate::volume::{Appender, AppenderEffect, Copy, CopyReply, CopyRequest, Disk, DiskError, Found, OpenError, VolumePhase};
+use crate::volume::{
+    Appender, AppenderEffect, Copy, CopyReply, CopyRequest, Disk, DiskError, Found, LostLog, OpenError, VolumePhase, proven_durable,
+};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use std::collections::VecDeque;
@@ -115,12 +117,24 @@ pub(super) enum Harm {
     Damage,
     /// Calls that fail: such a copy is opened again.
     Errors,
+    /// As damage, of disks that said they had synced: what was durable may be missing, and that must be said.
+    Lies,
 }
 
 pub(super) struct Rig {
     pub bench: Arc<Bench>,
     /// Why recovery waits, as it says.
     pub waits: Option<String>,
+    /// What recovery found to be missing: whoever drives it halts then.
+    pub lost: Option<LostLog>,
+    /// The writer's machine stood still for so long, its clocks too: those of the copies are ahead.
+    pub ahead: Duration,
+    /// The rule that is switched off: frames carry no gate.
+    pub ungated: bool,
+    /// Copies that came with less than they once had.
+    pub forgot: Vec<String>,
+    /// Behind this it goes on, or would.
+    pub behind: LogEnd,
     /// Why writes were stopped last, as the volume said.
     pub stopped: Option<String>,
     /// Said when a copy was found damaged.
@@ -128,7 +142,7 @@ pub(super) struct Rig {
     harm: Harm,
     limits: Limits,
     pub(super) prng: Prng,
-    now: Instant,
+    pub(super) now: Instant,
     pub(super) appender: Appender,
     pen: Option<Pen>,
     ready: bool,
@@ -165,6 +179,11 @@ impl Rig {
         let mut rig = Rig {
             bench,
             waits: None,
+            lost: None,
+            behind: LogEnd::EMPTY,
+            forgot: Vec::new(),
+            ahead: Duration::ZERO,
+            ungated: false,
             stopped: None,
             damage: Vec::new(),
             harm,
@@ -189,6 +208,7 @@ impl Rig {
         }
         self.appender = Appender::new(self.limits.clone(), Layout::default(), self.prng.fork("appender"), UnixMicros(1), false);
         (self.pen, self.ready, self.waits, self.stopped) = (None, false, None, None);
+        self.lost = None;
         self.open_all()
     }
 
@@ -224,10 +244,10 @@ impl Rig {
             Ok(copy) => {
                 let said = self.bench.story.lock().copies[c.index()];
                 let end = copy.state().end;
-                if copy.promised() < said.promised {
+                if copy.promised() < said.promised && self.harm != Harm::Lies {
                     return Err(format!("copy {c} promised generation {} and knows of {}", said.promised, copy.promised()));
                 }
-                if end < said.end && self.harm != Harm::Damage {
+                if end < said.end && !matches!(self.harm, Harm::Damage | Harm::Lies) {
                     return Err(format!("copy {c} said that {} is fsynced and ends at {end}", said.end));
                 }
                 self.appender.copy_opened(self.now, member(c), copy.promised());
@@ -238,8 +258,11 @@ impl Rig {
                 self.lose(c, &e.to_string());
                 Ok(())
             }
-            Err(e) if self.harm == Harm::Damage => {
+            Err(e) if matches!(self.harm, Harm::Damage | Harm::Lies) => {
                 self.damage.push(format!("{c}: {e}"));
+                if let Some((lineage, durable)) = proven_durable(&*self.disk(c)) {
+                    self.appender.copy_proves(member(c), lineage, durable);
+                }
                 if *self.appender.phase() == VolumePhase::Serving && matches!(e, OpenError::Damaged { .. }) {
                     // Its peers have everything: it is moved aside and rebuilt.
                     self.wipe(c);
@@ -291,7 +314,10 @@ impl Rig {
     fn effects(&mut self) -> Checked {
         while let Some(effect) = self.appender.poll_effect() {
             match effect {
-                AppenderEffect::ToCopy { copy: MemberId { copy, .. }, request } => {
+                AppenderEffect::ToCopy { copy: MemberId { copy, .. }, mut request } => {
+                    if let (true, CopyRequest::Append { gate, .. }) = (self.ungated, &mut request) {
+                        *gate = None;
+                    }
                     if let CopyRequest::Append { frames, .. } = &request {
                         let mut story = self.bench.story.lock();
                         for frame in frames {
@@ -322,9 +348,11 @@ impl Rig {
                     }
                 }
                 AppenderEffect::QuorumLost { reason, .. } => self.stopped = Some(reason),
+                AppenderEffect::CopyForgot { copy, what } => self.forgot.push(format!("{}: {what}", copy.copy)),
+                AppenderEffect::Places { .. } => {}
                 AppenderEffect::QuorumRegained | AppenderEffect::CopyChanged { .. } | AppenderEffect::Scrubbed { .. } => {}
                 // Met while layers were merged, or read for a peer; the appender has it rebuilt.
-                AppenderEffect::CopyDamaged { copy, damage } if self.harm == Harm::Damage => {
+                AppenderEffect::CopyDamaged { copy, damage } if matches!(self.harm, Harm::Damage | Harm::Lies) => {
                     self.damage.push(format!("{}: {damage}", copy.copy));
                 }
                 other => return Err(format!("the volume did what nobody asked for: {other:?}")),
@@ -349,6 +377,9 @@ impl Rig {
             return Err(format!("control state {control} was durable and {kept_control} is what was found"));
         }
         (self.control, self.control_asked) = (kept.clone(), kept_control);
+        if let Found::Log { consistent, .. } = found {
+            self.behind = *consistent;
+        }
         match found {
             Found::Empty { .. } if acknowledged != LogEnd::EMPTY => {
                 Err(format!("durability: {acknowledged} was acknowledged and the volume is taken for empty"))
@@ -357,6 +388,11 @@ impl Rig {
                 self.put_control();
                 Ok(())
             }
+            Found::Log { lost: Some(lost), .. } if self.harm == Harm::Lies => {
+                self.lost = Some(lost.clone());
+                Ok(())
+            }
+            Found::Log { lost: Some(lost), .. } => Err(format!("nothing durable is missing, and recovery says: {lost}")),
             Found::Log { consistent, .. } => {
                 if !self.bench.story.lock().holds(consistent, &acknowledged)? {
                     return Err(format!("durability: {acknowledged} was acknowledged and recovery goes on behind {consistent}"));
@@ -380,6 +416,7 @@ impl Rig {
     fn work(&mut self, c: CopyId, most: u64) -> Checked<bool> {
         let Some(mut copy) = self.slots[c.index()].copy.take() else { return Ok(false) };
         let mut replies = Vec::new();
+        copy.time_is(self.now + self.ahead);
         let mut appends = 0;
         let mut worked = false;
         for _ in 0..most {
@@ -500,7 +537,7 @@ impl Rig {
 
     fn tell_needs(&mut self) {
         let pin = self.bench.story.lock().pin;
-        self.appender.set_needs(pin.map_or(Lsn(u64::MAX), |p| p.end_lsn), None, None);
+        self.appender.set_needs(pin.map_or(Lsn(u64::MAX), |p| p.end_lsn), None, None, None);
     }
 
     pub(super) fn any(&mut self) -> CopyId {

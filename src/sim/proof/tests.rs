@@ -4,9 +4,12 @@ use super::flips::{self, FlipOptions};
 use super::powercut::{self, PowercutOptions};
 use super::rig::{Disks, Harm, Rig, limits, new_disks};
 use super::story::Story;
-use crate::base::{CopyId, Limits};
+use crate::base::{ClusterName, CopyId, Limits, LogEnd, RegionName};
 use crate::sim::disk::{Fault, Left};
+use crate::volume::membership::Incarnation;
+use crate::volume::{identity, proven_durable};
 use std::sync::Arc;
+use std::time::Duration;
 
 #[test]
 fn the_volume_survives_a_power_cut_at_every_call() {
@@ -257,4 +260,160 @@ fn disks_that_lie_cost_nothing_while_four_do_not() {
         rig.check(&[acknowledged]).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
     }
     assert!(lost_something > 40, "the liars lost something in {lost_something} cases");
+}
+
+/// D5 for all six: what was acknowledged is there, or the volume halts and says up to where it can be proven, and who knows of more. Where nothing was
+/// left that could tell, every copy lost all that was said of the missing frames: no more than what was written since a mark reached the disk.
+#[test]
+fn six_disks_that_lie_are_told_by_whatever_evidence_they_left() {
+    let (mut whole, mut halted, mut waited, mut untold) = (0, 0, 0, 0);
+    for seed in 0..120 {
+        let (disks, story) = volume(seed);
+        let mut rig = Rig::start(disks.clone(), story, seed, Harm::Damage, None).unwrap();
+        rig.rest().unwrap();
+        disks.iter().for_each(|disk| disk.set_lying(true));
+        for _ in 0..1 + seed % 7 {
+            assert!(rig.write().unwrap());
+            rig.rest().unwrap();
+        }
+        let acknowledged = rig.bench.story.lock().acknowledged;
+        let story = rig.bench.story.lock().clone();
+        drop(rig);
+        for disk in &disks {
+            disk.crash();
+            disk.restart();
+            disk.set_lying(false);
+        }
+        let left: Vec<LogEnd> = disks.iter().filter_map(|disk| proven_durable(&**disk)).map(|(_, at)| at).collect();
+        let known = left.into_iter().max().unwrap_or_default();
+        let mut rig = match Rig::start(disks, story, seed, Harm::Lies, None) {
+            Ok(rig) => rig,
+            Err(e) => panic!("seed {seed}: {e}"),
+        };
+        match rig.rest() {
+            Ok(()) => {
+                rig.check(&[acknowledged]).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+                whole += 1;
+            }
+            Err(_) if rig.lost.is_some() => {
+                let lost = rig.lost.clone().unwrap();
+                assert!(lost.end.seq < lost.known.seq && lost.known <= acknowledged, "seed {seed}: {lost}");
+                assert_eq!(lost.known, known, "seed {seed}: the highest that is known is told");
+                halted += 1;
+            }
+            Err(_) if rig.waits.is_some() => {
+                let waits = rig.waits.clone().unwrap();
+                assert!(known == LogEnd::EMPTY || waits.contains(&format!("durable up to {known} at least")), "seed {seed}: {waits}");
+                waited += 1;
+            }
+            // What is left agrees with itself: no file of any copy says more.
+            Err(e) => {
+                assert!(e.contains("durability: ") && known.seq <= rig.behind.seq, "seed {seed}: {known} was known: {e}");
+                untold += 1;
+            }
+        }
+    }
+    println!("{whole} whole, {halted} halted with the position, {waited} wait for copies that are damaged, {untold} nobody can tell");
+    assert!(halted > 0 && waited > 5, "{halted} halted, {waited} waited");
+}
+
+/// D11: directories that are put back from a backup have no vote, whatever they hold, and are named; they come back as new members.
+#[test]
+fn a_directory_from_an_old_backup_has_no_vote_and_comes_back_as_a_new_member() {
+    let [a1, a2, b1, b2, c1, c2] = CopyId::all();
+    for (seed, restarted) in [(1, true), (2, true), (3, false), (4, false)] {
+        let disks = new_disks(seed);
+        for (slot, disk) in CopyId::all().into_iter().zip(&disks) {
+            let (cluster, region) = (ClusterName::new("sun").unwrap(), RegionName::new("us").unwrap());
+            let home = identity::Home { cluster, region, group: 0, slot };
+            identity::settle(&**disk, &home, Incarnation(u128::from(slot.0) + 1)).unwrap();
+        }
+        let mut rig = Rig::start(disks, Story::new(), seed, Harm::Lies, None).unwrap();
+        rig.rest().unwrap();
+        rig.put_control();
+        for _ in 0..3 {
+            assert!(rig.write().unwrap());
+            rig.rest().unwrap();
+        }
+        let backups = [a1, a2].map(|c| rig.disk(c).image(Left::Cached, seed));
+        if restarted {
+            // From now on they promised another generation. Otherwise it is by their positions that they are known.
+            rig.restart().unwrap();
+            rig.rest().unwrap();
+        }
+        rig.hold(c1);
+        rig.hold(c2);
+        for _ in 0..4 {
+            assert!(rig.write().unwrap());
+            rig.rest().unwrap();
+        }
+        rig.put_control();
+        rig.rest().unwrap();
+        let acknowledged = rig.bench.story.lock().acknowledged;
+
+        // What is acknowledged lies on a1, a2, b1 and b2. Two of them come back old, and three that do not know of it are there.
+        rig.hold(b2);
+        for (c, backup) in [a1, a2].into_iter().zip(backups) {
+            rig.bench.disks.lock()[c.index()] = Arc::new(backup);
+        }
+        rig.release(c1);
+        rig.restart().unwrap();
+        assert!(rig.rest().is_err());
+        let waits = rig.waits.clone().unwrap_or_default();
+        assert!(waits.contains("2 of six copies with data") && waits.contains("a1, a2 does not count"), "seed {seed}: {waits}");
+
+        rig.release(b2);
+        rig.rest().unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+        rig.check(&[acknowledged]).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+        assert_eq!(rig.forgot.len(), 2, "seed {seed}: {:?}", rig.forgot);
+        let why = if restarted { "it promised generation" } else { "its log went up to" };
+        assert!(rig.forgot.iter().all(|f| f.contains(why)), "seed {seed}: {:?}", rig.forgot);
+        let incarnation = |rig: &Rig, c: CopyId| rig.slots[c.index()].copy.as_ref().unwrap().state().incarnation;
+        assert!(incarnation(&rig, a1) > Incarnation(6) && incarnation(&rig, b1) == Incarnation(3));
+
+        // They vote again, as soon as that is recorded.
+        for _ in 0..3 {
+            assert!(rig.write().unwrap());
+            rig.rest().unwrap();
+        }
+        for c in [b1, b2, c2] {
+            rig.hold(c);
+        }
+        rig.restart().unwrap();
+        assert!(rig.rest().is_err() && rig.waits.is_none(), "seed {seed}: {:?}", rig.waits);
+        assert!(rig.behind.seq >= acknowledged.seq, "seed {seed}: {} was acknowledged, {} is found", acknowledged, rig.behind);
+    }
+}
+
+/// Rule 6: the copies look at the lease themselves. The writer's machine stands still for longer than that, all of its clocks too, and goes on.
+#[test]
+fn a_writer_whose_clocks_stood_still_past_its_lease_makes_nothing_durable() {
+    for (seed, ungated) in [(1, false), (2, false), (3, true)] {
+        let mut rig = Rig::start(new_disks(seed), Story::new(), seed, Harm::None, None).unwrap();
+        rig.rest().unwrap();
+        rig.ungated = ungated;
+        let share = Duration::from_millis(5940);
+        let (now, sent) = (rig.now, rig.now);
+        rig.appender.lease(now, sent, share, Duration::from_millis(1500));
+        assert!(rig.write().unwrap());
+        rig.rest().unwrap();
+        let before = *rig.appender.vdl();
+
+        rig.ahead = Duration::from_secs(7);
+        assert!(rig.write().unwrap());
+        let rested = rig.rest();
+        let moved = rig.appender.vdl().seq > before.seq;
+        assert_eq!((rested.is_ok(), moved), (ungated, ungated), "seed {seed}: {rested:?}, {}", rig.appender.vdl());
+
+        // A majority granted it again, for a renewal that was sent after the copies' clocks were heard: what waited goes on.
+        let now = rig.now;
+        rig.appender.lease(now, now, share, Duration::from_millis(1500));
+        rig.rest().unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+        assert!(rig.appender.vdl().seq > before.seq);
+        // What another region's reign needs no lease for is held up by none.
+        rig.ahead += Duration::from_secs(60);
+        rig.appender.without_lease();
+        assert!(rig.write().unwrap());
+        rig.rest().unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+    }
 }

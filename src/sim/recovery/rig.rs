@@ -142,6 +142,7 @@ fn identity() -> Identity {
         region: region.clone(),
         founder: region.clone(),
         members: vec![region],
+        addrs: std::collections::BTreeMap::new(),
         witness: None,
         // One voter, and no renewal before the end: a recovery ends when nothing moves any more.
         control: crate::control::Settings {
@@ -440,6 +441,8 @@ impl Rig {
                 self.processes[p].pen = Some(pen);
             }
             Effect::HeadReset { at: vdl } | Effect::HeadAdvances { vdl, .. } => self.announced(&vdl)?,
+            // No disk lies here.
+            Effect::Note(note) if note.kind == "log_lost" => return Err(format!("durability: {}", note.what)),
             Effect::Note(note) if matches!(note.kind.as_str(), "fenced" | "halted") => {
                 self.processes[p].over = Some(note.what);
                 self.mail.retain(|m| m.process != p);

@@ -5,7 +5,8 @@
 
 use super::log::{Kind, RegionLog, kind_of};
 use crate::base::{Epoch, LogEnd, RegionName};
-use crate::control::{EpochEntry, FailoverRecord, OpId, OpState, OpView, ReignKind};
+use crate::control::audit::verify;
+use crate::control::{AuditEntry, AuditHead, EpochEntry, FailoverRecord, OpId, OpState, OpView, ReignKind, VoterState};
 use crate::log::Frame;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,6 +16,22 @@ pub(super) struct Acked {
     pub id: u64,
     pub epoch: Epoch,
     pub end: LogEnd,
+}
+
+/// What a member is about to do stands in the audit that its disks keep, and that is a chain (S21).
+pub(super) fn audited(entry: &EpochEntry, kept: Option<&VoterState>) -> Result<(), String> {
+    let Some(audit) = kept.map(|k| &k.audit) else {
+        return Err(format!("S21: {} takes epoch {} and keeps nothing", entry.region, entry.epoch));
+    };
+    let base = audit.entries().first().map(|first| AuditHead { no: first.no - 1, hash: first.prev }).unwrap_or_default();
+    if let Err(broken) = verify(base, audit.entries(), Some(audit.head())) {
+        return Err(format!("S21: the audit of {} is no chain: {broken}", entry.region));
+    }
+    let named = |e: &AuditEntry| e.epoch == entry.epoch && ["promotion", "forced_promotion"].contains(&e.kind.as_str());
+    if !audit.entries().iter().any(named) {
+        return Err(format!("S21: {} takes epoch {} and its disks know of no such thing", entry.region, entry.epoch));
+    }
+    Ok(())
 }
 
 /// A frame's place in its line.

@@ -199,6 +199,7 @@ impl World {
         self.network.double_ppm = 0;
         self.network.late_ppm = 0;
         self.network.delay_ms = (1, 40);
+        self.after_ms(1000, 3000, Event::TakeBack);
         for m in 0..self.members.len() {
             self.members[m].disk_stuck_until = 0;
             if self.members[m].paused_until.is_some() {
@@ -258,7 +259,9 @@ impl World {
                     let consent = Consent { allow_data_loss: allow, max_loss_ms, max_loss_bytes: None };
                     OrderKind::Failover { to, consent, primary_is_down: None }
                 }
-                _ => OrderKind::SetVoters { voters: self.other_voters(at) },
+                18 => OrderKind::SetVoters { voters: self.other_voters(at) },
+                _ if self.prng.chance(500_000) => OrderKind::RemoveRegion { region: to },
+                _ => OrderKind::AddRegion { region: self.one_taken_out().unwrap_or(to), addr: String::new() },
             };
             let id = OpId(u128::from(self.prng.next_u64()));
             let dry_run = self.prng.chance(50_000);
@@ -271,6 +274,26 @@ impl World {
             self.input(at, Input::Order(order));
         }
         self.after_ms(500, 9000, Event::Order);
+    }
+
+    /// As a member that can write has it.
+    fn one_taken_out(&mut self) -> Option<crate::base::RegionName> {
+        let now = self.now;
+        let primary = self.members[..self.regions].iter().find(|m| m.gate_open(now, None))?;
+        let members = primary.control.as_ref()?.state()?.voters.members.clone()?;
+        members.removed.last().map(|(r, _)| r.clone())
+    }
+
+    /// At the end all regions are members again.
+    pub(super) fn take_back(&mut self) {
+        let primary = (0..self.regions).find(|m| self.members[*m].gate_open(self.now, None));
+        if let (Some(at), Some(region)) = (primary, self.one_taken_out()) {
+            let at_epoch = self.members[at].control.as_ref().and_then(|c| c.reign().cloned()).map(|(e, _)| e);
+            let id = OpId(u128::from(self.prng.next_u64()));
+            let kind = OrderKind::AddRegion { region, addr: String::new() };
+            self.input(at, Input::Order(Order { id, kind, dry_run: false, timeout_ms: 20_000, at_epoch, actor: "operator".into() }));
+        }
+        self.after_ms(1000, 3000, Event::TakeBack);
     }
 
     /// The voters, one of them exchanged, or one more or less.
@@ -350,6 +373,7 @@ impl World {
                     log: None,
                     seen: Default::default(),
                     sync: state.sync,
+                    auto: state.auto,
                 };
                 vec![(from, to, ControlMessage::Voted(Box::new(voted)))]
             }

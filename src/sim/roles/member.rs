@@ -5,7 +5,7 @@
 use super::log::RegionLog;
 use super::mutants::RoleMutant;
 use crate::base::{Epoch, Instant, LogEnd, RegionName, UnixMicros};
-use crate::control::{Control, OpId, Promotion, VoterState, Who};
+use crate::control::{Control, MembersView, OpId, Promotion, VoterState, Who};
 use crate::log::Frame;
 use std::collections::{BTreeMap, VecDeque};
 
@@ -65,6 +65,8 @@ pub(super) struct Lead {
     pub secondaries: BTreeMap<RegionName, LogEnd>,
     /// Secondaries that must have a commit before it is acknowledged.
     pub enforced: u8,
+    /// Is being taken out, and counts for nothing any more.
+    pub leaving: Option<RegionName>,
     /// Strengthening under way: said to the core when all that was acknowledged is there.
     pub strengthens: Option<u8>,
 }
@@ -81,6 +83,7 @@ impl Lead {
             acked_end: LogEnd::EMPTY,
             secondaries: BTreeMap::new(),
             enforced: 0,
+            leaving: None,
             strengthens: None,
         }
     }
@@ -123,6 +126,8 @@ pub(super) struct Member {
     pub unsealed: Option<Epoch>,
     /// Every tail that was cut.
     pub archive: Vec<Frame>,
+    /// Of the process: who is a member, and who was taken out. Empty: all are.
+    pub known: MembersView,
 }
 
 impl Member {
@@ -149,11 +154,17 @@ impl Member {
             gate_from_reply: Instant::ZERO,
             unsealed: None,
             archive: Vec::new(),
+            known: MembersView::default(),
         }
     }
 
     pub fn name(&self) -> &RegionName {
         &self.who.name
+    }
+
+    /// Whether its process speaks with a member of that name.
+    pub fn lets_in(&self, name: &RegionName) -> bool {
+        !self.known.removed.iter().any(|(r, _)| r == name)
     }
 
     pub fn kept_state(&self) -> Option<VoterState> {

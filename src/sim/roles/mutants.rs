@@ -58,7 +58,7 @@ const ALL: [(RoleMutant, &str, &[&str]); 16] = [
     (RoleMutant::NoMajority, "M11 a promotion needs a majority", &["S1:", "S2:", "S3:", "S5:", "S8:"]),
     (RoleMutant::ResumesSealed, "M12 a seal outlives a restart", &["S1:", "S2:", "S3:", "S5:", "S6:"]),
     (RoleMutant::ResumesUnasked, "a restarted primary asks first", &["S2:", "S5:"]),
-    (RoleMutant::AnswersBeforeKept, "a promise is kept before it is given", &["S1:", "S2:", "S3:", "S5:", "S8:"]),
+    (RoleMutant::AnswersBeforeKept, "a promise is kept before it is given", &["S1:", "S2:", "S3:", "S5:", "S8:", "S21:"]),
     (RoleMutant::ReceivesOldEpoch, "what was promised away is not received", &["S5:"]),
     (RoleMutant::VotersWithoutOld, "a change of voters needs both majorities", &["S1:", "S2:", "S3:", "S5:", "S8:"]),
 ];

@@ -8,7 +8,7 @@ use super::member::Lead;
 use super::mutants::RoleMutant;
 use super::world::{Event, Ship, World};
 use crate::base::{Epoch, LogEnd, Seq, UnixMicros};
-use crate::control::{FailoverRecord, Input, LostTail, Promotion};
+use crate::control::{FailoverRecord, Input, LostTail, Promotion, Touched};
 use crate::log::Frame;
 
 impl World {
@@ -123,6 +123,11 @@ impl World {
                     let what = format!("S3: {} is to begin behind {}, which its log does not hold", member.name(), entry.base);
                     return self.fails(Err(what));
                 }
+                if member.log.appended().epoch >= entry.epoch {
+                    // As a region's volume does: frames of one epoch and two beginnings cannot be told apart.
+                    let reason = format!("epoch {epoch} was begun here before");
+                    return self.input(m, Input::PromotionFailed { epoch, reason });
+                }
                 let tail = member.log.cut(entry.base.seq);
                 self.tail_cut(m, tail);
                 Kind::EpochStart
@@ -151,7 +156,12 @@ impl World {
             Ship::Pull { epoch, end, history } => {
                 let now = UnixMicros(self.now / 1000);
                 let member = &mut self.members[to];
-                let Some(lead) = member.lead.as_mut().filter(|l| l.open && l.epoch == epoch) else { return };
+                if !member.lets_in(&name) {
+                    return;
+                }
+                let Some(lead) = member.lead.as_mut().filter(|l| l.open && l.epoch == epoch && l.leaving.as_ref() != Some(&name)) else {
+                    return;
+                };
                 let own_end = member.log.end();
                 let common = member.log.history().common_seq(own_end.seq, &history, end.seq);
                 let frames = member.log.frames_behind(common, own_end.seq, 64);
@@ -241,6 +251,12 @@ impl World {
             self.ship(m, to, Ship::Pull { epoch, end, history });
         }
         let life = self.members[m].life;
+        // Its control links dial whoever it takes for a member: one that knows better refuses it.
+        let by = usize::try_from(self.prng.below(self.members.len() as u64)).expect("BUG: small");
+        let reaches = by != m && !self.network.cut.contains(&(m, by)) && !self.network.cut.contains(&(by, m));
+        if reaches && self.members[by].control.is_some() && !self.members[by].lets_in(self.members[m].name()) {
+            self.after_ms(1, 40, Event::Refused { m, life, by });
+        }
         self.after_ms(20, 120, Event::Pull { m, life });
     }
 }
@@ -261,5 +277,5 @@ fn lost_tail(archive: &[Frame], f: &FailoverRecord) -> LostTail {
         let before = (frame.seq().0 - 1, frame.header().prev_checksum);
         next = archive.iter().find(|t| t.seq() > from.seq && (t.seq().0, t.log_end().checksum) == before);
     }
-    LostTail { new_epoch: f.new_epoch, from, to, commits, from_time: None, to_time: None }
+    LostTail { new_epoch: f.new_epoch, from, to, commits, from_time: None, to_time: None, touched: Ok(Touched::default()) }
 }

@@ -3,7 +3,7 @@
 use super::member::Member;
 use super::world::World;
 use super::*;
-use crate::base::{Epoch, RegionName};
+use crate::base::{Epoch, RegionName, Seq};
 use crate::control::{AutoFailover, Consent, Input, OpId, OpState, OpView, Order, OrderKind, ReignKind, Role, Settings};
 use std::time::Duration;
 
@@ -14,7 +14,10 @@ fn roles_change_without_two_writers_and_without_a_silent_loss() {
     let summary = run_roles(1, 60, 2, &RolesOptions::default(), &|line| println!("{line}"));
     assert!(summary.failures.is_empty(), "{}", summary.failures[0]);
     let c = &summary.counts;
-    assert!(c.switchovers > 0 && c.failovers > 0 && c.regained > 0 && c.lost_and_named > 0 && c.voter_changes > 0, "{c}");
+    assert!(
+        c.switchovers > 0 && c.failovers > 0 && c.regained > 0 && c.lost_and_named > 0 && c.voter_changes > 0 && c.member_changes > 0,
+        "{c}"
+    );
 }
 
 #[test]
@@ -34,6 +37,27 @@ fn rules_that_are_switched_off_are_noticed() {
     let reports = crate::sim::runs::spread_over(&early, 2, &|mutant| mutants::catch(*mutant, 1, 60));
     let unseen: Vec<String> = reports.iter().filter(|r| r.noticed.is_none()).map(ToString::to_string).collect();
     assert!(unseen.is_empty(), "{unseen:?}");
+}
+
+/// Whoever dies at whatever moment of a planned one, and comes back: somebody reigns in the end, and the operation is over.
+#[test]
+fn a_switchover_ends_whenever_anybody_dies_in_it() {
+    for victim in 0..4 {
+        for at in (0..600).step_by(4) {
+            let mut world = world(3, true);
+            order(&mut world, 0, 1, switchover(1));
+            world.run_for(at).unwrap();
+            world.crash(victim);
+            world.run_for(300).unwrap();
+            world.start(victim);
+            world.run_for(20_000).unwrap();
+            let roles: Vec<Role> = (0..3).map(|m| role(&world, m)).collect();
+            assert_eq!(roles.iter().filter(|r| **r == Role::Primary).count(), 1, "{victim} died after {at} ms: {roles:?}");
+            let ops: Vec<OpState> =
+                (0..3).filter_map(|m| member(&world, m).control.as_ref().unwrap().op(OpId(1)).cloned()).map(|o| o.state).collect();
+            assert!(ops.iter().all(OpState::is_final), "{victim} died after {at} ms: {ops:?}");
+        }
+    }
 }
 
 // ---- one thing at a time --------------------------------------------------------------------------------------------------
@@ -117,7 +141,7 @@ fn a_switchover_to_nobody_to_itself_and_to_one_that_is_away_changes_nothing() {
     world.crash(2);
     for (id, to, word) in [(1, 0, "is the primary already"), (2, 2, "r2 does not answer")] {
         order(&mut world, 1, id, switchover(to));
-        world.run_for(3000).unwrap();
+        world.run_for(6000).unwrap();
         assert!(refusal(&world, 0, id).contains(word), "{}", refusal(&world, 0, id));
     }
     order(&mut world, 0, 3, OrderKind::Switchover { to: RegionName::new("mars").unwrap() });
@@ -261,7 +285,7 @@ fn a_cluster_fails_over_by_itself_as_far_as_its_rule_allows() {
         (AutoFailover::Lossless, true, true),
         (AutoFailover::MaxLoss(Duration::from_secs(5)), false, true),
     ] {
-        let settings = Settings { auto_failover: auto, ..settings() };
+        let settings = Settings { auto_failover: Some(auto), ..settings() };
         let mut world = World::quiet(3, false, &settings);
         world.run_for(5000).unwrap();
         if sync {
@@ -291,6 +315,307 @@ fn voters_change_one_at_a_time() {
     order(&mut world, 1, 3, failover(1, true));
     world.run_for(12_000).unwrap();
     assert_eq!(role(&world, 1), Role::Primary);
+}
+
+/// A control link that is just coming back is no reason to refuse.
+#[test]
+fn a_target_that_is_away_for_a_moment_is_waited_for() {
+    let mut world = world(3, false);
+    let both = [(0, 1), (1, 0)];
+    world.network.cut.extend(both);
+    order(&mut world, 0, 1, switchover(1));
+    world.run_for(1500).unwrap();
+    assert!(matches!(op(&world, 0, 1).state, OpState::Running(_)), "{:?}", op(&world, 0, 1));
+    for way in both {
+        world.network.cut.remove(&way);
+    }
+    world.run_for(5000).unwrap();
+    assert_eq!((role(&world, 1), op(&world, 1, 1).state), (Role::Primary, OpState::Done));
+}
+
+#[test]
+fn what_the_cluster_does_by_itself_is_set_once_for_all_and_the_last_word_holds() {
+    let bound = AutoFailover::MaxLoss(Duration::from_secs(5));
+    let set = |world: &mut World, auto| world.input(0, Input::AutoFailover { auto, actor: "ops@here".into() });
+    let auto = |world: &World, m: usize| member(world, m).kept_state().unwrap().auto;
+    let mut world = World::quiet(3, false, &Settings { auto_failover: Some(bound), ..settings() });
+    world.run_for(5000).unwrap();
+    assert!((0..3).all(|m| auto(&world, m).is_set() && auto(&world, m).auto == bound), "what the founder's file says is the first rule");
+    // One that misses the change learns of it before it does anything by itself.
+    world.network.cut.extend([(0, 1), (1, 0)]);
+    set(&mut world, AutoFailover::Off);
+    world.run_for(3000).unwrap();
+    assert_eq!((auto(&world, 1).auto, auto(&world, 2).auto), (bound, AutoFailover::Off));
+    assert!(member(&world, 0).control.as_ref().unwrap().view(crate::base::Instant::ZERO).auto_told, "a majority keeps it");
+    world.crash(0);
+    world.run_for(20_000).unwrap();
+    assert_eq!((role(&world, 1), role(&world, 2)), (Role::Secondary, Role::Secondary));
+    assert_eq!(auto(&world, 1).auto, AutoFailover::Off);
+    // And it is done when it is set again; whoever takes over makes the rule its own.
+    world.network.cut.clear();
+    world.start(0);
+    world.run_for(10_000).unwrap();
+    set(&mut world, bound);
+    world.run_for(3000).unwrap();
+    let who = member(&world, 0).kept_state().unwrap().audit.entries().iter().rfind(|e| e.kind == "set").cloned().expect("it is on record");
+    assert_eq!((who.actor.as_str(), who.what.as_str()), ("ops@here", "auto_failover=max_loss=5s; it was off"));
+    world.crash(0);
+    world.run_for(12_000).unwrap();
+    let new = [1, 2].into_iter().find(|m| role(&world, *m) == Role::Primary).expect("one of them took over");
+    world.start(0);
+    world.run_for(10_000).unwrap();
+    assert!((0..3).all(|m| auto(&world, m) == auto(&world, new)), "all have the new primary's");
+    assert_eq!((auto(&world, new).auto, auto(&world, new).epoch), (bound, Epoch(2)));
+}
+
+#[test]
+fn an_operators_bound_on_the_loss_counts_also_the_time_in_which_nothing_was_heard() {
+    let mut world = world(3, false);
+    world.crash(0);
+    world.run_for(4000).unwrap();
+    let bounded = |ms| OrderKind::Failover {
+        to: region(1),
+        consent: Consent { allow_data_loss: true, max_loss_ms: Some(ms), max_loss_bytes: None },
+        primary_is_down: None,
+    };
+    order(&mut world, 1, 1, bounded(3000));
+    world.run_for(8000).unwrap();
+    let why = refusal(&world, 1, 1);
+    assert!(why.contains("may have gone on before its lease was over") && why.contains("--max-loss allows 3000 ms"), "{why}");
+    // More than a lease it cannot have been, however long ago that is.
+    world.run_for(30_000).unwrap();
+    order(&mut world, 1, 2, bounded(9000));
+    world.run_for(8000).unwrap();
+    assert_eq!(role(&world, 1), Role::Primary);
+    let loss = op(&world, 1, 2).loss.unwrap();
+    assert_eq!(loss.alone_ms, 6000, "{loss:?}");
+}
+
+fn remove(m: usize) -> OrderKind {
+    OrderKind::RemoveRegion { region: region(m) }
+}
+
+fn add(m: usize) -> OrderKind {
+    OrderKind::AddRegion { region: region(m), addr: format!("there:{m}") }
+}
+
+fn voters(world: &World, m: usize) -> Vec<RegionName> {
+    member(world, m).control.as_ref().unwrap().view(member(world, m).clock.local(world.now)).voters.voters
+}
+
+#[test]
+fn a_region_is_taken_out_serves_nothing_and_is_taken_in_again() {
+    let mut world = world(3, false);
+    for (id, kind, said) in [
+        (1, remove(0), "switch over first: parhelion switchover --to r1"),
+        (2, OrderKind::RemoveRegion { region: RegionName::new("mars").unwrap() }, "there is no region 'mars'"),
+        (3, add(1), "r1 is a member already"),
+    ] {
+        order(&mut world, 2, id, kind);
+        world.run_for(1000).unwrap();
+        assert!(refusal(&world, 0, id).contains(said), "{}", refusal(&world, 0, id));
+    }
+    // Of three voters one is left, in two steps: two regions without a witness have one.
+    order(&mut world, 1, 4, remove(2));
+    world.run_for(3000).unwrap();
+    assert_eq!(op(&world, 1, 4).state, OpState::Done);
+    assert_eq!((voters(&world, 0), voters(&world, 1)), (vec![region(0)], vec![region(0)]));
+    assert_eq!(role(&world, 2), Role::Removed);
+    // Neither a restart nor the death of the primary makes it one again.
+    world.crash(2);
+    world.start(2);
+    world.run_for(2000).unwrap();
+    assert_eq!(role(&world, 2), Role::Removed);
+    order(&mut world, 2, 5, failover(2, true));
+    world.run_for(3000).unwrap();
+    assert!(refusal(&world, 2, 5).contains("taken out"), "{}", refusal(&world, 2, 5));
+    order(&mut world, 1, 6, add(2));
+    world.run_for(6000).unwrap();
+    assert_eq!(op(&world, 1, 6).state, OpState::Done);
+    assert_eq!(role(&world, 2), Role::Secondary);
+    // The voters follow by themselves, when the region is heard.
+    assert_eq!(voters(&world, 0), [region(0), region(1), region(2)]);
+    world.crash(0);
+    order(&mut world, 2, 7, failover(2, true));
+    world.run_for(12_000).unwrap();
+    assert_eq!(role(&world, 2), Role::Primary);
+}
+
+#[test]
+fn an_order_waits_while_the_voters_follow_an_earlier_one() {
+    let mut world = world(4, false);
+    order(&mut world, 0, 1, remove(3));
+    order(&mut world, 0, 2, add(3));
+    world.run_for(300).unwrap();
+    order(&mut world, 0, 3, remove(2));
+    order(&mut world, 0, 4, add(2));
+    world.run_for(4000).unwrap();
+    // One operation at a time; what only the voters' own steps hold up is done after them.
+    for id in [2, 4] {
+        assert!(matches!(op(&world, 0, id).state, OpState::Superseded { .. } | OpState::Done), "{:?}", op(&world, 0, id).state);
+    }
+    assert_eq!((op(&world, 0, 1).state, op(&world, 0, 3).state), (OpState::Done, OpState::Done));
+    order(&mut world, 0, 5, add(2));
+    world.run_for(20).unwrap();
+    for (id, kind) in (6..).zip([add(3), remove(2), add(2), remove(3), add(3)]) {
+        order(&mut world, 0, id, kind);
+        world.run_for(3000).unwrap();
+        assert!(!matches!(op(&world, 0, id).state, OpState::Running(_)), "{id}: {:?}", op(&world, 0, id).state);
+    }
+    world.run_for(20_000).unwrap();
+    assert_eq!(voters(&world, 0).len(), 3);
+}
+
+#[test]
+fn a_region_that_was_taken_out_while_it_was_away_is_told_by_whomever_it_asks() {
+    let mut world = world(4, false);
+    order(&mut world, 0, 1, switchover(1));
+    world.run_for(5000).unwrap();
+    world.crash(0);
+    order(&mut world, 1, 2, remove(0));
+    world.run_for(4000).unwrap();
+    assert_eq!(op(&world, 1, 2).state, OpState::Done);
+    assert_eq!(voters(&world, 1), [region(1), region(2), region(3)]);
+    world.start(0);
+    world.run_for(6000).unwrap();
+    assert_eq!((role(&world, 0), role(&world, 1)), (Role::Removed, Role::Primary));
+}
+
+#[test]
+fn what_a_region_holds_that_leaves_proves_nothing() {
+    let mut world = world(3, false);
+    world.set_rule(0, 1);
+    world.run_for(3000).unwrap();
+    // r1 gets no log, so r2 alone has the commits.
+    world.network.cut.extend([(0, 1)]);
+    world.run_for(500).unwrap();
+    order(&mut world, 0, 1, remove(2));
+    world.run_for(1500).unwrap();
+    assert!(
+        !op(&world, 0, 1).state.is_final() || matches!(op(&world, 0, 1).state, OpState::Refused { .. }),
+        "{:?}",
+        op(&world, 0, 1).state
+    );
+    world.network.cut.clear();
+    world.run_for(10_000).unwrap();
+    if !matches!(op(&world, 0, 1).state, OpState::Refused { .. }) {
+        assert_eq!(op(&world, 0, 1).state, OpState::Done);
+        assert_eq!(role(&world, 2), Role::Removed);
+    }
+    order(&mut world, 0, 2, remove(1));
+    world.run_for(3000).unwrap();
+    assert!(refusal(&world, 0, 2).contains("parhelion set sync="), "{}", refusal(&world, 0, 2));
+}
+
+fn lineage(world: &World, m: usize) -> crate::base::LineageId {
+    member(world, m).control.as_ref().unwrap().state().unwrap().lineage
+}
+
+fn force(survivors: &[usize], stopped: usize) -> OrderKind {
+    OrderKind::NewLineage { survivors: survivors.iter().map(|m| region(*m)).collect(), stopped: Some(region(stopped)) }
+}
+
+#[test]
+fn a_lineage_is_forced_only_where_a_majority_is_gone_and_two_that_meet_write_nothing() {
+    let mut world = world(3, false);
+    for (id, kind, said) in [
+        (1, force(&[2], 0), "r0 answers: it is not stopped"),
+        (2, force(&[2], 1), "the last primary that is known here is r0"),
+        (3, force(&[1], 0), "is not among the survivors"),
+        (4, force(&[0, 2], 0), "cannot both be stopped and survive"),
+    ] {
+        order(&mut world, 2, id, kind);
+        world.run_for(4000).unwrap();
+        assert!(refusal(&world, 2, id).contains(said), "{}", refusal(&world, 2, id));
+    }
+    world.crash(0);
+    order(&mut world, 2, 5, force(&[2], 0));
+    world.run_for(4000).unwrap();
+    assert!(refusal(&world, 2, 5).contains("a majority of the voters answers"), "{}", refusal(&world, 2, 5));
+    world.crash(1);
+    let was = lineage(&world, 2);
+    world.run_for(8000).unwrap();
+    order(&mut world, 2, 6, force(&[2], 0));
+    world.run_for(6000).unwrap();
+    assert_eq!(op(&world, 2, 6).state, OpState::Done);
+    assert_eq!(role(&world, 2), Role::Primary);
+    assert_ne!(lineage(&world, 2), was);
+    // A restart is one of this lineage.
+    world.crash(2);
+    world.start(2);
+    world.run_for(8000).unwrap();
+    assert_eq!(role(&world, 2), Role::Primary);
+
+    // The old primary was not stopped for good: they meet, and neither writes.
+    world.start(0);
+    world.run_for(6000).unwrap();
+    assert_eq!(role(&world, 2), Role::Fenced);
+    assert_ne!(role(&world, 0), Role::Primary);
+    world.start(1);
+    world.run_for(10_000).unwrap();
+    for m in 0..3 {
+        assert!(!member(&world, m).gate_open(world.now, None), "r{m} writes");
+        let view = member(&world, m).control.as_ref().unwrap().view(member(&world, m).clock.local(world.now));
+        assert!(!view.rivals.is_empty() && view.reason.unwrap().contains("parhelion retire"), "r{m}");
+    }
+    // Retired: what it had is elsewhere, and it is empty.
+    for m in [0, 1] {
+        world.crash(m);
+        world.members[m].kept = None;
+        world.members[m].log = Default::default();
+        world.start(m);
+    }
+    world.run_for(10_000).unwrap();
+    assert_eq!((role(&world, 0), role(&world, 1), role(&world, 2)), (Role::Secondary, Role::Secondary, Role::Primary));
+    assert_eq!(lineage(&world, 0), lineage(&world, 2));
+}
+
+#[test]
+fn those_that_survive_go_with_a_forced_lineage() {
+    let mut world = world(5, false);
+    for m in [0, 1, 2] {
+        world.crash(m);
+    }
+    world.run_for(8000).unwrap();
+    order(&mut world, 3, 1, force(&[3, 4], 0));
+    world.run_for(8000).unwrap();
+    assert_eq!(op(&world, 3, 1).state, OpState::Done);
+    assert_eq!((role(&world, 3), role(&world, 4)), (Role::Primary, Role::Secondary));
+    assert_eq!(lineage(&world, 3), lineage(&world, 4));
+    assert!(member(&world, 3).control.as_ref().unwrap().state().unwrap().begun.is_none());
+}
+
+/// Its disks lied, or old directories were put back: what it told the voters, and what a secondary has, is more than its own log.
+#[test]
+fn a_primary_that_lost_log_halts_until_another_one_reigns_or_an_operator_consents() {
+    for (regions, witness, to) in [(2, true, 1), (3, false, 1), (3, false, 0), (2, true, 0)] {
+        let mut world = world(regions, witness);
+        world.run_for(5000).unwrap();
+        world.crash(0);
+        let end = member(&world, 0).log.end();
+        assert!(end.seq.0 > 20);
+        let tail = world.members[0].log.cut(Seq(end.seq.0 - 8));
+        assert_eq!(tail.len(), 8);
+        world.start(0);
+        world.run_for(3000).unwrap();
+        let lost = |world: &World| member(world, 0).control.as_ref().unwrap().lost().map(str::to_owned);
+        let said = lost(&world).expect("the others know of more");
+        assert!(said.contains("have lost log that was durable") && said.contains("failover --to r0 --allow-data-loss"), "{said}");
+        // It does not go on by itself, however long it waits, and consent is asked for.
+        world.run_for(20_000).unwrap();
+        assert!((0..regions).all(|m| role(&world, m) != Role::Primary), "{regions} regions");
+        order(&mut world, to, 7, failover(to, false));
+        world.run_for(5000).unwrap();
+        assert!(refusal(&world, to, 7).contains("--allow-data-loss"), "{}", refusal(&world, to, 7));
+
+        order(&mut world, to, 8, failover(to, true));
+        world.run_for(20_000).unwrap();
+        assert_eq!((role(&world, to), lost(&world)), (Role::Primary, None), "{regions} regions, to r{to}");
+        let follower = 1 - to;
+        assert_eq!(role(&world, follower), Role::Secondary);
+        let reign = member(&world, to).control.as_ref().unwrap().reign().cloned();
+        assert_eq!(member(&world, follower).control.as_ref().unwrap().reign().cloned(), reign);
+    }
 }
 
 // ---- plots --------------------------------------------------------------------------------------------------------------

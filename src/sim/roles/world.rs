@@ -2,7 +2,7 @@
 //!
 //! Decides the order of everything from one seed. What goes wrong, and when, is in [`super::faults`].
 
-use super::checks::{Acked, Truth};
+use super::checks::{self, Acked, Truth};
 use super::log::Kind;
 use super::member::{Clock, Lead, Member, Pending};
 use super::mutants::RoleMutant;
@@ -120,18 +120,26 @@ pub(super) enum Event {
         a: usize,
         b: usize,
     },
+    OrderOf {
+        at: usize,
+        kind: OrderKind,
+    },
     Plot,
     /// Of the region that an operator swore to be stopped.
     RestartHeard {
         m: usize,
     },
-    OrderOf {
-        at: usize,
-        kind: OrderKind,
-    },
     Fault,
     Order,
     Heal,
+    /// A member refused `m`, which was taken out.
+    Refused {
+        m: usize,
+        life: u64,
+        by: usize,
+    },
+    /// An operator takes regions in again that were taken out.
+    TakeBack,
 }
 
 #[derive(Debug)]
@@ -207,7 +215,7 @@ impl World {
         let settings = Settings {
             rho_ppm: if guard { RHO_PPM } else { 0 },
             delta: Duration::from_millis(if guard { 50 } else { 0 }),
-            auto_failover,
+            auto_failover: Some(auto_failover),
             // A candidate that is more patient than a lease is long meets voters whose grants ended while it asked.
             vote_patience: Duration::from_secs(if prng.chance(250_000) { 12 } else { 2 }),
             ..Settings::default()
@@ -236,7 +244,13 @@ impl World {
         let witness = has_witness.then(|| RegionName::new("witness").expect("BUG: a name"));
         let mut members = Vec::new();
         for name in names.iter().chain(&witness) {
-            let who = Who { name: name.clone(), regions: names.clone(), witness: witness.clone(), settings: settings.clone() };
+            let who = Who {
+                name: name.clone(),
+                regions: names.clone(),
+                witness: witness.clone(),
+                settings: settings.clone(),
+                addrs: std::collections::BTreeMap::new(),
+            };
             let rho = i64::from(RHO_PPM) * 99 / 100;
             let rate = [-rho, rho, 0, 500][prng.below(4) as usize];
             members.push(Member::new(who, Clock::new(0, prng.below(1 << 40), rate)));
@@ -446,11 +460,13 @@ impl World {
             self.tamper_kept(m, state);
         }
         let member = &mut self.members[m];
+        member.known = crate::control::MembersView::default();
         member.clock = Clock::new(now, local, member.clock.rate_ppm);
         let resumes = kept.as_ref().and_then(|s| s.chain.top()).filter(|t| t.region == *member.name()).cloned();
         let control = Control::new(member.who.clone(), kept, Instant { ns: local }, prng.fork("core"));
         member.control = Some(control);
         let life = member.life;
+
         self.say(|| format!("{} starts", self.members[m].name()));
         if m < self.regions {
             self.tell_log(m);
@@ -608,6 +624,8 @@ impl World {
                     let outcome = self.truth.elected(entry);
                     self.fails(outcome);
                     self.last_elected = Some(self.now);
+                    let kept = self.members[m].kept_state();
+                    self.fails(checks::audited(entry, kept.as_ref()));
                 }
                 let member = &mut self.members[m];
                 member.lead = None;
@@ -630,6 +648,21 @@ impl World {
                 self.note_frames(&settled);
                 if !settled.is_empty() {
                     self.tell_log(m);
+                }
+            }
+            Output::Members(members) => {
+                let member = &mut self.members[m];
+                member.known = *members;
+                if let Some(lead) = &mut member.lead {
+                    lead.leaving = None;
+                    lead.secondaries.retain(|r, _| !member.known.removed.iter().any(|(gone, _)| gone == r));
+                }
+                self.counts.member_changes += 1;
+            }
+            Output::Leaving { region } => {
+                if let Some(lead) = &mut self.members[m].lead {
+                    lead.secondaries.remove(&region);
+                    lead.leaving = Some(region);
                 }
             }
             Output::Verify { op, .. } => self.after_ms(5, 100, Event::Verified { m, life, op }),
@@ -758,8 +791,12 @@ impl World {
             Event::Message { to, from, bytes } => {
                 let message = ControlMessage::decode(&bytes).expect("BUG: what was encoded can be decoded");
                 let message = self.tampered(to, from, message);
-                let from = self.members[from].name().clone();
-                self.input(to, Input::Message { from, message });
+                let name = self.members[from].name().clone();
+                if !self.members[to].lets_in(&name) {
+                    let life = self.members[from].life;
+                    return self.after_ms(1, 40, Event::Refused { m: from, life, by: to });
+                }
+                self.input(to, Input::Message { from: name, message });
             }
             Event::Ship { to, from, ship } if self.members[to].control.is_some() => self.shipped(to, from, ship),
             Event::Kept { m, life } if self.lives(m, life) => {
@@ -805,6 +842,11 @@ impl World {
             }
             Event::Crash { m } if !self.healthy => self.crash_for(m, 20, 4000),
             Event::OrderOf { at, kind } => self.order_of(at, kind),
+            Event::Refused { m, life, by } if self.lives(m, life) => {
+                let by = self.members[by].name().clone();
+                self.input(m, Input::SaidOut { by });
+            }
+            Event::TakeBack => self.take_back(),
             Event::Fault => self.fault(),
             Event::Order => self.order(),
             Event::Plot => self.plot_goes_on(),

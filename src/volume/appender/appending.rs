@@ -98,7 +98,14 @@ impl Appender {
 
     pub(super) fn send_append(&mut self, now: Instant, copy: MemberId, frames: Vec<Frame>) {
         let vdl = self.vdl_for(copy);
-        let request = CopyRequest::Append { generation: self.generation, frames, vdl, horizon: self.horizon(now), trim: self.trim() };
+        let request = CopyRequest::Append {
+            generation: self.generation,
+            frames,
+            vdl,
+            horizon: self.horizon(now),
+            trim: self.trim(),
+            gate: self.peers[copy.index()].gate,
+        };
         let peer = &mut self.peers[copy.index()];
         peer.told_vdl = vdl.seq;
         peer.last_asked = now;
@@ -132,6 +139,7 @@ impl Appender {
                 peer.ingested = ingested;
                 // Its pages are the volume's; a reign it takes up anew.
                 (peer.joined_with, peer.reign) = (end.seq, Epoch(0));
+                self.note_rebuilt(copy, end);
                 self.mended(copy);
                 self.set_health(copy, CopyHealth::CatchingUp);
                 let history = self.history.clone();
@@ -156,6 +164,8 @@ impl Appender {
         if end.seq >= peer.acked.seq {
             peer.acked = end;
         }
+        self.note_acked(copy);
+        let peer = &mut self.peers[copy.index()];
         if peer.sent < end.seq {
             peer.sent = end.seq;
             peer.sent_lsn = end.end_lsn;
@@ -181,6 +191,7 @@ impl Appender {
             vdl = self.points.pop_front();
         }
         let Some(vdl) = vdl else { return };
+        self.record_again(now);
         let first = self.vdl == LogEnd::EMPTY;
         let before = self.vdl.seq;
         self.vdl = vdl;
@@ -194,6 +205,7 @@ impl Appender {
         }
         if first {
             self.effects.push_back(AppenderEffect::Restarted { vdl });
+            self.judge_membership();
             self.judge_way_back(now);
             return;
         }
@@ -217,6 +229,7 @@ impl Appender {
             // A branch that is being made is read at its point.
             readers: self.branches_need().map_or(self.readers_need, |at| at.min(self.readers_need)),
             seed: self.pages_need,
+            fork: self.fork_need,
             repair: repairs,
             bytes_max: self.limits.version_retain_bytes,
         };

@@ -57,7 +57,7 @@ impl Appender {
     /// never comes back over this one.
     pub(super) fn put_kept(&mut self) {
         let (membership, control, holds_commits) = (self.membership.clone(), self.node_control.clone(), self.holds_commits);
-        self.control = Record { membership, control, holds_commits }.encode();
+        self.control = Record { membership, control, holds_commits, durable: self.durable_now(), seen: self.seen.clone() }.encode();
         self.control_version = (self.control_version + 1).max(self.generation.0.saturating_mul(1 << 12));
         self.in_force = false;
         for copy in self.members() {
@@ -91,6 +91,7 @@ impl Appender {
         self.control_version = version.max(self.control_version);
         self.node_put = None;
         self.in_force = false;
+        self.take_seen(&kept);
         self.membership = kept.membership;
         self.node_control = kept.control;
         self.holds_commits = kept.holds_commits;
@@ -223,8 +224,11 @@ impl Appender {
         if self.phase != VolumePhase::Serving || self.vdl == LogEnd::EMPTY || !self.in_force {
             return;
         }
-        // Since it was opened it once had everything that was durable.
-        let has_all = |c: &MemberId| self.peers[c.index()].is_joined() && self.peers[c.index()].health == CopyHealth::Up;
+        // Everything that is durable, and not only what was when nothing was known to be.
+        let has_all = |c: &MemberId| {
+            let peer = &self.peers[c.index()];
+            peer.is_joined() && peer.health == CopyHealth::Up && peer.acked.seq >= self.vdl.seq
+        };
         let Some(m) = self.membership.clone() else {
             // The record was begun before all directories had said who they are.
             if self.members().all(|c| has_all(&c)) {

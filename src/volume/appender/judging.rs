@@ -2,6 +2,7 @@
 //! state is durable.
 
 use super::*;
+use crate::volume::membership::Standing;
 
 impl Appender {
     /// The control state is kept with group 0.
@@ -64,7 +65,8 @@ impl Appender {
                 self.feed_seed(now, copy);
             }
             Contact::Joined => {
-                let silent = now.since(self.peers[copy.index()].last_heard) >= self.limits.copy_silent_after;
+                let peer = &self.peers[copy.index()];
+                let silent = peer.shut || now.since(peer.last_heard) >= self.limits.copy_silent_after;
                 let splice_lost = !silent && self.peers[copy.index()].splice.is_none();
                 if let Some(diverged) = self.peers[copy.index()].diverged.take_if(|_| splice_lost) {
                     // Frame by frame would not do: it replaces its tail only by one request that reaches the newer term (seed 701580).
@@ -102,7 +104,7 @@ impl Appender {
         {
             self.set_health(copy, health);
         }
-        if self.is_changing() || before != self.peers[copy.index()].health {
+        if self.is_changing() || before != self.peers[copy.index()].health || self.standing(copy) == Standing::New {
             self.judge_membership();
         }
         self.judge_quorum();

@@ -11,8 +11,11 @@
 mod appending;
 mod branching;
 mod changing;
+mod forgetting;
+mod gate;
 mod gathering;
 mod judging;
+mod losing;
 mod reads;
 mod recovering;
 mod retention;
@@ -29,7 +32,8 @@ use crate::base::{
 };
 use crate::log::{ControlFrame, FRAME_HEADER_BYTES, Frame, History, LogOutcome, PagesOutcome, Pen, Reign, SeedBase};
 use crate::volume::agreement::{self, Choice};
-use crate::volume::membership::{Incarnation, Membership};
+use crate::volume::evidence::{self, LostLog};
+use crate::volume::membership::{Incarnation, Membership, Seen};
 use crate::volume::message::{ArchiveView, CopyReply, CopyRequest, CopyState, Damage};
 use crate::volume::quorum::{self, COPIES, WRITE_QUORUM};
 use crate::volume::recovery::Heard;
@@ -144,6 +148,16 @@ pub enum AppenderEffect {
     },
     /// Copies were opened anew in the middle of the region's seed, and too few are left that can finish it: it must begin anew.
     SeedStalled,
+    /// The directory of a copy has forgotten what it had; it goes on as a new member. `what`: a sentence.
+    CopyForgot {
+        copy: MemberId,
+        what: String,
+    },
+    /// A copy came that shows log which was durable, and this region's log went on without it. Where this region leads, the copy is left as it is.
+    LogLost {
+        copy: MemberId,
+        lost: LostLog,
+    },
 }
 
 /// What recovery found.
@@ -151,8 +165,8 @@ pub enum AppenderEffect {
 pub enum Found {
     /// All copies are new (or a founding or a seeding stopped half-way); what control state they hold.
     Empty { control: Vec<u8> },
-    /// A log, with the control state kept beside it.
-    Log { lineage: LineageId, end: LogEnd, consistent: LogEnd, control: Vec<u8> },
+    /// A log, with the control state kept beside it. `lost`: some of it that was durable is missing.
+    Log { lineage: LineageId, end: LogEnd, consistent: LogEnd, control: Vec<u8>, lost: Option<LostLog> },
 }
 
 /// State of one copy, for status.
@@ -232,6 +246,14 @@ pub(super) struct Peer {
     contact: Contact,
     /// Which directory it is, as it said when it was raised.
     incarnation: Incarnation,
+    /// What it had promised when it was opened; this generation, once it was judged.
+    opened_with: Generation,
+    /// When its clock was heard of, and what it said: oldest first.
+    stamps: VecDeque<(Instant, Instant)>,
+    /// From then on, by its clock, it takes nothing.
+    gate: Option<Instant>,
+    /// It takes nothing now: a lease that is renewed is waited for.
+    shut: bool,
     /// fsynced there, on the volume's history.
     acked: LogEnd,
     /// Sent (or asked to be read for it) up to here.
@@ -383,6 +405,11 @@ pub struct Appender {
     /// Quorums keep `control`, as this generation's.
     in_force: bool,
     membership: Option<Membership>,
+    /// What each directory had, as far as this process, or the record that it found, knows. In the order of [`MemberId::all`].
+    seen: Vec<Seen>,
+    /// What the record that was found says to be durable.
+    durable_kept: Option<(LineageId, LogEnd)>,
+    recorded_at: Instant,
     node_control: Vec<u8>,
     /// The version in which the node's last order was put, until it is durable.
     node_put: Option<u64>,
@@ -395,6 +422,7 @@ pub struct Appender {
     milestones: VecDeque<(Seq, Lsn)>,
     readers_need: Lsn,
     pages_need: Option<Lsn>,
+    fork_need: Option<Lsn>,
     secondaries_need: Option<Seq>,
     branches: BTreeMap<TimelineId, branching::BranchOrder>,
     way_back: Option<rewinding::WayBack>,
@@ -404,6 +432,12 @@ pub struct Appender {
     reign: Epoch,
     reign_at: LogEnd,
     archives: BTreeMap<TimelineId, ArchiveView>,
+    /// What the files of copies show that cannot be opened.
+    proofs: BTreeMap<MemberId, (LineageId, LogEnd)>,
+    /// The pen is this region's own.
+    leads: bool,
+    /// Copies take frames under a lease; one that says nothing for so long is asked for its clock.
+    leased: Option<Duration>,
     /// One for each group: its copies are compared with one another.
     scrubs: Vec<Scrub>,
     /// As `peers`, for longer than a copy is open.
@@ -431,6 +465,10 @@ impl Peer {
         Peer {
             contact: Contact::Down { reason: "it has not been opened yet".into() },
             incarnation: Incarnation::UNKNOWN,
+            opened_with: Generation(u64::MAX),
+            stamps: VecDeque::new(),
+            gate: None,
+            shut: false,
             acked: LogEnd::EMPTY,
             sent: Seq(0),
             sent_lsn: Lsn(0),
@@ -511,6 +549,9 @@ impl Appender {
             control_version: 0,
             in_force: false,
             membership: None,
+            seen: vec![Seen::NOTHING; members],
+            durable_kept: None,
+            recorded_at: Instant::ZERO,
             node_control: Vec::new(),
             node_put: None,
             seeding: None,
@@ -519,6 +560,7 @@ impl Appender {
             milestones: VecDeque::new(),
             readers_need: Lsn(u64::MAX),
             pages_need: None,
+            fork_need: None,
             secondaries_need: None,
             branches: BTreeMap::new(),
             way_back: None,
@@ -526,6 +568,9 @@ impl Appender {
             reign: Epoch(0),
             reign_at: LogEnd::EMPTY,
             archives: BTreeMap::new(),
+            proofs: BTreeMap::new(),
+            leads: false,
+            leased: None,
             effects: VecDeque::new(),
         }
     }
@@ -641,6 +686,9 @@ impl Appender {
         if let Some(due) = self.room_timeout() {
             at(due);
         }
+        if let Some(due) = self.stamps_timeout() {
+            at(due);
+        }
         if let Some(due) = self.scrub_timeout() {
             at(due);
         }
@@ -653,7 +701,7 @@ impl Appender {
     pub fn copy_opened(&mut self, now: Instant, copy: MemberId, promised: Generation) {
         self.drop_reads_of(copy);
         let peer = &mut self.peers[copy.index()];
-        *peer = Peer { health: CopyHealth::Starting, last_heard: now, ..Peer::new() };
+        *peer = Peer { health: CopyHealth::Starting, last_heard: now, opened_with: promised, ..Peer::new() };
         peer.contact = Contact::Raising;
         if self.phase == VolumePhase::Recovering {
             self.recovery_since.get_or_insert(now);
@@ -683,6 +731,10 @@ impl Appender {
         if self.lost_the_chosen_tail() {
             self.recover_again(now);
         }
+        if self.phase == VolumePhase::Recovering && self.peers.iter().all(|p| matches!(p.health, CopyHealth::Down { .. })) {
+            // Nobody will answer: that is said.
+            self.recovery_since.get_or_insert(now);
+        }
         self.retry_orphaned_reads(now);
         self.judge_quorum();
     }
@@ -698,8 +750,15 @@ impl Appender {
         match reply {
             CopyReply::Raised { generation, state } => self.raised(now, copy, generation, state),
             CopyReply::Refused { promised } => self.refused(now, copy, promised),
-            CopyReply::Appended { generation, end, ingested, low } => {
+            CopyReply::Gated { generation, at } => {
                 if generation == self.generation {
+                    self.stamped(now, copy, at);
+                    self.gated(now, copy, at);
+                }
+            }
+            CopyReply::Appended { generation, end, ingested, low, at } => {
+                if generation == self.generation {
+                    self.stamped(now, copy, at);
                     self.peers[copy.index()].low = low;
                     self.appended(now, copy, end, ingested);
                 }
@@ -794,6 +853,7 @@ impl Appender {
             }
         }
         self.ask_for_room(now);
+        self.ask_for_stamps(now);
         self.read_paced(now);
         let late: Vec<u64> = self.reads.iter().filter(|(_, r)| now >= r.asked + self.limits.copy_silent_after).map(|(id, _)| *id).collect();
         for id in late {
@@ -817,6 +877,7 @@ impl Appender {
         self.history.cut_from(consistent.seq.next());
         self.vdl = LogEnd::EMPTY;
         self.push(start);
+        self.leads = true;
         self.serve(now);
         Pen::new(epoch, self.generation, self.end, self.limits.frame_payload_bytes_max)
     }
@@ -838,6 +899,7 @@ impl Appender {
         self.history.cut_from(base.seq.next());
         self.vdl = LogEnd::EMPTY;
         self.push(start);
+        self.leads = true;
         self.serve(now);
         Pen::new(epoch, self.generation, self.end, self.limits.frame_payload_bytes_max)
     }
@@ -851,6 +913,7 @@ impl Appender {
         let epoch = Epoch(1);
         self.lineage = Some(lineage);
         self.end = LogEnd::EMPTY;
+        self.leads = true;
         self.push(ControlFrame::EpochStart { lineage }.encode(&LogEnd::EMPTY, epoch, self.generation, wall));
         self.serve(now);
         Pen::new(epoch, self.generation, self.end, self.limits.frame_payload_bytes_max)
@@ -865,6 +928,7 @@ impl Appender {
         assert!(self.phase == VolumePhase::Serving && self.vdl == self.end, "BUG: a reign behind what is not durable");
         assert!(reign.base == self.end && epoch > self.end.epoch, "BUG: epoch {epoch} behind {}", self.end);
         let start = ControlFrame::Reign(reign).encode(&self.end, epoch, self.generation, wall);
+        self.leads = true;
         self.append(now, vec![start]);
         self.pen(epoch)
     }
@@ -881,6 +945,7 @@ impl Appender {
     /// When recovery has not chosen a log.
     pub fn follow(&mut self, now: Instant, consistent: LogEnd) {
         assert_eq!(self.phase, VolumePhase::Chosen, "BUG: follow before recovery chose a log");
+        self.leads = false;
         self.vdl = LogEnd::EMPTY;
         // The beginning of a mini-transaction behind it comes again, and copies skip what they have: so whoever is told of newly
         // durable frames is told of all of them.
@@ -935,8 +1000,10 @@ impl Appender {
     }
 
     /// What must stay readable: the oldest LSN that a reader pins, the LSN that a seed is being read at, and the first seq
-    /// that a secondary still needs. Bounded by the limits; nothing holds the log back longer than its budget.
-    pub fn set_needs(&mut self, readers: Lsn, pages: Option<Lsn>, secondaries: Option<Seq>) {
+    /// that a secondary still needs. `fork`: the oldest LSN at which a later reign may begin, so that this region would have to go back to there.
+    /// Bounded by the limits; nothing holds the log back longer than its budget.
+    pub fn set_needs(&mut self, readers: Lsn, pages: Option<Lsn>, secondaries: Option<Seq>, fork: Option<Lsn>) {
+        self.fork_need = fork;
         self.readers_need = readers;
         self.pages_need = pages;
         self.secondaries_need = secondaries;
@@ -956,6 +1023,7 @@ impl Appender {
         self.milestones.clear();
         self.vdl = LogEnd::EMPTY;
         self.known_durable.fill(LogEnd::EMPTY);
+        self.forget_what_was_seen();
         let first = self.first_step();
         let request = CopyRequest::SeedBegin { generation: self.generation, step: first, base: base.clone() };
         self.seeding =

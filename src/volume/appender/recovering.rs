@@ -82,7 +82,10 @@ impl Appender {
         // A directory that the membership does not know, or that was replaced, has no vote: what it holds may be old.
         let strangers: Vec<Option<CopyState>> = (self.members().zip(&heard))
             .map(|(c, h)| match h {
-                Heard::Raised(s) if s.lineage.is_some() && !Appender::has_vote(kept.membership.as_ref(), c, s.incarnation) => {
+                Heard::Raised(s)
+                    if s.lineage.is_some()
+                        && (!Appender::has_vote(kept.membership.as_ref(), c, s.incarnation) || self.has_forgotten(&kept.seen, c, s)) =>
+                {
                     Some(CopyState { lineage: None, ..(*s).clone() })
                 }
                 _ => None,
@@ -100,6 +103,8 @@ impl Appender {
         };
         match choice {
             Choice::Wait { reason } => {
+                let reason = self.with_proofs(reason);
+                let reason = self.forgetful(&kept.seen).map_or(reason.clone(), |who| format!("{reason}; {who}"));
                 // Asked again with every copy that answers; said once for each change.
                 self.recovery_since = None;
                 if let Some(record) = &kept.membership {
@@ -124,6 +129,7 @@ impl Appender {
                     flushed.max_by_key(|f| f.seq).unwrap_or(LogEnd::EMPTY)
                 });
                 self.known_durable = flushed.collect();
+                let lost = self.judge_lost(&chosen, &heard, &kept);
                 self.phase = VolumePhase::Chosen;
                 self.lineage = Some(chosen.lineage);
                 self.history = chosen.history;
@@ -132,7 +138,7 @@ impl Appender {
                 self.take_kept(control_version, kept);
                 self.say_where_members_live();
                 self.milestones = VecDeque::from([(chosen.first, Lsn(0)), (chosen.end.seq, chosen.end.end_lsn)]);
-                let found = Found::Log { lineage: chosen.lineage, end: chosen.end, consistent: chosen.consistent, control };
+                let found = Found::Log { lineage: chosen.lineage, end: chosen.end, consistent: chosen.consistent, control, lost };
                 self.effects.push_back(AppenderEffect::Recovered { found });
             }
         }
@@ -157,6 +163,7 @@ impl Appender {
     /// A new generation raises all copies that are there.
     pub(super) fn begin_generation(&mut self, now: Instant) {
         self.phase = VolumePhase::Recovering;
+        self.without_lease();
         self.recovery_since = Some(now);
         self.recovery_said.clear();
         self.quorum_said = false;
@@ -173,7 +180,8 @@ impl Appender {
                 let contact = Contact::Down { reason: reason.clone() };
                 *peer = Peer { contact, health: peer.health.clone(), incarnation: peer.incarnation, ..Peer::new() };
             } else {
-                *peer = Peer { health: CopyHealth::Starting, last_heard: now, ..Peer::new() };
+                let opened_with = peer.opened_with;
+                *peer = Peer { health: CopyHealth::Starting, last_heard: now, opened_with, ..Peer::new() };
                 self.raise(now, id);
             }
         }
@@ -223,6 +231,10 @@ impl Appender {
 
     /// Takes a raised copy into the appending set: finds where its log and the volume's part, and goes on from there.
     pub(super) fn join(&mut self, now: Instant, copy: MemberId) {
+        if self.came_too_late(now, copy) || self.born_again(now, copy) {
+            return;
+        }
+        self.note_seen(copy);
         self.note_flushed(copy);
         let Contact::Raised(state) = std::mem::replace(&mut self.peers[copy.index()].contact, Contact::Joined) else {
             unreachable!("BUG: only a raised copy joins")

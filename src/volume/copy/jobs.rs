@@ -29,7 +29,10 @@ pub struct FlushJob {
     horizon: Lsn,
     before: Before,
     replaces: Replaces,
+    /// There are far too many layers.
     urgent: bool,
+    /// Ingesting waits for a memtable to be written when the next one is full. `None`: it merges layers.
+    open: Option<(Weak<PageStore>, usize)>,
     work: Work,
 }
 
@@ -70,10 +73,11 @@ pub enum Slice {
 }
 
 impl FlushJob {
-    /// Frees memory that ingesting waits for, or merges layers of which there are far too many. Any other merge can wait.
+    /// Frees memory that ingesting will soon wait for, or merges layers of which there are far too many. Anything else can wait.
     #[must_use]
     pub fn is_urgent(&self) -> bool {
-        self.urgent
+        let fills_up = |(pages, half): &(Weak<PageStore>, usize)| pages.upgrade().is_none_or(|pages| pages.open_bytes() >= *half);
+        self.urgent || self.open.as_ref().is_some_and(fills_up)
     }
 
     /// Whether it merges layers; else it writes a new one.
@@ -223,7 +227,8 @@ impl Copy {
             horizon: self.fold_horizon().min(upto),
             before,
             replaces,
-            urgent: replaces.is_memtable() || self.pages.layers().len() >= 2 * self.limits.layers_before_compaction.max(2),
+            urgent: self.pages.layers().len() >= 2 * self.limits.layers_before_compaction.max(2),
+            open: replaces.is_memtable().then(|| (Arc::downgrade(&self.pages), self.limits.memtable_bytes_max / 2)),
             work,
         }
     }

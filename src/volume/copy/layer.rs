@@ -33,7 +33,7 @@ const ENTRY_HEADER_BYTES: usize = 17;
 const INDEX_ENTRY_BYTES: usize = 40;
 const FOOTER_BYTES: usize = 88;
 /// What is written is synced as often as this, so that the last sync, and with it every sync of the log beside it, is short.
-const SYNC_EVERY_BYTES: u64 = 4 << 20;
+const SYNC_EVERY_BYTES: u64 = 1 << 20;
 
 /// Why versions cannot be read from a layer file.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -190,6 +190,11 @@ impl Manifest {
         publish(disk, MANIFEST, bytes)
     }
 
+    /// Up to here the log was surely durable in the region. The base of a seed proves nothing: it may have come to this copy alone.
+    pub(super) fn proves_durable(&self) -> LogEnd {
+        if self.flushed == self.base { LogEnd::EMPTY } else { self.flushed }
+    }
+
     /// The archive, if it is here.
     pub(super) fn archive(&self, id: TimelineId) -> Option<&Archive> {
         self.rewinds.archives.iter().find(|a| a.id == id)

@@ -21,6 +21,7 @@ mod layer;
 mod manifest;
 mod merge;
 mod pages;
+mod proof;
 mod record;
 mod rewind;
 mod room;
@@ -34,10 +35,11 @@ pub use directory::{Directory, TimelineView};
 pub use jobs::{FlushDone, FlushJob, Slice};
 pub use manifest::Origin;
 pub use pages::{PageStore, ReadError};
+pub use proof::proven_durable;
 pub use rewind::ArchivedTail;
 pub use verify::{FileDamage, FilesVerdict, verify_files};
 
-use crate::base::{Generation, GroupId, Limits, LineageId, LogEnd, Lsn, Seq, TimelineId};
+use crate::base::{Generation, GroupId, Instant, Limits, LineageId, LogEnd, Lsn, Seq, TimelineId};
 use crate::log::{Frame, redo};
 use crate::volume::membership::Incarnation;
 use crate::volume::{CopyReply, CopyRequest, CopyState, Damage, Disk, DiskError};
@@ -158,6 +160,8 @@ pub struct Copy {
     layer_wants: u64,
     /// See `jobs`: up to where layers were looked at for what is to come back.
     reclaim_looked: (Seq, usize),
+    /// Of this copy's machine: never compared with another one's.
+    now: Instant,
     failed: Option<String>,
 }
 
@@ -269,6 +273,7 @@ impl Copy {
             low: false,
             layer_wants: 0,
             reclaim_looked: (Seq::ZERO, 0),
+            now: Instant::ZERO,
             failed: None,
             wal,
             manifest,
@@ -306,6 +311,7 @@ impl Copy {
             control: self.control.bytes.clone(),
             reign: self.manifest.rewinds.reign,
             archives: self.archives(),
+            durable: self.manifest.proves_durable().max(*self.wal.told()),
         }
     }
 
@@ -320,6 +326,11 @@ impl Copy {
         if self.wal.end().seq > Seq::ZERO { self.wal.lineage() } else { self.manifest.lineage }
     }
 
+    /// What the clock of this copy's machine says, raw and monotonic. To be told before it is handed anything.
+    pub fn time_is(&mut self, now: Instant) {
+        self.now = self.now.max(now);
+    }
+
     /// Takes a request. Replies that need no fsync of the log come at once, the others from [`Copy::flush`]. What is rare and
     /// must be ordered (a raise, a cut, a seed) is written here.
     pub fn handle(&mut self, request: CopyRequest, replies: &mut Vec<CopyReply>) {
@@ -329,7 +340,14 @@ impl Copy {
         }
         let done = match request {
             CopyRequest::Raise { generation } => self.raise(generation, replies),
-            CopyRequest::Append { generation, frames, vdl, horizon, trim } => self.append(generation, frames, vdl, horizon, trim, replies),
+            CopyRequest::Reborn { generation, incarnation } => self.reborn(generation, incarnation, replies),
+            CopyRequest::Append { generation, frames, vdl, horizon, trim, gate } => {
+                if !frames.is_empty() && gate.is_some_and(|shut| self.now >= shut) && generation == self.promised {
+                    replies.push(CopyReply::Gated { generation, at: self.now });
+                    return;
+                }
+                self.append(generation, frames, vdl, horizon, trim, replies)
+            }
             CopyRequest::PutControl { generation, version, control } => self.put_control(generation, version, &control, replies),
             CopyRequest::ReadLog { id, from, bytes_max } => self.read_log(id, from, bytes_max, replies),
             CopyRequest::ReadPages { id, at, from, bytes_max } => {
@@ -426,6 +444,20 @@ impl Copy {
         Ok(())
     }
 
+    /// What lies here stays; it only does not count as what it was.
+    fn reborn(&mut self, generation: Generation, incarnation: Incarnation, replies: &mut Vec<CopyReply>) -> Result<(), DiskError> {
+        if !self.admit(generation, replies)? {
+            return Ok(());
+        }
+        if let Some(identity) = &mut self.identity {
+            let mut next = identity.clone();
+            next.incarnation = incarnation;
+            identity::store(&**self.directory.disk(), &next)?;
+            *identity = next;
+        }
+        self.raise(generation, replies)
+    }
+
     fn put_control(&mut self, generation: Generation, version: u64, bytes: &[u8], replies: &mut Vec<CopyReply>) -> Result<(), DiskError> {
         if self.admit(generation, replies)? {
             if version > self.control.version {
@@ -441,6 +473,7 @@ impl Copy {
     fn flush_pending(&mut self, replies: &mut Vec<CopyReply>) -> Result<(), DiskError> {
         let Some(generation) = self.pending_for.take() else { return Ok(()) };
         let frames = std::mem::take(&mut self.pending);
+        self.wal.tell(self.vdl);
         self.wal.append(&frames)?;
         // What is acknowledged here must not be replaced by pages of before: whoever appends goes on with the log that is here.
         self.drop_seed()?;
@@ -450,7 +483,7 @@ impl Copy {
     }
 
     fn appended(&self, generation: Generation) -> CopyReply {
-        CopyReply::Appended { generation, end: *self.wal.end(), ingested: self.ingested.end_lsn, low: self.low }
+        CopyReply::Appended { generation, end: *self.wal.end(), ingested: self.ingested.end_lsn, low: self.low, at: self.now }
     }
 
     /// Frames that are fsynced now.

@@ -262,7 +262,7 @@ impl Look<'_> {
             let at = reader.position();
             match reader.next().map_err(|e| said(at, e))? {
                 Record::Frame(frame) if frame.follows(&end) => end = frame.log_end(),
-                Record::Mark(synced) => proven = proven.max(synced),
+                Record::Mark(mark) => proven = proven.max(mark.synced),
                 Record::Unsupported(version) => {
                     return Err((at, format!("a frame has format version {version}, which this parhelion does not read")));
                 }
@@ -271,7 +271,7 @@ impl Look<'_> {
                 }
                 Record::Frame(_) | Record::Invalid => {
                     let marks = search_marks(&**self.disk, name, header.number, lineage, at).map_err(|e| said(at, e))?;
-                    proven = proven.max(marks.unwrap_or(proven)).max(flushed);
+                    proven = proven.max(marks.unwrap_or_default().synced).max(flushed);
                     if end.seq < proven {
                         return Err((at, format!("frame {} is not readable, and seq {proven} was fsynced", end.seq.next())));
                     }

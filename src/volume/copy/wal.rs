@@ -12,7 +12,7 @@
 use super::OpenError;
 use super::codec::CodecError;
 use super::manifest::{Archive, Cut, Manifest, TEMPORARY};
-use super::record::{FileHeader, MARK_BYTES, Record, RecordReader, encode_mark, search_marks};
+use super::record::{FileHeader, MARK_BYTES, Mark, Record, RecordReader, encode_mark, search_marks};
 use crate::base::{LineageId, LogEnd, Seq};
 use crate::log::{FRAME_HEADER_BYTES, Frame, History};
 use crate::volume::{Disk, DiskError};
@@ -46,6 +46,8 @@ pub(super) struct Wal {
     history: History,
     /// Files of archives: they stay when the log does without them.
     held: BTreeSet<u64>,
+    /// The highest position that was ever said to be durable in the region, as far as files say that are read when the log is opened.
+    told: LogEnd,
 }
 
 struct LogFile {
@@ -140,6 +142,7 @@ impl Wal {
             end: manifest.base,
             history: manifest.base_history.clone(),
             held: held_by(&manifest.rewinds.archives),
+            told: LogEnd::EMPTY,
             disk,
         };
         let chain = wal.chain(&numbers, manifest)?;
@@ -150,6 +153,7 @@ impl Wal {
             return Ok((wal, manifest.base));
         };
         wal.lineage = Some(newest.lineage);
+        wal.told = chain.iter().map(|(header, _)| header.durable).max().unwrap_or_default();
         wal.files = chain.iter().map(|(header, at)| LogFile::new(header, *at)).collect();
         let mut consistent = flushed;
         for (i, pair) in chain.windows(2).enumerate() {
@@ -204,6 +208,7 @@ impl Wal {
             end: archive.end,
             history: History::default(),
             held: BTreeSet::new(),
+            told: LogEnd::EMPTY,
             disk,
         })
     }
@@ -271,7 +276,7 @@ impl Wal {
                         *consistent = last;
                     }
                 }
-                Record::Mark(_) => {}
+                Record::Mark(mark) => self.told = self.told.max(mark.durable),
                 Record::Unsupported(version) => return Err(OpenError::Unsupported { file: name, version }),
                 _ => {
                     return Err(damaged(
@@ -315,10 +320,15 @@ impl Wal {
                     whole &= kept_bytes <= self.file_bytes / 4;
                     kept.push(frame);
                 }
-                Record::Mark(synced) => proven = proven.max(synced),
+                Record::Mark(mark) => {
+                    proven = proven.max(mark.synced);
+                    self.told = self.told.max(mark.durable);
+                }
                 Record::Unsupported(version) => return Err(OpenError::Unsupported { file: name, version }),
                 Record::Frame(_) | Record::Invalid => {
-                    proven = proven.max(search_marks(&*disk, &name, header.number, header.lineage, at)?.unwrap_or(proven));
+                    let beyond = search_marks(&*disk, &name, header.number, header.lineage, at)?.unwrap_or_default();
+                    proven = proven.max(beyond.synced);
+                    self.told = self.told.max(beyond.durable);
                     break;
                 }
             }
@@ -381,6 +391,16 @@ impl Wal {
         self.next_number
     }
 
+    /// Up to here the region said that the log is durable. Kept with what is written next.
+    pub(super) fn tell(&mut self, durable: LogEnd) {
+        self.told = self.told.max(durable);
+    }
+
+    /// See [`Wal::tell`]: what was kept of it, and what will be.
+    pub(super) fn told(&self) -> &LogEnd {
+        &self.told
+    }
+
     /// Writes frames behind the end: one write, one fsync.
     pub(super) fn append(&mut self, frames: &[Frame]) -> Result<(), DiskError> {
         let Some(last) = frames.last() else { return Ok(()) };
@@ -390,7 +410,7 @@ impl Wal {
                 let lineage = self.lineage.expect("BUG: a log with files has a lineage");
                 let file = self.files.last_mut().expect("BUG: there is a file to write on");
                 let mut parts = Vec::with_capacity(frames.len() + 1);
-                parts.push(encode_mark(lineage, file.number, at, self.end.seq));
+                parts.push(encode_mark(lineage, file.number, at, Mark { synced: self.end.seq, durable: self.told }));
                 parts.extend(frames.iter().map(|f| f.bytes().clone()));
                 self.disk.write(&file.name, at, &parts)?;
                 self.disk.sync(&file.name)?;
@@ -453,6 +473,7 @@ impl Wal {
             before,
             history: history.clone(),
             proven: last.seq(),
+            durable: self.told,
         };
         self.next_number += 1;
         let temporary = format!("log{TEMPORARY}");
@@ -616,6 +637,7 @@ impl Wal {
         self.lineage = Some(lineage);
         self.base = base;
         self.end = base;
+        self.told = LogEnd::EMPTY;
         self.history = history;
         self.write_at = None;
         self.merge_last = false;

@@ -162,8 +162,13 @@ impl Rules {
         let names: Vec<RegionName> = (0..bounds.regions).map(|i| RegionName::new(&format!("r{i}")).expect("BUG: a name")).collect();
         let witness = bounds.witness.then(|| RegionName::new("witness").expect("BUG: a name"));
         let settings = settings(mutant != Some(RoleMutant::NoDriftGuard));
-        let who =
-            |name: &RegionName| Who { name: name.clone(), regions: names.clone(), witness: witness.clone(), settings: settings.clone() };
+        let who = |name: &RegionName| Who {
+            name: name.clone(),
+            regions: names.clone(),
+            witness: witness.clone(),
+            settings: settings.clone(),
+            addrs: Default::default(),
+        };
         Rules { regions: bounds.regions, who: names.iter().chain(&witness).map(who).collect(), bounds, mutant }
     }
 
@@ -626,7 +631,12 @@ impl State {
             }
             Output::Verify { op, .. } => todo.push_back(Input::Verified { op, outcome: Ok(()) }),
             Output::LeaseLost { .. } => self.member(m).gate_from_reply = 0,
-            Output::CommitRule { .. } | Output::OpMoved(_) | Output::Failover(_) | Output::Note { .. } => {}
+            Output::Members(_)
+            | Output::Leaving { .. }
+            | Output::CommitRule { .. }
+            | Output::OpMoved(_)
+            | Output::Failover(_)
+            | Output::Note { .. } => {}
         }
         Ok(())
     }
@@ -643,6 +653,7 @@ impl State {
             log: None,
             seen: Default::default(),
             sync: state.sync,
+            auto: state.auto,
         }))
     }
 

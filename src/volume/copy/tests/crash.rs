@@ -38,7 +38,7 @@ impl Script {
             let generation = self.promised;
             let horizon = Lsn(vdl.end_lsn.0 / 2);
             let trim = if trim { Seq(vdl.seq.0 / 2) } else { Seq(0) };
-            let request = CopyRequest::Append { generation, frames: batch.to_vec(), vdl, horizon, trim };
+            let request = CopyRequest::Append { generation, frames: batch.to_vec(), vdl, horizon, trim, gate: None };
             if !self.step(copy, world, request) {
                 return false;
             }
@@ -159,7 +159,14 @@ impl Script {
         // Told that all of it is durable, it has the pages.
         let replies = drive(
             copy,
-            vec![CopyRequest::Append { generation: copy.promised(), frames: Vec::new(), vdl: state.end, horizon: Lsn(0), trim: Seq(0) }],
+            vec![CopyRequest::Append {
+                generation: copy.promised(),
+                frames: Vec::new(),
+                vdl: state.end,
+                horizon: Lsn(0),
+                trim: Seq(0),
+                gate: None,
+            }],
         );
         assert_eq!(acknowledged(&replies), Some(state.end), "{label}");
         assert_eq!(copy.pages().ingested(), state.end.end_lsn, "{label}");

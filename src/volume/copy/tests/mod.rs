@@ -132,7 +132,7 @@ impl World {
     }
 
     fn append(&self, frames: Vec<Frame>, vdl: LogEnd) -> CopyRequest {
-        CopyRequest::Append { generation: self.generation, frames, vdl, horizon: Lsn(0), trim: Seq(0) }
+        CopyRequest::Append { generation: self.generation, frames, vdl, horizon: Lsn(0), trim: Seq(0), gate: None }
     }
 
     /// A founded copy that has the whole world, ingested, in layers where there were enough.

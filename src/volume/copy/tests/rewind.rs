@@ -121,6 +121,7 @@ fn a_copy_goes_back_and_follows_another_history_and_its_tail_stays() {
             vdl: new.end(),
             horizon: new.end().end_lsn,
             trim: new.end().seq,
+            gate: None,
         };
         drive(&mut copy, vec![trim]);
         drop(copy);
@@ -186,7 +187,8 @@ fn what_cannot_be_gone_back_to_is_refused_and_changes_nothing() {
     let mut copy = open(&disk);
     world.fill(&mut copy);
     let horizon = world.frames[point(&world, 0.8)].log_end().end_lsn;
-    let fold = CopyRequest::Append { generation: world.generation, frames: Vec::new(), vdl: world.end(), horizon, trim: Seq(0) };
+    let fold =
+        CopyRequest::Append { generation: world.generation, frames: Vec::new(), vdl: world.end(), horizon, trim: Seq(0), gate: None };
     drive(&mut copy, vec![fold]);
     for _ in 0..40 {
         let frames = world.write();

@@ -41,7 +41,7 @@ fn pages_are_what_they_were_through_layers_compaction_and_restarts() {
             if prng.chance(150_000) {
                 horizon = Lsn(prng.between(horizon.0, vdl.end_lsn.0));
             }
-            let request = CopyRequest::Append { generation: world.generation, frames, vdl, horizon, trim: Seq(0) };
+            let request = CopyRequest::Append { generation: world.generation, frames, vdl, horizon, trim: Seq(0), gate: None };
             drive(&mut copy, vec![request]);
             assert_eq!(copy.pages().ingested(), vdl.end_lsn);
             if prng.chance(60_000) {
@@ -332,6 +332,7 @@ fn log_files_go_when_nobody_needs_them_and_restarts_do_not_pile_them_up() {
         vdl: world.end(),
         horizon: Lsn(0),
         trim,
+        gate: None,
     };
     let half = Seq(world.end().seq.0 / 2);
     drive(&mut copy, vec![trim(&world, half)]);
@@ -369,7 +370,7 @@ fn log_that_is_in_no_layer_is_never_trimmed() {
     for frames in world.frames.chunks(4) {
         let trim = world.end().seq;
         let (generation, frames) = (world.generation, frames.to_vec());
-        drive(&mut copy, vec![CopyRequest::Append { generation, frames, vdl: LogEnd::EMPTY, horizon: Lsn(0), trim }]);
+        drive(&mut copy, vec![CopyRequest::Append { generation, frames, vdl: LogEnd::EMPTY, horizon: Lsn(0), trim, gate: None }]);
     }
     assert_eq!(copy.state().first, Seq(1));
     assert_eq!(whole_log(&mut open(&disk)), world.frames);

@@ -36,12 +36,15 @@ fn write_all(copy: &mut Copy, world: &World, from: usize, horizon: Lsn) {
     let mut vdl = copy.state().consistent;
     for frames in world.frames[from..].chunks(4) {
         let trim = if horizon > Lsn(0) { vdl.seq } else { Seq(0) };
-        let request = CopyRequest::Append { generation: world.generation, frames: frames.to_vec(), vdl, horizon, trim };
+        let request = CopyRequest::Append { generation: world.generation, frames: frames.to_vec(), vdl, horizon, trim, gate: None };
         let replies = drive(copy, vec![request]);
         assert_eq!(acknowledged(&replies), Some(frames.last().unwrap().log_end()), "{replies:?}");
         vdl = copy.state().consistent;
     }
-    drive(copy, vec![CopyRequest::Append { generation: world.generation, frames: Vec::new(), vdl: world.end(), horizon, trim: Seq(0) }]);
+    drive(
+        copy,
+        vec![CopyRequest::Append { generation: world.generation, frames: Vec::new(), vdl: world.end(), horizon, trim: Seq(0), gate: None }],
+    );
     assert_eq!(copy.pages().ingested(), world.end().end_lsn);
 }
 
@@ -397,7 +400,14 @@ impl Run {
         let from = usize::try_from(self.acked[which].seq.0).unwrap();
         for frames in world.frames[from..upto].chunks(5) {
             let vdl = copy.state().consistent;
-            let request = CopyRequest::Append { generation: world.generation, frames: frames.to_vec(), vdl, horizon: Lsn(0), trim: Seq(0) };
+            let request = CopyRequest::Append {
+                generation: world.generation,
+                frames: frames.to_vec(),
+                vdl,
+                horizon: Lsn(0),
+                trim: Seq(0),
+                gate: None,
+            };
             let replies = drive(copy, vec![request]);
             self.acked[which] = acknowledged(&replies).unwrap_or(self.acked[which]);
             copy.failed().is_none().then_some(())?;

@@ -1,0 +1,548 @@
+//! Who is part of the global cluster: regions come and go by order, and the voters follow by rule.
+//!
+//! Decides which orders of that kind make sense, in which steps the voters change (one at a time, through majorities of the old and of
+//! the new set, protocol.md section 1), and when a region that was taken out is one no more. Membership is state: it has the version of the
+//! voters, travels and is kept with them. Before its first change it is what the files say. Never decides how a member is reached; carried
+//! out in the primary, on the timers of [`super::orders`].
+//!
+//! A region that leaves is heard until majorities agreed (its vote may be needed for that), but what it holds counts for no commit from
+//! the moment on that it is about to leave: with a `sync` rule, enough of those that stay must have everything first.
+
+use super::api::Output;
+use super::audit::Action;
+use super::machine::Control;
+use super::orders::list;
+use super::types::{OpState, Order, OrderKind, Phase, VoterSet};
+use crate::base::{Instant, LogEnd, RegionName};
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+/// Names of regions that were taken out and are remembered.
+const REMOVED_MAX: usize = 32;
+/// No more voters than these, however many regions there are.
+const VOTERS_MAX: usize = 5;
+/// A region that was taken out is told so with so many renewals; after that, whoever it dials tells it.
+const GOODBYES: u8 = 3;
+
+/// A region of the global cluster.
+#[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+pub struct MemberAt {
+    pub name: RegionName,
+    /// `host:port`, as whoever added it said; empty when only the files know.
+    pub addr: String,
+    /// The version with which it was added; 0: it stood in the files when the membership became state.
+    pub since: u64,
+}
+
+/// The regions of a global cluster, once an order has changed them. The witness stands in the files.
+#[derive(Clone, Debug, Default, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+pub struct Membership {
+    pub regions: Vec<MemberAt>,
+    /// Taken out, and with which version; the newest last.
+    pub removed: Vec<(RegionName, u64)>,
+    /// The voters follow the number of regions. An order that names voters ends that.
+    pub by_rule: bool,
+}
+
+impl Membership {
+    #[must_use]
+    pub fn names(&self) -> Vec<RegionName> {
+        self.regions.iter().map(|m| m.name.clone()).collect()
+    }
+
+    #[must_use]
+    pub fn contains(&self, name: &RegionName) -> bool {
+        self.regions.iter().any(|m| m.name == *name)
+    }
+
+    /// The version with which it was taken out.
+    #[must_use]
+    pub fn removed_with(&self, name: &RegionName) -> Option<u64> {
+        self.removed.iter().rfind(|(r, _)| r == name).map(|(_, v)| *v)
+    }
+
+    fn without(&self, name: &RegionName, version: u64) -> Membership {
+        let mut next = self.clone();
+        next.regions.retain(|m| m.name != *name);
+        next.removed.retain(|(r, _)| r != name);
+        next.removed.push((name.clone(), version));
+        if next.removed.len() > REMOVED_MAX {
+            next.removed.remove(0);
+        }
+        next.by_rule = true;
+        next
+    }
+
+    fn with(&self, name: &RegionName, addr: &str, version: u64) -> Membership {
+        let mut next = self.clone();
+        next.removed.retain(|(r, _)| r != name);
+        next.regions.push(MemberAt { name: name.clone(), addr: addr.to_owned(), since: version });
+        next.by_rule = true;
+        next
+    }
+}
+
+/// What drivers are told: whom to speak with, whom to refuse.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MembersView {
+    /// Of the voters that it came with; 0: nobody has changed what the files say.
+    pub version: u64,
+    pub regions: Vec<MemberAt>,
+    pub removed: Vec<(RegionName, u64)>,
+}
+
+/// The voters that so many regions have by rule: an odd number, those that vote already first, the primary first among equals.
+#[must_use]
+pub fn voters_by_rule(
+    primary: &RegionName,
+    current: &[RegionName],
+    regions: &[RegionName],
+    witness: Option<&RegionName>,
+) -> Vec<RegionName> {
+    let mut voters: Vec<RegionName> = match (regions.len(), witness) {
+        (2 | 4, Some(witness)) => regions.iter().chain([witness]).cloned().collect(),
+        (2, None) => vec![primary.clone()],
+        (n, _) => {
+            let odd = (if n.is_multiple_of(2) { n - 1 } else { n }).min(VOTERS_MAX);
+            let mut order: Vec<&RegionName> = regions.iter().collect();
+            order.sort_by_key(|r| (!current.contains(r), *r != primary));
+            order.into_iter().take(odd).cloned().collect()
+        }
+    };
+    voters.sort();
+    voters
+}
+
+/// The next set on the way from `current` to `wanted`: one voter more, less or another. `None`: there, or it has to wait for regions
+/// that are not heard.
+fn next_voters(
+    current: &[RegionName],
+    wanted: &[RegionName],
+    members: &[RegionName],
+    heard: &dyn Fn(&RegionName) -> bool,
+) -> Option<Vec<RegionName>> {
+    let mut missing: Vec<&RegionName> = wanted.iter().filter(|v| !current.contains(v)).collect();
+    let mut extra: Vec<&RegionName> = current.iter().filter(|v| !wanted.contains(v)).collect();
+    // Who left goes first, then who is silent; who is heard comes first.
+    extra.sort_by_key(|v| (members.contains(v), heard(v)));
+    missing.sort_by_key(|v| !heard(v));
+    let gone = extra.first().is_some_and(|v| !members.contains(v));
+    let step = match (missing.first(), extra.first()) {
+        (Some(new), Some(old)) if gone || heard(new) => current.iter().filter(|v| v != old).chain([*new]).cloned().collect(),
+        (None, Some(old)) => current.iter().filter(|v| v != old).cloned().collect(),
+        // From an odd number it grows by two: both must be there. From an even one the odd number is never worse.
+        (Some(new), None) if !current.len().is_multiple_of(2) && missing.iter().all(|v| heard(v)) => grown(current, new),
+        (Some(new), None) if current.len().is_multiple_of(2) => grown(current, new),
+        _ => return None,
+    };
+    Some(step)
+}
+
+fn grown(current: &[RegionName], new: &RegionName) -> Vec<RegionName> {
+    current.iter().chain([new]).cloned().collect()
+}
+
+/// A region on its way out, in the primary.
+#[derive(Clone, Debug)]
+pub(super) struct Leaving {
+    pub region: RegionName,
+    /// Whatever was acknowledged while it counted lies before.
+    pub mark: LogEnd,
+}
+
+#[derive(Clone, Debug, Default)]
+pub(super) struct Members {
+    /// As the files of this member have them.
+    pub files: Vec<RegionName>,
+    pub told: MembersView,
+    pub leaving: Option<Leaving>,
+    /// An order that waits until the voters have followed an earlier change, and how long.
+    pub waiting: Option<(Order, Instant)>,
+    /// Regions that are no members any more and are told so with the next renewals.
+    pub goodbyes: Vec<(RegionName, u8)>,
+    /// Members that refused this one: they say that it was taken out.
+    pub refused_by: BTreeSet<RegionName>,
+}
+
+impl Control {
+    // ---- what is known --------------------------------------------------------------------------------------------------
+
+    /// The membership that counts here: agreed on, or as the files say.
+    pub(super) fn membership(&self) -> Membership {
+        let agreed = self.state.as_ref().and_then(|s| s.voters.members.clone());
+        agreed.unwrap_or_else(|| {
+            let at = |name: &RegionName| MemberAt { name: name.clone(), addr: self.who.addr(name), since: 0 };
+            Membership { regions: self.members.files.iter().map(at).collect(), removed: Vec::new(), by_rule: false }
+        })
+    }
+
+    /// Why this region is no member any more; a sentence.
+    #[must_use]
+    pub fn out(&self) -> Option<String> {
+        let name = &self.who.name;
+        let back = format!("parhelion invite --region {name} at a member, and parhelion join here");
+        let state = self.state.as_ref()?;
+        if let Some(version) = state.voters.members.as_ref().and_then(|m| m.removed_with(name)) {
+            return Some(format!(
+                "{name} was taken out of the global cluster (version {version} of its members) and serves nothing; to bring it back: {back}"
+            ));
+        }
+        let refused = &self.members.refused_by;
+        let enough = state.voters.voters.iter().filter(|v| refused.contains(*v)).count() >= state.voters.majority();
+        // Who votes alone has nobody else to ask.
+        let alone = state.voters.voters == [name.clone()] && !refused.is_empty();
+        (enough || alone).then(|| {
+            let by: Vec<RegionName> = refused.iter().cloned().collect();
+            format!("{} say that {name} was taken out of the global cluster; it serves nothing. To bring it back: {back}", list(&by))
+        })
+    }
+
+    /// The voters changed, or their change: whoever they speak with follows.
+    pub(super) fn take_members(&mut self) {
+        let Some(state) = &self.state else { return };
+        let mut view = MembersView::default();
+        if let Some(agreed) = &state.voters.members {
+            view = MembersView { version: state.voters.version, regions: agreed.regions.clone(), removed: agreed.removed.clone() };
+        }
+        // Until it is agreed on, whoever leaves is heard; whoever comes is not a member yet.
+        let regions = self.membership().names();
+        self.who.regions = regions;
+        if view.version > 0 && view != self.members.told {
+            self.members.told = view.clone();
+            self.outputs.push_back(Output::Members(Box::new(view)));
+        }
+        if let Some(why) = self.out() {
+            self.step_out(&why);
+        }
+    }
+
+    /// Nothing is begun and nothing goes on in a region that is no member.
+    fn step_out(&mut self, why: &str) {
+        if self.reason.as_deref() != Some(why) {
+            self.note("taken_out", why.to_owned());
+        }
+        self.campaign_refused(why.to_owned());
+        self.lose_reign(why, None);
+        self.reason = Some(why.to_owned());
+        self.follow();
+    }
+
+    /// A member refused this one, because it was taken out.
+    pub(super) fn said_out(&mut self, by: RegionName) {
+        if self.state.is_some() && by != self.who.name && self.members.refused_by.insert(by) {
+            self.take_members();
+        }
+    }
+
+    /// The primary takes this member for one.
+    pub(super) fn said_in(&mut self) {
+        if !self.members.refused_by.is_empty() {
+            self.members.refused_by.clear();
+            self.reason = None;
+        }
+    }
+
+    /// The members are what such an order makes them.
+    pub(super) fn is_as_ordered(&self, kind: &OrderKind) -> bool {
+        let members = self.state.as_ref().and_then(|s| s.voters.members.as_ref());
+        members.is_some_and(|m| match kind {
+            OrderKind::AddRegion { region, .. } => m.contains(region),
+            OrderKind::RemoveRegion { region } => !m.contains(region),
+            _ => false,
+        })
+    }
+
+    // ---- orders ---------------------------------------------------------------------------------------------------------
+
+    pub(super) fn change_members(&mut self, order: Order) {
+        if let Some(reason) = self.members_refusal(&order.kind) {
+            return self.refuse_new(&order, reason);
+        }
+        self.start(order.clone());
+        if order.dry_run {
+            return self.finish(OpState::Done);
+        }
+        if self.st().voters_next.is_some() {
+            // The voters are just following an earlier change.
+            let until = self.now + Duration::from_millis(order.timeout_ms);
+            self.members.waiting = Some((order, until));
+            return;
+        }
+        self.begin_change(&order);
+    }
+
+    /// What waited for an earlier change, if that is over.
+    fn begin_what_waited(&mut self) {
+        let over = |until: Instant| self.now >= until;
+        let Some((order, until)) = self.members.waiting.clone() else { return };
+        if !self.is_running(order.id) {
+            self.members.waiting = None;
+        } else if self.st().voters_next.is_none() {
+            self.members.waiting = None;
+            match self.members_refusal(&order.kind) {
+                Some(reason) => self.op_refused(order.id, reason),
+                None => self.begin_change(&order),
+            }
+        } else if over(until) {
+            self.members.waiting = None;
+            self.op_refused(order.id, "another change of the members or voters does not come to its end; see parhelion status".into());
+        }
+    }
+
+    fn begin_change(&mut self, order: &Order) {
+        let before = self.membership();
+        let version = self.st().voters.version + 1;
+        let voters = self.st().voters.voters.clone();
+        let (members, voters) = match &order.kind {
+            OrderKind::AddRegion { region, addr } => (before.with(region, addr, version), voters),
+            OrderKind::RemoveRegion { region } => {
+                let members = before.without(region, version);
+                let voters = if voters.contains(region) { self.voters_without(&members, region) } else { voters };
+                (members, voters)
+            }
+            _ => unreachable!("BUG: another kind of order"),
+        };
+        self.set_phase(Phase::Agree);
+        self.propose(voters, Some(members));
+    }
+
+    /// Its first step out: another voter for it, or one less.
+    fn voters_without(&self, members: &Membership, region: &RegionName) -> Vec<RegionName> {
+        let names = members.names();
+        let current = &self.st().voters.voters;
+        let wanted = voters_by_rule(&self.who.name, current, &names, self.who.witness.as_ref());
+        let mut next = next_voters(current, &wanted, &names, &|v| self.hears(v)).unwrap_or_else(|| current.clone());
+        next.retain(|v| v != region);
+        next
+    }
+
+    fn members_refusal(&self, kind: &OrderKind) -> Option<String> {
+        let name = &self.who.name;
+        let Some(holder) = self.holder.as_ref().filter(|h| h.is_open()) else {
+            return Some("only a primary with its lease changes the members".to_owned());
+        };
+        let members = self.membership();
+        let (names, witness) = (members.names(), self.who.witness.as_ref());
+        match kind {
+            OrderKind::AddRegion { region, .. } => {
+                let limit = self.who.settings.secondaries_max;
+                if members.contains(region) {
+                    Some(format!("{region} is a member already; the regions are {}", list(&names)))
+                } else if witness == Some(region) {
+                    Some(format!("the witness is called {region}: give the region another name"))
+                } else if names.len() > limit {
+                    Some(format!(
+                        "the global cluster has {limit} secondaries already ({}), and no more are allowed; first: parhelion region remove REGION",
+                        list(&names)
+                    ))
+                } else {
+                    None
+                }
+            }
+            OrderKind::RemoveRegion { region } => {
+                if witness == Some(region) {
+                    return Some(format!("{region} is the witness and no region"));
+                }
+                if !members.contains(region) {
+                    return Some(format!("there is no region '{region}'; the regions are {}", list(&names)));
+                }
+                if region == name {
+                    let other = names.iter().find(|r| *r != name);
+                    return Some(match other {
+                        Some(other) => format!("{region} is the primary; switch over first: parhelion switchover --to {other}"),
+                        None => format!("{region} is the only region; there would be nothing left"),
+                    });
+                }
+                let k = usize::from(holder.rule_secondaries());
+                if k > names.len() - 2 {
+                    return Some(format!(
+                        "sync={k} wants {k} secondaries, and {} would be left; first: parhelion set sync={}",
+                        names.len() - 2,
+                        names.len() - 2
+                    ));
+                }
+                if self.st().voters.contains(region) {
+                    let next = self.voters_without(&members.without(region, 0), region);
+                    let silent: Vec<RegionName> = next.iter().filter(|v| *v != name && !self.hears(v)).cloned().collect();
+                    if next.len() - silent.len() < next.len() / 2 + 1 {
+                        return Some(format!(
+                            "without the vote of {region} the voters would be {}, and no majority of them answers (silent: {}); start those first, or take them out first",
+                            list(&next),
+                            list(&silent)
+                        ));
+                    }
+                }
+                None
+            }
+            _ => None,
+        }
+    }
+
+    /// It granted this primary within a lease.
+    fn hears(&self, name: &RegionName) -> bool {
+        *name == self.who.name || self.holder.as_ref().is_some_and(|h| h.heard_since(self.now, self.who.settings.lease).contains(name))
+    }
+
+    // ---- steps ----------------------------------------------------------------------------------------------------------
+
+    /// The voters that are to be, and the members with them.
+    pub(super) fn propose(&mut self, mut voters: Vec<RegionName>, members: Option<Membership>) {
+        voters.sort();
+        let ordered = self.orders.running.as_ref().filter(|v| v.order.kind.changes_members()).map(|v| (v.order.actor.clone(), v.order.id));
+        let (actor, op) = ordered.map_or(("the number of regions".to_owned(), None), |(actor, op)| (actor, Some(op)));
+        let regions = members.as_ref().map_or_else(String::new, |m| format!("the regions are to be {}; ", list(&m.names())));
+        let what = format!("{regions}the voters are to be {}, they are {}", list(&voters), list(&self.st().voters.voters));
+        self.audit(Action { actor, op, kind: "voters", what });
+        let state = self.state.as_mut().expect("BUG: a primary without a state");
+        let heard = state.voters.heard.iter().filter(|h| voters.contains(h)).cloned().collect();
+        let members = members.or_else(|| state.voters.members.clone());
+        state.voters_next = Some(VoterSet { version: state.voters.version + 1, voters, heard, members });
+        self.keep();
+        self.mark_leaving();
+        self.renew_voters();
+    }
+
+    /// From here on nobody counts on what the region that leaves holds.
+    fn mark_leaving(&mut self) {
+        if self.members.leaving.is_some() || self.holder.as_ref().is_none_or(|h| !h.is_open()) {
+            return;
+        }
+        let Some(next) = self.st().voters_next.as_ref().and_then(|n| n.members.as_ref()) else { return };
+        let Some(region) = self.membership().names().into_iter().find(|r| !next.contains(r)) else { return };
+        self.holder.as_mut().expect("BUG: just seen").secondaries.remove(&region);
+        self.members.leaving = Some(Leaving { region: region.clone(), mark: self.log.end });
+        self.outputs.push_back(Output::Leaving { region });
+    }
+
+    /// With a rule of synchronous commits: enough of those that stay have all that was acknowledged.
+    pub(super) fn may_agree(&self) -> bool {
+        let Some(next) = self.st().voters_next.as_ref().and_then(|n| n.members.as_ref()) else { return true };
+        let stays = self.membership().names().iter().all(|r| next.contains(r));
+        let holder = self.holder.as_ref().expect("BUG: agreed without a reign");
+        let k = usize::from(holder.rule_secondaries().max(self.st().sync.secondaries));
+        match &self.members.leaving {
+            _ if stays || k == 0 => true,
+            Some(leaving) => holder.secondaries.iter().filter(|(r, at)| next.contains(r) && at.seq >= leaving.mark.seq).count() >= k,
+            None => false,
+        }
+    }
+
+    /// What majorities agreed on is in force.
+    pub(super) fn members_agreed(&mut self, before: &Membership) {
+        self.members.leaving = None;
+        let now = self.membership();
+        for gone in before.names().into_iter().filter(|r| !now.contains(r)) {
+            self.note("region_removed", format!("{gone} is no member any more; the regions are {}", list(&now.names())));
+            self.members.goodbyes.retain(|(r, _)| *r != gone);
+            self.members.goodbyes.push((gone.clone(), GOODBYES));
+            let holder = self.holder.as_mut().expect("BUG: agreed without a reign");
+            holder.forget(&gone);
+        }
+        for new in now.names().into_iter().filter(|r| !before.contains(r)) {
+            self.note("region_added", format!("{new} is a member; the regions are {}", list(&now.names())));
+            self.members.goodbyes.retain(|(r, _)| *r != new);
+        }
+        self.take_members();
+        let kind = self.orders.running.as_ref().map(|v| v.order.kind.clone());
+        match kind {
+            Some(OrderKind::RemoveRegion { .. }) => {
+                self.set_phase(Phase::Voters);
+                if !self.adjust_voters() {
+                    self.finish(OpState::Done);
+                }
+            }
+            Some(OrderKind::AddRegion { .. }) => self.finish(OpState::Done),
+            _ => {}
+        }
+    }
+
+    /// One step towards the voters that the rule wants; whether one was begun.
+    fn adjust_voters(&mut self) -> bool {
+        let members = self.membership();
+        if !members.by_rule || self.st().voters_next.is_some() || self.holder.as_ref().is_none_or(|h| !h.is_open()) {
+            return false;
+        }
+        let (current, names) = (self.st().voters.voters.clone(), members.names());
+        let wanted = voters_by_rule(&self.who.name, &current, &names, self.who.witness.as_ref());
+        let Some(next) = next_voters(&current, &wanted, &names, &|v| self.hears(v)) else { return false };
+        // Majorities of both are there, or the lease would end for want of them.
+        let enough = |set: &[RegionName]| set.iter().filter(|v| self.hears(v)).count() > set.len() / 2;
+        if !enough(&next) || !enough(&current) {
+            return false;
+        }
+        self.propose(next, None);
+        true
+    }
+
+    /// In the primary, whenever it looks after its orders.
+    pub(super) fn members_timers(&mut self) {
+        let open = self.holder.as_ref().is_some_and(super::holder::Holder::is_open);
+        if !open {
+            (self.members.leaving, self.members.waiting) = (None, None);
+            return;
+        }
+        self.mark_leaving();
+        self.begin_what_waited();
+        let ordered = self.orders.running.as_ref().is_some_and(|v| !matches!(v.order.kind, OrderKind::RemoveRegion { .. }));
+        if !ordered && self.orders.handing.is_none() {
+            self.adjust_voters();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(list: &str) -> Vec<RegionName> {
+        list.split_whitespace().map(|n| RegionName::new(n).unwrap()).collect()
+    }
+
+    #[test]
+    fn the_rule_makes_an_odd_number_and_keeps_who_votes() {
+        let w = RegionName::new("w").unwrap();
+        // primary, voters, regions, with a witness, -> voters
+        for (primary, current, regions, witness, expected) in [
+            ("a", "a b c", "a b c d", false, "a b c"),
+            ("a", "a b d", "a b c d", false, "a b d"),
+            ("a", "a b c", "a c", false, "a"),
+            ("a", "a b c", "a c", true, "a c w"),
+            ("c", "a b c", "a c d", false, "a c d"),
+            ("d", "a b c", "a b c d", false, "a b c"),
+            ("a", "a", "a b c", false, "a b c"),
+            ("a", "a b c", "a b c d e f", false, "a b c d e"),
+            ("a", "a b", "a", true, "a"),
+            ("a", "a b c d e", "a b c d", false, "a b c"),
+            ("d", "a b c d e", "a b c d", false, "a b d"),
+        ] {
+            let regions = names(regions);
+            let got = voters_by_rule(&names(primary)[0], &names(current), &regions, witness.then_some(&w));
+            assert_eq!(got, names(expected), "{primary}: {current} of {regions:?}");
+            assert!(!got.len().is_multiple_of(2));
+        }
+    }
+
+    #[test]
+    fn voters_go_to_the_rule_one_at_a_time_and_wait_for_whom_they_need() {
+        // current, wanted, members, heard -> the next set
+        for (current, wanted, members, heard, expected) in [
+            ("a b c", "a", "a c", "a c", Some("a c")), // who left goes first
+            ("a c", "a", "a c", "a c", Some("a")),
+            ("a", "a b c", "a b c", "a b c", Some("a b")),
+            ("a", "a b c", "a b c", "a b", None),            // two of two would be worse than one of one
+            ("a b", "a b c", "a b c", "a b", Some("a b c")), // and two of three never is
+            ("a b c", "a c d", "a c d", "a c", Some("a c d")),
+            ("a b c", "a b d", "a b c d", "a b c", None), // it still is one, and the other is not there
+            ("a b c", "a b d", "a b c d", "a b c d", Some("a b d")),
+            ("a b c", "a b c", "a b c", "a", None),
+        ] {
+            let heard = names(heard);
+            let got = next_voters(&names(current), &names(wanted), &names(members), &|v| heard.contains(v));
+            let got = got.map(|mut set| {
+                set.sort();
+                set
+            });
+            assert_eq!(got, expected.map(names), "{current} -> {wanted}, heard {heard:?}");
+        }
+    }
+}

@@ -1,0 +1,408 @@
+//! What may happen while the primary moves, on real processes under load: each participant is killed at each phase, stands still, or hears
+//! and is not heard. Whatever happens: one writer in the end, by itself; what was acknowledged is there, or counted by name.
+//!
+//! How often: `PARHELION_DRILL_ROUNDS` (few without it; CONTRIBUTING.md has the figures of long runs).
+
+mod common;
+
+use common::two::{NAMES, Two, WITNESS};
+use common::{Cluster, Ready, ensure, parhelion, run, signal, text, until};
+use rustix::process::Signal;
+use serde_json::Value;
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+/// Clients that commit on and on through the writer ports of all regions, and what they were told.
+struct Load {
+    stop: Arc<AtomicBool>,
+    acknowledged: Arc<Mutex<BTreeSet<i64>>>,
+    next: Arc<AtomicI64>,
+    threads: Vec<std::thread::JoinHandle<()>>,
+}
+
+impl Load {
+    fn start(ready: &Ready) -> Load {
+        let mut load = Load { stop: Arc::default(), acknowledged: Arc::default(), next: Arc::new(AtomicI64::new(1)), threads: Vec::new() };
+        for region in &ready.regions {
+            let (stop, acknowledged, next) = (load.stop.clone(), load.acknowledged.clone(), load.next.clone());
+            let (ready, writer) = (ready.clone(), region.writer.clone());
+            load.threads.push(std::thread::spawn(move || {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+                runtime.block_on(async {
+                    while !stop.load(Ordering::SeqCst) {
+                        let Ok(client) = ready.connect(&writer).await else {
+                            tokio::time::sleep(Duration::from_millis(50)).await;
+                            continue;
+                        };
+                        while !stop.load(Ordering::SeqCst) && !client.is_closed() {
+                            let id = next.fetch_add(1, Ordering::SeqCst);
+                            let insert = format!("insert into drill values ({id})");
+                            if let Ok(Ok(())) = tokio::time::timeout(Duration::from_secs(20), client.batch_execute(&insert)).await {
+                                acknowledged.lock().expect("a set").insert(id);
+                            }
+                            tokio::time::sleep(Duration::from_millis(5)).await;
+                        }
+                    }
+                });
+            }));
+        }
+        load
+    }
+
+    fn acknowledged(&self) -> BTreeSet<i64> {
+        self.acknowledged.lock().expect("a set").clone()
+    }
+
+    fn forget(&self, ids: &[i64]) {
+        self.acknowledged.lock().expect("a set").retain(|id| !ids.contains(id));
+    }
+
+    fn end(mut self) {
+        self.stop.store(true, Ordering::SeqCst);
+        for thread in self.threads.drain(..) {
+            thread.join().expect("a client");
+        }
+    }
+}
+
+fn rounds(few: usize) -> usize {
+    std::env::var("PARHELION_DRILL_ROUNDS").ok().map_or(few, |n| n.parse().expect("PARHELION_DRILL_ROUNDS is a number"))
+}
+
+/// Both regions are well and follow one primary, all three vote; which one it is, and its epoch.
+fn until_settled(two: &Two) -> (usize, u64) {
+    until("one primary, followed by the other", || {
+        let seen: Vec<Value> = (0..2).map(|i| two.status(i)).collect::<Result<_, _>>()?;
+        let primary = seen[0]["primary"].as_str().ok_or_else(|| format!("no primary: {}", seen[0]))?.to_owned();
+        ensure(seen.iter().all(|s| s["primary"] == primary.as_str() && s["epoch"] == seen[0]["epoch"]), &seen)?;
+        let rows = seen[0]["regions"].as_array().cloned().unwrap_or_default();
+        let well = |r: &Value| match r["role"].as_str() {
+            Some("primary") => r["state"] == "writable" && r["name"] == primary.as_str(),
+            Some("secondary") => r["lag_known"] == true && ["streaming", "idle"].contains(&r["state"].as_str().unwrap_or_default()),
+            _ => false,
+        };
+        ensure(rows.len() == 2 && rows.iter().all(well), &rows)?;
+        let at = NAMES.iter().position(|n| *n == primary).expect("a region");
+        let voters = seen[at]["voters"].as_array().cloned().unwrap_or_default();
+        ensure(voters.len() == 3 && voters.iter().all(|v| v["heard_by_primary"] == true), &voters)?;
+        Ok((at, seen[0]["epoch"].as_u64().expect("an epoch")))
+    })
+}
+
+/// An order as an operator gives it, in a terminal of its own: what it ended with.
+fn order(two: &Two, asked: usize, args: &[&str]) -> std::thread::JoinHandle<(Option<i32>, String)> {
+    let mut command = parhelion();
+    command.args(args).args(["--json", "--config"]).arg(&two.ready.regions[asked].config);
+    std::thread::spawn(move || {
+        let output = run(&mut command, "");
+        (output.status.code(), text(&output.stdout) + &text(&output.stderr))
+    })
+}
+
+/// A killed process is started again, and all is well by itself: one primary, followed, and every row that counts in both.
+fn comes_back(two: &mut Two, load: &Load, died: &str, at: &str) -> (usize, u64) {
+    two.restart(died);
+    let settled = until_settled(two);
+    for region in &two.ready.regions {
+        let before = load.acknowledged().len();
+        until(&format!("writes go on through {} after {at}", region.name), || {
+            ensure(load.acknowledged().len() > before + 5, "too few commits")
+        });
+    }
+    settled
+}
+
+/// Every one of these is in both regions.
+fn until_there(two: &Two, acknowledged: &BTreeSet<i64>, after: &str) {
+    for region in &two.ready.regions {
+        until(&format!("what was acknowledged is in {} after {after}", region.name), || {
+            let rows = two.ready.sql(&region.reader, "select id from drill")?;
+            let there = ids(&rows);
+            let missing: Vec<_> = acknowledged.difference(&there).take(20).collect();
+            ensure(missing.is_empty(), missing)
+        });
+    }
+}
+
+fn ids(rows: &str) -> BTreeSet<i64> {
+    rows.lines().map(|id| id.parse().expect("an id")).collect()
+}
+
+/// Which of these are in neither region, once both have the same.
+fn missing_everywhere(two: &Two, acknowledged: &BTreeSet<i64>) -> Vec<i64> {
+    until("both regions have the same of them", || {
+        let in_either: Vec<BTreeSet<i64>> = (two.ready.regions.iter())
+            .map(|r| two.ready.sql(&r.reader, "select id from drill").map(|rows| acknowledged.difference(&ids(&rows)).copied().collect()))
+            .collect::<Result<_, _>>()?;
+        ensure(in_either[0] == in_either[1], &in_either).map(|()| in_either[0].iter().copied().collect())
+    })
+}
+
+/// Who dies, and where. The epoch of the points is the one that is to be.
+fn switchover_points(old: &str, new: &str) -> Vec<(String, &'static str)> {
+    let of = |who: &str, points: &[&'static str]| points.iter().map(|p| (who.to_owned(), *p)).collect::<Vec<_>>();
+    [
+        of(
+            old,
+            &[
+                "before:begin-check",
+                "before:drain",
+                "after:drain",
+                "before:begin-seal",
+                "before:handover",
+                "after:handover",
+                "before:stops",
+            ],
+        ),
+        of(
+            new,
+            &[
+                "before:vote",
+                "after:vote",
+                "before:begin-promote",
+                "before:renew",
+                "after:renew",
+                "before:writes",
+                "after:writes",
+                "before:begin-verify",
+            ],
+        ),
+        of(WITNESS, &["before:voted", "after:voted", "before:granted", "after:granted"]),
+    ]
+    .concat()
+}
+
+fn kill_in_switchovers(share: usize, of: usize) {
+    let mut two = Two::start();
+    let ready = two.ready.clone();
+    until("it writes", || ready.sql(&ready.regions[0].writer, "create table drill (id integer primary key)").map(drop));
+    let (mut primary, mut epoch) = until_settled(&two);
+    let load = Load::start(&ready);
+    let names = switchover_points("old", "new").len();
+    for n in (share..names).step_by(of) {
+        let (from, to) = (NAMES[primary], NAMES[1 - primary]);
+        let (victim, point) = switchover_points(from, to).swap_remove(n);
+        // The handover is said in the old epoch.
+        let armed =
+            if ["vote", "renew", "granted"].iter().any(|w| point.contains(w)) { format!("{point}@{}", epoch + 1) } else { point.into() };
+        two.arm(&victim, &armed);
+        let asked = if victim == to { primary } else { 1 - primary };
+        let ordered = order(&two, asked, &["switchover", "--to", to, "--timeout", "10s"]);
+        until(&format!("{victim} comes to {point}"), || ensure(two.at_its_point(&victim), "not yet"));
+        two.until_dead(&victim);
+        let (now, e) = comes_back(&mut two, &load, &victim, point);
+        let (code, said) = ordered.join().expect("an order");
+        assert!(e == epoch || e > epoch && code.is_some(), "{victim} at {point}: {code:?} {said}");
+        // Nothing is ever lost in a planned one.
+        until_there(&two, &load.acknowledged(), &format!("{victim} died {point}"));
+        eprintln!("{victim} died {point}: epoch {epoch} -> {e}, primary {}, the command ended with {code:?}", NAMES[now]);
+        (primary, epoch) = (now, e);
+    }
+    load.end();
+}
+
+#[test]
+fn whoever_dies_wherever_in_a_switchover_nothing_is_lost_1() {
+    kill_in_switchovers(0, 3);
+}
+
+#[test]
+fn whoever_dies_wherever_in_a_switchover_nothing_is_lost_2() {
+    kill_in_switchovers(1, 3);
+}
+
+#[test]
+fn whoever_dies_wherever_in_a_switchover_nothing_is_lost_3() {
+    kill_in_switchovers(2, 3);
+}
+
+/// The primary dies, an operator fails over, and the new primary or the voter dies too, wherever.
+fn failover_points() -> Vec<(&'static str, &'static str)> {
+    let new = [
+        "before:vote",
+        "after:vote",
+        "before:begin-promote",
+        "before:renew",
+        "after:renew",
+        "before:writes",
+        "after:writes",
+        "before:begin-verify",
+    ];
+    let witness = ["before:voted", "after:voted", "before:granted", "after:granted"];
+    new.into_iter().map(|p| ("new", p)).chain(witness.into_iter().map(|p| (WITNESS, p))).collect()
+}
+
+fn kill_in_failovers(share: usize, of: usize) {
+    let mut two = Two::start();
+    let ready = two.ready.clone();
+    until("it writes", || ready.sql(&ready.regions[0].writer, "create table drill (id integer primary key)").map(drop));
+    let (mut primary, mut epoch) = until_settled(&two);
+    let load = Load::start(&ready);
+    for (who, point) in failover_points().into_iter().skip(share).step_by(of) {
+        let (from, to) = (NAMES[primary], NAMES[1 - primary]);
+        let victim = if who == WITNESS { WITNESS } else { to };
+        let before = load.acknowledged();
+        two.arm(victim, &if point.contains("begin") || point.contains("writes") { point.into() } else { format!("{point}@{}", epoch + 1) });
+        two.kill_region(primary);
+        let asked = 1 - primary;
+        let mut ordered = order(&two, asked, &["failover", "--to", to, "--allow-data-loss", "--timeout", "10s"]);
+        until(&format!("{victim} comes to {point}"), || {
+            if ordered.is_finished() && !two.at_its_point(victim) {
+                // A grant of the dead primary, or a link that is not there yet: an operator orders it again.
+                let (code, said) =
+                    std::mem::replace(&mut ordered, order(&two, asked, &["failover", "--to", to, "--allow-data-loss", "--timeout", "10s"]))
+                        .join()
+                        .expect("an order");
+                assert_ne!(code, Some(0), "{victim} did not come to {point}: {said}");
+            }
+            ensure(two.at_its_point(victim), "not yet")
+        });
+        two.until_dead(victim);
+        two.restart(victim);
+        // The order may have been forgotten with whoever carried it out; then it says so, and is given again.
+        let (code, said) = ordered.join().expect("an order");
+        until("the failover came about", || {
+            let status = two.status(asked)?;
+            if status["primary"] == to && status["epoch"].as_u64() > Some(epoch) {
+                return Ok(());
+            }
+            let (code, said) =
+                order(&two, asked, &["failover", "--to", to, "--allow-data-loss", "--timeout", "10s"]).join().expect("an order");
+            ensure(code == Some(0), said)
+        });
+        let (now, e) = comes_back(&mut two, &load, from, point);
+        assert!(now == 1 - primary && e > epoch, "{victim} at {point}: primary {} in epoch {e}; {code:?} {said}", NAMES[now]);
+        // What is gone was counted, exactly.
+        let missing = missing_everywhere(&two, &before);
+        let counted = until("the records are exact", || {
+            let output = run(parhelion().args(["status", "--json", "--config"]).arg(&ready.regions[now].config), "");
+            let status: Value = serde_json::from_str(&text(&output.stdout)).map_err(|e| e.to_string())?;
+            let records = status["failovers"].as_array().cloned().unwrap_or_default();
+            let of_this: Vec<&Value> = records.iter().filter(|f| f["old_epoch"].as_u64() >= Some(epoch)).collect();
+            ensure(!of_this.is_empty() && of_this.iter().all(|f| f["complete"] == true), &records)?;
+            Ok(of_this.iter().filter_map(|f| f["lost_commits"].as_u64()).sum::<u64>())
+        });
+        assert!(missing.len() as u64 <= counted, "{victim} at {point}: {missing:?} are gone, and {counted} were counted");
+        eprintln!(
+            "{victim} died {point}: epoch {epoch} -> {e}, {counted} commits lost and counted, {} of them acknowledged",
+            missing.len()
+        );
+        load.forget(&missing);
+        (primary, epoch) = (now, e);
+    }
+    until_there(&two, &load.acknowledged(), "all of it");
+    load.end();
+}
+
+#[test]
+fn whoever_dies_wherever_in_a_failover_what_is_lost_is_counted_1() {
+    kill_in_failovers(0, 2);
+}
+
+#[test]
+fn whoever_dies_wherever_in_a_failover_what_is_lost_is_counted_2() {
+    kill_in_failovers(1, 2);
+}
+
+/// A primary stands still for longer than its lease while another is promoted, and goes on: it acknowledges nothing, whatever was on its way.
+#[test]
+fn a_primary_that_stood_still_past_its_lease_acknowledges_nothing_however_often() {
+    let two = Two::start();
+    let ready = two.ready.clone();
+    until("it writes", || ready.sql(&ready.regions[0].writer, "create table drill (id integer primary key)").map(drop));
+    let (mut primary, mut epoch) = until_settled(&two);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+    let (mut next, mut acknowledged) = (1_i64, BTreeSet::new());
+    for round in 0..rounds(2) {
+        let (from, to) = (primary, 1 - primary);
+        // Some are idle, some are in the midst of a statement when everything stands still.
+        let clients: Vec<_> = (0..4).map(|_| runtime.block_on(ready.connect(&ready.regions[from].writer)).expect("a session")).collect();
+        let zombie = two.pid(NAMES[from]);
+        let mut asked = Vec::new();
+        for (n, client) in clients.into_iter().enumerate() {
+            let id = next;
+            next += 1;
+            if n == 2 {
+                signal(zombie, Signal::STOP);
+            }
+            asked.push((id, runtime.spawn(async move { client.batch_execute(&format!("insert into drill values ({id})")).await })));
+        }
+        let promoted =
+            || order(&two, to, &["failover", "--to", NAMES[to], "--allow-data-loss", "--timeout", "20s"]).join().expect("an order");
+        until("the other one is promoted", || {
+            let (code, said) = promoted();
+            ensure(code == Some(0), said)
+        });
+        let newer = next;
+        next += 1;
+        until("it writes", || ready.sql(&ready.regions[to].writer, &format!("insert into drill values ({newer})")).map(drop));
+        acknowledged.insert(newer);
+        signal(zombie, Signal::CONT);
+        let said: Vec<(i64, bool)> = asked.into_iter().map(|(id, task)| (id, runtime.block_on(task).expect("a client").is_ok())).collect();
+        let (now, e) = until_settled(&two);
+        assert!(now == to && e > epoch, "round {round}");
+        let lost = missing_everywhere(&two, &said.iter().map(|(id, _)| *id).collect());
+        // The first two may have been acknowledged before everything stood still, and are lost then, and counted. Of the others
+        // whoever was told that it is done finds it done: by way of the new primary, or not at all.
+        for (id, ok) in &said[2..] {
+            assert!(!ok || !lost.contains(id), "round {round}: {id} was acknowledged by one that had no lease");
+        }
+        acknowledged.extend(said.iter().filter(|(id, ok)| *ok && !lost.contains(id)).map(|(id, _)| *id));
+        (primary, epoch) = (now, e);
+        if round % 10 == 9 {
+            eprintln!("{} rounds, epoch {epoch}", round + 1);
+        }
+    }
+    until_there(&two, &acknowledged, "all rounds");
+}
+
+/// A primary that is heard and does not hear, or the other way round: it stops by itself, another one can be promoted within a few leases,
+/// and there is never more than one that acknowledges.
+#[test]
+fn one_way_partitions_end_with_one_writer() {
+    for heard in [true, false] {
+        let cluster = Cluster::start(3, "none");
+        let ready = cluster.ready.clone();
+        let (east, west) = (cluster.primary().clone(), cluster.secondaries()[0].clone());
+        ready.must(&east.instance(), "create table drill (id integer primary key)");
+        cluster.until_whole();
+        // Only to its own region's port: nothing is passed on.
+        let (from, to) = if heard { ("*", east.name.as_str()) } else { (east.name.as_str(), "*") };
+        cluster.netem(&["set", from, to, "blackhole=on"]);
+        let mut last = 0;
+        let refused = until("the primary stops by itself", || {
+            match ready.sql(&east.instance(), &format!("insert into drill values ({})", last + 1)) {
+                Ok(_) => {
+                    last += 1;
+                    Err("it acknowledges".into())
+                }
+                Err(said) => Ok(said),
+            }
+        });
+        assert!(refused.contains("57P03") || refused.contains("25006") || refused.contains("lease"), "{refused}");
+        let began = common::now();
+        let done = until("another one is promoted", || {
+            let output =
+                run(parhelion().args(["failover", "--to", &west.name, "--allow-data-loss", "--json", "--config"]).arg(&west.config), "");
+            ensure(output.status.success(), text(&output.stderr)).map(|()| text(&output.stdout))
+        });
+        eprintln!("heard {heard}: promoted {:?} after the primary stopped", common::now().since(began));
+        ready.must(&west.writer, "insert into drill values (1000000)");
+        let after = ready.sql(&east.instance(), "insert into drill values (2000000)");
+        assert!(after.is_err(), "two writers: {after:?}; {done}");
+        cluster.netem(&["set", from, to, "blackhole=off"]);
+        let rows = until("the old primary follows", || {
+            let rows = ready.sql(&east.reader, "select count(*), sum(id = 1000000), sum(id = 2000000) from drill")?;
+            ensure(rows.ends_with("|1|0"), &rows).map(|()| rows)
+        });
+        let report = until("what was lost is exact", || {
+            let status = cluster.status_of(&west.name)?;
+            let record = status["failovers"][0].clone();
+            ensure(record["complete"] == true, &record).map(|()| record)
+        });
+        let kept: u64 = rows.split('|').next().and_then(|n| n.parse().ok()).expect("a count");
+        assert_eq!(kept - 1 + report["lost_commits"].as_u64().expect("a count"), last, "{report}");
+    }
+}
