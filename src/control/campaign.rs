@@ -37,26 +37,26 @@ pub(super) enum Why {
     Auto { op: OpId },
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Campaign {
     pub why: Why,
     pub stage: Stage,
-    round: Round,
-    asked: Instant,
-    stands: BTreeMap<RegionName, Stands>,
-    votes: BTreeMap<RegionName, Heard>,
-    refused: BTreeSet<RegionName>,
+    pub(super) round: Round,
+    pub(super) asked: Instant,
+    pub(super) stands: BTreeMap<RegionName, Stands>,
+    pub(super) votes: BTreeMap<RegionName, Heard>,
+    pub(super) refused: BTreeSet<RegionName>,
     pub epoch: Epoch,
     pub next: Instant,
     /// Until the point of no return.
-    deadline: Option<Instant>,
-    deferred: bool,
+    pub(super) deadline: Option<Instant>,
+    pub(super) deferred: bool,
     /// Regions that were fetched from, whatever it brought.
-    fetched: BTreeSet<RegionName>,
-    fetching: Option<(RegionName, Instant)>,
+    pub(super) fetched: BTreeSet<RegionName>,
+    pub(super) fetching: Option<(RegionName, Instant)>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum Stage {
     Rests,
     /// Looks around.

@@ -24,30 +24,32 @@ const RESUME_GRACE: Duration = Duration::from_millis(300);
 /// promoted by an operator's word.
 const ALONE_PATIENCE: Duration = Duration::from_secs(2);
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Holder {
-    entry: EpochEntry,
-    stage: Stage,
-    valid_until: Instant,
-    rounds: VecDeque<RoundOut>,
+    pub(super) entry: EpochEntry,
+    pub(super) stage: Stage,
+    pub(super) valid_until: Instant,
+    pub(super) rounds: VecDeque<RoundOut>,
     /// When the next renewal, or the next question, is due.
-    next: Instant,
+    pub(super) next: Instant,
     /// A frame became durable since the last renewal.
-    moved: bool,
-    touched: bool,
-    granted_at: BTreeMap<RegionName, Instant>,
+    pub(super) moved: bool,
+    pub(super) touched: bool,
+    pub(super) granted_at: BTreeMap<RegionName, Instant>,
     /// A voter promised more, while the lease is held by the others.
-    overtaken_since: Option<Instant>,
+    pub(super) overtaken_since: Option<Instant>,
+    /// Voters that promised more before this reign was active: they will never grant it.
+    pub(super) refused_by: BTreeSet<RegionName>,
     pub secondaries: BTreeMap<RegionName, LogEnd>,
     /// The rule that is wanted, and the round that told the voters.
-    rule: SyncRule,
-    rule_told: bool,
+    pub(super) rule: SyncRule,
+    pub(super) rule_told: bool,
     /// A majority keeps what the cluster does by itself.
     pub auto_told: bool,
 }
 
-#[derive(Debug)]
-enum Stage {
+#[derive(Clone, Debug)]
+pub(super) enum Stage {
     /// Asks whether somebody promised more; `resumes`: after a restart, so that the volume has to be taken first.
     Asking {
         round: Round,
@@ -67,16 +69,16 @@ enum Stage {
     Open,
 }
 
-#[derive(Debug)]
-struct RoundOut {
-    no: Round,
-    sent: Instant,
-    grants: BTreeSet<RegionName>,
-    rule: SyncRule,
-    auto: AutoRule,
+#[derive(Clone, Debug)]
+pub(super) struct RoundOut {
+    pub(super) no: Round,
+    pub(super) sent: Instant,
+    pub(super) grants: BTreeSet<RegionName>,
+    pub(super) rule: SyncRule,
+    pub(super) auto: AutoRule,
     /// Of the voters that it names, those that are to be too.
-    voters: (u64, bool),
-    done: bool,
+    pub(super) voters: (u64, bool),
+    pub(super) done: bool,
 }
 
 impl Holder {
@@ -91,6 +93,7 @@ impl Holder {
             touched: false,
             granted_at: BTreeMap::new(),
             overtaken_since: None,
+            refused_by: BTreeSet::new(),
             secondaries: BTreeMap::new(),
             rule,
             rule_told: true,
@@ -461,6 +464,16 @@ impl Control {
             let holder = self.holder.as_mut().expect("BUG: just seen");
             holder.overtaken_since.get_or_insert(now);
             self.reason = Some(format!("{from} refuses epoch {epoch}: {reason}"));
+            if votes && matches!(holder.stage, Stage::Activating) {
+                holder.refused_by.insert(from.clone());
+                let refused_by = holder.refused_by.clone();
+                if !self.is_majority(|v| !refused_by.contains(v)) {
+                    // It can never become active. Asking on would only keep the others' grants from ending (seed 1054 of roles).
+                    let reason = format!("epoch {epoch} can have no majority any more: {reason}");
+                    self.lose_reign(&reason, None);
+                    return self.follow();
+                }
+            }
             let activating =
                 votes && matches!(self.holder.as_ref().expect("BUG: just seen").stage, Stage::Activating | Stage::Reopening { .. });
             if activating {

@@ -35,7 +35,7 @@ pub struct NewLineage {
 }
 
 /// A look around before it is forced.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Forcing {
     order: Order,
     round: Round,
@@ -43,7 +43,7 @@ struct Forcing {
     answered: BTreeSet<RegionName>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Lineages {
     forcing: Option<Forcing>,
     /// Was begun before a restart.

@@ -24,7 +24,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 /// Between two ledgers sent to the same member.
-const LEDGER_EVERY: Duration = Duration::from_secs(5);
+pub(super) const LEDGER_EVERY: Duration = Duration::from_secs(5);
 
 /// What was last heard of a primary, and when.
 #[derive(Clone, Copy, Debug)]
@@ -34,13 +34,13 @@ pub(super) struct LastSeen {
     pub at: Instant,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Control {
     pub(super) who: Who,
     pub(super) prng: Prng,
     /// Drawn anew at each start: answers to an earlier incarnation's rounds count for nothing.
     pub(super) incarnation: u64,
-    round_no: u64,
+    pub(super) round_no: u64,
     pub(super) now: Instant,
     pub(super) wall: UnixMicros,
     pub(super) state: Option<VoterState>,
@@ -57,7 +57,7 @@ pub struct Control {
     pub(super) lost: Option<Lost>,
     /// The highest reign known to be active.
     pub(super) reign: Option<(Epoch, RegionName)>,
-    followed: Option<(Epoch, Option<RegionName>)>,
+    pub(super) followed: Option<(Epoch, Option<RegionName>)>,
     pub(super) holder: Option<Holder>,
     pub(super) campaign: Option<Campaign>,
     pub(super) backoff: Duration,
@@ -69,13 +69,13 @@ pub struct Control {
     pub(super) reason: Option<String>,
     /// Two writers were seen: which.
     pub(super) conflict: Option<String>,
-    ledger_sent: BTreeMap<RegionName, Instant>,
-    token: u64,
-    persisted: u64,
-    dirty: bool,
+    pub(super) ledger_sent: BTreeMap<RegionName, Instant>,
+    pub(super) token: u64,
+    pub(super) persisted: u64,
+    pub(super) dirty: bool,
     /// What waits until the state before it is kept.
-    held: VecDeque<(u64, Output)>,
-    inbox: VecDeque<ControlMessage>,
+    pub(super) held: VecDeque<(u64, Output)>,
+    pub(super) inbox: VecDeque<ControlMessage>,
     pub(super) outputs: VecDeque<Output>,
 }
 

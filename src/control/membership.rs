@@ -150,7 +150,7 @@ pub(super) struct Leaving {
     pub mark: LogEnd,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Members {
     /// As the files of this member have them.
     pub files: Vec<RegionName>,

@@ -8,6 +8,7 @@
 pub mod api;
 pub mod audit;
 mod campaign;
+mod canonical;
 pub mod chain;
 mod elect;
 mod first;

@@ -23,7 +23,7 @@ const CHECK_PATIENCE: Duration = Duration::from_secs(4);
 /// Beyond its deadline a drain is given so long, because aborting takes a moment.
 const DRAIN_GRACE: Duration = Duration::from_secs(2);
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Orders {
     pub forwarded: BTreeMap<OpId, Forwarded>,
     pub watchers: BTreeMap<OpId, BTreeSet<RegionName>>,
@@ -34,7 +34,7 @@ pub(super) struct Orders {
     pub handing: Option<Handing>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Forwarded {
     order: Order,
     to: RegionName,
@@ -42,8 +42,14 @@ pub(super) struct Forwarded {
     until: Instant,
 }
 
+impl Forwarded {
+    pub fn next_at(&self) -> Instant {
+        self.next.min(self.until)
+    }
+}
+
 /// A switchover before its seal, in the primary.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Switching {
     pub op: OpId,
     pub to: RegionName,
@@ -51,7 +57,7 @@ pub(super) struct Switching {
     pub until: Instant,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum SwitchStage {
     /// `asked`: every round, and when; whoever did not answer is asked again. An answer: how long it took, and whether it agrees.
     Checking {
@@ -64,7 +70,7 @@ pub(super) enum SwitchStage {
 }
 
 /// After the seal, until somebody reigns.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Handing {
     pub op: OpId,
     pub to: RegionName,

@@ -139,6 +139,11 @@ impl Ledger {
         self.ops.iter().find(|o| o.order.id == id)
     }
 
+    /// The same operations, each told otherwise.
+    pub(super) fn map_ops(&self, told: impl Fn(&OpView) -> OpView) -> Ledger {
+        Ledger { ops: self.ops.iter().map(told).collect(), failovers: self.failovers.clone() }
+    }
+
     /// Newest first.
     #[must_use]
     pub fn failovers(&self) -> &[FailoverRecord] {

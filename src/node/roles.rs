@@ -457,7 +457,11 @@ impl Node {
         let Some((pen, start)) = self.roles.pen.take() else { return };
         self.roles.leaving = None;
         self.roles.reign = Some((epoch, self.who.region.clone()));
-        self.roles.unsettled = false;
+        if std::mem::take(&mut self.roles.unsettled) {
+            // What became durable while it was not known to be history is shown now, the reign's first frame too.
+            let at = *self.appender.vdl();
+            self.effects.push_back(Effect::HeadReset { at });
+        }
         self.roles.fence = None;
         self.reason = None;
         self.stage = Stage::Leading;

@@ -366,6 +366,8 @@ pub enum SimVerb {
         #[arg(long, default_value_t = 60)]
         trace: usize,
     },
+    /// Every schedule of a few members' control cores, within bounds
+    Model(roles::ModelArgs),
     /// Switch off each rule once, and show what notices it
     Mutants {
         /// Simulated clusters that are tried for each rule before it counts as not noticed
@@ -464,6 +466,7 @@ fn run_sim(args: &SimArgs) -> Result<(), Failure> {
             let failed = summary.failures.len();
             return if failed == 0 { Ok(()) } else { Err(Failure::new(FAILED, format!("{failed} of {seeds} seeds failed"))) };
         }
+        Some(SimVerb::Model(ref model)) => return run_model(model),
         Some(SimVerb::Mutants { seeds, threads }) => {
             std::panic::set_hook(Box::new(|_| {}));
             let reports = sim::catch_all(seeds, threads, &|line| println!("{line}"));
@@ -483,6 +486,20 @@ fn run_sim(args: &SimArgs) -> Result<(), Failure> {
         Ok(())
     } else {
         Err(Failure::new(FAILED, format!("{} of {} seeds failed", summary.failures.len(), summary.seeds)))
+    }
+}
+
+fn run_model(args: &roles::ModelArgs) -> Result<(), Failure> {
+    let all = roles::model_bounds(args.steps, args.states);
+    let reports = match args.mutants {
+        true => roles::catch_by_model(&all, args.threads, &|line| println!("{line}")),
+        false => roles::run_model(&all, None, args.threads, &|line| println!("{line}")),
+    };
+    let wrong = reports.iter().filter(|r| r.violation.is_some() != args.mutants).count();
+    match (wrong, args.mutants) {
+        (0, _) => Ok(()),
+        (n, true) => Err(Failure::new(FAILED, format!("the model does not notice {n} of {} mutants within these bounds", reports.len()))),
+        (n, false) => Err(Failure::new(FAILED, format!("a rule does not hold within {n} of {} bounds", reports.len()))),
     }
 }
 

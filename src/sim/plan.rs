@@ -56,6 +56,10 @@ impl Plan {
         let drawn = |prng: &mut Prng, on: bool, max: u64| if on { prng.below(max) } else { 0 };
         let mut limits = Limits::tiny();
         limits.version_retain = Duration::from_millis(prng.between(100, 1500));
+        if options.moves {
+            // Whoever comes back must find the versions of where it parted; without them it stops and says so (ARCHITECTURE.md).
+            limits.version_retain = Duration::from_secs(300);
+        }
         limits.resend_after = Duration::from_millis(prng.between(800, 3000));
         if prng.chance(300_000) {
             limits.log_retain_bytes = prng.between(3 << 10, 12 << 10);

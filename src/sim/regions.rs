@@ -272,7 +272,9 @@ impl World {
                 return Ok(());
             }
             Effect::Failover(record) => {
-                self.truth.failover(&record);
+                if record.new_epoch > self.truth.epoch() {
+                    self.truth.failover(record.new_epoch, &record);
+                }
                 return Ok(());
             }
             Effect::Audited(_) => return Ok(()),

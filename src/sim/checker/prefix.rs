@@ -145,9 +145,19 @@ impl World {
             ));
         }
         if pen.epoch() > self.truth.epoch() {
-            let record = self.regions[r].node.as_ref().and_then(|n| n.ledger()?.failover_into(pen.epoch()).cloned());
-            if let Some(record) = record {
-                self.truth.failover(&record);
+            // One that was won and never opened is on the path of whoever opened after it: what it loses is lost now (seed 109 of moves).
+            let local = self.regions[r].local(self.now);
+            let node = self.regions[r].node.as_ref();
+            let chain = node.and_then(|n| n.control_view(local)).map(|v| v.chain).unwrap_or_default();
+            let mut path = vec![pen.epoch()];
+            while let Some(entry) = path.last().and_then(|last| chain.iter().find(|e| e.epoch == *last && e.prev < e.epoch)) {
+                path.push(entry.prev);
+            }
+            let since = self.truth.epoch();
+            let records = node.and_then(|n| n.ledger()).map(|l| l.failovers().to_vec()).unwrap_or_default();
+            let new = records.into_iter().filter(|f| f.new_epoch > since && path.contains(&f.new_epoch));
+            if let Some(record) = new.min_by_key(|f| f.loss.base.seq) {
+                self.truth.failover(pen.epoch(), &record);
             }
             let n = self.truth.open(pen.epoch(), pen.end())?;
             self.counts.reigns += 1;

@@ -69,8 +69,9 @@ impl Truth {
         Ok(())
     }
 
-    pub(in crate::sim) fn failover(&mut self, record: &FailoverRecord) {
-        self.failovers.insert(record.new_epoch, record.clone());
+    /// What the reign of `epoch` loses, by a failover that it is or that lies on its path.
+    pub(in crate::sim) fn failover(&mut self, epoch: Epoch, record: &FailoverRecord) {
+        self.failovers.insert(epoch, record.clone());
     }
 
     pub(in crate::sim) fn acknowledge(&mut self, end: &LogEnd) {

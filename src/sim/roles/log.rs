@@ -16,7 +16,7 @@ pub(super) enum Kind {
     Commit(u64),
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct RegionLog {
     durable: Vec<Frame>,
     history: History,

@@ -9,6 +9,7 @@ mod checks;
 mod faults;
 mod log;
 mod member;
+mod model;
 mod mutants;
 mod node;
 mod plots;
@@ -16,6 +17,7 @@ mod plots;
 mod tests;
 mod world;
 
+pub use model::{Bounds, ModelArgs, ModelReport, bounds as model_bounds, catch_by_model, run_model};
 pub use mutants::{RoleMutant, RoleMutantReport, catch_all as catch_role_mutants};
 
 use crate::sim::runs::{said, spread};

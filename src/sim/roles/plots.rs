@@ -108,7 +108,7 @@ impl World {
         self.after_ms(50, 1500, Event::OrderOf { at: to, kind });
     }
 
-    fn plot_of_a_split_vote(&mut self, primary: usize, others: &[usize]) {
+    pub(super) fn plot_of_a_split_vote(&mut self, primary: usize, others: &[usize]) {
         let data: Vec<usize> = others.iter().copied().filter(|m| *m < self.regions).collect();
         let Some(candidate) = self.drawn_of(&data) else { return };
         let rest: Vec<usize> = data.iter().copied().filter(|m| *m != candidate).collect();
@@ -123,7 +123,9 @@ impl World {
     /// Two regions, one vote: an operator stops the primary, says so, and it comes back when it can hear of that.
     fn plot_of_a_sworn_word(&mut self, primary: usize) {
         let to = 1 - primary;
-        if self.members[to].control.is_none() || self.members[to].paused_until.is_some() {
+        // Its operator looked: a region that has not heard of the last reign would bring back what that one lost (ARCHITECTURE.md).
+        let reign = |m: usize| self.members[m].control.as_ref().and_then(|c| c.reign()).map(|(e, _)| *e);
+        if reign(to).is_none() || reign(to) != reign(primary) || self.members[to].paused_until.is_some() {
             return;
         }
         self.calm(45_000);
@@ -145,7 +147,7 @@ impl World {
         }
     }
 
-    /// A message is sent.
+    /// A message is about to be sent: links that are cut now do not take it.
     pub(super) fn plot_sees(&mut self, from: usize, to: usize, message: &ControlMessage) {
         match (&mut self.plot, message) {
             (Some(Plot::Forgets { voter, target, answered, .. }), ControlMessage::Voted(_))
@@ -156,7 +158,7 @@ impl World {
             }
             (Some(Plot::Splits { candidate, stage, .. }), ControlMessage::Vote(_)) if from == *candidate && *stage == 1 => {
                 *stage = 2;
-                self.at(self.now, Event::Plot);
+                self.plot_goes_on();
             }
             _ => {}
         }

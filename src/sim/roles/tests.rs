@@ -634,3 +634,22 @@ fn a_primary_that_lost_log_halts_until_another_one_reigns_or_an_operator_consent
         assert_eq!(member(&world, follower).control.as_ref().unwrap().reign().cloned(), reign);
     }
 }
+
+// ---- plots --------------------------------------------------------------------------------------------------------------
+
+/// Five regions with patient candidates; the same schedule with the rule and without.
+fn split_vote(mutant: Option<RoleMutant>) -> Result<(), String> {
+    let settings = Settings { vote_patience: Duration::from_secs(12), ..settings() };
+    let mut world = World::quiet(5, false, &settings);
+    world.mutant = mutant;
+    world.run_for(5000).unwrap();
+    world.plot_of_a_split_vote(0, &[1, 2, 3, 4]);
+    world.run_for(40_000)
+}
+
+#[test]
+fn a_vote_says_the_last_of_what_a_region_takes_from_the_reign_before() {
+    split_vote(None).unwrap();
+    let noticed = split_vote(Some(RoleMutant::ReceivesOldEpoch)).unwrap_err();
+    assert!(noticed.starts_with("S5"), "{noticed}");
+}

@@ -1,0 +1,787 @@
+//! One state of the model: the control cores of a few members, what is kept, their logs, what is on its way; and what can happen next.
+//!
+//! A step is one thing: a message arrives or is lost, a link is held up or let go, time goes on by a tick, a member dies or comes back,
+//! something is written, shipped, taken or ordered. The schedule is bounded by its delays: what is under way on links that are not held
+//! arrives, in one fixed order, before anything else than a fault happens; each held link and each fault is counted. A member keeps what
+//! its core hands out within the step (a crash between is a crash before the step), and what it appends is durable.
+
+use super::Bounds;
+use crate::base::{Epoch, Instant, LineageId, LogEnd, Prng, RegionName, UnixMicros};
+use crate::control::{
+    Control, ControlMessage, EpochEntry, Input, LogPosition, OpId, Order, OrderKind, Output, Promotion, ReignKind, Settings, VoterSet,
+    VoterState, Who,
+};
+use crate::sim::roles::RoleMutant;
+use crate::sim::roles::log::{Kind, RegionLog};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+pub(super) const TICK: Duration = Duration::from_secs(1);
+/// So many messages wait on a link that is held; more are lost.
+const LINK_MAX: usize = 2;
+
+/// Three ticks of lease, of which the holder has two: the third is what clocks may differ by.
+pub(super) fn settings(guard: bool) -> Settings {
+    Settings {
+        lease: TICK * 3,
+        renew_every: TICK,
+        rho_ppm: 0,
+        delta: if guard { TICK } else { Duration::ZERO },
+        retry_every: TICK,
+        probe_every: TICK,
+        vote_patience: TICK * 2,
+        handover_patience: TICK * 2,
+        backoff_min: TICK,
+        backoff_max: TICK,
+        ..Settings::default()
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    Arrives {
+        from: usize,
+        to: usize,
+    },
+    Lost {
+        from: usize,
+        to: usize,
+    },
+    /// What goes over it waits, beyond two messages it is lost, and nothing is shipped.
+    Held {
+        from: usize,
+        to: usize,
+    },
+    /// All links of this member.
+    Alone {
+        m: usize,
+    },
+    /// What waited comes late.
+    LetGo,
+    /// `slow`: this member's clock does not move.
+    Tick {
+        slow: Option<usize>,
+    },
+    /// `silent`: what it sent last never left.
+    Dies {
+        m: usize,
+        silent: bool,
+    },
+    Starts {
+        m: usize,
+    },
+    Writes {
+        m: usize,
+    },
+    Acknowledges {
+        m: usize,
+    },
+    Ships {
+        from: usize,
+        to: usize,
+    },
+    Taken {
+        m: usize,
+    },
+    Fetched {
+        m: usize,
+    },
+    Ordered {
+        no: usize,
+    },
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Lead {
+    epoch: Epoch,
+    generation: u64,
+    open: bool,
+    pending: Option<u8>,
+    draining: Option<OpId>,
+}
+
+#[derive(Clone, Debug)]
+struct Member {
+    control: Option<Control>,
+    kept: Option<VoterState>,
+    /// Before its last step: for a mutant that answers before it keeps.
+    kept_before: Option<VoterState>,
+    log: RegionLog,
+    generation: u64,
+    lead: Option<Lead>,
+    following: Option<(Epoch, RegionName)>,
+    promoting: Option<(Epoch, Promotion)>,
+    fetching: Option<(RegionName, LogEnd)>,
+    clock: u64,
+    lives: u64,
+    gate_from_reply: u64,
+    hash: u64,
+}
+
+/// What has happened, for those who judge.
+#[derive(Clone, Debug, Default, Hash)]
+struct Truth {
+    elected: Vec<(u64, usize)>,
+    opened: Vec<(u64, usize)>,
+    acked: Vec<(u8, u64)>,
+    lost: Vec<u8>,
+}
+
+#[derive(Clone, Debug, Default, Hash)]
+struct Used {
+    losses: u8,
+    held: u8,
+    crashes: u8,
+    drift: u8,
+    commits: u8,
+    orders: u8,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct State {
+    members: Vec<Arc<Member>>,
+    links: Vec<VecDeque<Arc<ControlMessage>>>,
+    /// Links that are held, a bit each.
+    held: u32,
+    truth: Truth,
+    used: Used,
+}
+
+/// What does not change in a search.
+#[derive(Clone, Debug)]
+pub(super) struct Rules {
+    pub regions: usize,
+    pub who: Vec<Who>,
+    pub bounds: Bounds,
+    pub mutant: Option<RoleMutant>,
+}
+
+impl Rules {
+    pub fn new(bounds: Bounds, mutant: Option<RoleMutant>) -> Rules {
+        let names: Vec<RegionName> = (0..bounds.regions).map(|i| RegionName::new(&format!("r{i}")).expect("BUG: a name")).collect();
+        let witness = bounds.witness.then(|| RegionName::new("witness").expect("BUG: a name"));
+        let settings = settings(mutant != Some(RoleMutant::NoDriftGuard));
+        let who = |name: &RegionName| Who {
+            name: name.clone(),
+            regions: names.clone(),
+            witness: witness.clone(),
+            settings: settings.clone(),
+            addrs: Default::default(),
+        };
+        Rules { regions: bounds.regions, who: names.iter().chain(&witness).map(who).collect(), bounds, mutant }
+    }
+
+    fn index(&self, name: &RegionName) -> usize {
+        self.who.iter().position(|w| w.name == *name).expect("BUG: a member")
+    }
+
+    fn link(&self, from: usize, to: usize) -> usize {
+        from * self.who.len() + to
+    }
+
+    fn order(&self, no: usize) -> (usize, Order) {
+        let (at, kind) = self.bounds.orders[no].clone();
+        let id = OpId(no as u128 + 1);
+        (at, Order { id, kind, dry_run: false, timeout_ms: 4000, at_epoch: None, actor: String::new() })
+    }
+}
+
+fn now(member: &Member) -> Instant {
+    Instant { ns: member.clock * u64::try_from(TICK.as_nanos()).expect("BUG: a second") }
+}
+
+impl State {
+    /// A founded cluster in which everybody has heard of the primary.
+    pub fn new(rules: &Rules) -> Result<State, String> {
+        let n = rules.who.len();
+        let regions = &rules.who[0].regions;
+        let founding = VoterSet::founding(&rules.who[0].name, regions, rules.who[0].witness.as_ref());
+        let founder = VoterState::founding(LineageId(7), &rules.who[0].name, founding, UnixMicros(0));
+        let blank = |m: usize| Member {
+            control: None,
+            kept: (m == 0).then(|| founder.clone()),
+            kept_before: None,
+            log: RegionLog::default(),
+            generation: 0,
+            lead: None,
+            following: None,
+            promoting: None,
+            fetching: None,
+            clock: 100,
+            lives: 0,
+            gate_from_reply: 0,
+            hash: 0,
+        };
+        let mut state = State {
+            members: (0..n).map(|m| Arc::new(blank(m))).collect(),
+            links: vec![VecDeque::new(); n * n],
+            held: 0,
+            truth: Truth { elected: vec![(1, 0)], ..Truth::default() },
+            used: Used::default(),
+        };
+        for m in 0..n {
+            state.starts(rules, m)?;
+        }
+        // The quiet way to a primary that is heard, voted for and followed by everybody.
+        for _ in 0..200 {
+            let next = state.due(rules);
+            let settled = state.members.iter().all(|m| m.control.as_ref().is_some_and(|c| c.reign().is_some()));
+            match next {
+                Some(step) => state = state.after(rules, step)?,
+                None if settled => return Ok(state),
+                None => state = state.after(rules, Step::Tick { slow: None })?,
+            }
+        }
+        Err("the model's cluster does not begin".into())
+    }
+
+    /// Everything that can happen now, within the bounds.
+    pub fn steps(&self, rules: &Rules) -> Vec<Step> {
+        let (n, b, used) = (rules.who.len(), &rules.bounds, &self.used);
+        let lives = |m: usize| self.members[m].control.is_some();
+        let mut steps = Vec::new();
+        if used.crashes < b.crashes {
+            for m in (0..n).filter(|m| lives(*m)) {
+                steps.extend([Step::Dies { m, silent: false }, Step::Dies { m, silent: true }]);
+            }
+        }
+        if used.held < b.held {
+            let links = (0..n).flat_map(|from| (0..n).map(move |to| (from, to))).filter(|(from, to)| from != to);
+            let held = |(from, to): (usize, usize)| self.is_held(rules, from, to);
+            steps.extend(links.filter(|link| !held(*link)).map(|(from, to)| Step::Held { from, to }));
+        }
+        if let Some(due) = self.due(rules) {
+            if let (Step::Arrives { from, to }, true) = (due, used.losses < b.losses) {
+                steps.push(Step::Lost { from, to });
+            }
+            steps.push(due);
+            return steps;
+        }
+        if used.held < b.held {
+            steps.extend((0..n).map(|m| Step::Alone { m }));
+        }
+        if self.held != 0 {
+            steps.push(Step::LetGo);
+        }
+        steps.push(Step::Tick { slow: None });
+        if used.drift < b.drift {
+            steps.extend((0..n).map(|m| Step::Tick { slow: Some(m) }));
+        }
+        for m in 0..n {
+            if !lives(m) {
+                steps.push(Step::Starts { m });
+                continue;
+            }
+            if let Some(lead) = self.members[m].lead.filter(|l| l.open) {
+                match lead.pending {
+                    Some(_) => steps.push(Step::Acknowledges { m }),
+                    None if lead.draining.is_none() && used.commits < b.commits && self.gate(rules, m) => steps.push(Step::Writes { m }),
+                    None => {}
+                }
+            }
+        }
+        for no in (0..b.orders.len()).filter(|no| used.orders & (1 << no) == 0) {
+            if lives(b.orders[no].0) {
+                steps.push(Step::Ordered { no });
+            }
+        }
+        steps
+    }
+
+    fn is_held(&self, rules: &Rules, from: usize, to: usize) -> bool {
+        self.held & (1 << rules.link(from, to)) != 0
+    }
+
+    /// What is under way and comes next.
+    fn due(&self, rules: &Rules) -> Option<Step> {
+        let n = rules.who.len();
+        for m in (0..n).filter(|m| self.members[*m].control.is_some()) {
+            let member = &self.members[m];
+            if member.promoting.is_some() {
+                return Some(Step::Taken { m });
+            }
+            if let Some((from, up_to)) = &member.fetching {
+                let source = rules.index(from);
+                if self.members[source].log.holds(up_to) && !self.is_held(rules, source, m) {
+                    return Some(Step::Fetched { m });
+                }
+            }
+        }
+        let links = (0..n).flat_map(|from| (0..n).map(move |to| (from, to))).filter(|(from, to)| from != to);
+        let free: Vec<(usize, usize)> = links.filter(|(from, to)| !self.is_held(rules, *from, *to)).collect();
+        let arrives = free.iter().find(|(from, to)| !self.links[rules.link(*from, *to)].is_empty() && self.members[*to].control.is_some());
+        if let Some((from, to)) = arrives {
+            return Some(Step::Arrives { from: *from, to: *to });
+        }
+        let ships = |(from, to): &&(usize, usize)| *from < rules.regions && *to < rules.regions && self.may_ship(rules, *from, *to);
+        free.iter().find(ships).map(|(from, to)| Step::Ships { from: *from, to: *to })
+    }
+
+    fn may_ship(&self, rules: &Rules, from: usize, to: usize) -> bool {
+        let (p, s) = (&self.members[from], &self.members[to]);
+        let Some((epoch, primary)) = &s.following else { return false };
+        let receives = rules.mutant == Some(RoleMutant::ReceivesOldEpoch);
+        let may = s.control.as_ref().is_some_and(|c| receives || c.may_receive(*epoch));
+        // A sealed primary ships on.
+        let ships = p.lead.is_some_and(|l| l.open && l.epoch == *epoch);
+        rules.index(primary) == from && may && ships && s.promoting.is_none() && s.lead.is_none() && s.log.end() != p.log.end()
+    }
+
+    fn gate(&self, rules: &Rules, m: usize) -> bool {
+        let member = &self.members[m];
+        let (Some(lead), Some(control)) = (&member.lead, &member.control) else { return false };
+        if !lead.open {
+            return false;
+        }
+        match rules.mutant {
+            Some(RoleMutant::AckWithoutLease) => true,
+            Some(RoleMutant::LeaseFromReply) if member.gate_from_reply > member.clock => true,
+            _ => now(member) < control.lease_until(),
+        }
+    }
+
+    /// The state after a step.
+    ///
+    /// # Errors
+    /// When a rule does not hold.
+    pub fn after(&self, rules: &Rules, step: Step) -> Result<State, String> {
+        let mut next = self.clone();
+        next.happens(rules, step)?;
+        Ok(next)
+    }
+
+    fn member(&mut self, m: usize) -> &mut Member {
+        Arc::make_mut(&mut self.members[m])
+    }
+
+    fn happens(&mut self, rules: &Rules, step: Step) -> Result<(), String> {
+        match step {
+            Step::Arrives { from, to } => {
+                let message = self.links[rules.link(from, to)].pop_front().expect("BUG: it is on its way");
+                let mut message = Arc::unwrap_or_clone(message);
+                if let (Some(RoleMutant::IgnoresGrants), ControlMessage::Renew(renew)) = (rules.mutant, &mut message) {
+                    renew.lease_ms = 0;
+                }
+                let from = rules.who[from].name.clone();
+                self.input(rules, to, Input::Message { from, message })
+            }
+            Step::Lost { from, to } => {
+                self.used.losses += 1;
+                self.links[rules.link(from, to)].pop_front();
+                Ok(())
+            }
+            Step::Held { from, to } => {
+                self.used.held += 1;
+                self.held |= 1 << rules.link(from, to);
+                Ok(())
+            }
+            Step::Alone { m } => {
+                self.used.held += 1;
+                for o in (0..rules.who.len()).filter(|o| *o != m) {
+                    self.held |= 1 << rules.link(o, m) | 1 << rules.link(m, o);
+                }
+                Ok(())
+            }
+            Step::LetGo => {
+                self.held = 0;
+                Ok(())
+            }
+            Step::Tick { slow } => {
+                self.used.drift += u8::from(slow.is_some());
+                for m in (0..rules.who.len()).filter(|m| Some(*m) != slow) {
+                    self.member(m).clock += 1;
+                }
+                for m in (0..rules.who.len()).filter(|m| Some(*m) != slow) {
+                    self.input(rules, m, Input::Timeout)?;
+                }
+                Ok(())
+            }
+            Step::Dies { m, silent } => {
+                self.used.crashes += 1;
+                let n = rules.who.len();
+                for o in 0..n {
+                    // Its links are gone, with what was on the way to it.
+                    self.links[rules.link(o, m)].clear();
+                    if silent {
+                        self.links[rules.link(m, o)].clear();
+                    }
+                }
+                let member = self.member(m);
+                if rules.mutant == Some(RoleMutant::AnswersBeforeKept) {
+                    member.kept = member.kept_before.take().or(member.kept.take());
+                }
+                (member.control, member.lead, member.following, member.promoting, member.fetching) = (None, None, None, None, None);
+                member.gate_from_reply = 0;
+                self.rehash(m);
+                Ok(())
+            }
+            Step::Starts { m } => self.starts(rules, m),
+            Step::Writes { m } => {
+                let id = self.used.commits;
+                self.used.commits += 1;
+                let member = self.member(m);
+                let lead = member.lead.as_mut().expect("BUG: it leads");
+                lead.pending = Some(id);
+                let (epoch, generation) = (lead.epoch, lead.generation);
+                append(member, epoch, generation, Kind::Commit(id.into()));
+                self.log_moved(rules, m)?;
+                self.input(rules, m, Input::CommitPathMoved)
+            }
+            Step::Acknowledges { m } => {
+                let gate = self.gate(rules, m) || rules.mutant == Some(RoleMutant::CheckThenAck);
+                let lead = self.member(m).lead.as_mut().expect("BUG: it leads");
+                let (id, epoch, drains) = (lead.pending.take().expect("BUG: it waits"), lead.epoch, lead.draining);
+                if gate {
+                    if let Some((later, _)) = self.truth.opened.iter().find(|(e, _)| *e > epoch.0) {
+                        return Err(format!("S2, S9: commit {id} of epoch {epoch} is acknowledged after epoch {later} became active"));
+                    }
+                    self.truth.acked.push((id, epoch.0));
+                }
+                self.rehash(m);
+                match drains {
+                    Some(op) => self.input(rules, m, Input::Drained { op }),
+                    None => Ok(()),
+                }
+            }
+            Step::Ships { from, to } => {
+                let source = Arc::clone(&self.members[from]);
+                let member = self.member(to);
+                let common = source.log.history().common_seq(source.log.end().seq, member.log.history(), member.log.end().seq);
+                member.log.cut(common);
+                let frames = source.log.frames_behind(common, source.log.end().seq, usize::MAX);
+                member.log.receive(frames);
+                let last = member.log.appended();
+                member.log.settle(last.seq);
+                self.log_moved(rules, to)?;
+                let (region, durable) = (rules.who[to].name.clone(), self.members[to].log.end());
+                self.input(rules, from, Input::Secondary { region, durable })
+            }
+            Step::Taken { m } => self.taken(rules, m),
+            Step::Fetched { m } => {
+                let (from, up_to) = self.member(m).fetching.take().expect("BUG: it fetches");
+                let source = Arc::clone(&self.members[rules.index(&from)]);
+                let member = self.member(m);
+                let end = member.log.end();
+                let common = source.log.history().common_seq(source.log.end().seq, member.log.history(), end.seq);
+                if common == end.seq && member.lead.is_none() {
+                    member.log.receive(source.log.frames_behind(common, up_to.seq, usize::MAX));
+                    let last = member.log.appended();
+                    member.log.settle(last.seq);
+                    self.log_moved(rules, m)?;
+                }
+                self.input(rules, m, Input::CaughtUp { from })
+            }
+            Step::Ordered { no } => {
+                self.used.orders |= 1 << no;
+                let (at, order) = rules.order(no);
+                self.input(rules, at, Input::Order(order))
+            }
+        }
+    }
+
+    fn starts(&mut self, rules: &Rules, m: usize) -> Result<(), String> {
+        let member = self.member(m);
+        member.lives += 1;
+        let mut kept = member.kept.clone();
+        let restarts = member.lives > 1;
+        if let Some(state) = kept.as_mut().filter(|_| restarts) {
+            match rules.mutant {
+                Some(RoleMutant::VotesAfterRestart) => state.grant_ms_max = 0,
+                Some(RoleMutant::VoterLosesState) => {
+                    let voters = VoterSet { heard: Vec::new(), ..state.voters.clone() };
+                    let first = state.chain.entries().first().cloned();
+                    *state = VoterState::joining(state.lineage, voters);
+                    if let Some(entry) = first {
+                        state.chain.insert(entry).expect("BUG: an empty chain takes anything");
+                    }
+                }
+                Some(RoleMutant::ResumesSealed) => {
+                    let own = state.chain.top().filter(|t| t.region == rules.who[m].name && t.epoch == state.sealed).map(|t| t.epoch);
+                    if let Some(epoch) = own {
+                        (state.sealed, state.released, state.promised) = (Epoch(0), Epoch(0), epoch);
+                        (state.voted_for, state.handed_to) = (None, None);
+                    }
+                }
+                _ => {}
+            }
+        }
+        let prng = Prng::new((m as u64) << 32 | member.lives);
+        let control = Control::new(rules.who[m].clone(), kept, now(member), prng);
+        member.control = Some(control);
+        if m < rules.regions { self.log_moved(rules, m) } else { self.input(rules, m, Input::Timeout) }
+    }
+
+    fn log_moved(&mut self, rules: &Rules, m: usize) -> Result<(), String> {
+        let log = &self.members[m].log;
+        let position = LogPosition { end: log.end(), history: log.history().clone(), covers: None };
+        self.input(rules, m, Input::Log(position))
+    }
+
+    fn taken(&mut self, rules: &Rules, m: usize) -> Result<(), String> {
+        let member = self.member(m);
+        let Some((epoch, how)) = member.promoting.take() else { return Ok(()) };
+        member.generation += 1;
+        let generation = member.generation * 8 + m as u64;
+        let kind = match &how {
+            Promotion::Begin { entry } => {
+                if !member.log.holds(&entry.base) {
+                    return Err(format!("S3: r{m} is to begin behind {}, which its log does not hold", entry.base));
+                }
+                member.log.cut(entry.base.seq);
+                Kind::EpochStart
+            }
+            Promotion::Resume => Kind::GenerationStart,
+        };
+        member.lead = Some(Lead { epoch, generation, open: false, pending: None, draining: None });
+        append(member, epoch, generation, kind);
+        let start = member.log.end();
+        self.log_moved(rules, m)?;
+        self.input(rules, m, Input::Promoted { epoch, start })
+    }
+
+    /// Hands one input in and does what comes out, until nothing does.
+    fn input(&mut self, rules: &Rules, m: usize, input: Input) -> Result<(), String> {
+        let mut todo = VecDeque::from([input]);
+        if self.members[m].control.is_none() {
+            return Ok(());
+        }
+        let before = self.members[m].kept.clone();
+        while let Some(input) = todo.pop_front() {
+            let member = self.member(m);
+            let at = now(member);
+            let Some(control) = &mut member.control else { break };
+            control.handle(at, UnixMicros(0), input);
+            while let Some(output) = self.member(m).control.as_mut().and_then(Control::poll_output) {
+                self.perform(rules, m, output, &mut todo)?;
+            }
+        }
+        let member = self.member(m);
+        if rules.mutant == Some(RoleMutant::AnswersBeforeKept) && member.kept != before {
+            member.kept_before = before;
+        }
+        self.rehash(m);
+        Ok(())
+    }
+
+    fn perform(&mut self, rules: &Rules, m: usize, output: Output, todo: &mut VecDeque<Input>) -> Result<(), String> {
+        match output {
+            Output::Send { to, message } => {
+                let to = rules.index(&to);
+                if let (Some(RoleMutant::NoMajority), ControlMessage::Vote(vote)) = (rules.mutant, &message) {
+                    let forged = self.forged_vote(m, vote);
+                    todo.push_back(Input::Message { from: rules.who[to].name.clone(), message: forged });
+                }
+                // What is told again and again, and decides nothing here, is lost on its way.
+                let waits = self.is_held(rules, m, to);
+                let link = &mut self.links[rules.link(m, to)];
+                if !matches!(message, ControlMessage::Ledger(_)) && (!waits || link.len() < LINK_MAX) && self.members[to].control.is_some()
+                {
+                    link.push_back(Arc::new(message));
+                }
+            }
+            Output::Persist { token, state } => {
+                let known = self.members[m].kept.as_ref().map_or(Epoch(0), |s| s.promised);
+                if state.promised < known && rules.mutant.is_none() {
+                    return Err(format!("S1: member {m} promised epoch {known} and then stood at {}", state.promised));
+                }
+                self.member(m).kept = Some(*state);
+                todo.push_back(Input::Persisted { token });
+            }
+            Output::Lease { .. } => {
+                let member = self.member(m);
+                member.gate_from_reply = member.clock + 2;
+            }
+            Output::Touch => todo.push_back(Input::CommitPathMoved),
+            Output::Drain { op, .. } => {
+                let lead = self.member(m).lead.as_mut();
+                match lead {
+                    Some(lead) if lead.pending.is_some() => lead.draining = Some(op),
+                    _ => todo.push_back(Input::Drained { op }),
+                }
+            }
+            Output::Undrain { .. } => {
+                if let Some(lead) = &mut self.member(m).lead {
+                    lead.draining = None;
+                }
+            }
+            Output::Seal { op, epoch, .. } => {
+                let member = self.member(m);
+                let Some(generation) = member.lead.filter(|l| l.epoch == epoch).map(|l| l.generation) else { return Ok(()) };
+                let at = append(member, epoch, generation, Kind::Handover);
+                let log = LogPosition { end: at, history: member.log.history().clone(), covers: None };
+                todo.extend([Input::Log(log), Input::Sealed { op, at }]);
+            }
+            Output::CatchUp { from, up_to } => self.member(m).fetching = Some((from, up_to)),
+            Output::Promote { epoch, how } => {
+                if let Promotion::Begin { entry } = &how {
+                    self.elected(m, entry)?;
+                }
+                let member = self.member(m);
+                (member.lead, member.following, member.promoting) = (None, None, Some((epoch, how)));
+            }
+            Output::Open { epoch } => self.opened(rules, m, epoch)?,
+            Output::Follow { epoch, primary } => {
+                let keeps = rules.mutant == Some(RoleMutant::ReceivesOldEpoch) && primary.is_none();
+                let member = self.member(m);
+                (member.lead, member.promoting) = (None, None);
+                if !keeps {
+                    member.following = primary.map(|p| (epoch, p));
+                }
+            }
+            Output::Verify { op, .. } => todo.push_back(Input::Verified { op, outcome: Ok(()) }),
+            Output::LeaseLost { .. } => self.member(m).gate_from_reply = 0,
+            Output::Members(_)
+            | Output::Leaving { .. }
+            | Output::CommitRule { .. }
+            | Output::OpMoved(_)
+            | Output::Failover(_)
+            | Output::Note { .. } => {}
+        }
+        Ok(())
+    }
+
+    fn forged_vote(&self, m: usize, vote: &crate::control::message::Vote) -> ControlMessage {
+        let state = self.members[m].control.as_ref().and_then(Control::state).expect("BUG: it asks for votes");
+        ControlMessage::Voted(Box::new(crate::control::message::Voted {
+            epoch: vote.epoch,
+            round: vote.round,
+            voters: state.voters.clone(),
+            voters_next: state.voters_next.clone(),
+            chain: state.chain.clone(),
+            pending: Vec::new(),
+            log: None,
+            seen: Default::default(),
+            sync: state.sync,
+            auto: state.auto,
+        }))
+    }
+
+    // ---- what must hold -------------------------------------------------------------------------------------------------
+
+    fn elected(&mut self, m: usize, entry: &EpochEntry) -> Result<(), String> {
+        match self.truth.elected.iter().find(|(e, _)| *e == entry.epoch.0) {
+            Some((e, other)) if *other != m => Err(format!("S1: epoch {e} was won by member {other} and by member {m}")),
+            Some(_) => Ok(()),
+            None => {
+                self.truth.elected.push((entry.epoch.0, m));
+                self.truth.elected.sort_unstable();
+                Ok(())
+            }
+        }
+    }
+
+    fn opened(&mut self, rules: &Rules, m: usize, epoch: Epoch) -> Result<(), String> {
+        if let Some(o) = (0..rules.regions).find(|o| *o != m && self.gate(rules, *o)) {
+            return Err(format!("S2: member {m} opens in epoch {epoch} while member {o} can write"));
+        }
+        if let Some(lead) = self.member(m).lead.as_mut().filter(|l| l.epoch == epoch) {
+            lead.open = true;
+        }
+        let member = Arc::clone(&self.members[m]);
+        let state = member.control.as_ref().and_then(Control::state).expect("BUG: it reigns");
+        let entry = state.chain.get(epoch).expect("BUG: it reigns");
+        let has: Vec<u8> = member.log.commits().map(|id| u8::try_from(id).expect("BUG: few commits")).collect();
+        if let Some(id) = self.truth.lost.iter().find(|id| has.contains(id)) {
+            return Err(format!("S8: commit {id} was lost and is back in epoch {epoch}"));
+        }
+        let gone: Vec<u8> =
+            self.truth.acked.iter().map(|(id, _)| *id).filter(|id| !has.contains(id) && !self.truth.lost.contains(id)).collect();
+        if let Some(id) = gone.first() {
+            let path = state.chain.path(epoch);
+            let consented = path.iter().any(|e| matches!(e.kind, ReignKind::Unplanned | ReignKind::Unproven) && e.op.is_some());
+            if entry.kind == ReignKind::Planned {
+                return Err(format!("S6: epoch {epoch} is planned and lost commit {id}"));
+            }
+            if !consented {
+                return Err(format!("S5: epoch {epoch} ({:?}) lost commit {id}, and nobody agreed", entry.kind));
+            }
+        }
+        self.truth.lost.extend(gone);
+        self.truth.lost.sort_unstable();
+        if !self.truth.opened.contains(&(epoch.0, m)) {
+            self.truth.opened.push((epoch.0, m));
+            self.truth.opened.sort_unstable();
+        }
+        Ok(())
+    }
+
+    // ---- which state this is --------------------------------------------------------------------------------------------
+
+    fn rehash(&mut self, m: usize) {
+        let member = self.member(m);
+        let mut bytes = member.control.as_ref().map(|c| c.canonical(TICK)).unwrap_or_default();
+        bytes.extend(member.kept.as_ref().filter(|_| member.control.is_none()).map(VoterState::encode).unwrap_or_default());
+        let gate = member.gate_from_reply.saturating_sub(member.clock);
+        let rest = format!("{:?}{:?}{:?}{:?}", member.lead, member.following, member.promoting, member.fetching);
+        // How long ago it died counts as long as a forgotten grant may live; its clock is only compared with itself.
+        member.hash = hash_of(&(bytes, rest, member.log.end().seq.0, member.log.end().checksum, member.generation, gate));
+    }
+
+    /// 64 bits that stand for this state among all: two states that share them by chance are one in 2^64 / states.
+    pub fn fingerprint(&self, rules: &Rules) -> u64 {
+        let n = rules.who.len();
+        let mut all: Vec<u64> = self.members.iter().map(|m| m.hash).collect();
+        for from in 0..n {
+            for to in 0..n {
+                let (a, b) = (self.members[from].control.as_ref(), self.members[to].control.as_ref());
+                for message in &self.links[rules.link(from, to)] {
+                    all.push(hash_of(&(from, to, message.canonical(a, b))));
+                }
+            }
+        }
+        let before: Vec<u64> = match rules.mutant {
+            Some(RoleMutant::AnswersBeforeKept) => {
+                self.members.iter().map(|m| hash_of(&m.kept_before.as_ref().map(VoterState::encode))).collect()
+            }
+            _ => Vec::new(),
+        };
+        hash_of(&(all, &self.truth, &self.used, self.held, before))
+    }
+
+    /// What has to happen next, when nothing else can.
+    pub fn only(&self, rules: &Rules) -> Option<Step> {
+        let faults =
+            self.used.crashes < rules.bounds.crashes || self.used.held < rules.bounds.held || self.used.losses < rules.bounds.losses;
+        if faults { None } else { self.due(rules) }
+    }
+
+    /// No further than this: an epoch beyond the bound was promised.
+    pub fn is_beyond(&self, rules: &Rules) -> bool {
+        let epochs = self.members.iter().filter_map(|m| m.kept.as_ref()).map(|s| s.promised.0);
+        epochs.max().unwrap_or(0) > rules.bounds.epochs
+    }
+
+    /// How many reigns opened, by their kind: what a search came to see.
+    pub fn reigns(&self) -> usize {
+        self.truth.opened.len()
+    }
+}
+
+fn append(member: &mut Member, epoch: Epoch, generation: u64, kind: Kind) -> LogEnd {
+    let end = member.log.append(epoch, generation, kind);
+    member.log.settle(end.seq);
+    end
+}
+
+/// Seeded by nothing: the same in every process.
+fn hash_of(value: &impl std::hash::Hash) -> u64 {
+    use std::hash::Hasher;
+    let mut hasher = std::hash::DefaultHasher::new();
+    value.hash(&mut hasher);
+    hasher.finish()
+}
+
+pub(super) fn switchover(to: usize) -> OrderKind {
+    OrderKind::Switchover { to: RegionName::new(&format!("r{to}")).expect("BUG: a name") }
+}
+
+pub(super) fn failover(to: usize) -> OrderKind {
+    let to = RegionName::new(&format!("r{to}")).expect("BUG: a name");
+    let consent = crate::control::Consent { allow_data_loss: true, ..Default::default() };
+    OrderKind::Failover { to, consent, primary_is_down: None }
+}
+
+pub(super) fn voters(names: &[usize]) -> OrderKind {
+    OrderKind::SetVoters { voters: names.iter().map(|m| RegionName::new(&format!("r{m}")).expect("BUG: a name")).collect() }
+}
