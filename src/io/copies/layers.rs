@@ -1,8 +1,8 @@
 //! The thread that writes layer files, one for all copies of a process.
 //!
 //! Decides whose slice is next: memtables that ingesting will soon wait for go first, everything else takes turns and rests longer than it worked, so
-//! that the log's fsyncs find the disk and the cores free. A merge that is late (layers pile up, reads get dearer) does not rest. The thread has a
-//! low priority: for the cores, and for the disk where the system's scheduler looks at that. Never decides what is merged. Driven by the jobs that
+//! that the log's fsyncs find the disk and the cores free. A merge that is late (layers pile up, reads get dearer) does not rest. It
+//! has the priority of the others: on a busy machine commits would wait for a memtable that nobody gets to write. Never decides what is merged. Driven by the jobs that
 //! copies hand in; ends when the last of them is gone.
 
 use super::{Mailbox, Order};
@@ -18,17 +18,11 @@ const SLICE_BYTES: usize = 256 << 10;
 const RESTS: u32 = 2;
 /// It rests no longer than this, however slow the disk was.
 const REST_MAX: Duration = Duration::from_millis(100);
-/// How nice it is to the threads that commits wait for.
-const NICE: i32 = 10;
 
 pub(super) type Job = (FlushJob, Mailbox);
 
 /// Runs until every sender of jobs is gone.
 pub(super) fn run(jobs: &Receiver<Job>) {
-    // A thread of its own on Linux. Where it may not, it goes on as the others do.
-    if let Err(e) = rustix::process::setpriority_process(None, NICE) {
-        tracing::debug!("the thread that writes layers keeps its priority: {e}");
-    }
     let mut waiting: VecDeque<Job> = VecDeque::new();
     let mut rest = Duration::ZERO;
     loop {
