@@ -1,9 +1,9 @@
 //! The thread that writes layer files, one for all copies of a process.
 //!
-//! Decides whose slice is next: memtables that ingesting will soon wait for go first, everything else takes turns and rests longer than it worked, so
-//! that the log's fsyncs find the disk and the cores free. A merge that is late (layers pile up, reads get dearer) does not rest. It
-//! has the priority of the others: on a busy machine commits would wait for a memtable that nobody gets to write. Never decides what is merged. Driven by the jobs that
-//! copies hand in; ends when the last of them is gone.
+//! Decides whose slice is next: memtables that ingesting will soon wait for go first, everything else takes turns and rests longer than it
+//! worked, so that the log's fsyncs find the disk and the cores free. A merge that is late (layers pile up, reads get dearer) does not rest.
+//! The thread has the priority of the others: on a busy machine commits would wait for a memtable that nobody gets to write. Never decides
+//! what is merged. Driven by the jobs that copies hand in; ends when the last of them is gone.
 
 use super::{Mailbox, Order};
 use crate::io::clock;
