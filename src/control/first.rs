@@ -171,6 +171,7 @@ impl From<VoterState> for state::VoterState {
             audit: Audit::default(),
             rivals: Vec::new(),
             begun: None,
+            told_out: Vec::new(),
         }
     }
 }

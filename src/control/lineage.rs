@@ -276,6 +276,7 @@ impl Control {
         let state = self.st_mut();
         (state.lineage, state.voters, state.voters_next, state.handed_to) = (lineage, voters.clone(), None, None);
         state.rivals.clear();
+        state.told_out.clear();
         state.begun = (!others.is_empty()).then(|| NewLineage { was, lineage, voters, survivors: others, op, actor: actor.clone() });
         self.keep();
         self.note("new_lineage", format!("{actor} began lineage {lineage} in {name}, in place of {was}; the two are never merged"));

@@ -85,10 +85,11 @@ impl Control {
     #[must_use]
     pub fn new(who: Who, kept: Option<VoterState>, now: Instant, mut prng: Prng) -> Control {
         let incarnation = prng.next_u64();
+        let refused_by = kept.as_ref().map(|s| s.told_out.iter().cloned().collect()).unwrap_or_default();
         let mut control = Control {
             backoff: who.settings.backoff_min,
             lineages: Lineages::default(),
-            members: Members { files: who.regions.clone(), ..Members::default() },
+            members: Members { files: who.regions.clone(), refused_by, ..Members::default() },
             who,
             prng,
             incarnation,

@@ -230,6 +230,7 @@ impl Control {
     /// A member refused this one, because it was taken out.
     pub(super) fn said_out(&mut self, by: RegionName) {
         if self.state.is_some() && by != self.who.name && self.members.refused_by.insert(by) {
+            self.keep_told_out();
             self.take_members();
         }
     }
@@ -239,6 +240,16 @@ impl Control {
         if !self.members.refused_by.is_empty() {
             self.members.refused_by.clear();
             self.reason = None;
+            self.keep_told_out();
+        }
+    }
+
+    /// A restart does not make it a member again: whoever votes alone would ask nobody else (seed 1215 of roles).
+    fn keep_told_out(&mut self) {
+        let told: Vec<RegionName> = self.members.refused_by.iter().cloned().collect();
+        if self.st().told_out != told {
+            self.st_mut().told_out = told;
+            self.keep();
         }
     }
 

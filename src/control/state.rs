@@ -54,6 +54,8 @@ pub struct VoterState {
     pub rivals: Vec<(RegionName, LineageId)>,
     /// A lineage that was forced here, and those that survived and do not take part yet.
     pub begun: Option<NewLineage>,
+    /// Members that said that this one was taken out, and none of those that stayed took it back since: also after a restart.
+    pub told_out: Vec<RegionName>,
 }
 
 impl VoterState {
@@ -85,6 +87,7 @@ impl VoterState {
             audit: Audit::default(),
             rivals: Vec::new(),
             begun: None,
+            told_out: Vec::new(),
         }
     }
 

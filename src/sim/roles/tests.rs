@@ -498,6 +498,34 @@ fn a_region_that_was_taken_out_while_it_was_away_is_told_by_whomever_it_asks() {
     assert_eq!((role(&world, 0), role(&world, 1)), (Role::Removed, Role::Primary));
 }
 
+/// It votes alone, so nobody else can stop it: what it was told outlives a restart, and the silence of those that told it.
+#[test]
+fn the_only_voter_that_was_told_it_is_out_stays_out_across_a_restart() {
+    let mut world = world(2, false);
+    world.crash(0);
+    let forced = OrderKind::Failover {
+        to: region(1),
+        consent: Consent { allow_data_loss: true, ..Consent::default() },
+        primary_is_down: Some(region(0)),
+    };
+    order(&mut world, 1, 1, forced);
+    world.run_for(8000).unwrap();
+    assert_eq!(role(&world, 1), Role::Primary);
+    order(&mut world, 1, 2, remove(0));
+    world.run_for(3000).unwrap();
+    assert_eq!(op(&world, 1, 2).state, OpState::Done);
+    world.start(0);
+    world.run_for(3000).unwrap();
+    assert_eq!(role(&world, 0), Role::Removed);
+    world.crash(0);
+    world.network.cut.extend([(0, 1), (1, 0)]);
+    world.start(0);
+    world.run_for(3000).unwrap();
+    order(&mut world, 0, 3, failover(0, true));
+    world.run_for(8000).unwrap();
+    assert_eq!((role(&world, 0), role(&world, 1)), (Role::Removed, Role::Primary));
+}
+
 #[test]
 fn what_a_region_holds_that_leaves_proves_nothing() {
     let mut world = world(3, false);
