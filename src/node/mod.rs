@@ -777,10 +777,11 @@ impl Node {
     /// # Errors
     /// A sentence that says why not, or what it waits for.
     pub fn replace_copy(&mut self, now: Instant, slot: CopyId, candidate: Vec<Incarnation>, place: String) -> Result<String, String> {
+        let step = self.appender.replacement(slot, candidate, place.clone())?;
         let what = format!("copy {slot} is to be replaced by a new one in {place}");
         self.tell(now, Input::Audit(Action { actor: "an operator of this region".into(), op: None, kind: "copy", what }));
         self.drive_roles(now);
-        self.appender.replace_copy(slot, candidate, place.clone())?;
+        self.appender.take_step(step);
         self.note("copy_replacing", format!("copy {slot} is being replaced by a new one in {place}"));
         self.drain_appender(now);
         Ok(format!(
@@ -794,10 +795,11 @@ impl Node {
     /// # Errors
     /// A sentence that says why not.
     pub fn cancel_replace(&mut self, now: Instant, slot: CopyId) -> Result<String, String> {
+        let step = self.appender.cancellation(slot)?;
         let what = format!("copy {slot} is not to be replaced any more");
         self.tell(now, Input::Audit(Action { actor: "an operator of this region".into(), op: None, kind: "copy", what }));
         self.drive_roles(now);
-        self.appender.cancel_replace(slot)?;
+        self.appender.take_step(step);
         self.note("copy_replace_cancelled", format!("copy {slot} is not replaced: it comes back and catches up"));
         self.drain_appender(now);
         Ok(format!("copy {slot} is not replaced: it comes back and catches up by itself"))

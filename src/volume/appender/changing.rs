@@ -14,6 +14,10 @@ pub struct Replacing {
     pub place: String,
 }
 
+/// A step that may be taken now.
+#[derive(Debug)]
+pub struct NextStep(Membership);
+
 impl Appender {
     fn incarnation(&self, copy: MemberId) -> Incarnation {
         self.peers[copy.index()].incarnation
@@ -176,19 +180,18 @@ impl Appender {
         self.membership.as_ref()?.lives_in(slot)
     }
 
-    /// Step 1 of a replacement: `candidate`, new directories (one for each group) in `place`, shall take `slot`.
+    /// Step 1 of a replacement, to be taken with [`Appender::take_step`]: `candidate`, new directories (one for each group) in `place`, shall
+    /// take `slot`.
     ///
     /// # Errors
     /// A sentence: another replacement is under way, or without this copy fewer than four of a group would be left to take writes.
-    pub fn replace_copy(&mut self, slot: CopyId, candidate: Vec<Incarnation>, place: String) -> Result<(), String> {
+    pub fn replacement(&self, slot: CopyId, candidate: Vec<Incarnation>, place: String) -> Result<NextStep, String> {
         let ready = self.phase == VolumePhase::Serving && self.vdl != LogEnd::EMPTY;
         let Some(m) = self.membership.as_ref().filter(|_| ready) else {
             return Err("the volume does not serve yet; try again when the region has started".into());
         };
         let next = m.begin(slot, candidate, place).map_err(|e| e.to_string())?;
-        if !self.in_force {
-            return Err("the membership is being recorded on the copies; try again in a moment".into());
-        }
+        self.is_settled_here()?;
         let left = |g: GroupId| MemberId::of(g).into_iter().filter(|c| c.copy != slot && self.peers[c.index()].is_joined()).count();
         if let Some(group) = self.layout.all_groups().find(|g| left(*g) < WRITE_QUORUM) {
             return Err(format!(
@@ -197,26 +200,31 @@ impl Appender {
                 left(group)
             ));
         }
-        self.membership = Some(next);
-        self.put_kept();
-        Ok(())
+        Ok(NextStep(next))
     }
 
-    /// Goes back to the copy that is being replaced.
+    /// Goes back to the copy that is being replaced, with [`Appender::take_step`].
     ///
     /// # Errors
     /// A sentence: that copy is not being replaced, or the record of it is not on the copies yet.
-    pub fn cancel_replace(&mut self, slot: CopyId) -> Result<(), String> {
+    pub fn cancellation(&self, slot: CopyId) -> Result<NextStep, String> {
         let busy = self.replacing().filter(|r| r.slot == slot);
         let Some(m) = self.membership.as_ref().filter(|_| busy.is_some()) else {
             return Err(format!("copy {slot} is not being replaced; there is nothing to cancel"));
         };
-        if !self.in_force {
-            return Err("the membership is being recorded on the copies; try again in a moment".into());
-        }
-        self.membership = Some(m.cancel().map_err(|e| e.to_string())?);
+        self.is_settled_here()?;
+        m.cancel().map(NextStep).map_err(|e| e.to_string())
+    }
+
+    /// A step builds only on a membership that a quorum has.
+    fn is_settled_here(&self) -> Result<(), String> {
+        if self.in_force { Ok(()) } else { Err("the membership is being recorded on the copies; try again in a moment".into()) }
+    }
+
+    /// To be taken in the same breath as it was asked for: meanwhile the control state may be put anew, and the membership does not change.
+    pub fn take_step(&mut self, next: NextStep) {
+        self.membership = Some(next.0);
         self.put_kept();
-        Ok(())
     }
 
     /// A copy is up: one that was emptied and rebuilt gets its vote, and a candidate that has everything gets its slot.
