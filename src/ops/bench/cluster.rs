@@ -17,7 +17,8 @@ pub struct Cluster {
     pub ready: serde_json::Value,
     /// From starting the demo to its ready file.
     pub ready_after: Duration,
-    restarted: Vec<Child>,
+    /// Started by hand, which region each of them is; the newest one counts.
+    restarted: Vec<(usize, Child)>,
 }
 
 pub fn failed(what: impl Into<String>) -> Failure {
@@ -64,6 +65,9 @@ impl Cluster {
     }
 
     pub fn pid(&self, region: usize) -> u32 {
+        if let Some(pid) = self.restarted.iter().rev().find(|(r, _)| *r == region).and_then(|(_, child)| child.id()) {
+            return pid;
+        }
         self.ready["regions"][region]["pid"].as_u64().and_then(|p| u32::try_from(p).ok()).unwrap_or_default()
     }
 
@@ -149,7 +153,7 @@ impl Cluster {
             .kill_on_drop(true)
             .spawn()
             .map_err(|e| failed(format!("the region cannot be started: {e}")))?;
-        self.restarted.push(child);
+        self.restarted.push((region, child));
         Ok(())
     }
 
@@ -170,7 +174,7 @@ impl Cluster {
     }
 
     pub async fn stop(mut self) {
-        for child in &mut self.restarted {
+        for (_, child) in &mut self.restarted {
             let _ = child.start_kill();
             let _ = child.wait().await;
         }
