@@ -7,6 +7,7 @@ use super::checker::Checked;
 use super::disk::Left;
 use super::world::{MS, What, World};
 use crate::base::{CopyId, GroupId, LogEnd, MemberId};
+use crate::volume::membership::Incarnation;
 use std::sync::Arc;
 
 /// A copy's directory as it once was.
@@ -15,6 +16,7 @@ pub(super) struct Backup {
     pub copy: MemberId,
     /// Of this place.
     place: String,
+    incarnation: Incarnation,
     disk: super::disk::SimDisk,
 }
 
@@ -35,17 +37,27 @@ impl World {
         let number = self.backups_drawn.next_u64();
         let slot = &self.regions[region].copies[copy.index()];
         if self.is_sound(region, copy) {
-            let backup = Backup { region, copy, place: slot.place.clone(), disk: slot.disk.image(Left::Cached, number) };
+            let backup = Backup {
+                region,
+                copy,
+                place: slot.place.clone(),
+                incarnation: slot.incarnation,
+                disk: slot.disk.image(Left::Cached, number),
+            };
             self.backups.push(backup);
         }
         Ok(())
     }
 
     fn put_back(&mut self, backup: Backup) {
-        let Backup { region: r, copy: c, place, disk } = backup;
+        let Backup { region: r, copy: c, place, incarnation: was, disk } = backup;
         let others = MemberId::of(c.group).into_iter().filter(|o| *o != c && self.is_sound(r, *o)).count();
         let there = &self.regions[r];
         if others < 4 || there.replacing == Some(c.copy) || there.copies[c.index()].place != place || !self.is_sound(r, c) {
+            return;
+        }
+        // One from before the copy was taken in anew is refused until somebody moves it away (seed 183): nobody here would.
+        if there.copies[c.index()].incarnation != was {
             return;
         }
         self.counts.backups_put_back += 1;
