@@ -161,6 +161,9 @@ impl Appender {
         // Ahead on the same term: it has all that is here.
         let end = if end.seq > self.end.seq { self.end } else { end };
         peer.ingested = ingested.max(peer.ingested);
+        if end.seq > peer.acked.seq {
+            peer.moved_at = now;
+        }
         if end.seq >= peer.acked.seq {
             peer.acked = end;
         }

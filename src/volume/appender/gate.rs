@@ -68,7 +68,7 @@ impl Appender {
         let peer = &self.peers[copy.index()];
         let heard = peer.stamps.back().map_or(Instant::ZERO, |(received, _)| *received);
         let after = self.leased.filter(|_| self.phase == VolumePhase::Serving && peer.is_joined())?;
-        Some(heard.max(peer.last_asked) + after)
+        Some(heard.max(peer.stamp_asked) + after)
     }
 
     pub(super) fn stamps_timeout(&self) -> Option<Instant> {
@@ -78,7 +78,11 @@ impl Appender {
     pub(super) fn ask_for_stamps(&mut self, now: Instant) {
         for copy in self.members() {
             if self.stamp_due(copy).is_some_and(|due| now >= due) {
+                // Not what `ask_again` counts from: a copy that owes an answer would never be asked for it again (seed 91108).
+                let asked = self.peers[copy.index()].last_asked;
                 self.send_append(now, copy, Vec::new());
+                let peer = &mut self.peers[copy.index()];
+                (peer.last_asked, peer.stamp_asked) = (asked, now);
             }
         }
     }

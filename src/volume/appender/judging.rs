@@ -32,8 +32,15 @@ impl Appender {
     /// all the time, and is not put off by that (seed 1650475556).
     pub(super) fn asked_again_at(&self, copy: MemberId) -> Instant {
         let peer = &self.peers[copy.index()];
-        let in_flight = !peer.is_joined() || peer.acked.seq < peer.sent || self.seeding.is_some();
-        (if in_flight { peer.last_asked.max(peer.last_heard) } else { peer.last_asked }) + ASK_AGAIN_AFTER
+        let heard = if !peer.is_joined() || self.seeding.is_some() {
+            peer.last_heard
+        } else if peer.acked.seq < peer.sent {
+            // It says what its clock says all the time, also when what it owes was lost (seed 121).
+            peer.moved_at
+        } else {
+            Instant::ZERO
+        };
+        peer.last_asked.max(heard) + ASK_AGAIN_AFTER
     }
 
     /// A message was lost, or the copy is slow. Everything said again is harmless: copies skip what they have.

@@ -54,6 +54,10 @@ pub(super) struct Peer {
     pub(super) archives: Vec<ArchiveView>,
     pub(super) last_heard: Instant,
     pub(super) last_asked: Instant,
+    /// What it acknowledged grew.
+    pub(super) moved_at: Instant,
+    /// For its clock only.
+    pub(super) stamp_asked: Instant,
     /// A rebuilding of it goes at this pace; the next read waits until then.
     pub(super) pace: Pace,
     pub(super) read_at: Option<Instant>,
@@ -103,6 +107,8 @@ impl Peer {
             archives: Vec::new(),
             last_heard: Instant::ZERO,
             last_asked: Instant::ZERO,
+            moved_at: Instant::ZERO,
+            stamp_asked: Instant::ZERO,
             pace: Pace::new(u64::MAX, REPAIR_REST),
             read_at: None,
             reading: None,
