@@ -49,7 +49,7 @@ struct Site {
 
 fn site(dir: &Path, limits: &Limits) -> Site {
     let quic = Quic::bind_copies("127.0.0.1:0".parse().unwrap(), material(&dir.join("certs"), "us", Subject::Copies)).unwrap();
-    let whose = Whose { cluster: cluster(), region: region("us"), data_dir: dir.to_path_buf(), limits: limits.clone() };
+    let whose = Whose { cluster: cluster(), region: region("us"), data_dir: dir.to_path_buf(), limits: limits.clone(), key: None };
     let host = Host::new(Copies::host(whose).unwrap(), &[CopyId(0), CopyId(1)]);
     tokio::spawn(copy_link::serve(quic.clone(), Arc::clone(&host)));
     Site { addr: quic.local_addr().unwrap(), quic, host }

@@ -140,38 +140,35 @@ fn missing_everywhere(two: &Two, acknowledged: &BTreeSet<i64>) -> Vec<i64> {
     })
 }
 
-/// Who dies, and where. The epoch of the points is the one that is to be.
-fn switchover_points(old: &str, new: &str) -> Vec<(String, &'static str)> {
-    let of = |who: &str, points: &[&'static str]| points.iter().map(|p| (who.to_owned(), *p)).collect::<Vec<_>>();
-    [
-        of(
-            old,
-            &[
-                "before:begin-check",
-                "before:drain",
-                "after:drain",
-                "before:begin-seal",
-                "before:handover",
-                "after:handover",
-                "before:stops",
-            ],
-        ),
-        of(
-            new,
-            &[
-                "before:vote",
-                "after:vote",
-                "before:begin-promote",
-                "before:renew",
-                "after:renew",
-                "before:writes",
-                "after:writes",
-                "before:begin-verify",
-            ],
-        ),
-        of(WITNESS, &["before:voted", "after:voted", "before:granted", "after:granted"]),
-    ]
-    .concat()
+/// Where the old primary dies in a switchover.
+const OLD_DIES: [&str; 7] =
+    ["before:begin-check", "before:drain", "after:drain", "before:begin-seal", "before:handover", "after:handover", "before:stops"];
+/// Where the one that is promoted dies, in a switchover and in a failover. The epoch of these points is the one that is to be.
+const NEW_DIES: [&str; 8] = [
+    "before:vote",
+    "after:vote",
+    "before:begin-promote",
+    "before:renew",
+    "after:renew",
+    "before:writes",
+    "after:writes",
+    "before:begin-verify",
+];
+/// And the witness, which votes and grants.
+const WITNESS_DIES: [&str; 4] = ["before:voted", "after:voted", "before:granted", "after:granted"];
+
+fn points_of<'a>(who: &'a str, points: &'static [&'static str]) -> impl Iterator<Item = (&'a str, &'static str)> {
+    points.iter().map(move |point| (who, *point))
+}
+
+/// Who dies, and where.
+fn switchover_points<'a>(old: &'a str, new: &'a str) -> Vec<(&'a str, &'static str)> {
+    points_of(old, &OLD_DIES).chain(failover_points(new)).collect()
+}
+
+/// The same of a failover: the primary is dead before it begins.
+fn failover_points(new: &str) -> impl Iterator<Item = (&str, &'static str)> {
+    points_of(new, &NEW_DIES).chain(points_of(WITNESS, &WITNESS_DIES))
 }
 
 fn kill_in_switchovers(share: usize, of: usize) {
@@ -187,12 +184,12 @@ fn kill_in_switchovers(share: usize, of: usize) {
         // The handover is said in the old epoch.
         let armed =
             if ["vote", "renew", "granted"].iter().any(|w| point.contains(w)) { format!("{point}@{}", epoch + 1) } else { point.into() };
-        two.arm(&victim, &armed);
+        two.arm(victim, &armed);
         let asked = if victim == to { primary } else { 1 - primary };
         let ordered = order(&two, asked, &["switchover", "--to", to, "--timeout", "10s"]);
-        until(&format!("{victim} comes to {point}"), || ensure(two.at_its_point(&victim), "not yet"));
-        two.until_dead(&victim);
-        let (now, e) = comes_back(&mut two, &load, &victim, point);
+        until(&format!("{victim} comes to {point}"), || ensure(two.at_its_point(victim), "not yet"));
+        two.until_dead(victim);
+        let (now, e) = comes_back(&mut two, &load, victim, point);
         let (code, said) = ordered.join().expect("an order");
         assert!(e == epoch || e > epoch && code.is_some(), "{victim} at {point}: {code:?} {said}");
         // Nothing is ever lost in a planned one.
@@ -219,30 +216,15 @@ fn whoever_dies_wherever_in_a_switchover_nothing_is_lost_3() {
 }
 
 /// The primary dies, an operator fails over, and the new primary or the voter dies too, wherever.
-fn failover_points() -> Vec<(&'static str, &'static str)> {
-    let new = [
-        "before:vote",
-        "after:vote",
-        "before:begin-promote",
-        "before:renew",
-        "after:renew",
-        "before:writes",
-        "after:writes",
-        "before:begin-verify",
-    ];
-    let witness = ["before:voted", "after:voted", "before:granted", "after:granted"];
-    new.into_iter().map(|p| ("new", p)).chain(witness.into_iter().map(|p| (WITNESS, p))).collect()
-}
-
 fn kill_in_failovers(share: usize, of: usize) {
     let mut two = Two::start();
     let ready = two.ready.clone();
     until("it writes", || ready.sql(&ready.regions[0].writer, "create table drill (id integer primary key)").map(drop));
     let (mut primary, mut epoch) = until_settled(&two);
     let load = Load::start(&ready);
-    for (who, point) in failover_points().into_iter().skip(share).step_by(of) {
+    for n in (share..failover_points("new").count()).step_by(of) {
         let (from, to) = (NAMES[primary], NAMES[1 - primary]);
-        let victim = if who == WITNESS { WITNESS } else { to };
+        let (victim, point) = failover_points(to).nth(n).expect("one of them");
         let before = load.acknowledged();
         two.arm(victim, &if point.contains("begin") || point.contains("writes") { point.into() } else { format!("{point}@{}", epoch + 1) });
         two.kill_region(primary);
@@ -304,6 +286,149 @@ fn whoever_dies_wherever_in_a_failover_what_is_lost_is_counted_1() {
 #[test]
 fn whoever_dies_wherever_in_a_failover_what_is_lost_is_counted_2() {
     kill_in_failovers(1, 2);
+}
+
+/// Where the primary dies while a region is taken out, and while it is added.
+const PRIMARY_DIES_REMOVING: [&str; 14] = [
+    "before:begin-check",
+    "before:begin-agree",
+    "after:begin-agree",
+    "before:propose",
+    "after:propose",
+    "before:region_removed",
+    "after:region_removed",
+    "before:members",
+    "after:members",
+    "before:begin-voters",
+    "after:begin-voters",
+    "before:voters_changed",
+    "after:voters_changed",
+    "before:operation_ended",
+];
+const PRIMARY_DIES_ADDING: [&str; 13] = [
+    "before:begin-check",
+    "before:begin-agree",
+    "after:begin-agree",
+    "before:propose",
+    "after:propose",
+    "before:region_added",
+    "after:region_added",
+    "before:members",
+    "after:members",
+    "before:operation_ended",
+    "before:secondary_connected",
+    "before:voters_changed",
+    "after:voters_changed",
+];
+/// And the region itself.
+const REMOVED_DIES: [&str; 6] = ["before:members", "after:members", "before:taken_out", "after:taken_out", "before:hides", "after:hides"];
+const ADDED_DIES: [&str; 5] = ["before:members", "after:members", "before:primary_connected", "after:primary_connected", "before:granted"];
+
+/// What everybody in `asked` says of the members, once they agree and nothing is under way any more.
+fn until_members_agree(cluster: &Cluster, asked: &[&str], after: &str) -> Vec<String> {
+    let names = |status: &Value, key: &str| {
+        let mut names: Vec<String> =
+            status[key].as_array().into_iter().flatten().filter_map(|r| r["name"].as_str().map(str::to_owned)).collect();
+        names.sort();
+        names
+    };
+    until(&format!("everybody agrees on the members after {after}"), || {
+        let seen: Vec<Value> = asked.iter().map(|name| cluster.status_of(name)).collect::<Result<_, _>>()?;
+        let said: Vec<_> =
+            seen.iter().map(|s| (names(s, "regions"), names(s, "voters"), s["members_version"].clone(), s["primary"].clone())).collect();
+        ensure(said.iter().all(|s| *s == said[0]) && seen[0]["primary"].is_string(), &said)?;
+        for name in asked {
+            let ops: Value = serde_json::from_str(&cluster.verb(name, &["op", "--json"])?).map_err(|e| e.to_string())?;
+            let open: Vec<&Value> = ops["operations"].as_array().into_iter().flatten().filter(|o| o["state"] == "running").collect();
+            ensure(open.is_empty(), open)?;
+        }
+        Ok(said[0].0.clone())
+    })
+}
+
+/// Members come and go, and whoever takes part in it dies at each step. Afterwards the members are the old or the new ones and everybody
+/// agrees on them, the operation is told, and the same command again completes it.
+fn kill_in_changes_of_members(share: usize, of: usize) {
+    let mut cluster = Cluster::start(3, "none");
+    let ready = cluster.ready.clone();
+    let (primary, second, third) = (cluster.primary().clone(), cluster.secondaries()[0].clone(), cluster.secondaries()[1].clone());
+    until("it writes", || ready.sql(&primary.writer, "create table drill (id integer primary key)").map(drop));
+    cluster.until_whole();
+    // So that they look for points.
+    for region in [&third, &primary] {
+        cluster.kill_region(&region.name);
+        cluster.start_region(&region.name);
+    }
+    cluster.until_whole();
+    let removing = points_of(&primary.name, &PRIMARY_DIES_REMOVING).chain(points_of(&third.name, &REMOVED_DIES));
+    let adding = points_of(&primary.name, &PRIMARY_DIES_ADDING).chain(points_of(&third.name, &ADDED_DIES));
+    let (removing, adding): (Vec<_>, Vec<_>) = (removing.collect(), adding.collect());
+    let mut committed = 0;
+    for n in (share..removing.len().max(adding.len())).step_by(of) {
+        for (verb, points) in [("remove", &removing), ("add", &adding)] {
+            let mut args = vec!["region", verb, third.name.as_str()];
+            if verb == "add" {
+                args.extend(["--quic", &third.quic]);
+            }
+            args.extend(["--timeout", "20s", "--json"]);
+            let change = |cluster: &Cluster| cluster.verb(&second.name, &args);
+            let Some((victim, point)) = points.get(n).copied() else {
+                until("the change comes about", || change(&cluster).map(drop));
+                continue;
+            };
+            let at = format!("{verb}: {victim} died {point}");
+            cluster.arm(victim, point);
+            let mut command = parhelion();
+            command.args(&args).arg("--config").arg(&second.config);
+            let ordered = std::thread::spawn(move || {
+                let output = run(&mut command, "");
+                (output.status.code(), text(&output.stdout) + &text(&output.stderr))
+            });
+            until(&format!("{victim} comes to {point}"), || ensure(cluster.at_its_point(victim), "not yet"));
+            cluster.start_the_dead(victim);
+            let (code, said) = ordered.join().expect("an order");
+            let stay = [primary.name.as_str(), second.name.as_str()];
+            let members = until_members_agree(&cluster, &stay, &at);
+            let is_member = members.contains(&third.name);
+            assert!(members.len() == if is_member { 3 } else { 2 }, "{at}: {members:?}");
+            assert!(code.is_some() && (code != Some(0) || is_member == (verb == "add")), "{at}: {members:?} {code:?} {said}");
+            until(&format!("the same command completes it after {at}"), || change(&cluster).map(drop));
+            let members = until_members_agree(&cluster, &stay, &at);
+            assert_eq!(members.contains(&third.name), verb == "add", "{at}: {members:?}");
+            committed += 1;
+            let insert = format!("insert into drill values ({committed})");
+            until(&format!("it writes after {at}"), || ready.sql(&primary.writer, &insert).map(drop));
+            until(&format!("{} is as it should be after {at}", third.name), || {
+                let read = ready.sql(&third.reader, "select count(*) from drill");
+                let fine = if verb == "add" {
+                    read.as_deref() == Ok(&committed.to_string())
+                } else {
+                    read.as_ref().is_err_and(|e| e.contains("was taken out"))
+                };
+                ensure(fine, read)
+            });
+            eprintln!(
+                "{at}: {} then, the command ended with {code:?}",
+                if is_member == (verb == "add") { "the new members" } else { "the old members" }
+            );
+        }
+    }
+    cluster.until_whole();
+}
+
+#[test]
+fn whoever_dies_wherever_in_a_change_of_members_they_are_the_old_or_the_new_ones_1() {
+    kill_in_changes_of_members(0, 3);
+}
+
+#[test]
+fn whoever_dies_wherever_in_a_change_of_members_they_are_the_old_or_the_new_ones_2() {
+    kill_in_changes_of_members(1, 3);
+}
+
+#[test]
+fn whoever_dies_wherever_in_a_change_of_members_they_are_the_old_or_the_new_ones_3() {
+    kill_in_changes_of_members(2, 3);
 }
 
 /// A primary stands still for longer than its lease while another is promoted, and goes on: it acknowledges nothing, whatever was on its way.

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{ByHand, Cluster, ensure, parhelion, run, text, until};
+use common::{ByHand, Cluster, ensure, must, parhelion, run, text, until, verb};
 use parhelion::base::RegionName;
 use parhelion::io::clock;
 use parhelion::ops::membership::wire::Token;
@@ -10,19 +10,6 @@ use serde_json::Value;
 use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-
-/// A verb with `--config`; exit code, stdout, stderr.
-fn verb(config: &Path, args: &[&str]) -> (Option<i32>, String, String) {
-    let output = run(parhelion().args(args).arg("--config").arg(config), "");
-    (output.status.code(), text(&output.stdout), text(&output.stderr))
-}
-
-/// Its JSON, where it must succeed.
-fn must(config: &Path, args: &[&str]) -> Value {
-    let (code, out, err) = verb(config, args);
-    assert_eq!(code, Some(0), "{args:?}: {out}{err}");
-    serde_json::from_str(&out).unwrap_or_else(|e| panic!("{args:?}: JSON and nothing else on stdout: {e}: {out}"))
-}
 
 /// Refused, with this in the sentence.
 fn refused(config: &Path, args: &[&str], said: &str) {

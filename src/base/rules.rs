@@ -39,6 +39,11 @@ pub enum CommitsPause {
         wanted: u8,
         waits_ms: u64,
     },
+    /// More was written than the copies' disks can turn into pages.
+    PagesBehind {
+        behind_bytes: u64,
+        waits_ms: u64,
+    },
 }
 
 impl fmt::Display for CommitsPause {
@@ -52,6 +57,13 @@ impl fmt::Display for CommitsPause {
             }
             CommitsPause::Sync { wanted, connected } => {
                 write!(f, "commits pause: sync = {wanted} waits for that many secondaries, and {connected} are connected")
+            }
+            CommitsPause::PagesBehind { behind_bytes, waits_ms } => {
+                write!(
+                    f,
+                    "commits wait, for {waits_ms} ms now: the disks of the copies are {} MiB of log behind with writing pages, and go on by themselves",
+                    behind_bytes >> 20
+                )
             }
             CommitsPause::SyncSlow { wanted, waits_ms } => {
                 write!(

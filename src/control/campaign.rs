@@ -20,8 +20,8 @@ const GRACE: Duration = Duration::from_millis(300);
 const CATCH_UP_PATIENCE: Duration = Duration::from_secs(10);
 /// A handover frame is on its way from the old primary for so long before it is fetched from whoever has it.
 const FRAME_PATIENCE: Duration = Duration::from_secs(1);
-/// By an operator's word an epoch is taken that the silent region, voting alone, will not have reached.
-const FORCED_EPOCHS: u64 = 1000;
+/// By an operator's word an epoch is taken, and a version of the voters, that the silent region, voting alone, will not have reached.
+pub(super) const FORCED_AHEAD: u64 = 1000;
 /// The region that is better placed is given so long to begin.
 const DEFER: Duration = Duration::from_millis(700);
 
@@ -51,6 +51,8 @@ pub(super) struct Campaign {
     /// Until the point of no return.
     pub(super) deadline: Option<Instant>,
     pub(super) deferred: bool,
+    /// An epoch was taken for it, and did not open: it ends with whoever reigns, and is not called off any more.
+    pub(super) begun: bool,
     /// Regions that were fetched from, whatever it brought.
     pub(super) fetched: BTreeSet<RegionName>,
     pub(super) fetching: Option<(RegionName, Instant)>,
@@ -95,6 +97,7 @@ impl Control {
             next: at,
             deadline,
             deferred: false,
+            begun: false,
             fetched: BTreeSet::new(),
             fetching: None,
         });
@@ -106,6 +109,19 @@ impl Control {
             let at = self.back_off();
             self.campaign_for(Why::Regain, None, at);
         }
+    }
+
+    /// An epoch that was taken by an operator's order, and that no majority granted yet, has become one that it may never grant: it is asked
+    /// for a later one, for the same order, until somebody reigns. Whether this is such an order.
+    pub(super) fn ask_again(&mut self, order: Option<Why>) -> bool {
+        let idle = self.campaign.as_ref().is_none_or(|c| matches!(c.why, Why::Regain) && !c.begun);
+        let Some(why) = order.filter(|_| idle && self.out().is_none() && self.lost.is_none() && self.conflict.is_none()) else {
+            return false;
+        };
+        let at = self.back_off();
+        self.campaign_for(why, None, at);
+        self.campaign.as_mut().expect("BUG: just begun").begun = true;
+        true
     }
 
     /// What a member begins by itself, when nobody reigns.
@@ -290,7 +306,7 @@ impl Control {
             return;
         }
         // The silent region may have gone through epochs that nobody here has heard of; two must never claim the same.
-        let beyond = if self.is_forced() { FORCED_EPOCHS } else { 1 };
+        let beyond = if self.is_forced() { FORCED_AHEAD } else { 1 };
         self.vote_for_own(Epoch(highest.0 + beyond));
     }
 
@@ -419,7 +435,7 @@ impl Control {
         let Stage::Voting { since } = campaign.stage else { return };
         // Its own vote is always among them: it stands for what is kept here.
         let enough = self.is_forced() || self.is_majority(|v| campaign.votes.contains_key(v));
-        if !campaign.votes.contains_key(&self.who.name) || !enough {
+        if !campaign.votes.contains_key(&self.who.name) || !enough || self.is_beside_a_word() {
             return;
         }
         let outcome = match self.weigh(&campaign.votes) {
@@ -531,7 +547,7 @@ impl Control {
     pub(super) fn campaign_timers(&mut self) {
         let now = self.now;
         let Some(campaign) = &self.campaign else { return };
-        let returns = !matches!(campaign.stage, Stage::Taking { .. }) && campaign.fetching.is_none();
+        let returns = !campaign.begun && campaign.fetching.is_none();
         if returns && campaign.deadline.is_some_and(|d| now >= d) {
             let why = self.reason.clone().unwrap_or_else(|| "a majority of the voters did not answer".into());
             return self.campaign_refused(format!("its time is up: {why}"));
@@ -569,6 +585,15 @@ impl Control {
     /// The operator's word stands for the majority.
     pub(super) fn is_forced(&self) -> bool {
         self.campaign.as_ref().is_some_and(|c| matches!(c.why, Why::Failover { forced: true, .. }))
+    }
+
+    /// This region has the only vote and heard one that promised more than it ever reigned in: that one is about to be promoted by an
+    /// operator's word. It answers, so it is asked to let go of that; if it reigns by then it does not, and says who has the vote.
+    fn is_beside_a_word(&self) -> bool {
+        let (Some(campaign), state) = (&self.campaign, self.st()) else { return false };
+        let alone = self.is_unproven() && state.voters.contains(&self.who.name) && !self.is_forced();
+        let reigned = state.chain.top().map_or(Epoch(0), |top| top.epoch);
+        alone && campaign.stands.iter().any(|(r, s)| s.log.is_some() && s.promised > reigned && !campaign.votes.contains_key(r))
     }
 
     fn vote_patience(&self) -> Duration {

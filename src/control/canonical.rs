@@ -77,6 +77,7 @@ impl Bytes<'_> {
             rule,
             rule_told,
             auto_told,
+            order,
         } = holder;
         self.put((entry, moved, touched, refused_by, secondaries, rule, rule_told, auto_told));
         match stage {
@@ -99,6 +100,7 @@ impl Bytes<'_> {
         if let Some(since) = overtaken_since {
             self.since(*since);
         }
+        self.put(order.is_some());
         let share = self.of.who.settings.holder_share();
         let changing = self.of.state.as_ref().is_some_and(|s| s.voters_next.is_some());
         for round in rounds {
@@ -126,7 +128,8 @@ impl Bytes<'_> {
     }
 
     fn campaign(&mut self, campaign: &Campaign) {
-        let Campaign { why, stage, round, asked, stands, votes, refused, epoch, next, deadline, deferred, fetched, fetching } = campaign;
+        let Campaign { why, stage, round, asked, stands, votes, refused, epoch, next, deadline, deferred, begun, fetched, fetching } =
+            campaign;
         self.why(why);
         match stage {
             Asks::Rests => self.put(0u8),
@@ -141,7 +144,7 @@ impl Bytes<'_> {
         self.round(*round);
         self.since(*asked);
         self.until(*next);
-        self.put((refused, epoch, deferred, fetched, deadline.is_some(), fetching.as_ref().map(|(r, _)| r)));
+        self.put((refused, epoch, deferred, begun, fetched, deadline.is_some(), fetching.as_ref().map(|(r, _)| r)));
         for at in [*deadline, fetching.as_ref().map(|(_, at)| *at)].into_iter().flatten() {
             self.until(at);
         }

@@ -95,7 +95,8 @@ impl Evidence<'_> {
             _ if last.region == *self.own && base.epoch == prev && self.is_whole(self.own, prev) => ReignKind::Regained,
             _ => ReignKind::Unplanned,
         };
-        let provable = kind != ReignKind::Unplanned || self.sync_proves(prev, &last.region);
+        // Where nothing ends what the old primary does, it may have gone through reigns that nobody here has heard of, under any rule.
+        let provable = self.lease.is_some() && (kind != ReignKind::Unplanned || self.sync_proves(prev, &last.region));
         let proven = provable && (kind != ReignKind::Unplanned || (more.is_none() && base.epoch == prev));
         let whole = !own.cut;
         let loss = self.loss(&union, prev, base, whole, &others, proven);

@@ -67,10 +67,8 @@ impl Control {
         if self.holder.is_some() {
             return;
         }
-        if let Some(campaign) = self.campaign.take()
-            && let Why::Failover { op, .. } = campaign.why
-        {
-            self.op_refused(op, format!("{from} is handing over to this region"));
+        if self.campaign.as_ref().is_some_and(|c| matches!(c.why, Why::Failover { .. })) {
+            self.campaign_refused(format!("{from} is handing over to this region"));
         }
         if ended.is_none() {
             self.op_handed(&from, handover.op.clone());

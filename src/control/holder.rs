@@ -6,6 +6,7 @@
 
 use super::api::{Output, Promotion};
 use super::audit::Action;
+use super::campaign::Why;
 use super::chain::EpochEntry;
 use super::machine::{Control, millis, millis_up};
 use super::message::{ControlMessage, Renew, Round, Stands};
@@ -46,6 +47,8 @@ pub(super) struct Holder {
     pub(super) rule_told: bool,
     /// A majority keeps what the cluster does by itself.
     pub auto_told: bool,
+    /// The operator's order that it was begun for, until it is active.
+    pub(super) order: Option<Why>,
 }
 
 #[derive(Clone, Debug)]
@@ -98,6 +101,7 @@ impl Holder {
             rule,
             rule_told: true,
             auto_told: false,
+            order: None,
         }
     }
 
@@ -145,11 +149,12 @@ impl Control {
         self.ask(true);
     }
 
-    /// The volume was taken for a new reign.
-    pub(super) fn activate(&mut self, entry: EpochEntry) {
+    /// The volume was taken for a new reign, which `why` asked for.
+    pub(super) fn activate(&mut self, entry: EpochEntry, why: Option<Why>) {
         let rule = self.own_rule(entry.epoch);
         self.make_auto_own(entry.epoch);
-        self.holder = Some(Holder::new(entry, Stage::Activating, self.now, rule));
+        let order = why.filter(|why| matches!(why, Why::Failover { .. }));
+        self.holder = Some(Holder { order, ..Holder::new(entry, Stage::Activating, self.now, rule) });
         self.renew();
     }
 
@@ -422,9 +427,11 @@ impl Control {
     /// A majority granted the new reign: it is active, for good.
     fn activated(&mut self) {
         let holder = self.holder.as_mut().expect("BUG: activated without a reign");
-        holder.stage = Stage::Open;
+        (holder.stage, holder.order) = (Stage::Open, None);
         let (entry, until, rule) = (holder.entry.clone(), holder.valid_until, holder.rule);
         let epoch = entry.epoch;
+        // What was asked for once more has come about.
+        self.campaign.take_if(|c| c.begun && matches!(&c.why, Why::Failover { op, .. } if Some(*op) == entry.op));
         self.reason = None;
         self.backoff = self.who.settings.backoff_min;
         let name = self.who.name.clone();
@@ -476,7 +483,8 @@ impl Control {
             }
             let activating =
                 votes && matches!(self.holder.as_ref().expect("BUG: just seen").stage, Stage::Activating | Stage::Reopening { .. });
-            if activating {
+            let order = self.holder.as_ref().and_then(|h| h.order.clone());
+            if activating && self.campaign.is_none() && !self.ask_again(order) {
                 self.regain_wanted();
             }
         }
@@ -484,10 +492,9 @@ impl Control {
 
     /// Its epoch is over here: nothing is acknowledged in it any more.
     pub(super) fn lose_reign(&mut self, reason: &str, next: Option<RegionName>) {
-        if self.holder.take().is_none() {
-            return;
-        }
+        let Some(holder) = self.holder.take() else { return };
         self.members.leaving = None;
+        self.ask_again(holder.order);
         self.op_reign_lost(reason);
         self.lease_lost(reason, next);
     }

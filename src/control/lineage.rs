@@ -280,6 +280,9 @@ impl Control {
         state.begun = (!others.is_empty()).then(|| NewLineage { was, lineage, voters, survivors: others, op, actor: actor.clone() });
         self.keep();
         self.note("new_lineage", format!("{actor} began lineage {lineage} in {name}, in place of {was}; the two are never merged"));
+        if let Some(holder) = &mut self.holder {
+            holder.order = None; // what was asked for in the old one is not asked for in this
+        }
         self.lose_reign("a new lineage was begun", None);
         self.grant = None;
         self.reign = None;

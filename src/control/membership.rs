@@ -255,22 +255,29 @@ impl Control {
 
     /// The members are what such an order makes them.
     pub(super) fn is_as_ordered(&self, kind: &OrderKind) -> bool {
-        let members = self.state.as_ref().and_then(|s| s.voters.members.as_ref());
-        members.is_some_and(|m| match kind {
-            OrderKind::AddRegion { region, .. } => m.contains(region),
-            OrderKind::RemoveRegion { region } => !m.contains(region),
-            _ => false,
-        })
+        let Some(state) = &self.state else { return false };
+        let members = |so: &dyn Fn(&Membership) -> bool| state.voters.members.as_ref().is_some_and(so);
+        match kind {
+            OrderKind::AddRegion { region, .. } => members(&|m| m.contains(region)),
+            OrderKind::RemoveRegion { region } => members(&|m| !m.contains(region)),
+            OrderKind::SetVoters { voters } => {
+                let mut voters = voters.clone();
+                voters.sort();
+                voters.dedup();
+                voters == state.voters.voters
+            }
+            OrderKind::Switchover { .. } | OrderKind::Failover { .. } | OrderKind::NewLineage { .. } => false,
+        }
     }
 
     // ---- orders ---------------------------------------------------------------------------------------------------------
 
     pub(super) fn change_members(&mut self, order: Order) {
-        if let Some(reason) = self.members_refusal(&order.kind) {
+        if let Some(reason) = self.members_refusal(&order.kind).filter(|_| !self.is_done_already(&order.kind)) {
             return self.refuse_new(&order, reason);
         }
         self.start(order.clone());
-        if order.dry_run {
+        if order.dry_run || self.is_done_already(&order.kind) {
             return self.finish(OpState::Done);
         }
         if self.st().voters_next.is_some() {
@@ -291,6 +298,7 @@ impl Control {
         } else if self.st().voters_next.is_none() {
             self.members.waiting = None;
             match self.members_refusal(&order.kind) {
+                _ if self.is_done_already(&order.kind) => self.finish(OpState::Done),
                 Some(reason) => self.op_refused(order.id, reason),
                 None => self.begin_change(&order),
             }
@@ -298,6 +306,20 @@ impl Control {
             self.members.waiting = None;
             self.op_refused(order.id, "another change of the members or voters does not come to its end; see parhelion status".into());
         }
+    }
+
+    /// An earlier order of the same kind did it: whoever repeats a command, not knowing how it ended, is told that it is done.
+    fn is_done_already(&self, kind: &OrderKind) -> bool {
+        let leads = self.holder.as_ref().is_some_and(super::holder::Holder::is_open);
+        let members = self.membership();
+        leads
+            && match kind {
+                OrderKind::AddRegion { region, addr } => {
+                    members.regions.iter().any(|m| m.name == *region && m.since > 0 && m.addr == *addr)
+                }
+                OrderKind::RemoveRegion { region } => !members.contains(region) && members.removed_with(region).is_some(),
+                _ => false,
+            }
     }
 
     fn begin_change(&mut self, order: &Order) {

@@ -184,9 +184,17 @@ impl Control {
             self.orders.running = Some(OpView { epoch: Some(entry.epoch), ..view });
             self.orders.phase_since = self.now;
         }
+        if self.orders.running.is_none() && self.st().voters_next.is_some() {
+            // A change that was under way when this region lost its reign.
+            let open = |o: &&OpView| !o.state.is_final() && o.by == self.who.name && o.order.kind.changes_members();
+            self.orders.running = self.st().ledger.ops().iter().find(open).cloned();
+            self.orders.phase_since = self.now;
+        }
         let running = self.orders.running.as_ref().map(|v| v.order.id);
         if let Some(op) = running {
-            if Some(op) == entry.op {
+            // Or in an epoch before, which was taken for it, never opened, and goes on in this one.
+            let own = |e: &&EpochEntry| e.op == Some(op) && e.region == self.who.name;
+            if Some(op) == entry.op || self.st().chain.path(entry.epoch).iter().any(own) {
                 self.set_phase(Phase::Verify);
                 self.outputs.push_back(Output::Verify { op, epoch: entry.epoch });
             } else if !self.is_changing_voters() && Some(op) != self.st().handed_to.as_ref().map(|(_, op)| *op) {
@@ -258,7 +266,11 @@ impl Control {
             Why::Failover { op, .. } | Why::Auto { op } => Some(*op),
             Why::Handover(_) | Why::Regain => None,
         });
-        if let Some(view) = self.orders.running.as_ref().filter(|v| Some(v.order.id) != asked_for) {
+        let begun = self.st().voters_next.is_some() && self.members.waiting.is_none();
+        if self.is_changing_voters() && begun {
+            // Whoever reigns next may find the change under way and end it, or never hear of it: then it is told (seed 259 of roles).
+            self.orders.running = None;
+        } else if let Some(view) = self.orders.running.as_ref().filter(|v| Some(v.order.id) != asked_for) {
             let op = view.order.id;
             self.op_failed(op, format!("the reign was lost before it was done: {reason}. See parhelion status for who writes"));
         }
@@ -273,7 +285,9 @@ impl Control {
         if *region != self.who.name && self.orders.handing.is_none() {
             // The handover was given up, this region asked for an epoch of its own, and another was first.
             let handed = self.st().handed_to.as_ref().map(|(_, op)| *op);
-            self.orders.running.take_if(|v| Some(v.order.id) == handed);
+            // Nor does this region carry anything out any more that was to move the primary.
+            let over = self.holder.is_none() && self.campaign.is_none();
+            self.orders.running.take_if(|v| Some(v.order.id) == handed || (over && v.order.kind.to().is_some()));
         }
         self.settle_left(epoch, region);
         let Some(handing) = self.orders.handing.as_ref().filter(|h| h.epoch < epoch) else { return };
@@ -300,6 +314,7 @@ impl Control {
             .filter(|o| o.by == self.who.name || o.from.as_ref() == Some(&self.who.name))
             .cloned()
             .collect();
+        self.settle_change(reign, region);
         for view in left {
             let Some(about) = view.order.at_epoch.filter(|e| *e < reign) else { continue };
             let state = match self.took_effect(view.order.id, about) {
@@ -313,6 +328,27 @@ impl Control {
                     }
                 }
                 _ => continue,
+            };
+            self.publish(OpView { state, ..view });
+        }
+    }
+
+    /// Its own change of members or voters that it did not end, when a later reign says what became of that.
+    pub(super) fn settle_change(&mut self, reign: Epoch, region: &RegionName) {
+        if *region != self.who.name && self.holder.is_none() && self.is_changing_voters() {
+            self.orders.running = None; // after a restart it was taken up once more
+        }
+        let running = self.orders.running.as_ref().map(|v| v.order.id);
+        let open =
+            |o: &&OpView| !o.state.is_final() && o.by == self.who.name && o.order.kind.changes_members() && Some(o.order.id) != running;
+        let left: Vec<OpView> = self.st().ledger.ops().iter().filter(open).cloned().collect();
+        for view in left.into_iter().filter(|v| v.order.at_epoch.is_some_and(|e| e < reign)) {
+            let state = if self.is_as_ordered(&view.order.kind) {
+                OpState::Done
+            } else if self.st().voters_next.is_none() {
+                OpState::Failed { reason: format!("it did not come about; {region} is the primary of epoch {reign}") }
+            } else {
+                continue;
             };
             self.publish(OpView { state, ..view });
         }

@@ -106,7 +106,7 @@ impl Control {
                 let view = self.view_of(&order, OpState::Done);
                 return self.publish(view);
             }
-            return self.refuse_new(&order, why);
+            return self.ordered_outside(&order, &why);
         }
         if order.at_epoch.is_none() {
             order.at_epoch = reign.as_ref().map(|(e, _)| *e);
@@ -121,18 +121,33 @@ impl Control {
         match executor {
             Some(to) if to == self.who.name => self.carry_out(order),
             Some(to) if self.who.regions.contains(&to) => {
-                let until = self.now + Duration::from_millis(order.timeout_ms);
-                self.send(to.clone(), ControlMessage::Order(order.clone()));
-                let next = self.now + FORWARD_EVERY;
-                self.orders.forwarded.insert(order.id, Forwarded { order, to, next, until });
+                self.pass_on(order, to);
             }
-            Some(to) => self.refuse_new(&order, format!("there is no region '{to}'; the regions are {}", list(&self.who.regions))),
+            Some(to) => {
+                // It may have been one when this was ordered first, elsewhere.
+                let none = || {
+                    self.view_of(
+                        &order,
+                        OpState::Refused { reason: format!("there is no region '{to}'; the regions are {}", list(&self.who.regions)) },
+                    )
+                };
+                let view = self.overtaken(&order).unwrap_or_else(none);
+                self.publish(view);
+            }
             None => {
                 let reason = "no primary is known here. Wait until one is, or: parhelion failover --to REGION; if this was ordered before, ask there how it stands";
                 let view = self.view_of(&order, OpState::Unknown { reason: reason.into() });
                 self.outputs.push_back(Output::OpMoved(Box::new(view)));
             }
         }
+    }
+
+    /// To whoever carries it out, again and again as long as it has time.
+    fn pass_on(&mut self, order: Order, to: RegionName) {
+        let until = self.now + Duration::from_millis(order.timeout_ms);
+        self.send(to.clone(), ControlMessage::Order(order.clone()));
+        let next = self.now + FORWARD_EVERY;
+        self.orders.forwarded.insert(order.id, Forwarded { order, to, next, until });
     }
 
     pub(super) fn order_from(&mut self, from: RegionName, order: Order) {
@@ -147,37 +162,24 @@ impl Control {
             self.send(from, ControlMessage::Op(Box::new(view)));
             return;
         }
-        self.carry_out(order);
+        match self.out() {
+            // Whoever sent it has not heard of that yet.
+            Some(why) => self.ordered_outside(&order, &why),
+            None => self.carry_out(order),
+        }
     }
 
     fn carry_out(&mut self, order: Order) {
+        if let Some(view) = self.overtaken(&order) {
+            return self.publish(view);
+        }
         let (epoch, primary) = self.reign.clone().unzip();
-        let epoch = epoch.or(self.st().chain.top().map(|e| e.epoch));
-        if let Some(was) = order.at_epoch.filter(|e| Some(*e) != epoch) {
-            let now = epoch.map_or_else(|| "none".into(), |e| e.to_string());
-            let changed = format!("roles have changed since: it was about epoch {was}, and now it is {now}. Look at parhelion status");
-            if self.is_as_ordered(&order.kind) {
-                let view = self.view_of(&order, OpState::Done);
-                return self.publish(view);
-            }
-            return match self.took_effect(order.id, was) {
-                Some(Some(made)) => {
-                    let reason = format!("it took effect in epoch {made}; whether it was seen through, the region that did it says");
-                    let view = self.view_of(&order, OpState::Unknown { reason });
-                    self.publish(OpView { epoch: Some(made), ..view });
-                }
-                Some(None) => match self.superseded_by(epoch) {
-                    Some(state) => {
-                        let view = self.view_of(&order, state);
-                        self.publish(view);
-                    }
-                    None => self.refuse_new(&order, format!("{changed}, and order anew")),
-                },
-                None => {
-                    let view = self.view_of(&order, OpState::Unknown { reason: format!("{changed} for whether it was done") });
-                    self.publish(view);
-                }
-            };
+        let top = self.st().chain.top();
+        let (epoch, last) = (epoch.or(top.map(|e| e.epoch)), primary.clone().or(top.map(|e| e.region.clone())));
+        let anywhere = matches!(order.kind, OrderKind::Failover { .. } | OrderKind::NewLineage { .. });
+        if let Some(primary) = last.filter(|p| *p != self.who.name && !anywhere) {
+            // Whoever sent it here knows of an older reign. That it is refused is only the primary's to say (seed 259 of roles).
+            return self.pass_on(order, primary);
         }
         if let Some(other) = self.orders.running.as_ref().map(|v| v.order.id).or(self.orders.handing.as_ref().map(|h| h.op)) {
             let region = primary.unwrap_or_else(|| self.who.name.clone());
@@ -192,6 +194,50 @@ impl Control {
             OrderKind::AddRegion { .. } | OrderKind::RemoveRegion { .. } => self.change_members(order),
             OrderKind::NewLineage { .. } => self.new_lineage(order),
         }
+    }
+
+    /// How an order stands that is about another reign than this one, as far as it can be told here; `None`: it is about this one.
+    fn overtaken(&self, order: &Order) -> Option<OpView> {
+        let epoch = self.reign.as_ref().map(|(e, _)| *e).or(self.st().chain.top().map(|e| e.epoch));
+        let was = order.at_epoch.filter(|e| Some(*e) != epoch)?;
+        let now = epoch.map_or_else(|| "none".into(), |e| e.to_string());
+        let changed = format!("roles have changed since: it was about epoch {was}, and now it is {now}. Look at parhelion status");
+        // That the same voters vote may be chance: an order that named them may have been refused all the same (seed 1203 of roles).
+        if self.is_as_ordered(&order.kind) && order.kind.region().is_some() {
+            return Some(self.view_of(order, OpState::Done));
+        }
+        // No reign names an order that changed the members or the voters, so none tells that it was not done.
+        let told = if order.kind.changes_members() { None } else { self.took_effect(order.id, was) };
+        let state = match told {
+            Some(Some(made)) => {
+                let reason = format!("it took effect in epoch {made}; whether it was seen through, the region that did it says");
+                return Some(OpView { epoch: Some(made), ..self.view_of(order, OpState::Unknown { reason }) });
+            }
+            Some(None) => self.superseded_by(epoch).unwrap_or(OpState::Refused { reason: format!("{changed}, and order anew") }),
+            None => OpState::Unknown { reason: format!("{changed} for whether it was done") },
+        };
+        Some(self.view_of(order, state))
+    }
+
+    /// This region was taken out: nothing is carried out here, and how an order stands that was given elsewhere before it may never hear.
+    fn ordered_outside(&mut self, order: &Order, why: &str) {
+        let here = order.dry_run || matches!(&order.kind, OrderKind::Failover { to, .. } if *to == self.who.name);
+        let view = match self.overtaken(order) {
+            Some(view) => view,
+            // Only this region could have done it, and it remembers what it did.
+            None if here => self.view_of(order, OpState::Refused { reason: why.to_owned() }),
+            None => {
+                let members = self.membership().names();
+                let others: Vec<RegionName> = members.into_iter().filter(|m| *m != self.who.name).collect();
+                let reason = format!(
+                    "{why}. Nothing is ordered from here; if this was ordered before, one of {} knows how it stands: parhelion op {}",
+                    list(&others),
+                    order.id
+                );
+                self.view_of(order, OpState::Unknown { reason })
+            }
+        };
+        self.publish(view);
     }
 
     /// The operation that made a reign, if one did.
@@ -498,6 +544,10 @@ impl Control {
         self.members_agreed(&before);
         if self.orders.running.as_ref().is_some_and(|v| matches!(v.order.kind, OrderKind::SetVoters { .. })) {
             self.finish(OpState::Done);
+        }
+        if let Some((epoch, name)) = self.reign.clone().filter(|(_, r)| *r == self.who.name) {
+            // What this region ordered itself in a reign before, and took up again with this one (seed 100668 of roles).
+            self.settle_change(epoch, &name);
         }
         self.renew_voters();
     }

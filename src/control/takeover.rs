@@ -5,7 +5,7 @@
 
 use super::api::{Output, Promotion};
 use super::audit::Action;
-use super::campaign::{Campaign, Stage, Why};
+use super::campaign::{Campaign, FORCED_AHEAD, Stage, Why};
 use super::chain::{EpochEntry, ReignKind};
 use super::elect::{Evidence, Heard, NoOutcome, Outcome, describe};
 use super::machine::Control;
@@ -39,7 +39,8 @@ impl Control {
             base: outcome.base,
             kind,
             op,
-            voters_version: self.st().voters.version + u64::from(forced),
+            // What the silent region may change alone meanwhile, its members and voters, is older than this.
+            voters_version: self.st().voters.version + if forced { FORCED_AHEAD } else { 0 },
             began_at: self.wall,
         };
         let record = op.filter(|_| matches!(kind, ReignKind::Unplanned | ReignKind::Unproven)).map(|op| FailoverRecord {
@@ -87,7 +88,7 @@ impl Control {
         self.op_taking(&entry, &outcome);
         self.note("elected", format!("{} takes epoch {epoch} behind {} ({})", self.who.name, entry.base, describe(&outcome.loss)));
         let campaign = self.campaign.as_mut().expect("BUG: just seen");
-        campaign.stage = Stage::Taking { entry: Box::new(entry.clone()) };
+        (campaign.stage, campaign.begun) = (Stage::Taking { entry: Box::new(entry.clone()) }, true);
         self.output_when_kept(Output::Promote { epoch, how: Promotion::Begin { entry } });
     }
 
@@ -105,7 +106,7 @@ impl Control {
         if !taking {
             return;
         }
-        let Some(Campaign { stage: Stage::Taking { entry }, .. }) = self.campaign.take() else { unreachable!("BUG: just seen") };
+        let Some(Campaign { stage: Stage::Taking { entry }, why, .. }) = self.campaign.take() else { unreachable!("BUG: just seen") };
         self.op_phase_of(entry.op, Phase::Activate);
         if entry.kind == ReignKind::Unproven && entry.voters_version > self.st().voters.version {
             // The operator's word stands for the majority: this region is the only voter from here on. In one piece with its reign, so that a
@@ -120,7 +121,7 @@ impl Control {
             }
             self.keep();
         }
-        self.activate(*entry);
+        self.activate(*entry, Some(why));
     }
 
     pub(super) fn promotion_failed(&mut self, epoch: Epoch, reason: &str) {
@@ -146,7 +147,15 @@ impl Control {
         let forced = self.campaign.as_ref().is_some_and(|c| matches!(c.why, Why::Failover { forced: true, .. }));
         // A primary that votes alone holds its lease from itself.
         let lease = (!forced).then(|| self.st().grant_max().max(self.who.settings.lease));
-        Evidence { own, regions: &regions, voters, log, heard, lease, handed }.weigh()
+        let mut outcome = Evidence { own, regions: &regions, voters, log, heard, lease, handed }.weigh()?;
+        if forced
+            && outcome.from == *own
+            && let Some(voter) = voters.voters.iter().find(|v| *v != own)
+        {
+            // It handed over and never heard how that ended: whoever got the only vote is who may have written since.
+            outcome.from = voter.clone();
+        }
+        Ok(outcome)
     }
 
     // ---- ending ---------------------------------------------------------------------------------------------------------
@@ -172,6 +181,12 @@ impl Control {
         self.reason = Some(reason.clone());
         self.not_before = self.back_off();
         match campaign.why {
+            Why::Failover { op, .. } if campaign.begun => {
+                self.op_failed(
+                    op,
+                    format!("{reason}. An epoch of it was begun before and never opened; parhelion status shows who is the primary"),
+                );
+            }
             Why::Failover { op, .. } => self.op_refused(op, reason),
             Why::Handover(h) => self.op_failed(h.op.order.id, reason),
             Why::Regain | Why::Auto { .. } => {}

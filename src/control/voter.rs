@@ -35,6 +35,10 @@ impl Control {
             self.adopt(&renew);
         }
         let ours = self.same_lineage(&from, renew.lineage);
+        let member = renew.voters.members.as_ref().is_some_and(|m| m.contains(&self.who.name));
+        if ours && member && self.members.refused_by.contains(&from) {
+            self.said_in(); // also one whose reign is over, and who is about to hear of it
+        }
         if let Err(reason) = self.may_grant(&renew) {
             if !ours {
                 let stands = Box::new(self.stands(Round::default()));

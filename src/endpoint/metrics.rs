@@ -236,6 +236,7 @@ pub fn render(view: &dyn RegionView) -> String {
     let known = [
         ("volume_segments", "Segments that pages were ever in", volume.segments.map(u64::from)),
         ("volume_used_bytes", "Pages that the database has now", volume.used_bytes),
+        ("volume_free_bytes", "Of the used bytes, pages that hold nothing", volume.free_bytes),
         ("volume_high_water_bytes", "The most that the used bytes ever were", volume.high_water_bytes),
         ("volume_allocated_bytes", "Log and page versions on the disks, one copy of each group", volume.allocated_bytes),
     ];

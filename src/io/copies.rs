@@ -17,6 +17,7 @@ use super::clock;
 use super::copy_link::RemoteCopy;
 use super::disk::FileDisk;
 use super::driver::Inbox;
+use super::sealing::{self, Key};
 use crate::base::{ClusterName, CopyId, GROUPS_MAX, Layout, Limits, MemberId, RegionName};
 use crate::volume::identity::{self, Home};
 use crate::volume::membership::Incarnation;
@@ -114,6 +115,8 @@ pub struct Whose {
     /// They are below `copies` there.
     pub data_dir: PathBuf,
     pub limits: Limits,
+    /// Their directories are sealed with it.
+    pub key: Option<Arc<Key>>,
 }
 
 /// What the threads have in common.
@@ -337,8 +340,8 @@ impl Worker {
                 }
                 Err(reason) => {
                     // Read only, as far as it can be read.
-                    let disk = FileDisk::open(&self.dir).ok();
-                    proves = disk.and_then(|disk| proven_durable(&disk)).map(|(lineage, durable)| Says::Proves { lineage, durable });
+                    let disk = sealing::look(&self.dir, self.key()).ok();
+                    proves = disk.and_then(|disk| proven_durable(&*disk)).map(|(lineage, durable)| Says::Proves { lineage, durable });
                     Ended::Failed(reason)
                 }
             };
@@ -383,7 +386,7 @@ impl Worker {
                         self.dir = dir;
                         until = until.map(|_| clock::now());
                     }
-                    Ok(Order::Retire { directory, by, place }) => places::retire(&directory, by, &place),
+                    Ok(Order::Retire { directory, by, place }) => places::retire(&directory, by, &place, self.key()),
                     Ok(Order::End) | Err(RecvTimeoutError::Disconnected) => return,
                     Ok(_) => {}
                 }
@@ -441,8 +444,13 @@ impl Worker {
     }
 
     fn open_on(&self, disk: &Arc<FileDisk>) -> Result<Copy, OpenError> {
-        identity::settle(&**disk, &self.home, fresh_incarnation()?)?;
-        Copy::open_group(self.id.group, disk.clone(), &self.shared.limits)
+        let disk = sealing::open(disk.clone(), &self.dir, self.key())?;
+        identity::settle(&*disk, &self.home, fresh_incarnation()?)?;
+        Copy::open_group(self.id.group, disk, &self.shared.limits)
+    }
+
+    fn key(&self) -> Option<&Key> {
+        self.shared.whose.key.as_deref()
     }
 
     fn serve(&mut self, mut copy: Copy) -> Ended {
@@ -490,7 +498,7 @@ impl Worker {
                         continue;
                     }
                     Order::Retire { directory, by, place } => {
-                        places::retire(&directory, by, &place);
+                        places::retire(&directory, by, &place, self.key());
                         continue;
                     }
                     Order::Move(dir) if dir != self.dir => {

@@ -4,7 +4,7 @@
 //! for space. It holds the directory's lock for as long as it lives, so that two processes never share a copy. It never
 //! tries a failed fsync again: the file is out of use until it is removed. Driven by a copy, from any thread.
 
-use crate::volume::{Disk, DiskError};
+use crate::volume::{Cipher, Disk, DiskError};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use rustix::fs::{FallocateFlags, FlockOperation};
@@ -258,6 +258,10 @@ impl Disk for FileDisk {
         }
         self.sync_directory(name)
     }
+
+    fn cipher(&self) -> Option<&dyn Cipher> {
+        None
+    }
 }
 
 /// A copy's directory as it is at one moment, to be read only: no lock is taken, and nothing is changed. The files of a running copy stay
@@ -355,6 +359,10 @@ impl Disk for ReadOnlyDisk {
 
     fn remove(&self, name: &str) -> Result<(), DiskError> {
         ReadOnlyDisk::refuse(name)
+    }
+
+    fn cipher(&self) -> Option<&dyn Cipher> {
+        None
     }
 }
 

@@ -460,17 +460,28 @@ impl Driver {
                     self.engine.set_primary(primary.as_ref().map(ToString::to_string));
                     self.shared.who.send_modify(|who| who.primary = primary);
                 }
-                Effect::Members(members) => self.around.members.changed(&members),
-                Effect::HeadHides { reason } => self.engine.hide(reason),
+                Effect::Members(members) => {
+                    let passing = self.kill.before("members", None);
+                    self.around.members.changed(&members);
+                    passing.passed("members");
+                }
+                Effect::HeadHides { reason } => {
+                    let passing = self.kill.before("hides", None);
+                    self.engine.hide(reason);
+                    passing.passed("hides");
+                }
                 Effect::Places { places } => self.copies.set_places(places),
                 Effect::Retired { slot, place, by } => self.copies.retire(slot, place.as_deref(), &by),
                 Effect::Note(event) => {
                     tracing::info!(kind = %event.kind, epoch = event.epoch.0, "{}", event.what);
+                    let passing = self.kill.before(&event.kind, None);
                     let mut events = self.shared.events.lock();
                     if events.len() >= EVENTS_KEPT {
                         events.pop_front();
                     }
                     events.push_back(event);
+                    drop(events);
+                    passing.passed("an event");
                 }
             }
         }

@@ -1,7 +1,8 @@
-//! Where a process ends itself as `kill -9` would: at the point that a file names, for drills of role changes.
+//! Where a process ends itself as `kill -9` would: at the point that a file names, for drills of changes of roles and of members.
 //!
 //! `PARHELION_KILL_POINT` names the file. While it holds `before:handover`, the process takes the file away and ends just before it says
-//! its handover; `after:` ends it when the words are on their way. `@3` behind it: only about epoch 3 or a later one. Without the
+//! its handover; `after:` ends it when the words are on their way. `@3` behind it: only about epoch 3 or a later one. Points are messages,
+//! phases of operations, effects, and the kinds of events (`before:region_removed`). Without the
 //! variable (always, but in a drill) nothing is looked at. Whoever may set it could as well send the signal: only the moment is exact.
 //!
 //! Decides nothing of the protocol. Driven by whoever drives a control core: a region's driver, and a witness.
@@ -50,6 +51,8 @@ impl KillPoint {
             return Passing { die_after: false };
         }
         let (point, epoch) = match message {
+            // The first words about who is to be a member, or a voter.
+            ControlMessage::Renew(renew) if renew.voters_next.is_some() => ("propose", Some(renew.entry.epoch)),
             ControlMessage::Renew(renew) => ("renew", Some(renew.entry.epoch)),
             ControlMessage::Granted { epoch, .. } => ("granted", Some(*epoch)),
             ControlMessage::Vote(vote) => ("vote", Some(vote.epoch)),

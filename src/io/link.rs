@@ -19,9 +19,11 @@
 //! sender keeps less than [`crate::io::quic`]'s connection window (64 MiB) of batches in flight, batches that nobody takes
 //! cannot keep control messages from arriving.
 
+mod saying;
 mod serve;
 mod streams;
 
+pub use saying::LinkLog;
 pub use serve::{Arrival, admin_once, admin_once_of, dial, serve};
 pub(crate) use serve::{attempt_failed, refused, resolve};
 pub use streams::{AdminReply, BATCH_BYTES_MAX, MESSAGE_BYTES_MAX};
@@ -331,7 +333,11 @@ impl Link {
         connection: Connection,
         dialled: bool,
         control: (SendStream, RecvStream),
+        log: &Arc<LinkLog>,
     ) -> (Link, mpsc::Receiver<LinkEvent>) {
+        if log.up(&peer) {
+            tracing::info!(%peer, addr = %connection.remote_address(), dialled, "link up");
+        }
         let (events, receiver) = mpsc::channel(EVENTS_MAX);
         let (control_box, control_rx) = Outbox::new(CONTROL_QUEUE_BYTES_MAX);
         let (batch_box, batch_rx) = Outbox::new(BATCH_QUEUE_BYTES_MAX);
@@ -350,7 +356,7 @@ impl Link {
             sessions: Arc::default(),
         };
         let link = Link { inner: Arc::new(inner) };
-        tokio::spawn(run(link.clone(), control, control_rx, batch_rx, events));
+        tokio::spawn(run(link.clone(), control, control_rx, batch_rx, events, Arc::clone(log)));
         (link, receiver)
     }
 }
@@ -362,7 +368,9 @@ async fn run(
     control_rx: mpsc::UnboundedReceiver<Vec<Bytes>>,
     batch_rx: mpsc::UnboundedReceiver<Vec<Bytes>>,
     events: mpsc::Sender<LinkEvent>,
+    log: Arc<LinkLog>,
 ) {
+    let began = clock::now();
     let connection = link.inner.connection.clone();
     let mut tasks: JoinSet<String> = JoinSet::new();
     tasks.spawn(streams::write_control(Arc::clone(&link.inner), control_send, control_rx));
@@ -388,7 +396,13 @@ async fn run(
     // What has arrived whole but was not taken yet goes with the link: the protocol above resumes by position.
     tasks.shutdown().await;
     let reason = link.sentence(&error);
-    tracing::info!(peer = %link.inner.peer, addr = %link.remote_addr(), reason, "link closed");
+    match log.ended(&link.inner.peer, clock::now().since(began), &reason) {
+        Some(0) => tracing::info!(peer = %link.inner.peer, addr = %link.remote_addr(), reason, "link closed"),
+        Some(untold) => {
+            tracing::info!(peer = %link.inner.peer, addr = %link.remote_addr(), reason, untold, "link closed; those that were not told ended at once, for reasons told before");
+        }
+        None => tracing::debug!(peer = %link.inner.peer, reason, "link closed, as those before it"),
+    }
     let _ = events.send(LinkEvent::Closed(reason)).await;
 }
 

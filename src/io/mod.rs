@@ -12,5 +12,6 @@ pub mod join_tls;
 pub mod killpoint;
 pub mod link;
 pub mod quic;
+pub mod sealing;
 pub mod slots;
 pub mod tls;

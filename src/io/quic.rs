@@ -9,6 +9,7 @@
 
 use super::congestion::FloorFactory;
 use crate::base::{ClusterName, RegionName};
+use crate::io::link::LinkLog;
 use crate::io::tls::{self, Material, PeerIdentity};
 use parking_lot::RwLock;
 use quinn::congestion::{BbrConfig, ControllerFactory, CubicConfig, NewRenoConfig};
@@ -252,6 +253,7 @@ pub struct Quic {
     /// As `client`, for control links.
     control_client: quinn::ClientConfig,
     refusals: Arc<RefusalCounters>,
+    link_log: Arc<LinkLog>,
 }
 
 impl Quic {
@@ -351,7 +353,7 @@ impl Quic {
         let endpoint =
             quinn::Endpoint::new(endpoint, server, socket, Arc::new(TokioRuntime)).map_err(|source| QuicError::Socket { addr, source })?;
         let members = Arc::new(RwLock::new(Members { regions: members.to_vec(), removed: Vec::new() }));
-        Ok(Quic { endpoint, material, members, witness: None, client, control_client, refusals: Arc::default() })
+        Ok(Quic { endpoint, material, members, witness: None, client, control_client, refusals: Arc::default(), link_log: Arc::default() })
     }
 
     /// The witness of the global cluster, if it has one, is let in as well: for a control link.
@@ -393,6 +395,12 @@ impl Quic {
     #[must_use]
     pub fn refusals(&self) -> &Arc<RefusalCounters> {
         &self.refusals
+    }
+
+    /// Who was linked with this process.
+    #[must_use]
+    pub fn link_log(&self) -> &Arc<LinkLog> {
+        &self.link_log
     }
 
     /// Says goodbye to all peers and waits a moment for the packets to leave.

@@ -13,10 +13,11 @@
 //! 32  4  length of the state                    36  4  CRC32C of the 36 bytes before it, of the owner and of the state
 //! 40  -  the state
 //! ```
+//! On a disk with a cipher the version is 2, and the state is sealed: nonce 12 | state | tag 16. The checksum is that of what lies there.
 //! The owner (cluster and name) is in the checksum and not in the file: a slot that was put under another's name is damaged.
 //! A third file, `made`, is written when both slots are there: with it and without a readable slot, something was lost.
 
-use crate::volume::{Disk, DiskError};
+use crate::volume::{Disk, DiskError, SEAL_BYTES};
 use bytes::Bytes;
 use std::sync::Arc;
 
@@ -25,6 +26,8 @@ const MADE: &str = "made";
 const MADE_NEW: &str = "made.new";
 const MAGIC: [u8; 4] = *b"PHLV";
 const VERSION: u16 = 1;
+/// The state is sealed.
+const VERSION_SEALED: u16 = 2;
 const HEADER_BYTES: usize = 40;
 /// Longest state.
 pub const SLOT_STATE_BYTES_MAX: usize = 1 << 20;
@@ -146,9 +149,13 @@ impl Slots {
         }
         self.broken = true;
         self.sequence += 1;
-        let header = self.header(state);
+        let kept = match self.disk.cipher() {
+            None => state.clone(),
+            Some(cipher) => Bytes::from(cipher.seal(self.owner.as_bytes(), state)?),
+        };
+        let header = self.header(&kept);
         for name in SLOTS {
-            self.disk.write(name, 0, &[header.clone(), state.clone()])?;
+            self.disk.write(name, 0, &[header.clone(), kept.clone()])?;
             self.disk.sync(name)?;
         }
         self.broken = false;
@@ -158,7 +165,7 @@ impl Slots {
     fn make(&mut self) -> Result<(), SlotsError> {
         for name in SLOTS {
             self.disk.remove(name)?;
-            self.disk.allocate(name, (HEADER_BYTES + SLOT_STATE_BYTES_MAX) as u64)?;
+            self.disk.allocate(name, (HEADER_BYTES + self.kept_bytes_max()) as u64)?;
         }
         self.put_bytes(&Bytes::new())?;
         self.disk.remove(MADE_NEW)?;
@@ -168,10 +175,18 @@ impl Slots {
         Ok(())
     }
 
+    fn version(&self) -> u16 {
+        if self.disk.cipher().is_some() { VERSION_SEALED } else { VERSION }
+    }
+
+    fn kept_bytes_max(&self) -> usize {
+        SLOT_STATE_BYTES_MAX + if self.disk.cipher().is_some() { SEAL_BYTES } else { 0 }
+    }
+
     fn header(&self, state: &[u8]) -> Bytes {
         let mut header = Vec::with_capacity(HEADER_BYTES);
         header.extend_from_slice(&MAGIC);
-        header.extend_from_slice(&VERSION.to_le_bytes());
+        header.extend_from_slice(&self.version().to_le_bytes());
         header.extend_from_slice(&[0, 0]);
         header.extend_from_slice(&self.sequence.to_le_bytes());
         header.extend_from_slice(&self.identity);
@@ -200,7 +215,7 @@ impl Slots {
         }
         let field = |from: usize, n: usize| &head[from..from + n];
         let length = u32::from_le_bytes(field(32, 4).try_into().expect("BUG: four bytes")) as usize;
-        if length > SLOT_STATE_BYTES_MAX {
+        if length > self.kept_bytes_max() {
             return bad("its length is beyond the limit");
         }
         let state = match self.disk.read(name, HEADER_BYTES as u64, length) {
@@ -212,9 +227,16 @@ impl Slots {
             return bad("the checksum does not match");
         }
         let version = u16::from_le_bytes(field(4, 2).try_into().expect("BUG: two bytes"));
-        if version != VERSION {
+        if version != self.version() {
             return Ok(Read::Unsupported(version));
         }
+        let state = match self.disk.cipher() {
+            None => state,
+            Some(cipher) => match cipher.open(self.owner.as_bytes(), &state) {
+                Some(state) => Bytes::from(state),
+                None => return bad("its seal does not hold"),
+            },
+        };
         let sequence = u64::from_le_bytes(field(8, 8).try_into().expect("BUG: eight bytes"));
         Ok(Read::Good(Slot { sequence, identity: field(16, 16).try_into().expect("BUG: sixteen bytes"), state }))
     }

@@ -22,7 +22,7 @@ use webpki::{EndEntityCert, KeyUsage};
 pub const ALPN: &[u8] = b"parhelion/1";
 
 /// The same between a region and its copies on other machines.
-pub const COPY_ALPN: &[u8] = b"parhelion-copy/3";
+pub const COPY_ALPN: &[u8] = b"parhelion-copy/4";
 
 const DOMAIN: &str = "parhelion.internal";
 

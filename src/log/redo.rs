@@ -236,10 +236,11 @@ impl VolumeHeader {
         Change::Image(Bytes::from(body))
     }
 
-    /// An absent or all-zero header page is an empty database.
+    /// An absent or all-zero header page is an empty database. Copies leave out what is zero at the end, within a number too.
     #[must_use]
     pub fn from_page(page: &[u8]) -> VolumeHeader {
-        let u32_at = |at: usize| page.get(at..at + 4).map_or(0, |b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+        let byte = |at: usize| page.get(at).copied().unwrap_or(0);
+        let u32_at = |at: usize| u32::from_le_bytes(std::array::from_fn(|i| byte(at + i)));
         VolumeHeader { page_count: u32_at(0), page_bytes: u32_at(4), high_water: u32_at(8).max(u32_at(0)) }
     }
 }
@@ -248,6 +249,17 @@ impl VolumeHeader {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn a_header_is_read_without_the_zeros_at_its_end() {
+        for high_water in [1, 255, 256, 1058, 0x0001_0000, 0x0100_0000] {
+            let header = VolumeHeader { page_count: 1, page_bytes: 4096, high_water };
+            let image = header.to_image();
+            let end = image.body().iter().rposition(|b| *b != 0).map_or(0, |i| i + 1);
+            assert_eq!(VolumeHeader::from_page(&image.body()[..end]), header);
+        }
+        assert_eq!(VolumeHeader::from_page(&[]), VolumeHeader { page_count: 0, page_bytes: 0, high_water: 0 });
+    }
 
     proptest! {
         #[test]

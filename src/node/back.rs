@@ -7,11 +7,12 @@
 //!
 //! Decides what counts as lost; never cuts anything itself (the volume does), and never drops an archive.
 
+use super::roles::Intent;
 use super::{Effect, Node, Stage};
 use crate::base::{ConnId, Epoch, GroupId, Instant, LogEnd, RegionName, Seq, TimelineId, UnixMicros};
-use crate::control::{Input, LostTail, Touched};
-use crate::log::{Flags, LogOutcome};
-use crate::volume::archive_id;
+use crate::control::{EpochEntry, Input, LostTail, ReignKind, Touched};
+use crate::log::{Flags, Frame, LogOutcome};
+use crate::volume::{VolumePhase, archive_id};
 
 /// Read at once.
 const READ_BYTES: usize = 1 << 20;
@@ -22,6 +23,8 @@ pub(super) struct Counting {
     tag: u64,
     archive: TimelineId,
     end: LogEnd,
+    /// The frame that comes next.
+    next: Seq,
     tail: LostTail,
 }
 
@@ -49,6 +52,34 @@ impl Node {
         self.appender.rewind(now, archive_id(&at, own.epoch), at, epoch);
     }
 
+    /// This region is to reign behind a point that its own log has gone on from otherwise: it parted from a reign that it never followed. What it
+    /// has beyond is archived like that of any old primary, and the reign begins when the volume stands there (seed 820065 of moves). Whether that
+    /// is under way.
+    pub(super) fn goes_back_first(&mut self, now: Instant, entry: &EpochEntry) -> bool {
+        let (base, own) = (entry.base, *self.appender.end());
+        let last = match &self.stage {
+            Stage::Closed { consistent } => *consistent,
+            Stage::Following if *self.appender.phase() == VolumePhase::Serving => *self.appender.vdl(),
+            _ => return false,
+        };
+        if base == LogEnd::EMPTY || base.seq >= last.seq || entry.epoch <= own.epoch || !self.appender.history().contains(&base) {
+            return false;
+        }
+        self.stop_following(now, "this region takes over");
+        self.leader.step_down();
+        self.note(
+            "rewinding",
+            format!(
+                "{} is to reign in epoch {} behind {base}; what it has beyond, up to {own}, is archived and cut",
+                self.who.region, entry.epoch
+            ),
+        );
+        self.roles.intent = Some(Intent::Begin(entry.clone()));
+        self.stage = Stage::GoingBack { primary: self.who.region.clone() };
+        self.appender.rewind(now, archive_id(&base, own.epoch), base, entry.epoch);
+        true
+    }
+
     /// The volume stands at `at`, which the history that is followed has, too.
     pub(super) fn rewound(&mut self, now: Instant, at: LogEnd) {
         self.note("rewound", format!("the volume went back to {at}; what was cut is archived"));
@@ -56,11 +87,44 @@ impl Node {
         let primary = primary.clone();
         self.stage = Stage::Following;
         self.roles.unsettled = false;
-        self.follower.look_for(now, primary);
+        if primary != self.who.region {
+            self.follower.look_for(now, primary);
+        }
         self.count_archives(now);
     }
 
-    pub(super) fn cannot_rewind(&mut self, reason: &str) {
+    /// It went back in order to reign, and stands there now.
+    pub(super) fn reigns_after_going_back(&mut self, now: Instant) {
+        if let Some(Intent::Begin(entry)) = self.roles.intent.take() {
+            self.take_up(now, entry.epoch, Intent::Begin(entry));
+        }
+    }
+
+    /// The versions of pages of where the histories part are gone. What this region has beyond is archived (`kept`), and it gets the primary's pages
+    /// instead; or it is not, and somebody has to look.
+    pub(super) fn cannot_rewind(&mut self, now: Instant, reason: &str, kept: bool) {
+        if let Some(Intent::Begin(entry)) = self.roles.intent.take() {
+            let reason = format!("what it has beyond {} cannot be taken back: {reason}", entry.base);
+            self.tell(now, Input::PromotionFailed { epoch: entry.epoch, reason });
+        }
+        if let (true, Stage::GoingBack { primary }) = (kept, &self.stage) {
+            let primary = primary.clone();
+            let what = format!(
+                "this region's log goes on otherwise than that of {primary}, and cannot be taken back: {reason}. What it has beyond is archived, as far \
+                 back as its log goes (`parhelion salvage` reads it); it is seeded anew"
+            );
+            self.note("seeded_anew", what.clone());
+            self.effects.push_back(Effect::HeadHides { reason: what });
+            // Nothing of it is shown: the volume stands nowhere before it was seeded.
+            self.roles.unsettled = false;
+            self.stage = Stage::Following;
+            self.follower.restarted(now, self.wall, LogEnd::EMPTY);
+            self.tell_log(now);
+            if primary != self.who.region {
+                self.follower.look_for(now, primary);
+            }
+            return;
+        }
         let reason = format!(
             "this region's log goes on otherwise than the primary's, and cannot be taken back: {reason}. What it has that the primary has not is \
              kept. Move its data directory away (it is what `parhelion salvage` reads) and start it again: it is seeded"
@@ -114,7 +178,9 @@ impl Node {
         let next = archives.into_iter().filter(|a| a.end.seq > a.base.seq).find_map(|archive| {
             let chain = &self.control.as_ref()?.voter.chain;
             // The reign that began behind the base or before it, after the tail's own.
-            let reign = chain.entries().iter().find(|e| e.epoch > archive.end.epoch && e.base.seq <= archive.end.seq)?;
+            // By an operator's word one may have begun further on another line, which the tail's reign had not taken.
+            let took = |e: &&EpochEntry| e.base.seq <= archive.end.seq || e.kind == ReignKind::Unproven;
+            let reign = chain.entries().iter().find(|e| e.epoch > archive.end.epoch && took(e))?;
             let record = self.ledger()?.failover_into(reign.epoch)?;
             (!record.complete).then_some((archive, reign.epoch))
         });
@@ -130,7 +196,8 @@ impl Node {
             to_time: None,
             touched: Ok(Touched::default()),
         };
-        self.counting = Some(Counting { tag, archive: archive.id, end: archive.end, tail });
+        let next = archive.base.seq.next();
+        self.counting = Some(Counting { tag, archive: archive.id, end: archive.end, next, tail });
         self.appender.read_archive(now, tag, GroupId(0), archive.id, archive.base.seq.next(), READ_BYTES);
     }
 
@@ -142,6 +209,19 @@ impl Node {
             self.counting = None;
             return true;
         };
+        let first = frames.first().map_or(counting.end.seq.next(), Frame::seq);
+        if first > counting.next {
+            let (from, new_epoch) = (counting.tail.from, counting.tail.new_epoch);
+            self.counting = None;
+            self.note(
+                "loss_uncounted",
+                format!(
+                    "of the log behind {from}, which the failover into epoch {new_epoch} lost, what lies before seq {first} was kept no longer: how many \
+                     commits were lost stays unknown"
+                ),
+            );
+            return true;
+        }
         for frame in frames {
             let h = frame.header();
             if h.flags.has(Flags::USER_COMMIT) {
@@ -151,7 +231,8 @@ impl Node {
                 counting.tail.to_time = Some(counting.tail.to_time.map_or(at, |t| t.max(at)));
             }
         }
-        let (archive, last) = (counting.archive, frames.last().map(crate::log::Frame::seq));
+        let (archive, last) = (counting.archive, frames.last().map(Frame::seq));
+        counting.next = last.map_or(counting.next, Seq::next);
         if let Some(last) = last.filter(|last| *last < counting.end.seq) {
             self.appender.read_archive(now, tag, GroupId(0), archive, last.next(), READ_BYTES);
             return true;

@@ -1,11 +1,10 @@
-//! The last step of a commit in the primary: durable here, and as far as the commit rules want it, elsewhere.
+//! The last step of a commit in the primary: durable here, as far as the commit rules want it, elsewhere, and with its pages not far behind.
 //!
-//! Decides nothing: [`CommitRules`] says up to where. What may not be acknowledged yet is not shown to readers here either, or they would see
+//! Decides how far pages may be behind what is acknowledged; [`CommitRules`] says the rest. What may not be acknowledged yet is not shown to readers here either, or they would see
 //! what a failover could still lose. It waits in order, and goes on by itself. Driven by the node: durable frames in, the head's advances out.
 
 use super::{Effect, Node, Stage};
-use crate::base::{CommitRules, CommitsPause};
-use crate::base::{Instant, LogEnd, Seq, UnixMicros};
+use crate::base::{CommitRules, CommitsPause, Instant, LogEnd, Lsn, Seq, UnixMicros};
 use crate::control::{Action, AutoFailover, ControlState, Input};
 use crate::log::Frame;
 use crate::ship::Message;
@@ -17,6 +16,9 @@ use std::time::Duration;
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// A commit that waits for secondaries that are there for longer is told.
 const SLOW_MS: u64 = 1000;
+/// A commit is acknowledged when the pages are at most so many memtables of log behind it. What comes faster than the disks can write pages has to
+/// wait for them; were it not held, whoever reads what was just written would wait for all of it, once it has left the cache.
+const PAGES_BEHIND_MEMTABLES: u64 = 2;
 /// Commits that no secondary has are dated so coarsely, and so many dates are kept: what counts is the oldest.
 const DATE_EVERY_US: u64 = 10_000;
 const DATES_MAX: usize = 100_000;
@@ -30,6 +32,8 @@ pub(super) struct Committing {
     missing: VecDeque<(Seq, UnixMicros)>,
     paused: Option<CommitsPause>,
     look_at: Option<Instant>,
+    /// What is held waits for page versions up to here.
+    pages_wanted: Option<Lsn>,
     /// What an operator set, while it is not kept with its entry in the audit: which state must be kept, and the rules.
     wanted: Option<(u64, CommitRules)>,
     /// The rule of synchronous commits that the control core was told.
@@ -41,6 +45,11 @@ pub(super) struct Committing {
 impl Committing {
     pub(super) fn next_timeout(&self) -> Option<Instant> {
         self.look_at
+    }
+
+    /// Whether what is held may go on: time passed, or the pages came nearer.
+    pub(super) fn is_due(&self, now: Instant, readable: Lsn) -> bool {
+        self.look_at.is_some_and(|at| now >= at) || self.pages_wanted.is_some_and(|wanted| readable >= wanted)
     }
 
     pub(super) fn pause(&self) -> Option<String> {
@@ -66,7 +75,7 @@ impl Committing {
 impl Node {
     /// Newly durable frames of this region's reign.
     pub(super) fn commit(&mut self, now: Instant, vdl: LogEnd, frames: Vec<Frame>) {
-        if self.committing.in_force().are_none() && self.committing.held.is_empty() {
+        if self.committing.in_force().are_none() && self.committing.held.is_empty() && self.pages_wanted(&vdl) <= self.appender.readable() {
             self.effects.push_back(Effect::HeadAdvances { vdl, frames });
             return;
         }
@@ -80,7 +89,18 @@ impl Node {
         self.release(now);
     }
 
-    /// A secondary moved, or time passed.
+    /// Readers read there or beyond: those that have begun, and those that begin while commits are held, however long that is (seed 830048).
+    pub(super) fn pinned(&self) -> Lsn {
+        let first = self.committing.held.front().and_then(|(_, frames)| frames.first());
+        first.map_or(self.oldest_pin, |f| self.oldest_pin.min(f.header().first_lsn))
+    }
+
+    /// Up to where pages must be readable for `vdl` to be acknowledged.
+    fn pages_wanted(&self, vdl: &LogEnd) -> Lsn {
+        Lsn(vdl.end_lsn.0.saturating_sub(PAGES_BEHIND_MEMTABLES * self.limits.memtable_bytes_max as u64))
+    }
+
+    /// A secondary moved, the pages came nearer, or time passed.
     pub(super) fn release(&mut self, now: Instant) {
         if !matches!(self.stage, Stage::Leading) {
             return;
@@ -99,17 +119,28 @@ impl Node {
             Ok(upto) => (upto, None),
             Err(pause) => (Seq::ZERO, Some(pause)),
         };
-        while c.held.front().is_some_and(|(vdl, _)| vdl.seq <= upto) {
-            let (vdl, frames) = c.held.pop_front().expect("BUG: a front was seen");
+        let readable = self.appender.readable();
+        self.committing.pages_wanted = None;
+        while let Some((vdl, _)) = self.committing.held.front().filter(|(vdl, _)| vdl.seq <= upto) {
+            let wanted = self.pages_wanted(vdl);
+            if wanted > readable {
+                self.committing.pages_wanted = Some(wanted);
+                break;
+            }
+            let (vdl, frames) = self.committing.held.pop_front().expect("BUG: a front was seen");
             self.effects.push_back(Effect::HeadAdvances { vdl, frames });
         }
+        let c = &mut self.committing;
         // That a commit waits is how a rule works; that it waits for long is what an operator wants to know.
         let waits_ms = c
             .held
             .front()
             .and_then(|(_, frames)| frames.first())
             .map_or(0, |f| self.wall.0.saturating_sub(f.header().source_time.0) / 1000);
-        let paused = paused.or((waits_ms > SLOW_MS).then(|| CommitsPause::SyncSlow { wanted: c.in_force().sync, waits_ms }));
+        let paused = paused.or((waits_ms > SLOW_MS).then(|| match (c.pages_wanted, c.held.front()) {
+            (Some(_), Some((vdl, _))) => CommitsPause::PagesBehind { behind_bytes: vdl.end_lsn.bytes_since(readable), waits_ms },
+            _ => CommitsPause::SyncSlow { wanted: c.in_force().sync, waits_ms },
+        }));
         // Also while nothing waits: what comes next would, and status says so before.
         c.look_at = (paused.is_some() || !c.held.is_empty() || !c.missing.is_empty()).then_some(now + LOOK_AGAIN);
         let news = paused.is_some() != c.paused.is_some();
@@ -122,7 +153,7 @@ impl Node {
             self.effects.push_back(Effect::CommitsPause(pause.is_some()));
             match pause {
                 Some(why) => self.note("commits_paused", why),
-                None => self.note("commits_resumed", "a secondary is near enough again".into()),
+                None => self.note("commits_resumed", "what commits waited for is near enough again".into()),
             }
         }
         if let Some(sync) = sync {

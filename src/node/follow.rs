@@ -54,6 +54,8 @@ pub(super) struct Follower {
     retry: Duration,
     prng: Prng,
     lag: LagMeter,
+    /// Whose heartbeats it measured.
+    measured: Option<RegionName>,
     durable: LogEnd,
     visible: LogEnd,
     last_moved: Instant,
@@ -80,6 +82,7 @@ impl Follower {
             retry: RETRY_MIN,
             prng,
             lag: LagMeter::new(limits.heartbeat_every, wall),
+            measured: None,
             durable: LogEnd::EMPTY,
             visible: LogEnd::EMPTY,
             last_moved: Instant::ZERO,
@@ -480,9 +483,11 @@ impl Node {
                 // Another secondary's log says nothing of what the history is.
                 if primary == region {
                     self.follower.known_primary = Some(primary.clone());
-                    self.settled();
+                    self.settled(seed);
                     self.keep_rules(rules);
-                    self.count_archives(now);
+                    if !seed {
+                        self.count_archives(now);
+                    }
                     if self.roles.reign.as_ref().is_none_or(|(known, _)| *known < epoch) {
                         self.roles.reign = Some((epoch, primary.clone()));
                     }
@@ -498,6 +503,8 @@ impl Node {
                 };
                 self.follower.meter.clear();
                 self.follower.behind_since = None;
+                let before = self.follower.measured.replace(region.clone());
+                self.follower.lag.connected(before.is_some_and(|before| before != region));
                 let early =
                     if let Contact::Greeting { early, .. } = &mut self.follower.contact { std::mem::take(early) } else { Vec::new() };
                 self.follower.contact = Contact::Following(Following { conn, primary: primary.clone(), receiver, last_heartbeat: now });
@@ -544,6 +551,8 @@ impl Node {
                 ReceiverEffect::Append(frames) => self.appender.append(now, frames),
                 ReceiverEffect::SeedBegin(base) => {
                     self.note("seeding_began", format!("pages as of {}", base.end));
+                    // What was read of an archive is read again when the volume is there.
+                    self.counting = None;
                     self.appender.seed_begin(now, base);
                 }
                 ReceiverEffect::SeedPages(pages) => {

@@ -10,6 +10,7 @@ use crate::control::Input;
 use crate::log::{LogOutcome, PagesOutcome, SeedBase};
 use crate::ship::wire::Control;
 use crate::ship::{BEHIND_BYTES, Hello, LagReport, Message, Refusal, Sender, SenderEffect, Start};
+use crate::volume::VolumePhase;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -22,6 +23,8 @@ struct Known {
     disconnected_since: Option<UnixMicros>,
     gone_at: Option<Instant>,
     durable: LogEnd,
+    /// What it said to be durable there, since it was last seeded.
+    said_durable: LogEnd,
     received: Lsn,
     visible: Lsn,
     /// The seed that its outage interrupted, and when.
@@ -45,9 +48,9 @@ pub(super) struct Leader {
 }
 
 impl Leader {
-    /// How far each connected secondary is.
+    /// What each connected secondary has durable.
     pub(super) fn durable(&self) -> Vec<Seq> {
-        self.senders.values().map(|s| s.durable().seq).collect()
+        self.senders.values().map(|s| s.said_durable().seq).collect()
     }
 
     pub(super) fn conns(&self) -> Vec<ConnId> {
@@ -101,6 +104,7 @@ impl Leader {
             disconnected_since: Some(wall),
             gone_at: Some(now),
             durable: *sender.durable(),
+            said_durable: self.known.get(&region).map_or(LogEnd::EMPTY, |k| k.said_durable).max(*sender.said_durable()),
             received: sender.received().end_lsn,
             visible: sender.visible(),
             half_seed: sender.seed_base().map(|base| (*base, now)),
@@ -189,14 +193,18 @@ impl Node {
             let refusal = Refusal::OtherRegion { certificate: peer.clone(), claimed: hello.region.clone() };
             return self.refuse(conn, refusal, peer);
         }
-        // Whoever is about to take over may fetch what this secondary has more; never a seed.
-        let whole = !self.roles.unsettled || self.roles.lends_its_last();
-        let lends = hello.catches_up && hello.position.is_some() && matches!(self.stage, Stage::Following) && whole;
-        let Some(lineage) = self.lineage().filter(|_| lends || matches!(self.stage, Stage::Leading)) else {
-            let primary = self.roles.reign.as_ref().map(|(_, p)| p.clone()).filter(|p| *p != self.who.region);
-            let message = Message::Control(Control::NotPrimary { primary, epoch: self.epoch() });
-            self.effects.push_back(Effect::Send { conn, message });
-            return;
+        // Whoever is about to take over may fetch what this secondary has more. A seed only from a region that sealed its reign for it: up to the seal
+        // its log is the history, whoever reigns next, and nobody else may have it (seed 50016 of moves).
+        let last = self.roles.lends_its_last();
+        let stands = *self.appender.phase() == VolumePhase::Serving && *self.appender.vdl() != LogEnd::EMPTY;
+        // Its log is of a reign that this region has not heard of: whether that ever opened is not known here, and nothing is wrong with it (seed 11
+        // of moves).
+        let newer = hello.position.as_ref().is_some_and(|p| p.end.epoch > self.epoch());
+        let has_more = hello.position.is_some() && !self.roles.unsettled;
+        let lends = hello.catches_up && stands && (last || has_more) && matches!(self.stage, Stage::Following);
+        let leads = matches!(self.stage, Stage::Leading);
+        let Some(lineage) = self.lineage().filter(|_| (lends || leads) && !newer) else {
+            return self.not_primary(conn);
         };
         if hello.layout != self.who.layout {
             return self.refuse(conn, Refusal::OtherLayout { ours: self.who.layout, theirs: hello.layout }, peer);
@@ -210,6 +218,8 @@ impl Node {
         let log_from = self.appender.log_from();
         let volume = self.appender.lineage().unwrap_or(lineage);
         match Sender::greet(hello, (lineage, volume), self.appender.history(), &vdl, log_from, self.limits.clone(), now) {
+            // It wants what this secondary does not have: another one was named to it (seed 142 of moves).
+            Err(_) if lends => self.not_primary(conn),
             Err(refusal) => {
                 // It was shipped only what was durable here, in this very reign.
                 if let (Refusal::Diverged { theirs, .. }, Stage::Leading) = (&refusal, &self.stage)
@@ -240,9 +250,9 @@ impl Node {
                     Start::ResumedSeed => "in the middle of a seed, which resumes".into(),
                     Start::Log | Start::Rewind { .. } => format!("resumes behind {}", sender.received()),
                 };
-                if let Some(had) =
-                    self.leader.known.get(peer).map(|k| k.durable).filter(|had| start == Start::Log && *had > *sender.durable())
-                {
+                let said_durable = self.leader.known.get(peer).map_or(LogEnd::EMPTY, |k| k.said_durable);
+                let said_durable = if start == Start::Log { said_durable } else { LogEnd::EMPTY };
+                if let Some(had) = Some(said_durable).filter(|had| *had > *sender.durable()) {
                     let has = *sender.durable();
                     self.note("secondary_lost_log", format!("{peer} had everything durable up to {had} and has it up to {has} now: its disks lost what they said was synced. It comes again"));
                 }
@@ -252,6 +262,7 @@ impl Node {
                     disconnected_since: None,
                     gone_at: None,
                     durable: *sender.durable(),
+                    said_durable,
                     received: sender.received().end_lsn,
                     visible: Lsn(0),
                     half_seed: None,
@@ -273,6 +284,12 @@ impl Node {
                 self.lead_timers(now);
             }
         }
+    }
+
+    fn not_primary(&mut self, conn: ConnId) {
+        let primary = self.roles.reign.as_ref().map(|(_, p)| p.clone()).filter(|p| *p != self.who.region);
+        let message = Message::Control(Control::NotPrimary { primary, epoch: self.epoch() });
+        self.effects.push_back(Effect::Send { conn, message });
     }
 
     fn begin_seed(&mut self, now: Instant, conn: ConnId) {
@@ -373,7 +390,7 @@ impl Node {
                     // The pages at `at` must not be folded away before they are read.
                     let (log, pages) = self.leader.needs(now, &self.limits, self.who.members.len());
                     let fork = self.leader.fork(now, &self.limits);
-                    self.appender.set_needs(self.oldest_pin, pages, log, fork);
+                    self.appender.set_needs(self.pinned(), pages, log, fork);
                     let tag = self.tag_for(conn);
                     self.appender.read_pages(now, tag, at, from, bytes_max);
                 }

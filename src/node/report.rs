@@ -49,6 +49,8 @@ pub struct VolumeReport {
     pub segments: Option<u32>,
     /// Pages that the database has now.
     pub used_bytes: Option<u64>,
+    /// Of these, pages that hold nothing: what tables left that were dropped, until it is used again or given back.
+    pub free_bytes: Option<u64>,
     /// What log and page versions take on the disks: in each group the copy that takes most.
     pub allocated_bytes: Option<u64>,
     /// The most that `used_bytes` ever was.

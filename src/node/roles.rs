@@ -13,7 +13,7 @@ use crate::control::{
     self, AuditEntry, AuditHead, Control, ControlState, ControlView, EpochEntry, Input, LogPosition, OpId, OpView, Output, Promotion,
     VoterState, Who,
 };
-use crate::log::{ControlFrame, Pen, Reign};
+use crate::log::{ControlFrame, Frame, Pen, Reign};
 use crate::volume::{LostLog, VolumePhase};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -54,6 +54,8 @@ pub(super) struct Roles {
     pub(super) intent: Option<Intent>,
     /// The pen of a reign whose first frame (this one) is on its way, or durable here and waits for its majority.
     pen: Option<(Pen, LogEnd)>,
+    /// That first frame, durable and shown to nobody: without its majority it is no history (seed 38 of moves).
+    pub(super) unshown: Vec<(LogEnd, Vec<Frame>)>,
     /// The first frame of this region's reign.
     start: LogEnd,
     /// The lease is over: why, and where writers go.
@@ -372,6 +374,16 @@ impl Node {
             Promotion::Begin { entry } => Intent::Begin(entry),
             Promotion::Resume => Intent::Resume(epoch),
         };
+        self.take_up(now, epoch, intent);
+    }
+
+    /// Takes the volume for a reign.
+    pub(super) fn take_up(&mut self, now: Instant, epoch: Epoch, intent: Intent) {
+        if let Intent::Begin(entry) = &intent
+            && self.goes_back_first(now, entry)
+        {
+            return;
+        }
         match (&self.stage, &intent) {
             (Stage::Founding { lineage }, Intent::Resume(_)) => {
                 let lineage = *lineage;
@@ -391,6 +403,7 @@ impl Node {
                 self.leader.step_down();
                 let pen = self.appender.begin_reign(now, self.wall, entry.epoch, reign);
                 self.roles.pen = Some((pen, *self.appender.end()));
+                self.roles.unshown.clear();
                 self.stage = Stage::Pending;
             }
             (Stage::Following | Stage::Leading | Stage::Pending, _) if *self.appender.phase() == VolumePhase::Serving => {
@@ -449,6 +462,7 @@ impl Node {
 
     pub(super) fn pend(&mut self, now: Instant, pen: Pen, start: LogEnd) {
         self.roles.pen = Some((pen, start));
+        self.roles.unshown.clear();
         self.stage = Stage::Pending;
         self.reign_is_durable(now, start);
     }
@@ -461,7 +475,11 @@ impl Node {
             // What became durable while it was not known to be history is shown now, the reign's first frame too.
             let at = *self.appender.vdl();
             self.effects.push_back(Effect::HeadReset { at });
+        } else {
+            let shown = std::mem::take(&mut self.roles.unshown).into_iter().map(|(vdl, frames)| Effect::HeadAdvances { vdl, frames });
+            self.effects.extend(shown);
         }
+        self.roles.unshown.clear();
         self.roles.fence = None;
         self.reason = None;
         self.stage = Stage::Leading;
@@ -543,6 +561,7 @@ impl Node {
             let sealed = self.roles.core.as_ref().and_then(Control::state).is_some_and(|s| s.sealed >= self.appender.end().epoch);
             self.roles.unsettled = !(sealed && self.appender.end() == self.appender.vdl());
             (self.roles.pen, self.roles.sealing, self.roles.verifying) = (None, None, None);
+            self.roles.unshown.clear();
             self.roles.fence = None;
             self.say_gate();
             self.stage = if self.appender.vdl() == &LogEnd::EMPTY { Stage::Opening { pen: None } } else { Stage::Following };
@@ -601,16 +620,18 @@ impl Node {
         }
     }
 
-    /// This region's log is a prefix of the primary's: whatever lies here lies there, too.
-    pub(super) fn settled(&mut self) {
+    /// This region's log is a prefix of the primary's: whatever lies here lies there, too. `seeded`: nothing lies here, or what does is replaced.
+    pub(super) fn settled(&mut self, seeded: bool) {
         if std::mem::take(&mut self.roles.unsettled) {
             let at = *self.appender.vdl();
             self.effects.push_back(Effect::HeadReset { at });
         }
         if std::mem::take(&mut self.roles.holds_commits) {
             self.put_again();
-            self.roles.whole_at = Some(*self.appender.vdl());
-            self.nothing_was_lost();
+            if !seeded {
+                self.roles.whole_at = Some(*self.appender.vdl());
+                self.nothing_was_lost();
+            }
         }
     }
 }

@@ -24,7 +24,7 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 
 /// First byte of every question and answer.
-pub const ADMIN_VERSION: u8 = 2;
+pub const ADMIN_VERSION: u8 = 3;
 /// Longest question, bytes.
 pub const REQUEST_BYTES_MAX: usize = 16 << 10;
 /// Longest answer, bytes; also what a decoder may allocate for one, several times over.

@@ -5,15 +5,21 @@
 //! region that founds the global cluster on empty disks. Unknown keys are errors: a typing mistake must not
 //! silently become a default.
 
+mod checks;
 mod control;
+mod raw;
 
+pub(super) use checks::{complete_log, reachable};
 pub(super) use control::complete_control;
 pub use control::{ControlSettings, RawAutoFailover, RawControl, RawWitness, Witness, parse_auto_failover};
+pub use raw::{RawConfig, RawEncryption, RawLimits, RawListen, RawLog, RawMember, RawNetem, RawQuic, RawSql, RawTls, RawVolume};
 
-use crate::base::{ClusterName, CopyId, GROUPS_MAX, Layout, Limits, RegionName, SEGMENT_PAGE_BYTES};
+use crate::base::{ClusterName, CopyId, Layout, Limits, RegionName};
 use crate::control::{Settings, VoterSet, Who};
+use crate::head::embedded::GiveBack;
 use crate::io::control_link::Peer;
-use crate::io::quic::{Congestion, QuicSettings};
+use crate::io::quic::QuicSettings;
+use crate::io::sealing::Key;
 use crate::io::tls::Subject;
 use crate::ops::certs::PASSWORD_FILE;
 use crate::ops::membership::roster::Roster;
@@ -22,168 +28,8 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
-
-/// What stands in `regions/*.toml`. Paths are relative to the file's directory.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RawConfig {
-    pub cluster: ClusterName,
-    pub region: RegionName,
-    pub data_dir: PathBuf,
-    pub founder: RegionName,
-    pub listen: RawListen,
-    pub tls: RawTls,
-    pub sql: RawSql,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub netem: Option<RawNetem>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub log: Option<RawLog>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub quic: Option<RawQuic>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub limits: Option<RawLimits>,
-    /// `[copies]`: which of the six are in processes of their own, and where.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub copies: BTreeMap<String, String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub volume: Option<RawVolume>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub control: Option<RawControl>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub witness: Option<RawWitness>,
-    #[serde(default)]
-    pub member: Vec<RawMember>,
-}
-
-/// `[listen]`: addresses as `IP:port`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RawListen {
-    pub quic: String,
-    pub writer: String,
-    pub reader: String,
-    pub http: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub instance: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub expose: Option<bool>,
-}
-
-/// `[[member]]`: one region of the global cluster, as this region reaches it.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RawMember {
-    pub region: RegionName,
-    pub quic: String,
-    /// Its failure domain as you call it; a witness must not be in that of the primary.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub zone: Option<String>,
-}
-
-/// `[tls]`
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RawTls {
-    pub dir: PathBuf,
-}
-
-/// `[sql]`
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RawSql {
-    pub user: String,
-    pub database: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub password_file: Option<PathBuf>,
-}
-
-/// `[netem]`
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RawNetem {
-    pub control: PathBuf,
-}
-
-/// `[log]`
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RawLog {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub level: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub format: Option<LogFormat>,
-}
-
-/// `[quic]`
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RawQuic {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub congestion: Option<Congestion>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub udp_buffer_bytes: Option<usize>,
-}
-
-/// `[volume]`: how page space is cut. Fixed when the global cluster is founded, the same in all regions.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RawVolume {
-    /// Size of a segment, `10GiB` when left out: a number and KiB, MiB, GiB or TiB.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub segment: Option<String>,
-    /// Protection groups, 1 to 16; 1 when left out.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub groups: Option<u32>,
-    /// What the scrub reads of each copy in a second, MB; 0: no scrub.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub scrub_mb_per_s: Option<u64>,
-    /// A pass of the scrub begins so often.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub scrub_every_s: Option<u64>,
-}
-
-/// `[limits]`: what may be set; the rest keeps its default.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RawLimits {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub secondaries_max: Option<usize>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub log_retain_bytes: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub log_retain_s: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub version_retain_s: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub version_retain_bytes: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub seed_held_s: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub seed_bytes_per_s_max: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub memtable_bytes_max: Option<usize>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub readers: Option<usize>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub pool_bytes_max: Option<usize>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub connections_max: Option<usize>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub idle_in_transaction_ms: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub commit_wait_ms: Option<u64>,
-    pub writer_wait_ms: Option<u64>,
-}
-
-/// How log lines are written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LogFormat {
-    #[default]
-    Text,
-    Json,
-}
 
 /// A region's configuration: complete, checked, paths absolute or relative to the working directory.
 #[derive(Clone, Debug)]
@@ -204,15 +50,28 @@ pub struct Config {
     /// Copies of this region in processes of their own (`parhelion copy --config`), as `host:port`. The others are in the region's process.
     pub copies: BTreeMap<CopyId, String>,
     pub tls_dir: PathBuf,
+    /// The copies in this region's process are sealed with the key in it.
+    pub key_file: Option<PathBuf>,
     pub sql: Sql,
     /// The control file or socket of the demo's WAN emulator.
     pub netem_control: Option<PathBuf>,
     pub log: LogSettings,
     pub quic: QuicSettings,
     pub limits: Limits,
+    /// What becomes of the space that dropped tables leave.
+    pub give_back: GiveBack,
     /// How page space is cut; fixed when the global cluster is founded.
     pub layout: Layout,
     pub serving: Serving,
+}
+
+/// How log lines are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    #[default]
+    Text,
+    Json,
 }
 
 /// Where this region listens.
@@ -278,6 +137,8 @@ pub enum ConfigError {
     Invalid { file: PathBuf, message: String },
     #[error("the password file {} {reason}", file.display())]
     Password { file: PathBuf, reason: String },
+    #[error("{0}")]
+    Key(String),
 }
 
 impl Config {
@@ -306,12 +167,12 @@ impl Config {
     pub fn complete(raw: RawConfig, file: &Path, env: &dyn Fn(&str) -> Option<String>) -> Result<Config, ConfigError> {
         let invalid = |message: String| ConfigError::Invalid { file: file.to_path_buf(), message };
         let base = file.parent().unwrap_or(Path::new(""));
-        let listen = listen(&raw.listen).map_err(invalid)?;
+        let listen = checks::listen(&raw.listen).map_err(invalid)?;
         let given = raw.limits.unwrap_or_default();
         let given_volume = raw.volume.unwrap_or_default();
-        let limits = volume(&given_volume, limits(&given).map_err(invalid)?).map_err(invalid)?;
+        let limits = checks::volume(&given_volume, checks::limits(&given).map_err(invalid)?).map_err(invalid)?;
         let witness = raw.witness.map(|w| control::witness(w, &raw.member)).transpose().map_err(invalid)?;
-        let members = members(&raw.region, &raw.founder, raw.member, limits.secondaries_max).map_err(invalid)?;
+        let members = checks::members(&raw.region, &raw.founder, raw.member, limits.secondaries_max).map_err(invalid)?;
         for (key, value) in [("user", &raw.sql.user), ("database", &raw.sql.database)] {
             if value.is_empty() || value.len() > 63 || value.contains(char::is_control) {
                 return Err(invalid(format!("sql.{key} = {value:?}: write 1 to 63 characters")));
@@ -328,19 +189,21 @@ impl Config {
             members,
             witness,
             control: complete_control(raw.control).map_err(invalid)?,
-            copies: copies(&raw.copies).map_err(invalid)?,
+            copies: checks::copies(&raw.copies).map_err(invalid)?,
             sql: Sql {
                 user: raw.sql.user,
                 database: raw.sql.database,
                 password_file: raw.sql.password_file.map_or_else(|| tls_dir.join(PASSWORD_FILE), |f| base.join(f)),
             },
             tls_dir,
+            key_file: raw.encryption.map(|e| base.join(e.key_file)),
             netem_control: raw.netem.map(|n| base.join(n.control)),
             log: complete_log(raw.log, env).map_err(invalid)?,
-            quic: quic(&raw.quic.unwrap_or_default()).map_err(invalid)?,
+            quic: checks::quic(&raw.quic.unwrap_or_default()).map_err(invalid)?,
             limits,
-            layout: layout(&given_volume).map_err(invalid)?,
-            serving: serving(&given).map_err(invalid)?,
+            give_back: checks::give_back(&given_volume).map_err(invalid)?,
+            layout: checks::layout(&given_volume).map_err(invalid)?,
+            serving: checks::serving(&given).map_err(invalid)?,
         })
     }
 
@@ -422,6 +285,14 @@ impl Config {
         &self.member(&self.region).expect("BUG: a region is a member of its own configuration").quic
     }
 
+    /// The key that the copies here are sealed with; `None`: they are not.
+    ///
+    /// # Errors
+    /// [`ConfigError::Key`]
+    pub fn key(&self) -> Result<Option<Arc<Key>>, ConfigError> {
+        load_key(self.key_file.as_deref())
+    }
+
     /// The SQL user's password.
     ///
     /// # Errors
@@ -483,183 +354,8 @@ fn sentence(message: &str) -> String {
     message.replace('`', "'")
 }
 
-/// `[log]`, and what the environment says of it.
-pub(super) fn complete_log(raw: Option<RawLog>, env: &dyn Fn(&str) -> Option<String>) -> Result<LogSettings, String> {
-    let log = raw.unwrap_or_default();
-    let format = match env("PARHELION_LOG_FORMAT").as_deref() {
-        None => log.format.unwrap_or_default(),
-        Some("text") => LogFormat::Text,
-        Some("json") => LogFormat::Json,
-        Some(other) => return Err(format!("PARHELION_LOG_FORMAT is '{other}' in the environment: text or json")),
-    };
-    Ok(LogSettings { level: env("PARHELION_LOG").or(log.level).unwrap_or_else(|| "info".to_owned()), format })
-}
-
-fn layout(raw: &RawVolume) -> Result<Layout, String> {
-    let mut layout = Layout::default();
-    if let Some(text) = &raw.segment {
-        let units = [("KiB", 10), ("MiB", 20), ("GiB", 30), ("TiB", 40)];
-        let found = units.into_iter().find_map(|(unit, bits)| text.strip_suffix(unit).map(|number| (number.trim_end(), bits)));
-        let bytes = found.and_then(|(number, bits)| number.parse::<u64>().ok()?.checked_mul(1 << bits));
-        layout.segment_pages = bytes
-            .filter(|b| b.is_multiple_of(SEGMENT_PAGE_BYTES))
-            .and_then(|b| u32::try_from(b / SEGMENT_PAGE_BYTES).ok())
-            .filter(|pages| *pages > 0)
-            .ok_or_else(|| {
-                format!("volume.segment = \"{text}\": write a size of 4KiB or a multiple of it, below 16TiB, as in \"10GiB\"")
-            })?;
-    }
-    if let Some(groups) = raw.groups {
-        if !(1..=GROUPS_MAX).contains(&groups) {
-            return Err(format!("volume.groups = {groups}: write 1 to {GROUPS_MAX}"));
-        }
-        layout.groups = groups;
-    }
-    Ok(layout)
-}
-
-fn listen(raw: &RawListen) -> Result<Listen, String> {
-    let parse = |key: &str, text: &str| {
-        text.parse::<SocketAddr>().map_err(|_| format!("listen.{key} = \"{text}\" is no address: write IP:port, as in 127.0.0.1:7400"))
-    };
-    let (quic, writer) = (parse("quic", &raw.quic)?, parse("writer", &raw.writer)?);
-    let instance = match &raw.instance {
-        Some(text) => parse("instance", text)?,
-        // Base + 10 + n, in the numbering of the demo. A base of 0 means "any free port", here too.
-        None if quic.port() == 0 => SocketAddr::new(writer.ip(), 0),
-        None => match quic.port().checked_add(10) {
-            Some(port) => SocketAddr::new(writer.ip(), port),
-            None => return Err("listen.quic has a port above 65525: name listen.instance as well".to_owned()),
-        },
-    };
-    let listen = Listen { quic, writer, reader: parse("reader", &raw.reader)?, http: parse("http", &raw.http)?, instance };
-    let all =
-        [("quic", listen.quic), ("writer", listen.writer), ("reader", listen.reader), ("http", listen.http), ("instance", listen.instance)];
-    if raw.expose != Some(true)
-        && let Some((key, addr)) = all.iter().find(|(_, addr)| !addr.ip().is_loopback())
-    {
-        return Err(format!(
-            "listen.{key} = \"{addr}\" can be reached from other machines: write 127.0.0.1, or say `expose = true` in [listen]"
-        ));
-    }
-    // QUIC is UDP: only the others can collide.
-    let tcp = &all[1..];
-    for (i, (key, addr)) in tcp.iter().enumerate() {
-        if let Some((other, _)) = tcp[..i].iter().find(|(_, other)| other == addr && addr.port() != 0) {
-            return Err(format!("listen.{other} and listen.{key} are both {addr}: each needs a port of its own"));
-        }
-    }
-    Ok(listen)
-}
-
-/// `host:port` that can be reached.
-pub(in crate::ops) fn reachable(addr: &str) -> Result<(), &'static str> {
-    let good = addr.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|p| p > 0));
-    if !good {
-        return Err("is no address: write host:port, as in 127.0.0.1:7400");
-    }
-    if addr.parse::<SocketAddr>().is_ok_and(|a| a.ip().is_unspecified()) {
-        return Err("can be listened on but not reached: name its real address");
-    }
-    Ok(())
-}
-
-fn copies(raw: &BTreeMap<String, String>) -> Result<BTreeMap<CopyId, String>, String> {
-    let copy = |(name, addr): (&String, &String)| {
-        let id: CopyId = name.parse().map_err(|e| format!("[copies]: {e}"))?;
-        reachable(addr).map_err(|why| format!("[copies] {name} = \"{addr}\" {why}"))?;
-        Ok((id, addr.clone()))
-    };
-    raw.iter().map(copy).collect()
-}
-
-fn members(region: &RegionName, founder: &RegionName, raw: Vec<RawMember>, secondaries_max: usize) -> Result<Vec<Member>, String> {
-    let mut members: Vec<Member> = Vec::new();
-    for RawMember { region, quic, zone } in raw {
-        if members.iter().any(|m| m.region == region) {
-            return Err(format!("the member {region} is listed twice"));
-        }
-        reachable(&quic).map_err(|why| format!("quic = \"{quic}\" of the member {region} {why}"))?;
-        members.push(Member { region, quic, zone });
-    }
-    let names = || members.iter().map(|m| m.region.to_string()).collect::<Vec<_>>().join(", ");
-    if members.len() < 2 {
-        return Err("a global cluster has at least 2 regions: add a [[member]] with `region` and `quic` for each".to_owned());
-    }
-    if members.len() > secondaries_max + 1 {
-        let count = members.len() - 1;
-        return Err(format!(
-            "a global cluster has one primary and at most {secondaries_max} secondaries, and here are {count}: take members out ({})",
-            names()
-        ));
-    }
-    for (key, name) in [("region", region), ("founder", founder)] {
-        if !members.iter().any(|m| m.region == *name) {
-            return Err(format!("{key} = \"{name}\" is not among the members ({}): add a [[member]] or correct the name", names()));
-        }
-    }
-    Ok(members)
-}
-
-fn within<T: PartialOrd + std::fmt::Display>(key: &str, value: T, min: T, max: T) -> Result<T, String> {
-    if value < min || value > max { Err(format!("limits.{key} = {value}: it must lie between {min} and {max}")) } else { Ok(value) }
-}
-
-/// Up to a month.
-fn seconds(key: &str, given: Option<u64>, default: Duration) -> Result<Duration, String> {
-    Ok(Duration::from_secs(within(key, given.unwrap_or(default.as_secs()), 1, 31 * 24 * 3600)?))
-}
-
-fn limits(raw: &RawLimits) -> Result<Limits, String> {
-    let d = Limits::default();
-    Ok(Limits {
-        secondaries_max: within("secondaries_max", raw.secondaries_max.unwrap_or(d.secondaries_max), 1, 15)?,
-        log_retain_bytes: within("log_retain_bytes", raw.log_retain_bytes.unwrap_or(d.log_retain_bytes), 1 << 20, 1 << 44)?,
-        // Log goes by whole files: they are small against their budget.
-        log_file_bytes: d.log_file_bytes.min(raw.log_retain_bytes.unwrap_or(d.log_retain_bytes) / 4),
-        log_retain: seconds("log_retain_s", raw.log_retain_s, d.log_retain)?,
-        version_retain: seconds("version_retain_s", raw.version_retain_s, d.version_retain)?,
-        version_retain_bytes: within("version_retain_bytes", raw.version_retain_bytes.unwrap_or(d.version_retain_bytes), 1 << 20, 1 << 44)?,
-        seed_held: seconds("seed_held_s", raw.seed_held_s, d.seed_held)?,
-        seed_bytes_per_s_max: within("seed_bytes_per_s_max", raw.seed_bytes_per_s_max.unwrap_or(d.seed_bytes_per_s_max), 1 << 16, 1 << 40)?,
-        memtable_bytes_max: within("memtable_bytes_max", raw.memtable_bytes_max.unwrap_or(d.memtable_bytes_max), 1 << 16, 1 << 32)?,
-        ..d
-    })
-}
-
-/// `[volume]` over the rest.
-fn volume(raw: &RawVolume, limits: Limits) -> Result<Limits, String> {
-    let checked = |key: &str, value: u64, min: u64, max: u64| {
-        within(key, value, min, max).map_err(|sentence| sentence.replacen("limits.", "volume.", 1))
-    };
-    let scrub_mb_per_s = checked("scrub_mb_per_s", raw.scrub_mb_per_s.unwrap_or(limits.scrub_bytes_per_s >> 20), 0, 1 << 20)?;
-    let every_s = checked("scrub_every_s", raw.scrub_every_s.unwrap_or(limits.scrub_every.as_secs()), 1, 365 * 86_400)?;
-    Ok(Limits { scrub_bytes_per_s: scrub_mb_per_s << 20, scrub_every: Duration::from_secs(every_s), ..limits })
-}
-
-fn serving(raw: &RawLimits) -> Result<Serving, String> {
-    Ok(Serving {
-        readers: within("readers", raw.readers.unwrap_or(4), 1, 256)?,
-        pool_bytes_max: within("pool_bytes_max", raw.pool_bytes_max.unwrap_or(32 << 20), 1 << 20, 1 << 40)?,
-        connections_max: within("connections_max", raw.connections_max.unwrap_or(200), 1, 100_000)?,
-        idle_in_transaction: Duration::from_millis(within(
-            "idle_in_transaction_ms",
-            raw.idle_in_transaction_ms.unwrap_or(5_000),
-            10,
-            3_600_000,
-        )?),
-        commit_wait: Duration::from_millis(within("commit_wait_ms", raw.commit_wait_ms.unwrap_or(10_000), 10, 3_600_000)?),
-        writer_wait: Duration::from_millis(within("writer_wait_ms", raw.writer_wait_ms.unwrap_or(10_000), 10, 3_600_000)?),
-    })
-}
-
-fn quic(raw: &RawQuic) -> Result<QuicSettings, String> {
-    let d = QuicSettings::default();
-    let udp_buffer_bytes = raw.udp_buffer_bytes.unwrap_or(d.udp_buffer_bytes);
-    if !(64 << 10..=1 << 30).contains(&udp_buffer_bytes) {
-        return Err(format!("quic.udp_buffer_bytes = {udp_buffer_bytes}: it must lie between 65536 and 1073741824"));
-    }
-    Ok(QuicSettings { congestion: raw.congestion.unwrap_or(d.congestion), udp_buffer_bytes })
+pub(super) fn load_key(file: Option<&Path>) -> Result<Option<Arc<Key>>, ConfigError> {
+    file.map(|file| Key::load(file).map(Arc::new).map_err(ConfigError::Key)).transpose()
 }
 
 #[cfg(test)]

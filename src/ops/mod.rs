@@ -12,6 +12,7 @@ pub mod copy_lines;
 pub mod demo;
 pub mod events;
 pub mod failure;
+pub mod keys;
 pub mod lag;
 pub mod membership;
 pub mod netem;

@@ -26,12 +26,10 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// A failover's record is there when it is done, in the region that did it.
 const RECORD_WITHIN: Duration = Duration::from_secs(3);
 
+/// How an order is carried out, whatever it is.
 #[derive(Debug, Args)]
-pub struct SwitchoverArgs {
-    /// The region that is to be the primary
-    #[arg(long, value_name = "REGION")]
-    pub to: RegionName,
-    /// Make every check and predict how long writes would stand still; change nothing
+pub struct HowArgs {
+    /// Make every check and say what it would cost; change nothing
     #[arg(long)]
     pub dry_run: bool,
     /// Give up, with nothing changed, what has not passed the point of no return by then
@@ -39,6 +37,15 @@ pub struct SwitchoverArgs {
     pub timeout: Duration,
     #[command(flatten)]
     pub ask: AskArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct SwitchoverArgs {
+    /// The region that is to be the primary
+    #[arg(long, value_name = "REGION")]
+    pub to: RegionName,
+    #[command(flatten)]
+    pub how: HowArgs,
 }
 
 #[derive(Debug, Args)]
@@ -58,14 +65,8 @@ pub struct FailoverArgs {
     /// Your word that this region is stopped: asked for where no majority can prove it
     #[arg(long, value_name = "REGION")]
     pub primary_is_down: Option<RegionName>,
-    /// Look around and say what would be lost; change nothing
-    #[arg(long)]
-    pub dry_run: bool,
-    /// Give it up, with nothing changed, if there is no majority by then
-    #[arg(long, default_value = "30s", value_name = "TIME", value_parser = humantime::parse_duration)]
-    pub timeout: Duration,
     #[command(flatten)]
-    pub ask: AskArgs,
+    pub how: HowArgs,
 }
 
 #[derive(Debug, Subcommand)]
@@ -100,8 +101,8 @@ pub struct SetArgs {
 /// [`Failure`]: refused, failed, superseded, or not known to be over.
 pub async fn switchover(args: SwitchoverArgs) -> Result<(), Failure> {
     let kind = OrderKind::Switchover { to: args.to };
-    let done = command(&args.ask, kind, args.dry_run, args.timeout).await?;
-    if args.ask.json {
+    let done = command(&args.how, kind).await?;
+    if args.how.ask.json {
         say(&line(&switchover_json(&done)))?;
     } else {
         say(&text::ended(&done))?;
@@ -119,10 +120,10 @@ pub async fn failover(args: FailoverArgs) -> Result<(), Failure> {
     let ms = |bound: Duration| u64::try_from(bound.as_millis()).unwrap_or(u64::MAX);
     let consent = Consent { allow_data_loss: args.allow_data_loss, max_loss_ms: args.max_loss.map(ms), max_loss_bytes: None };
     let kind = OrderKind::Failover { to, consent, primary_is_down: args.primary_is_down };
-    let done = command(&args.ask, kind, args.dry_run, args.timeout).await?;
+    let done = command(&args.how, kind).await?;
     // Whatever it says in the end: an epoch that began has its record.
-    let record = if done.epoch.is_some() && !done.dry_run { record_of(&args.ask, &done.id).await } else { None };
-    if args.ask.json {
+    let record = if done.epoch.is_some() && !done.dry_run { record_of(&args.how.ask, &done.id).await } else { None };
+    if args.how.ask.json {
         say(&line(&failover_json(&done, record.as_ref())))?;
     } else {
         say(&text::ended(&done))?;
@@ -176,7 +177,8 @@ pub async fn set(args: SetArgs) -> Result<(), Failure> {
 }
 
 /// Orders, or goes on with what was ordered before, until it is over.
-pub(super) async fn command(ask: &AskArgs, kind: OrderKind, dry_run: bool, timeout: Duration) -> Result<OperationReport, Failure> {
+pub(super) async fn command(how: &HowArgs, kind: OrderKind) -> Result<OperationReport, Failure> {
+    let HowArgs { dry_run, timeout, ref ask } = *how;
     let (client, report) = Client::open_to_any(ask.config.as_deref()).await?;
     let known = ops(&client).await?;
     let mut told = Told { quiet: ask.json, shown: 0, loss: false, head: false };
@@ -188,6 +190,14 @@ pub(super) async fn command(ask: &AskArgs, kind: OrderKind, dry_run: bool, timeo
         }
         let id = before.id.parse().map_err(|e: String| Failure::new(FAILED, e))?;
         return follow(&client, id, None, timeout, told).await;
+    }
+    let leaves = matches!((&kind, &report.member), (OrderKind::RemoveRegion { region }, asked) if region == asked);
+    if report.role == "removed" && !leaves && !matches!(kind, OrderKind::NewLineage { .. }) {
+        // This is the first that anybody hears of it, which that region cannot know.
+        let why = report.reason.clone().unwrap_or_else(|| format!("{} is no member of the global cluster", report.member));
+        return Err(
+            Failure::new(REFUSED, format!("refused, and nothing was changed: {why}")).hint("order it with --config of a member's file")
+        );
     }
     let order = Order {
         id: new_id()?,
@@ -207,6 +217,7 @@ async fn follow(client: &Client, id: OpId, order: Option<Order>, timeout: Durati
     let mut signals = Signals::new().map_err(super::failure::io_failure("receive signals"))?;
     let mut repeated: Option<Instant> = None;
     let mut last: Option<OperationReport> = None;
+    let mut unknown_since: Option<Instant> = None;
     loop {
         let ordered = order.as_ref().filter(|_| repeated.is_none_or(|at| clock::now().since(at) >= REPEAT_AFTER));
         let request = match ordered {
@@ -240,7 +251,12 @@ async fn follow(client: &Client, id: OpId, order: Option<Order>, timeout: Durati
             if !op.is_running() {
                 return Ok(op);
             }
+            unknown_since = (op.state == "unknown").then(|| unknown_since.unwrap_or_else(clock::now));
             last = Some(op);
+        }
+        // Whoever says so for as long as the order has will not say anything else soon.
+        if unknown_since.is_some_and(|since| clock::now().since(since) > timeout) {
+            return Err(unfinished(id, "its end is not known there", last.as_ref()));
         }
         if clock::now().since(began) > timeout + PATIENCE {
             return Err(unfinished(id, "it takes longer than it should", last.as_ref()));

@@ -57,6 +57,9 @@ pub struct FlipsArgs {
     /// Threads; each does whole flips
     #[arg(long, default_value_t = 2)]
     pub threads: usize,
+    /// The volume's files are encrypted
+    #[arg(long)]
+    pub sealed: bool,
     /// Only this one, as a failure names it
     #[arg(long, value_name = "FLIP")]
     pub only: Option<u64>,
@@ -68,7 +71,7 @@ pub fn flips(args: &FlipsArgs) -> Result<(), Failure> {
     let seed = seed_of(&args.seed)?;
     std::panic::set_hook(Box::new(|_| {}));
     say(&format!("seed {seed}\n"))?;
-    let options = FlipOptions { seed, flips: args.flips, threads: args.threads, only: args.only };
+    let options = FlipOptions { seed, flips: args.flips, threads: args.threads, sealed: args.sealed, only: args.only };
     let report = flips::run(&options, &|line| println!("{line}")).map_err(|what| Failure::new(FAILED, what))?;
     say(&format!("{report}\n"))?;
     match report.failures.len() {

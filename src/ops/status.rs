@@ -374,8 +374,9 @@ fn primary_volume(status: &ClusterStatus) -> Option<String> {
     let segments = volume.segments.map_or_else(|| "?".to_owned(), |n| n.to_string());
     let groups = if volume.groups == 1 { String::new() } else { format!(" in {} protection groups", volume.groups) };
     Some(format!(
-        "volume: used {}, at most so far {}, on each copy's disk {}; segments of {}: {segments}{groups}",
+        "volume: used {} ({} of it free), at most so far {}, on each copy's disk {}; segments of {}: {segments}{groups}",
         amount(volume.used_bytes),
+        amount(volume.free_bytes),
         amount(volume.high_water_bytes),
         amount(volume.allocated_bytes),
         text::bytes(volume.segment_bytes),

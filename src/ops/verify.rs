@@ -6,9 +6,10 @@
 
 use super::config::Config;
 use super::failure::{FAILED, Failure};
+use super::keys;
 use super::text;
 use crate::base::{CopyId, GroupId, Limits, LogEnd, Lsn, MemberId, PageNo, Seq};
-use crate::io::disk::ReadOnlyDisk;
+use crate::io::sealing::{self, Key};
 use crate::volume::identity::{Home, settle};
 use crate::volume::membership::Incarnation;
 use crate::volume::{Copy, CopyReply, CopyRequest, Digest, Disk, FileDamage, OpenError, Overlay, Verdict, judge, verify_files};
@@ -96,14 +97,19 @@ struct Opened {
 }
 
 /// Reads everything. Memory: what is not in layers yet, for each copy.
-#[must_use]
-pub fn verify(config: &Config) -> VerifyReport {
+///
+/// # Errors
+/// When the key cannot be read, or a copy is not sealed with it: then nothing can be said of what it holds.
+pub fn verify(config: &Config) -> Result<VerifyReport, Failure> {
+    let key = config.key()?;
+    let key = key.as_deref();
     let groups = config.layout.groups;
     let dir = config.data_dir.join("copies");
     let mut copies = Vec::new();
     let mut opened = Vec::new();
+    keys::check(&config.data_dir, |_| true, groups, key)?;
     for member in MemberId::all(groups) {
-        let (verdict, copy) = look_at(config, member, &dir.join(member.to_string()));
+        let (verdict, copy) = look_at(config, key, member, &dir.join(member.to_string()));
         copies.push(verdict);
         opened.extend(copy);
     }
@@ -133,10 +139,10 @@ pub fn verify(config: &Config) -> VerifyReport {
     let differ = comparisons.iter().any(|c| !c.differ.is_empty() || c.undecided);
     let intact = copies.iter().all(|c| c.state == "intact") && !differ;
     let next = what_next(&copies, &comparisons, groups);
-    VerifyReport { region: config.region.to_string(), intact, copies, comparisons, aside, next }
+    Ok(VerifyReport { region: config.region.to_string(), intact, copies, comparisons, aside, next })
 }
 
-fn look_at(config: &Config, member: MemberId, dir: &Path) -> (CopyVerdict, Option<Opened>) {
+fn look_at(config: &Config, key: Option<&Key>, member: MemberId, dir: &Path) -> (CopyVerdict, Option<Opened>) {
     let mut verdict = CopyVerdict {
         name: member.to_string(),
         az: member.copy.az().to_string(),
@@ -155,8 +161,12 @@ fn look_at(config: &Config, member: MemberId, dir: &Path) -> (CopyVerdict, Optio
     }
     let mut outcome = None;
     for _ in 0..LOOKS {
-        let disk: Arc<dyn Disk> = match ReadOnlyDisk::open(dir) {
-            Ok(disk) => Arc::new(disk),
+        let disk: Arc<dyn Disk> = match sealing::look(dir, key) {
+            Ok(disk) => disk,
+            Err(OpenError::Damaged { what, reason }) => {
+                outcome = Some((vec![damaged(&what, None, reason)], None));
+                break;
+            }
             Err(e) => {
                 outcome = Some((vec![damaged(".", None, e.to_string())], None));
                 break;
@@ -419,7 +429,7 @@ pub fn run(config: &Config, json: bool, say: impl FnOnce(&str) -> Result<(), Fai
         return Err(Failure::new(FAILED, format!("there are no copies in {}", config.data_dir.display()))
             .hint("run this where the region lives, or start the region once; data_dir in its file says where the copies are"));
     }
-    let report = verify(config);
+    let report = verify(config)?;
     let shown = if json { format!("{}\n", serde_json::to_string(&report).expect("BUG: plain data becomes JSON")) } else { render(&report) };
     say(&shown)?;
     if report.intact {

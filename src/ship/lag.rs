@@ -136,6 +136,15 @@ impl LagMeter {
         self.ahead = [VecDeque::new(), VecDeque::new()];
     }
 
+    /// A conversation begins; `another`: with another primary than the last one, whose clock is not the one that was measured. What the last one had
+    /// committed may be lost by now.
+    pub fn connected(&mut self, another: bool) {
+        self.primary_vdl = LogEnd::EMPTY;
+        if another {
+            self.round_trips.clear();
+        }
+    }
+
     pub fn heartbeat(&mut self, now: Instant, wall: UnixMicros, heartbeat: &Heartbeat) {
         if let Some((replied_at, arrived_at)) = heartbeat.echo {
             let there = arrived_at.micros_since(replied_at);

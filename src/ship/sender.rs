@@ -97,7 +97,10 @@ pub struct Sender {
     limits: Limits,
     progress: Progress,
     received: LogEnd,
+    /// Where it is behind, for windows and for what is kept for it: as its hello said, or further.
     durable: LogEnd,
+    /// What it said to be durable there. Its hello says where its log ends, and the last frames of that may lie on one copy only.
+    said_durable: LogEnd,
     visible: Lsn,
     lag: LagReport,
     last_heard: Instant,
@@ -137,6 +140,7 @@ impl Sender {
             progress: Progress::Probe,
             received: LogEnd::EMPTY,
             durable: LogEnd::EMPTY,
+            said_durable: LogEnd::EMPTY,
             visible: Lsn(0),
             lag: LagReport::default(),
             last_heard: now,
@@ -198,6 +202,12 @@ impl Sender {
     #[must_use]
     pub fn durable(&self) -> &LogEnd {
         &self.durable
+    }
+
+    /// What commits may count on, and what it may be blamed for.
+    #[must_use]
+    pub fn said_durable(&self) -> &LogEnd {
+        &self.said_durable
     }
 
     #[must_use]
@@ -507,6 +517,7 @@ impl Sender {
             let base = c.base.end;
             self.received = base;
             self.durable = base;
+            self.said_durable = base;
             self.effects.push_back(SenderEffect::SeedDone);
             self.meter.clear();
             self.become_stream(base);
@@ -547,6 +558,9 @@ impl Sender {
         if durable.seq > self.durable.seq {
             self.durable = durable;
             self.last_progress = now;
+        }
+        if durable.seq > self.said_durable.seq {
+            self.said_durable = durable;
         }
         self.visible = self.visible.max(visible);
         self.pump(now, vdl);

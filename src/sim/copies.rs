@@ -7,12 +7,12 @@ use super::checker::Checked;
 use super::disk::SimDisk;
 use super::world::{MS, What, World};
 use super::{Mutant, mutants};
-use crate::base::{CopyId, Instant, LogEnd, MemberId};
+use crate::base::{CopyId, Instant, LogEnd, Lsn, MemberId};
 use crate::log::Frame;
 use crate::node::Event;
 use crate::volume::identity::{self, Home};
 use crate::volume::membership::{Incarnation, Record};
-use crate::volume::{Copy, CopyReply, CopyRequest, Disk, FlushDone, FlushJob, proven_durable};
+use crate::volume::{ArchivedTail, Copy, CopyReply, CopyRequest, Disk, FlushDone, FlushJob, proven_durable};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -56,15 +56,17 @@ pub(super) struct CopySlot {
     pub old: Option<(Incarnation, LogEnd)>,
     /// It has a log, or pages.
     pub has_data: bool,
+    /// The newest page versions that it ever had.
+    pub pages_had: Lsn,
     /// A file of which a bit was changed, and what it was then.
     rotten: Option<(String, Bytes)>,
 }
 
 impl CopySlot {
-    pub(super) fn new(member: MemberId, seed: u64, mutant: Option<Mutant>) -> CopySlot {
+    pub(super) fn new(member: MemberId, seed: u64, sealed: bool, mutant: Option<Mutant>) -> CopySlot {
         CopySlot {
             member,
-            disk: Arc::new(SimDisk::new(seed)),
+            disk: Arc::new(if sealed { SimDisk::sealed(seed) } else { SimDisk::new(seed) }),
             place: String::new(),
             elsewhere: BTreeMap::new(),
             seed,
@@ -85,6 +87,7 @@ impl CopySlot {
             claim_before_wipe: LogEnd::EMPTY,
             old: None,
             has_data: false,
+            pages_had: Lsn(0),
             rotten: None,
         }
     }
@@ -102,6 +105,14 @@ impl CopySlot {
 
     pub(super) fn was_rotten(&self) -> bool {
         self.rotten.is_some()
+    }
+
+    /// What rotted, if it is a part of an archive: nothing reads that again by itself, and whoever does asks another copy.
+    pub(super) fn rots_in_an_archive(&self) -> bool {
+        let disk = Arc::clone(&self.disk) as Arc<dyn Disk>;
+        self.rotten
+            .as_ref()
+            .is_some_and(|(name, _)| name.starts_with('t') || ArchivedTail::files(&disk).is_ok_and(|files| files.contains(name)))
     }
 
     /// What rotted still lies there.
@@ -424,7 +435,7 @@ impl World {
                 self.queue_ingest(r, c, 0);
             }
             for job in jobs {
-                let after = self.delays.between(10_000, 10 * MS);
+                let after = self.delays.between(10_000, self.plan.layers_us * 1000);
                 self.after(after, What::JobRun { region: r, copy: c, life, job });
             }
         }
@@ -486,6 +497,7 @@ impl World {
         let rebuilt = state.lineage.is_some() && state.first > slot.claim.seq.next();
         slot.has_data = state.lineage.is_some();
         slot.incarnation = state.incarnation;
+        slot.pages_had = slot.pages_had.max(state.ingested.end_lsn);
         // Reborn, or it has again what it had.
         slot.old.take_if(|(was, had)| state.incarnation != *was || state.end >= *had);
         if slot.claim == state.end {
@@ -508,7 +520,7 @@ impl World {
         region.rebuilt_at = now;
         let running = region.node.is_some();
         let slot = &mut region.copies[c.index()];
-        slot.disk = Arc::new(SimDisk::new(slot.seed ^ slot.disks.wrapping_mul(0x9e37_79b9)));
+        slot.disk = Arc::new(slot.disk.another(slot.seed ^ slot.disks.wrapping_mul(0x9e37_79b9)));
         slot.disks += 1;
         slot.claim_before_wipe = slot.claim;
         slot.claim = LogEnd::EMPTY;

@@ -6,8 +6,9 @@
 //! while the disk itself goes on. After a failed sync the bytes read back as if nothing had happened, and are lost with the
 //! power even when a later sync succeeds. Driven by the simulator and by the copy's own tests.
 
+use super::cipher::SimCipher;
 use crate::base::Prng;
-use crate::volume::{Disk, DiskError};
+use crate::volume::{Cipher, Disk, DiskError};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
@@ -39,6 +40,8 @@ pub enum Left {
 /// See the module. All methods take `&self`; put it into an `Arc` and give one to the copy.
 pub struct SimDisk {
     state: Mutex<State>,
+    /// What lies here is sealed.
+    cipher: Option<SimCipher>,
 }
 
 struct State {
@@ -259,9 +262,39 @@ fn failed(name: &str, reason: &str) -> DiskError {
 }
 
 impl SimDisk {
+    /// A new and empty disk. With `PARHELION_SEALED` in the environment the unit tests run on sealed ones.
     #[must_use]
     pub fn new(seed: u64) -> SimDisk {
+        #[cfg(test)]
+        if std::env::var_os("PARHELION_SEALED").is_some() {
+            return SimDisk::sealed(seed);
+        }
+        SimDisk::plain(seed)
+    }
+
+    /// A new and empty disk whose files are sealed, with a key from the seed.
+    #[must_use]
+    pub fn sealed(seed: u64) -> SimDisk {
+        SimDisk { cipher: Some(SimCipher::new(seed)), ..SimDisk::plain(seed) }
+    }
+
+    /// A new and empty disk in the place of this one: sealed if this one is, with a key of its own.
+    #[must_use]
+    pub fn another(&self, seed: u64) -> SimDisk {
+        if self.cipher.is_some() { SimDisk::sealed(seed) } else { SimDisk::new(seed) }
+    }
+
+    /// What its files are sealed with, for whoever looks at them from outside.
+    #[must_use]
+    pub fn sim_cipher(&self) -> Option<SimCipher> {
+        self.cipher
+    }
+
+    /// A new and empty disk whose files are as they are written.
+    #[must_use]
+    pub fn plain(seed: u64) -> SimDisk {
         SimDisk {
+            cipher: None,
             state: Mutex::new(State {
                 files: BTreeMap::new(),
                 prng: Prng::new(seed),
@@ -280,7 +313,7 @@ impl SimDisk {
     /// A disk of its own with what would be left here if the power went now.
     #[must_use]
     pub fn image(&self, left: Left, seed: u64) -> SimDisk {
-        let image = SimDisk::new(seed);
+        let image = SimDisk { cipher: self.cipher, ..SimDisk::plain(seed) };
         let mut prng = Prng::new(seed).fork("image");
         let state = self.state.lock();
         let mut files = BTreeMap::new();
@@ -306,7 +339,7 @@ impl SimDisk {
     /// Another disk with the same files, synced or not, and its own randomness: what may become of this one.
     #[must_use]
     pub fn fork(&self, seed: u64) -> SimDisk {
-        let fork = SimDisk::new(seed);
+        let fork = SimDisk { cipher: self.cipher, ..SimDisk::plain(seed) };
         {
             let (state, mut other) = (self.state.lock(), fork.state.lock());
             other.files.clone_from(&state.files);
@@ -522,6 +555,10 @@ impl Disk for SimDisk {
             s.files.remove(name);
             Ok(())
         })
+    }
+
+    fn cipher(&self) -> Option<&dyn Cipher> {
+        self.cipher.as_ref().map(|c| c as &dyn Cipher)
     }
 }
 

@@ -4,11 +4,11 @@
 //! happen at any time and in any number.
 
 use super::checker::Checked;
+use super::cipher::frame_at;
 use super::copies::CutScope;
-use super::disk::Fault;
+use super::disk::{Fault, SimDisk};
 use super::world::{MS, What, World};
 use crate::base::{CopyId, GroupId, MemberId};
-use crate::log::Frame;
 use crate::volume::Disk;
 use crate::volume::membership::Membership;
 
@@ -46,12 +46,12 @@ const KINDS: [Kind; 12] = [
 
 /// Whether nothing is left at `at` of a log file because the file behind it begins before that: what a write tore, or what was cut, is never
 /// read again, so nobody finds it damaged (seed 5000889).
-fn is_void(disk: &dyn Disk, names: &[String], name: &str, at: u64) -> bool {
+fn is_void(disk: &SimDisk, names: &[String], name: &str, at: u64) -> bool {
     // Frames of a log file, and where each ends.
     let frames = |name: &str| {
         let bytes = disk.read(name, 0, usize::MAX).unwrap_or_default();
         let begins: Vec<usize> = (0..bytes.len().saturating_sub(4)).filter(|i| bytes[*i..].starts_with(b"PHL")).collect();
-        let frame = move |at: usize| Frame::decode(&bytes.slice(at..)).ok().map(|f| (f.seq(), (at + f.bytes().len()) as u64));
+        let frame = move |at: usize| frame_at(disk.sim_cipher(), &bytes.slice(at..)).map(|(f, len)| (f.seq(), (at + len) as u64));
         begins.into_iter().filter_map(frame).collect::<Vec<_>>()
     };
     let Some(next) = names.iter().filter(|n| n.starts_with("log-") && n.as_str() > name).min().filter(|_| name.starts_with("log-")) else {
@@ -157,7 +157,7 @@ impl World {
         // Space that is reserved and not used says nothing.
         let used = disk.read(&name, 0, usize::MAX).map_or(0, |b| b.iter().rposition(|b| *b != 0).map_or(0, |i| i + 1));
         let at = self.faults.below(used.max(1) as u64);
-        if is_void(&*disk, &all, &name, at) {
+        if is_void(&disk, &all, &name, at) {
             return;
         }
         if disk.flip(&name, at) {

@@ -7,6 +7,7 @@
 
 mod backups;
 mod checker;
+pub mod cipher;
 mod copies;
 pub mod disk;
 mod faults;

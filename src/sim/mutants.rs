@@ -9,7 +9,7 @@ use super::recovery::{FIGURE_8, RecoveryOptions, enumerate};
 use super::{Mutant, SimOptions, run_seed};
 use crate::base::{Limits, Seq};
 use crate::log::{DecodeError, Frame};
-use crate::volume::{Copy, CopyReply, CopyRequest, Disk, DiskError};
+use crate::volume::{Cipher, Copy, CopyReply, CopyRequest, Disk, DiskError};
 use bytes::Bytes;
 use std::fmt;
 use std::sync::Arc;
@@ -179,6 +179,9 @@ impl Disk for MutantDisk {
     }
     fn remove(&self, name: &str) -> Result<(), DiskError> {
         self.real.remove(name)
+    }
+    fn cipher(&self) -> Option<&dyn Cipher> {
+        self.real.cipher()
     }
 }
 

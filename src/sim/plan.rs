@@ -37,9 +37,13 @@ pub(super) struct Plan {
     pub operate_every_ms: Option<u64>,
     /// An operator makes backups of copies and puts them back, about so often.
     pub backup_every_ms: Option<u64>,
+    /// A layer takes up to so long before anybody writes it, as on disks that have too much to do.
+    pub layers_us: u64,
     pub limits: Limits,
     /// How page space is cut.
     pub layout: Layout,
+    /// Which copies' files are sealed: a bit for each of the six of each region.
+    pub sealed: u64,
 }
 
 impl Plan {
@@ -56,10 +60,6 @@ impl Plan {
         let drawn = |prng: &mut Prng, on: bool, max: u64| if on { prng.below(max) } else { 0 };
         let mut limits = Limits::tiny();
         limits.version_retain = Duration::from_millis(prng.between(100, 1500));
-        if options.moves {
-            // Whoever comes back must find the versions of where it parted; without them it stops and says so (ARCHITECTURE.md).
-            limits.version_retain = Duration::from_secs(300);
-        }
         limits.resend_after = Duration::from_millis(prng.between(800, 3000));
         if prng.chance(300_000) {
             limits.log_retain_bytes = prng.between(3 << 10, 12 << 10);
@@ -92,15 +92,39 @@ impl Plan {
             limits,
             layout: Plan::layout(prng, options),
             backup_every_ms: None,
+            layers_us: 10_000,
+            sealed: 0,
             replace_every_ms: prng.chance(350_000).then(|| prng.between(100, 1500)),
             operate_every_ms: options.moves.then(|| prng.between(500, 3000)),
         }
         .with_backups(prng)
+        .with_seals(prng, options)
+        .with_retention(prng, options)
     }
 
     /// Drawn behind everything else, for the same reason.
     fn with_backups(self, prng: &mut Prng) -> Plan {
-        Plan { backup_every_ms: prng.chance(250_000).then(|| prng.between(100, 1500)), ..self }
+        let backup_every_ms = prng.chance(250_000).then(|| prng.between(100, 1500));
+        let layers_us = if prng.chance(200_000) { prng.between(200_000, 3_000_000) } else { self.layers_us };
+        Plan { backup_every_ms, layers_us, ..self }
+    }
+
+    /// Drawn behind everything else. A mutant knows only files that lie as they are.
+    fn with_seals(self, prng: &mut Prng, options: &SimOptions) -> Plan {
+        let sealed = if prng.chance(330_000) { prng.next_u64() } else { 0 };
+        Plan { sealed: if options.mutant.is_some() { 0 } else { sealed }, ..self }
+    }
+
+    /// Whether the copy in `slot` of region `r` has sealed files.
+    pub(super) fn is_sealed(&self, r: usize, slot: usize) -> bool {
+        self.sealed >> (r * 6 + slot) & 1 == 1
+    }
+
+    /// Drawn last. Whoever comes back finds the versions of where it parted, and goes back; without them it is seeded anew.
+    fn with_retention(self, prng: &mut Prng, options: &SimOptions) -> Plan {
+        let keeps = options.moves && prng.chance(500_000);
+        let version_retain = if keeps { Duration::from_secs(300) } else { self.limits.version_retain };
+        Plan { limits: Limits { version_retain, ..self.limits }, ..self }
     }
 }
 
@@ -118,7 +142,7 @@ impl fmt::Display for Plan {
         write!(
             f,
             "{} regions, segments of {} pages in {} groups, faults for {} ms, one every {} us (weights {:?}), a write every {} us, fsync {} us, copies lose/double/reorder {}/{}/{} ppm, \
-             one way {}+{} us, datagrams {}/{}/{} ppm, batches {}/{}/{} ppm, versions kept {} ms, log kept {} B, resend after {} ms",
+             one way {}+{} us, datagrams {}/{}/{} ppm, batches {}/{}/{} ppm, layers after {} us, versions kept {} ms, log kept {} B, resend after {} ms, sealed {:#x}",
             self.regions,
             self.layout.segment_pages,
             self.layout.groups,
@@ -138,9 +162,11 @@ impl fmt::Display for Plan {
             self.batches.loss,
             self.batches.double,
             self.batches.reorder,
+            self.layers_us,
             self.limits.version_retain.as_millis(),
             self.limits.log_retain_bytes,
             self.limits.resend_after.as_millis(),
+            self.sealed,
         )
     }
 }

@@ -2,9 +2,10 @@
 
 use super::checker::Checked;
 use super::copies::CopySlot;
+use super::plan::Plan;
 use super::world::{MS, What, World};
 use super::{Mutant, workload};
-use crate::base::{ClusterName, CopyId, Instant, Layout, LogEnd, Lsn, MemberId, Prng, RegionName, TimelineId, UnixMicros, WriteGate};
+use crate::base::{ClusterName, CopyId, Instant, LogEnd, Lsn, MemberId, Prng, RegionName, TimelineId, UnixMicros, WriteGate};
 use crate::control::{OpId, Settings, Touched};
 use crate::log::{Frame, Pen};
 use crate::node::{Effect, Event, Identity, Node};
@@ -85,7 +86,8 @@ pub(super) struct Region {
 }
 
 impl Region {
-    pub(super) fn new(index: usize, of: usize, layout: Layout, prng: &mut Prng, mutant: Option<Mutant>) -> Region {
+    pub(super) fn new(index: usize, plan: &Plan, prng: &mut Prng, mutant: Option<Mutant>) -> Region {
+        let (of, layout) = (plan.regions, plan.layout);
         let members: Vec<RegionName> = NAMES[..of].iter().map(|n| RegionName::new(n).expect("BUG: a valid name")).collect();
         let who = Identity {
             cluster: ClusterName::new("sun").expect("BUG: a valid name"),
@@ -107,7 +109,9 @@ impl Region {
             timer_at: None,
             clock_us: i64::try_from(prng.below(1_000_000)).expect("BUG: below a second") - 500_000,
             clock_ppm: i64::try_from(prng.below(400)).expect("BUG: a small number") - 200,
-            copies: MemberId::all(layout.groups).map(|m| CopySlot::new(m, prng.next_u64(), mutant)).collect(),
+            copies: MemberId::all(layout.groups)
+                .map(|m| CopySlot::new(m, prng.next_u64(), plan.is_sealed(index, m.copy.index()), mutant))
+                .collect(),
             prng: prng.fork("node"),
             head: Head::default(),
             vdl: LogEnd::EMPTY,
@@ -301,7 +305,14 @@ impl World {
                     "seeding_done" if r == self.primary() => self.counts.seeds_shipped += 1,
                     "seeding_resumed" => self.counts.seeds_resumed += 1,
                     // The one time that a VDL goes back: what lies beyond is on no history any more.
-                    "rewound" => self.regions[r].vdl = LogEnd::EMPTY,
+                    "rewound" => {
+                        self.counts.ways_back += 1;
+                        self.regions[r].vdl = LogEnd::EMPTY;
+                    }
+                    "seeded_anew" => {
+                        self.counts.seeded_anew += 1;
+                        self.regions[r].vdl = LogEnd::EMPTY;
+                    }
                     "violation" => return Err(format!("{} calls what it received a violation: {}", self.regions[r].name, note.what)),
                     "halted" | "fenced" => return Err(format!("{} stopped for good: {}", self.regions[r].name, note.what)),
                     "copy_damaged" | "copies_differ" if !self.damage_is_expected(r) => {

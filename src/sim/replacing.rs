@@ -22,7 +22,7 @@ impl World {
     fn new_disk(&mut self, r: usize, c: MemberId) -> (Arc<SimDisk>, Incarnation) {
         let slot = &mut self.regions[r].copies[c.index()];
         slot.disks += 1;
-        (Arc::new(SimDisk::new(slot.seed ^ slot.disks.wrapping_mul(0x9e37_79b9))), slot.incarnation_of_new())
+        (Arc::new(slot.disk.another(slot.seed ^ slot.disks.wrapping_mul(0x9e37_79b9))), slot.incarnation_of_new())
     }
 
     /// Begins a replacement, or goes back.

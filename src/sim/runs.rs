@@ -28,6 +28,8 @@ pub struct SimFailure {
     /// Virtual nanoseconds.
     pub at_ns: u64,
     pub plan: String,
+    /// With an operator who moves the primary.
+    pub moves: bool,
     /// The last steps, when they were asked for.
     pub trace: Vec<String>,
 }
@@ -39,7 +41,7 @@ impl fmt::Display for SimFailure {
         }
         writeln!(f, "seed {} failed at +{}.{:06}s: {}", self.seed, self.at_ns / 1_000_000_000, self.at_ns / 1000 % 1_000_000, self.what)?;
         writeln!(f, "  drawn: {}", self.plan)?;
-        write!(f, "  again: parhelion sim --seed {}", self.seed)
+        write!(f, "  again: parhelion sim{} --seed {}", if self.moves { " --moves" } else { "" }, self.seed)
     }
 }
 
@@ -62,7 +64,7 @@ pub fn run_seed(seed: u64, options: &SimOptions) -> Result<SimReport, Box<SimFai
     };
     let trace = trace.lock();
     let plan = Plan::draw(&mut Prng::new(seed).fork("plan"), options).to_string();
-    Err(Box::new(SimFailure { seed, what, at_ns: trace.now_ns, plan, trace: trace.lines.iter().cloned().collect() }))
+    Err(Box::new(SimFailure { seed, what, at_ns: trace.now_ns, plan, moves: options.moves, trace: trace.lines.iter().cloned().collect() }))
 }
 
 pub(super) fn said(panic: &(dyn Any + Send)) -> String {
@@ -88,7 +90,8 @@ impl fmt::Display for Summary {
             f,
             "{} seeds, {} failed; {} virtual s, {} steps; {} commits acknowledged of {} written, {} page reads; {} region crashes, {} recoveries, \
              {} copy crashes, {} disk faults, {} disks replaced, {} old backups put back and {} copies reborn, {} copies stopped, {} copies rebuilt; {} path cuts, {} broken links, {} messages lost, \
-             {} doubled, {} regions seeded, {} half seeds resumed; {} replacements of copies begun, {} done, {} cancelled",
+             {} doubled, {} regions seeded, {} half seeds resumed; {} replacements of copies begun, {} done, {} cancelled; {} reigns, {} switchovers, {} failovers, \
+             {} ways back, {} regions seeded instead",
             self.seeds,
             self.failures.len(),
             c.virtual_ms / 1000,
@@ -113,7 +116,12 @@ impl fmt::Display for Summary {
             c.seeds_resumed,
             c.replacements,
             c.replacements_finished,
-            c.replacements_cancelled
+            c.replacements_cancelled,
+            c.reigns,
+            c.switchovers,
+            c.failovers,
+            c.ways_back,
+            c.seeded_anew
         )
     }
 }
@@ -143,6 +151,11 @@ impl Counts {
         self.replacements += other.replacements;
         self.replacements_cancelled += other.replacements_cancelled;
         self.replacements_finished += other.replacements_finished;
+        self.reigns += other.reigns;
+        self.switchovers += other.switchovers;
+        self.failovers += other.failovers;
+        self.ways_back += other.ways_back;
+        self.seeded_anew += other.seeded_anew;
     }
 }
 

@@ -184,6 +184,9 @@ pub struct Counts {
     pub reigns: u64,
     pub switchovers: u64,
     pub failovers: u64,
+    /// A region went back to where its history parts from the primary's; or could not, and was seeded.
+    pub ways_back: u64,
+    pub seeded_anew: u64,
 }
 
 #[derive(Default)]
@@ -259,7 +262,7 @@ impl World {
         };
         for i in 0..world.plan.regions {
             let mut own = prng.fork("region");
-            world.regions.push(Region::new(i, world.plan.regions, world.plan.layout, &mut own, options.mutant));
+            world.regions.push(Region::new(i, &world.plan, &mut own, options.mutant));
         }
         for i in 0..world.regions.len() {
             let after = world.delays.below(200 * MS);

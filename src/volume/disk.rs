@@ -21,6 +21,22 @@ pub enum DiskError {
     Failed { name: String, reason: String },
 }
 
+/// Seals what holds users' bytes before it is written, and opens it again. Comes in with the [`Disk`], because a core has neither keys nor
+/// the randomness of nonces. What is sealed grows by [`SEAL_BYTES`].
+pub trait Cipher: Send + Sync {
+    /// `place` says where it belongs: it is not kept, and only at the same place it can be opened.
+    ///
+    /// # Errors
+    /// [`DiskError::Failed`]: there is no randomness, or the cipher failed. Nothing may be written then.
+    fn seal(&self, place: &[u8], plain: &[u8]) -> Result<Vec<u8>, DiskError>;
+
+    /// `None`: it is not what was sealed for this place with this key.
+    fn open(&self, place: &[u8], sealed: &[u8]) -> Option<Vec<u8>>;
+}
+
+/// Nonce and tag.
+pub const SEAL_BYTES: usize = 12 + 16;
+
 /// Files of one copy. Names are plain (no directories). Shared between the thread that appends and the one that
 /// writes layers, so everything takes `&self`.
 pub trait Disk: Send + Sync {
@@ -58,6 +74,10 @@ pub trait Disk: Send + Sync {
 
     /// Removing what is not there is no error.
     fn remove(&self, name: &str) -> Result<(), DiskError>;
+
+    /// What the files here are sealed with; `None`: they are written as they are. The disk itself carries bytes and seals nothing. Has no
+    /// default, so that no view of a disk forgets its cipher.
+    fn cipher(&self) -> Option<&dyn Cipher>;
 }
 
 /// A disk whose every read goes to the medium (see [`Disk::read_cold`]).
@@ -90,5 +110,50 @@ impl Disk for Cold {
     }
     fn remove(&self, name: &str) -> Result<(), DiskError> {
         self.0.remove(name)
+    }
+    fn cipher(&self) -> Option<&dyn Cipher> {
+        self.0.cipher()
+    }
+}
+
+/// A disk whose files are sealed.
+pub struct Sealed {
+    pub disk: std::sync::Arc<dyn Disk>,
+    pub cipher: std::sync::Arc<dyn Cipher>,
+}
+
+impl Disk for Sealed {
+    fn list(&self) -> Result<Vec<String>, DiskError> {
+        self.disk.list()
+    }
+    fn len(&self, name: &str) -> Result<Option<u64>, DiskError> {
+        self.disk.len(name)
+    }
+    fn read(&self, name: &str, offset: u64, len_max: usize) -> Result<Bytes, DiskError> {
+        self.disk.read(name, offset, len_max)
+    }
+    fn read_cold(&self, name: &str, offset: u64, len_max: usize) -> Result<Bytes, DiskError> {
+        self.disk.read_cold(name, offset, len_max)
+    }
+    fn write(&self, name: &str, offset: u64, parts: &[Bytes]) -> Result<(), DiskError> {
+        self.disk.write(name, offset, parts)
+    }
+    fn allocate(&self, name: &str, len: u64) -> Result<(), DiskError> {
+        self.disk.allocate(name, len)
+    }
+    fn room(&self) -> u64 {
+        self.disk.room()
+    }
+    fn sync(&self, name: &str) -> Result<(), DiskError> {
+        self.disk.sync(name)
+    }
+    fn rename(&self, from: &str, to: &str) -> Result<(), DiskError> {
+        self.disk.rename(from, to)
+    }
+    fn remove(&self, name: &str) -> Result<(), DiskError> {
+        self.disk.remove(name)
+    }
+    fn cipher(&self) -> Option<&dyn Cipher> {
+        Some(&*self.cipher)
     }
 }

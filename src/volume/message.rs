@@ -181,7 +181,7 @@ pub enum CopyReply {
         number: u64,
         state: CopyState,
     },
-    /// It cannot go back so far: a sentence that says why. It is copied afresh.
+    /// It cannot go back so far: a sentence that says why. It is copied afresh, and what it has behind the point is kept nowhere but here.
     RewindRefused {
         generation: Generation,
         number: u64,
@@ -191,6 +191,14 @@ pub enum CopyReply {
     ArchiveDropped {
         generation: Generation,
         archive: TimelineId,
+    },
+    /// It cannot go back so far, and is copied afresh. What it has behind the point is archived as ordered, as far as its log reaches back, and
+    /// that outlives the copying; nothing else changed.
+    TailKept {
+        generation: Generation,
+        number: u64,
+        reason: String,
+        state: CopyState,
     },
     /// This copy has left its duty: a failed fsync, a full disk, damage. It must be opened anew.
     Failed {

@@ -27,7 +27,7 @@ pub use copy::{
     ArchivedTail, Copy, Directory, FileDamage, FilesVerdict, FlushDone, FlushJob, OpenError, Origin, PageStore, ReadError, Slice,
     TimelineView, proven_durable, verify_files,
 };
-pub use disk::{Cold, Disk, DiskError};
+pub use disk::{Cipher, Cold, Disk, DiskError, SEAL_BYTES, Sealed};
 pub use evidence::LostLog;
 pub use message::{ArchiveView, CheckPlace, CopyReply, CopyRequest, CopyState, Damage, Digest, archive_id};
 pub use overlay::Overlay;

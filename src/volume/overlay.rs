@@ -3,7 +3,7 @@
 //! Opening a copy removes what a crash left and writes again what nothing proves to be synced. Over this, a copy can be opened as it would
 //! open, and asked, while its files stay as they are. Driven by `parhelion volume verify`.
 
-use super::{Disk, DiskError};
+use super::{Cipher, Disk, DiskError};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
@@ -103,6 +103,10 @@ impl Disk for Overlay {
     fn remove(&self, name: &str) -> Result<(), DiskError> {
         self.changed.lock().insert(name.to_owned(), None);
         Ok(())
+    }
+
+    fn cipher(&self) -> Option<&dyn Cipher> {
+        self.below.cipher()
     }
 }
 

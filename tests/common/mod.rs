@@ -107,6 +107,12 @@ pub fn runs(pid: u32) -> bool {
     stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with('Z')) || threads() > 1
 }
 
+/// In one piece: whoever looks sees the whole point or none.
+pub fn arm(file: &Path, point: &str) {
+    std::fs::write(file.with_extension("new"), point).expect("a file");
+    std::fs::rename(file.with_extension("new"), file).expect("a file");
+}
+
 /// A block of 100 ports per region. The listener keeps it from others, in this process and in any other.
 pub struct Ports {
     pub base: u16,
@@ -296,8 +302,32 @@ impl Cluster {
     /// The same command that the demo names when a region's process dies.
     pub fn start_region(&mut self, name: &str) {
         let log = self.dir.join("logs").join(format!("{name}.by-hand.log"));
-        let process = ByHand::start(&self.region(name).config, &log);
+        // Where it dies, if that is asked for ([`Cluster::arm`]).
+        let point = self.point(name);
+        let process = ByHand::start_with(&self.region(name).config, &log, &[("PARHELION_KILL_POINT", &point)]);
         self.by_hand.push((name.to_owned(), process));
+    }
+
+    /// A region that was started by hand kills itself when it comes to that point.
+    pub fn arm(&self, name: &str, point: &str) {
+        arm(&self.point(name), point);
+    }
+
+    /// Whether it came to its point.
+    pub fn at_its_point(&self, name: &str) -> bool {
+        !self.point(name).exists()
+    }
+
+    /// It came to its point: waits until it is dead, and starts it again.
+    pub fn start_the_dead(&mut self, name: &str) {
+        let i = self.by_hand.iter().position(|(n, _)| n == name).expect("it was started by hand");
+        let (_, mut process) = self.by_hand.remove(i);
+        assert!(!wait(&mut process.child, "a region that kills itself").success());
+        self.start_region(name);
+    }
+
+    fn point(&self, name: &str) -> PathBuf {
+        self.dir.join(format!("{name}.kill"))
     }
 
     /// Waits for the end of a region that was started by hand and ends by itself.

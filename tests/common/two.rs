@@ -27,6 +27,11 @@ impl Two {
 
     /// With more lines in everybody's `[control]`.
     pub fn start_with(more: &str) -> Two {
+        Two::start_with_regions(more, "")
+    }
+
+    /// And with `of_regions` in the regions' files, behind it.
+    pub fn start_with_regions(more: &str, of_regions: &str) -> Two {
         let dir = tempfile::tempdir().unwrap();
         let ports = Ports::reserve(3);
         let at = |region: u16, n: u16| format!("127.0.0.1:{}", ports.base + 100 * region + n);
@@ -41,7 +46,7 @@ impl Two {
             let config = dir.path().join(format!("{name}.toml"));
             let text = format!(
                 "cluster = \"two\"\nregion = \"{name}\"\nfounder = \"us-east\"\ndata_dir = \"{name}\"\n[listen]\nquic = \"{}\"\nwriter = \"{}\"\n\
-                 reader = \"{}\"\nhttp = \"{}\"\ninstance = \"{}\"\n{control}[sql]\nuser = \"app\"\ndatabase = \"app\"\n\
+                 reader = \"{}\"\nhttp = \"{}\"\ninstance = \"{}\"\n{control}{of_regions}[sql]\nuser = \"app\"\ndatabase = \"app\"\n\
                  [witness]\nquic = \"{}\"\n{members}",
                 at(i, 0),
                 at(i, 1),
@@ -78,6 +83,16 @@ impl Two {
         for i in 0..2 {
             two.start_region(i);
         }
+        two
+    }
+
+    /// As [`Two::start_with`]; there is a table `t (id integer primary key)` in both regions, and all three hear each other.
+    pub fn start_with_table(more: &str) -> Two {
+        let two = Two::start_with(more);
+        let (us, eu) = (&two.ready.regions[0], &two.ready.regions[1]);
+        until("it writes", || two.ready.sql(&us.writer, "create table t (id integer primary key)").map(drop));
+        until("it is there", || two.ready.sql(&eu.reader, "select count(*) from t").map(drop));
+        two.until_all_vote();
         two
     }
 
@@ -136,9 +151,7 @@ impl Two {
 
     /// The process kills itself when it comes to that point.
     pub fn arm(&self, name: &str, point: &str) {
-        let file = self.point(name);
-        std::fs::write(file.with_extension("new"), point).unwrap();
-        std::fs::rename(file.with_extension("new"), file).unwrap();
+        super::arm(&self.point(name), point);
     }
 
     /// Whether it came to its point.
@@ -154,6 +167,11 @@ impl Two {
 
     fn point(&self, name: &str) -> PathBuf {
         self.dir.path().join(format!("{name}.kill"))
+    }
+
+    /// Where everything of theirs is.
+    pub fn root(&self) -> &std::path::Path {
+        self.dir.path()
     }
 
     pub fn log(&self, name: &str) -> PathBuf {

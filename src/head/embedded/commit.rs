@@ -12,6 +12,7 @@ use super::PAGE_BYTES;
 use super::context::Context;
 use super::pool::{Page, Pool, PoolError};
 use super::shared::Shared;
+use super::space::Free;
 use super::vfs::{DatabaseFile, FileError, Level};
 use crate::base::{Epoch, Generation, GroupId, Layout, Lsn, PageNo};
 use crate::head::LogSink;
@@ -22,7 +23,7 @@ use crate::log::redo::{self, Change, RECORD_HEADER_BYTES, VolumeHeader};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 /// Pen and sink of an open writer.
@@ -52,6 +53,8 @@ pub struct WriterFile {
     payload_bytes_max: usize,
     head: AtomicU64,
     reign: u64,
+    /// The transaction is the writer's own and no client's: nobody counts it as a commit.
+    own: AtomicBool,
     /// Term of the frames, known from the first one.
     term: OnceLock<(Epoch, Generation)>,
 }
@@ -61,7 +64,17 @@ impl WriterFile {
         let head = AtomicU64::new(pen.end().end_lsn.0);
         let payload_bytes_max = pen.payload_bytes_max();
         let outlet = Mutex::new(Some(Outlet { pen, log }));
-        WriterFile { shared, context, buffer: Mutex::default(), outlet, payload_bytes_max, head, reign, term: OnceLock::new() }
+        WriterFile {
+            shared,
+            context,
+            buffer: Mutex::default(),
+            outlet,
+            payload_bytes_max,
+            head,
+            reign,
+            own: AtomicBool::new(false),
+            term: OnceLock::new(),
+        }
     }
 
     /// End of the last commit, durable or not: what a read on this connection sees.
@@ -71,6 +84,21 @@ impl WriterFile {
 
     pub fn wrote_as(&self) -> Option<(Epoch, Generation)> {
         self.term.get().copied()
+    }
+
+    /// Free pages, and pages in all. Asked between transactions.
+    ///
+    /// # Errors
+    /// When a page cannot be read.
+    pub fn space(&self) -> Result<(Free, u32), FileError> {
+        let pages = self.load_size(&mut self.buffer.lock())?;
+        let free = if pages == 0 { Free::of(&[]) } else { Free::of(&self.newest(PageNo(1))?) };
+        Ok((free, pages))
+    }
+
+    /// What is committed from now on is the writer's own, or a client's again.
+    pub fn set_own(&self, own: bool) {
+        self.own.store(own, Ordering::Relaxed);
     }
 
     /// When this returns, no frame leaves any more.
@@ -261,7 +289,8 @@ impl DatabaseFile for WriterFile {
                 self.refuse(state::ADMIN_SHUTDOWN, "this region is no longer the writer; the transaction was rolled back".to_string())
             );
         };
-        let frames = open.pen.write_groups(&payloads, true, clock::unix_now());
+        let own = self.own.load(Ordering::Relaxed);
+        let frames = open.pen.write_groups(&payloads, !own, clock::unix_now());
         let last = frames.last().expect("BUG: payloads are not empty");
         let end = last.end_lsn();
         self.term.get_or_init(|| (last.header().epoch, last.header().generation));
@@ -273,7 +302,7 @@ impl DatabaseFile for WriterFile {
         self.head.store(end.0, Ordering::SeqCst);
         open.log.submit(frames);
         drop(outlet);
-        self.shared.counters.commits.fetch_add(1, Ordering::Relaxed);
+        self.shared.counters.commits.fetch_add(u64::from(!own), Ordering::Relaxed);
         buffer.committed_pages = Some(buffer.page_count);
         buffer.high_water = buffer.high_water.max(buffer.page_count);
         Ok(())

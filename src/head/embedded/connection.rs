@@ -74,6 +74,35 @@ impl Db {
         result.map(|_| ()).map_err(|e| self.error(&e))
     }
 
+    /// Gives up to `pages_max` free pages back, and fewer when `enough` says so before; in a transaction of its own. Returns how many.
+    ///
+    /// # Errors
+    /// Nothing was given back.
+    pub fn give_back(&self, pages_max: u32, enough: impl FnMut() -> bool) -> Result<u32, SqlError> {
+        self.control("BEGIN IMMEDIATE")?;
+        let given = self.take_free_pages(pages_max, enough).and_then(|pages| self.control("COMMIT").map(|()| pages));
+        if given.is_err() && !self.is_autocommit() {
+            self.control("ROLLBACK")?;
+        }
+        given
+    }
+
+    fn take_free_pages(&self, pages_max: u32, mut enough: impl FnMut() -> bool) -> Result<u32, SqlError> {
+        self.context.own_statement.store(true, Ordering::Relaxed);
+        let prepared = self.connection.prepare(&format!("PRAGMA incremental_vacuum({pages_max})"));
+        self.context.own_statement.store(false, Ordering::Relaxed);
+        let mut statement = prepared.map_err(|e| self.error(&e))?;
+        // A row, without columns, for each page that is out.
+        let (mut rows, mut pages) = (statement.raw_query(), 0);
+        while rows.next().map_err(|e| self.error(&e))?.is_some() {
+            pages += 1;
+            if enough() {
+                break;
+            }
+        }
+        Ok(pages)
+    }
+
     /// Preparing alone believes the schema that was read last, which may be an older snapshot's; running anything compares it.
     ///
     /// # Errors
@@ -174,6 +203,11 @@ fn configured(shared: &Arc<Shared>, context: &Arc<Context>, name: &str, kind: Us
              PRAGMA cache_size = -8192;",
         )?,
         Use::Reading => connection.execute_batch("PRAGMA cache_size = -1024;")?,
+    }
+    if kind == Use::Writing {
+        // Prepared and never run: that alone says how a database is to be that has no table yet, or is written anew by a VACUUM. To run it
+        // would write, each time a writer opens.
+        drop(connection.prepare("PRAGMA auto_vacuum = INCREMENTAL")?);
     }
     for (switch, on) in [
         (DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true),

@@ -26,6 +26,7 @@ mod readers;
 mod session;
 mod shared;
 mod snapshot;
+mod space;
 #[expect(unsafe_code, reason = "SQLite's interface for virtual tables is C")]
 mod tables;
 #[cfg(test)]
@@ -37,6 +38,7 @@ mod writer;
 pub use context::Canceller;
 pub use functions::timestamp;
 pub use session::{Port, Session};
+pub use space::GiveBack;
 
 use super::sql::SqlError;
 use super::{LogSink, PageSource, StatusSource, WriteGate};
@@ -87,6 +89,8 @@ pub struct EngineSettings {
     pub idle_snapshot_max: Duration,
     /// How long an answer waits for durability before it becomes 40003.
     pub commit_wait_max: Duration,
+    /// What dropped tables leave goes out of the database, as far as this says.
+    pub give_back: GiveBack,
 }
 
 impl Default for EngineSettings {
@@ -105,6 +109,7 @@ impl Default for EngineSettings {
             idle_in_transaction_max: Duration::from_secs(5),
             idle_snapshot_max: Duration::from_secs(60),
             commit_wait_max: Duration::from_secs(10),
+            give_back: GiveBack::default(),
         }
     }
 }
@@ -138,6 +143,18 @@ pub struct EngineStats {
     pub commits: u64,
     pub rollbacks: u64,
     pub statements: u64,
+    /// Free pages that went out of the database by themselves.
+    pub given_back_bytes: u64,
+}
+
+/// How large the database is, in pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DatabaseSize {
+    pub pages: u32,
+    /// Of these, pages that hold nothing.
+    pub free_pages: u32,
+    /// The most pages there ever were.
+    pub high_water: u32,
 }
 
 /// SQL over one region's volume.
@@ -325,15 +342,18 @@ impl Engine {
             commits: counters.commits.load(Ordering::Relaxed),
             rollbacks: counters.rollbacks.load(Ordering::Relaxed),
             statements: counters.statements.load(Ordering::Relaxed),
+            given_back_bytes: counters.given_back_bytes.load(Ordering::Relaxed),
         }
     }
 
     /// The database's size as readers see it now; `None` while nothing can be read. May wait for a page.
-    pub fn database_size(&self) -> Option<VolumeHeader> {
+    pub fn database_size(&self) -> Option<DatabaseSize> {
         let shared = &self.shared;
         let pin = shared.horizon.pin(false, clock::now())?;
-        let page = shared.pool.at(PageNo::HEADER, pin.snapshot(), &*shared.source).ok()?;
-        Some(VolumeHeader::from_page(&page))
+        let page = |number| shared.pool.at(number, pin.snapshot(), &*shared.source).ok();
+        let VolumeHeader { page_count, high_water, .. } = VolumeHeader::from_page(&page(PageNo::HEADER)?);
+        let free = if page_count == 0 { 0 } else { space::Free::of(&page(PageNo(1))?).pages };
+        Some(DatabaseSize { pages: page_count, free_pages: free, high_water })
     }
 
     pub fn settings(&self) -> &EngineSettings {

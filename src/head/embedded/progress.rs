@@ -205,6 +205,10 @@ impl Progress {
         self.paused.store(paused, Ordering::Relaxed);
     }
 
+    pub fn is_paused(&self) -> bool {
+        self.paused.load(Ordering::Relaxed)
+    }
+
     pub fn waiting(&self) -> usize {
         self.state.lock().waiters.values().map(Vec::len).sum()
     }

@@ -19,6 +19,7 @@ pub struct Counters {
     pub commits: AtomicU64,
     pub rollbacks: AtomicU64,
     pub statements: AtomicU64,
+    pub given_back_bytes: AtomicU64,
     pub sessions: AtomicUsize,
     pub readers: AtomicUsize,
     pub readers_busy: AtomicUsize,

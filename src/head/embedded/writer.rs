@@ -3,14 +3,17 @@
 //! Decides who writes next: statements of their own in the order they came, and interactive transactions, each of which
 //! owns the connection from its first statement to its end. Never waits for durability: an answer carries the LSN that it
 //! saw, and the session waits for that. A client that thinks for longer than the limit loses its transaction.
+//! While no client waits, it gives free pages back ([`super::space`]).
 //! A drain lets what runs come to its end, until a deadline, and begins nothing: what comes waits in the queue.
 //! Driven by sessions through the queue. A panic here aborts the process: the volume is as after a crash, and recovery is
 //! the way back that is always tested.
 
+mod thread;
+
 use super::commit::WriterFile;
-use super::connection::{Db, Use, cancelled};
 use super::context::{Context, Token};
 use super::shared::Shared;
+use super::space::Pace;
 use super::vfs::Registration;
 use super::{AbortOnPanic, EngineError, spawn};
 use crate::base::{Epoch, Generation, Instant, Lsn};
@@ -20,10 +23,10 @@ use crate::io::clock;
 use crate::log::Pen;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::collections::VecDeque;
-use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
+use thread::Thread;
 use tokio::sync::oneshot;
 
 /// While a drain waits for the last answers to be given.
@@ -140,6 +143,14 @@ pub struct Hold {
     ended: Ended,
 }
 
+/// What the thread does next, while nobody owns the writer.
+enum Turn {
+    Job(Job),
+    /// The moment that it asked for has come, and no client waits.
+    Quiet,
+    Closed,
+}
+
 enum Next {
     Request(Request),
     Idle,
@@ -156,7 +167,8 @@ impl Writer {
         let registration = Arc::new(Registration::new(name.clone(), file.clone()).map_err(|code| EngineError::Vfs { code })?);
         let (queue, wake, under_way) = (Mutex::default(), Condvar::new(), Arc::default());
         let writer = Arc::new(Writer { shared: shared.clone(), context, file, queue, wake, under_way, reign });
-        let thread = Thread { writer: writer.clone(), registration, db: None };
+        let pace = Pace::new(shared.settings.give_back, clock::now());
+        let thread = Thread { writer: writer.clone(), registration, db: None, pace };
         spawn(name, move || {
             let _bug = AbortOnPanic("the writer thread");
             thread.work();
@@ -246,7 +258,13 @@ impl Writer {
         queue.jobs.len() < before
     }
 
-    fn next_job(&self) -> Option<Job> {
+    /// Whether anybody or anything waits for the thread.
+    fn is_wanted(&self) -> bool {
+        let queue = self.queue.lock();
+        !queue.jobs.is_empty() || queue.drain.is_some() || queue.closed.is_some()
+    }
+
+    fn next_turn(&self, due: Option<Instant>) -> Turn {
         let mut queue = self.queue.lock();
         loop {
             if let Some(reason) = queue.closed.clone() {
@@ -256,7 +274,7 @@ impl Writer {
                     let (Job::Single { request, .. } | Job::Transaction { first: request, .. }) = job;
                     request.refuse(shut_down(&reason).run_elsewhere());
                 }
-                return None;
+                return Turn::Closed;
             }
             if queue.drain.is_some() {
                 self.rest(&mut queue);
@@ -267,9 +285,15 @@ impl Writer {
                     queue.owner = Some(*id);
                     queue.owner_gone = false;
                 }
-                return Some(job);
+                return Turn::Job(job);
             }
-            self.wake.wait(&mut queue);
+            match due.map(|due| due.since(clock::now())) {
+                None => self.wake.wait(&mut queue),
+                Some(left) if left.is_zero() => return Turn::Quiet,
+                Some(left) => {
+                    self.wake.wait_for(&mut queue, left);
+                }
+            }
         }
     }
 
@@ -387,201 +411,4 @@ fn drained() -> SqlError {
 
 fn over() -> SqlError {
     SqlError::new(state::IN_FAILED_TRANSACTION, "the transaction is already over; send ROLLBACK")
-}
-
-struct Thread {
-    writer: Arc<Writer>,
-    registration: Arc<Registration>,
-    db: Option<Db>,
-}
-
-impl Thread {
-    fn work(mut self) {
-        while let Some(job) = self.writer.next_job() {
-            match job {
-                Job::Single { request, .. } => self.single(request),
-                Job::Transaction { ended, first, .. } => self.transaction(&ended, first),
-            }
-            self.writer.context.leave();
-        }
-    }
-
-    fn enter(&self, request: &Request) {
-        self.writer.shared.counters.statements.fetch_add(1, Ordering::Relaxed);
-        self.writer.context.enter(request.session, false, clock::unix_now(), request.cancel.clone());
-    }
-
-    /// Opened at the first use and again after a failure: the first pages may have to come from a copy.
-    fn open(&mut self) -> Result<(), SqlError> {
-        if self.db.is_none() {
-            self.db = Some(Db::open(&self.writer.shared, &self.writer.context, &self.registration, Use::Writing)?);
-        }
-        Ok(())
-    }
-
-    fn db(&self) -> &Db {
-        self.db.as_ref().expect("BUG: open comes before every use")
-    }
-
-    /// What an error means when the thread is to stop: the interruption, or the page that could not be had, was ours and not the
-    /// client's. Without a commit nothing has happened.
-    fn explain(&self, error: SqlError, cancel: &Token) -> SqlError {
-        let mut queue = self.writer.queue.lock();
-        if let Some(reason) = &queue.closed {
-            return if matches!(error.code, state::QUERY_CANCELED | state::IO_ERROR | state::ADMIN_SHUTDOWN) {
-                shut_down(reason).run_elsewhere()
-            } else {
-                error
-            };
-        }
-        if error.code == state::QUERY_CANCELED && !cancel.is_cancelled() && self.writer.context.is_due() {
-            if let Some(drain) = &mut queue.drain {
-                drain.rolled_back += 1;
-            }
-            return drained().run_elsewhere();
-        }
-        error
-    }
-
-    fn single(&mut self, request: Request) {
-        self.enter(&request);
-        let before = self.writer.head();
-        let result = if request.cancel.is_cancelled() {
-            Err(cancelled())
-        } else {
-            self.open().and_then(|()| match &request.work {
-                Work::Statement { sql, params, .. } => self.alone(sql, params),
-                _ => unreachable!("BUG: only statements come alone"),
-            })
-        };
-        let seen = self.writer.head();
-        let committed = (seen > before).then_some(seen);
-        let result = result.map_err(|e| self.explain(e, &request.cancel));
-        let Request { reply, under_way, .. } = request;
-        let _ = reply.send(Answer { result, seen, committed, over: true, under_way });
-    }
-
-    fn alone(&self, sql: &str, params: &[Value]) -> Result<Product, SqlError> {
-        let prepared = self.db().prepare(sql)?;
-        if prepared.is_read_only() || !prepared.has_columns() {
-            return self.run(prepared, params);
-        }
-        // It writes and returns rows: a result that is too large must undo it, so it gets a transaction of its own.
-        drop(prepared);
-        self.db().control("BEGIN IMMEDIATE")?;
-        let result = self.db().prepare(sql).and_then(|prepared| self.run(prepared, params)).and_then(|product| {
-            self.db().control("COMMIT")?;
-            Ok(product)
-        });
-        if result.is_err() {
-            self.roll_back();
-        }
-        result
-    }
-
-    fn run(&self, prepared: super::connection::Prepared<'_>, params: &[Value]) -> Result<Product, SqlError> {
-        if !prepared.is_read_only() {
-            self.writer.shared.may_write()?;
-        }
-        let bytes_max = self.writer.shared.settings.result_bytes_max;
-        let mut rows = Vec::new();
-        let mut held = 0;
-        let finished = prepared.run(params, |_, row, bytes| {
-            held += bytes;
-            if held > bytes_max {
-                let message = format!("the result is larger than {bytes_max} bytes, the limit inside a writing transaction");
-                return ControlFlow::Break(SqlError::new(state::PROGRAM_LIMIT_EXCEEDED, message).hint("Read it outside, or in parts."));
-            }
-            rows.push(row);
-            ControlFlow::Continue(())
-        })?;
-        Ok(match finished.columns {
-            Some(columns) => Product::Rows { columns, rows },
-            None => Product::Changed(finished.changed),
-        })
-    }
-
-    fn roll_back(&self) {
-        if let Some(db) = &self.db
-            && !db.is_autocommit()
-        {
-            self.writer.shared.counters.rollbacks.fetch_add(1, Ordering::Relaxed);
-            if let Err(e) = db.control("ROLLBACK") {
-                // SQLite is back in autocommit whatever ROLLBACK says, or the process state is not to be trusted.
-                assert!(db.is_autocommit(), "BUG: a rollback failed: {e}");
-            }
-        }
-    }
-
-    fn transaction(&mut self, ended: &Ended, first: Request) {
-        self.enter(&first);
-        let begun =
-            if first.cancel.is_cancelled() { Err(cancelled()) } else { self.open().and_then(|()| self.db().control("BEGIN IMMEDIATE")) };
-        if let Err(error) = begun {
-            self.writer.release(ended, None);
-            let error = self.explain(error, &first.cancel);
-            first.refuse(error);
-            return;
-        }
-        let now_us = self.writer.context.now_us.load(Ordering::Relaxed);
-        let mut request = first;
-        let why = loop {
-            if self.step(request, ended) {
-                return;
-            }
-            request = match self.writer.next_request() {
-                Next::Request(request) => request,
-                Next::Gone => break None,
-                Next::Closed(reason) => break Some(shut_down(&reason)),
-                Next::Drained => {
-                    if let Some(drain) = &mut self.writer.queue.lock().drain {
-                        drain.rolled_back += 1;
-                    }
-                    break Some(drained());
-                }
-                Next::Idle => {
-                    let limit = self.writer.shared.settings.idle_in_transaction_max;
-                    let message = format!(
-                        "terminating the transaction: it was idle for more than {limit:?}, and others want to write; it was rolled back"
-                    );
-                    break Some(SqlError::new(state::IDLE_IN_TRANSACTION_TIMEOUT, message));
-                }
-            };
-            self.enter(&request);
-            self.writer.context.now_us.store(now_us, Ordering::Relaxed); // now() stands still within a transaction
-        };
-        self.roll_back();
-        self.writer.release(ended, why);
-    }
-
-    /// One request of the owner. `true`: the transaction is over, and the writer free again.
-    fn step(&self, request: Request, ended: &Ended) -> bool {
-        let before = self.writer.head();
-        let (result, keep) = match &request.work {
-            Work::Statement { sql, params, keep } => (self.db().prepare(sql).and_then(|p| self.run(p, params)), *keep),
-            Work::Describe { sql, keep } => (self.db().describe(sql).map(Product::Description), *keep),
-            Work::Mark { sql, keep } => (self.db().control(sql).map(|()| Product::Nothing), *keep),
-            Work::Commit => (self.db().control("COMMIT").map(|()| Product::Nothing), false),
-            Work::Rollback => {
-                self.roll_back();
-                (Ok(Product::Nothing), false)
-            }
-        };
-        // With the drain's time over there is none to go back to a savepoint either.
-        if result.is_err() && (!keep || self.writer.context.is_due()) {
-            self.roll_back();
-        }
-        // Also where SQLite ended it by itself, as it does on a full or interrupted transaction.
-        let over = self.db().is_autocommit();
-        self.writer.context.leave();
-        if over {
-            self.writer.release(ended, None);
-        }
-        let seen = self.writer.head();
-        let committed = (seen > before).then_some(seen);
-        let result = result.map_err(|e| self.explain(e, &request.cancel));
-        let Request { reply, under_way, .. } = request;
-        let _ = reply.send(Answer { result, seen, committed, over, under_way });
-        over
-    }
 }

@@ -344,6 +344,7 @@ mod tests {
             region: RegionName::new("us").unwrap(),
             data_dir: dir.path().to_path_buf(),
             limits: Limits::tiny(),
+            key: None,
         };
         let copies = Copies::start(whose, Layout::default(), &queue.inbox, Vec::new()).unwrap();
         let pages = copies.pages();

@@ -5,12 +5,14 @@
 
 use crate::base::{CopyId, Layout, MemberId};
 use crate::io::disk::FileDisk;
+use crate::io::sealing::{self, Key, SEALED};
 use crate::volume::identity::{self, Home};
 use crate::volume::membership::{Incarnation, PLACE_BYTES_MAX};
-use crate::volume::{Disk, DiskError};
+use crate::volume::{Disk, DiskError, OpenError};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 const PLACES: &str = "PLACES";
 const NOTE_BYTES_MAX: usize = 6 * (PLACE_BYTES_MAX + 8);
@@ -84,17 +86,24 @@ impl Places {
 ///
 /// # Errors
 /// A sentence: they cannot be made, are in use, or hold a copy's data.
-pub fn prepare(place: &str, slot: CopyId, layout: Layout, home: impl Fn(MemberId) -> Home) -> Result<Vec<Incarnation>, String> {
+pub fn prepare(
+    place: &str,
+    slot: CopyId,
+    layout: Layout,
+    key: Option<&Key>,
+    home: impl Fn(MemberId) -> Home,
+) -> Result<Vec<Incarnation>, String> {
     if !Path::new(place).is_absolute() || place.len() > PLACE_BYTES_MAX || place.contains('\n') {
         return Err(format!("'{place}' is no absolute path of a directory"));
     }
     let one = |group| {
         let member = MemberId { group, copy: slot };
         let path = Path::new(place).join(member.to_string());
-        let disk = FileDisk::open(&path).map_err(|e| e.to_string())?;
+        let disk = Arc::new(FileDisk::open(&path).map_err(|e| e.to_string())?);
+        let disk = sealing::open(disk, &path, key).map_err(|e| e.to_string())?;
         let fresh = super::fresh_incarnation().map_err(|e| e.to_string())?;
-        let incarnation = identity::settle(&disk, &home(member), fresh).map_err(|e| format!("{}: {e}", path.display()))?;
-        let held = disk.list().map_err(|e| e.to_string())?.into_iter().find(|n| n != identity::IDENTITY);
+        let incarnation = identity::settle(&*disk, &home(member), fresh).map_err(|e| format!("{}: {e}", path.display()))?;
+        let held = disk.list().map_err(|e| e.to_string())?.into_iter().find(|n| n != identity::IDENTITY && !SEALED.contains(&n.as_str()));
         match held {
             None => Ok(incarnation),
             Some(name) => Err(format!("{} is not empty (there is '{name}'); name a directory for a new copy", path.display())),
@@ -104,11 +113,15 @@ pub fn prepare(place: &str, slot: CopyId, layout: Layout, home: impl Fn(MemberId
 }
 
 /// Marks the directory of a copy that left, so that nobody opens it for what it was. One that is gone needs no mark.
-pub fn retire(directory: &Path, by: Incarnation, place: &str) {
+pub fn retire(directory: &Path, by: Incarnation, place: &str, key: Option<&Key>) {
     if !directory.exists() {
         return;
     }
-    match FileDisk::open(directory).and_then(|disk| identity::retire(&disk, by, place)) {
+    let mark = || -> Result<(), OpenError> {
+        let disk = sealing::open(Arc::new(FileDisk::open(directory)?), directory, key)?;
+        Ok(identity::retire(&*disk, by, place)?)
+    };
+    match mark() {
         Ok(()) => tracing::info!(kept = %directory.display(), "the directory of the copy that left is kept and marked; move it away"),
         // It has no vote, with the mark or without it.
         Err(e) => tracing::warn!(kept = %directory.display(), "the directory of the copy that left cannot be marked: {e}"),

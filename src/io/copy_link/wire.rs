@@ -138,6 +138,7 @@ enum ReplyHead {
     ArchiveDropped { generation: Generation, archive: TimelineId },
     Proves { lineage: LineageId, durable: LogEnd },
     Gated { generation: Generation, at_ns: u64 },
+    TailKept { generation: Generation, number: u64, reason: String, state: CopyState },
 }
 
 #[derive(bincode::Encode, bincode::Decode)]
@@ -358,6 +359,9 @@ pub fn encode_says(says: &Says) -> Vec<Bytes> {
             ReplyHead::RewindRefused { generation: *generation, number: *number, reason: reason.clone() }
         }
         R::ArchiveDropped { generation, archive } => ReplyHead::ArchiveDropped { generation: *generation, archive: *archive },
+        R::TailKept { generation, number, reason, state } => {
+            ReplyHead::TailKept { generation: *generation, number: *number, reason: reason.clone(), state: state.clone() }
+        }
     };
     let mut parts = encode_head(&head);
     match reply {
@@ -400,6 +404,7 @@ pub fn decode_says(bytes: &Bytes) -> Result<Says, CopyWireError> {
         ReplyHead::Rewound { generation, number, state } => CopyReply::Rewound { generation, number, state },
         ReplyHead::RewindRefused { generation, number, reason } => CopyReply::RewindRefused { generation, number, reason },
         ReplyHead::ArchiveDropped { generation, archive } => CopyReply::ArchiveDropped { generation, archive },
+        ReplyHead::TailKept { generation, number, reason, state } => CopyReply::TailKept { generation, number, reason, state },
     };
     nothing(&tail)?;
     Ok(Says::Replied(reply))

@@ -75,7 +75,8 @@ fn sayings() -> Vec<Says> {
     let reason = || "a reason".to_owned();
     let replies = vec![
         CopyReply::Raised { generation, state: state.clone() },
-        CopyReply::Rewound { generation, number: 4, state },
+        CopyReply::Rewound { generation, number: 4, state: state.clone() },
+        CopyReply::TailKept { generation, number: 4, reason: reason(), state },
         CopyReply::RewindRefused { generation, number: 4, reason: reason() },
         CopyReply::ArchiveDropped { generation, archive: TimelineId(9) },
         CopyReply::Refused { promised: generation },

@@ -50,8 +50,7 @@ pub async fn serve(quic: Quic, on_arrival: impl Fn(Arrival) + Send + Sync + 'sta
             drop(permit);
             match welcomed {
                 Welcomed::Region(peer, connection, control) => {
-                    tracing::info!(%peer, addr = %connection.remote_address(), "link accepted");
-                    let (link, events) = Link::start(peer, connection, false, control);
+                    let (link, events) = Link::start(peer, connection, false, control, quic.link_log());
                     on_arrival(Arrival::Link(link, events));
                 }
                 Welcomed::Member(peer, connection) => on_arrival(Arrival::Control(Dialled { peer, connection })),
@@ -163,7 +162,7 @@ pub async fn dial(quic: &Quic, member: &RegionName, addr: &str) -> Result<(Link,
             }
         };
         match opened.await {
-            Ok(control) => Ok(Link::start(member.clone(), connection, true, control)),
+            Ok(control) => Ok(Link::start(member.clone(), connection, true, control, quic.link_log())),
             Err(reason) => Err(attempt_failed(quic, member, addr, &connection, &reason)),
         }
     };

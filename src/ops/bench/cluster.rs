@@ -31,11 +31,16 @@ fn exe() -> Result<PathBuf, Failure> {
 
 impl Cluster {
     pub async fn start(dir: &Path, base_port: u16, regions: usize, profile: &str) -> Result<Cluster, Failure> {
+        Cluster::start_with(dir, base_port, regions, profile, &[]).await
+    }
+
+    pub async fn start_with(dir: &Path, base_port: u16, regions: usize, profile: &str, more: &[&str]) -> Result<Cluster, Failure> {
         std::fs::create_dir_all(dir).map_err(|e| failed(format!("{} cannot be made: {e}", dir.display())))?;
         let ready_file = dir.join("ready.json");
         let began = clock::now();
         let mut demo = Command::new(exe()?)
             .args(["demo", "--regions", &regions.to_string(), "--profile", profile, "--base-port", &base_port.to_string()])
+            .args(more)
             .arg("--dir")
             .arg(dir.join("demo"))
             .arg("--ready-file")

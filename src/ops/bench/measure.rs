@@ -54,8 +54,9 @@ pub async fn start(dir: &Path, base_port: u16) -> Result<Vec<Figure>, Failure> {
 }
 
 /// Commits per second and their latency in one region, by clients over the PostgreSQL port.
-pub async fn commit(dir: &Path, base_port: u16) -> Result<Vec<Figure>, Failure> {
-    let cluster = Cluster::start(dir, base_port, 2, "none").await?;
+pub async fn commit(dir: &Path, base_port: u16, encrypt: bool) -> Result<Vec<Figure>, Failure> {
+    let more: &[&str] = if encrypt { &["--encrypt"] } else { &[] };
+    let cluster = Cluster::start_with(dir, base_port, 2, "none", more).await?;
     let client = cluster.connect(0, "writer").await?;
     client.batch_execute("create table bench (n integer primary key, c integer, what text)").await.map_err(sql)?;
     let mut figures = Vec::new();

@@ -45,6 +45,9 @@ pub struct BenchArgs {
     /// For `volume`: pages in the volume when a copy or a region is rebuilt, in MiB
     #[arg(long, default_value_t = 128, value_name = "MIB", value_parser = clap::value_parser!(u64).range(16..=1_048_576))]
     pub rebuild_mib: u64,
+    /// For `commit`: the regions' files are encrypted
+    #[arg(long)]
+    pub encrypt: bool,
     /// Also kill -9 and restart behind so many commits; may be given several times. `history` does nothing else [default there: 1000000 and 10000000]
     #[arg(long, value_name = "COMMITS")]
     pub history: Vec<u64>,
@@ -83,7 +86,7 @@ pub async fn run(args: BenchArgs) -> Result<(), Failure> {
         let _ = std::fs::remove_dir_all(&dir);
         let found = match what {
             "start" => measure::start(&dir, args.base_port).await?,
-            "commit" => measure::commit(&dir, args.base_port).await?,
+            "commit" => measure::commit(&dir, args.base_port, args.encrypt).await?,
             "lag" => measure::lag(&dir, args.base_port).await?,
             "path" => path::measure(&dir).await?,
             "ship" => measure::ship(&dir, args.base_port, args.log_mib / 4).await?,

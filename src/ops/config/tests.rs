@@ -1,5 +1,6 @@
 use super::*;
 use crate::control::AutoFailover;
+use crate::io::quic::Congestion;
 
 const GOOD: &str = r#"
 cluster = "sun"

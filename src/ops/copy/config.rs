@@ -3,10 +3,12 @@
 //! Decides what a key means and which combinations are mistakes, once. Unknown keys are errors.
 
 use crate::base::{ClusterName, CopyId, Limits, RegionName};
-use crate::ops::config::{ConfigError, LogSettings, RawLog, RawTls, complete_log, parse};
+use crate::io::sealing::Key;
+use crate::ops::config::{ConfigError, LogSettings, RawEncryption, RawLog, RawTls, complete_log, load_key, parse};
 use serde::Deserialize;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// What stands in the file. Paths are relative to the file's directory.
 #[derive(Clone, Debug, Deserialize)]
@@ -19,6 +21,7 @@ struct RawCopyConfig {
     listen: String,
     expose: Option<bool>,
     tls: RawTls,
+    encryption: Option<RawEncryption>,
     log: Option<RawLog>,
     limits: Option<RawCopyLimits>,
 }
@@ -43,6 +46,8 @@ pub struct CopyConfig {
     /// UDP, for the region's process.
     pub listen: SocketAddr,
     pub tls_dir: PathBuf,
+    /// These copies are sealed with the key in it.
+    pub key_file: Option<PathBuf>,
     pub log: LogSettings,
     pub limits: Limits,
 }
@@ -55,6 +60,14 @@ impl CopyConfig {
     pub fn load(file: &Path) -> Result<CopyConfig, ConfigError> {
         let text = std::fs::read_to_string(file).map_err(|source| ConfigError::Unreadable { file: file.to_path_buf(), source })?;
         CopyConfig::complete(&text, file, &|name| std::env::var(name).ok())
+    }
+
+    /// As [`crate::ops::config::Config::key`].
+    ///
+    /// # Errors
+    /// [`ConfigError::Key`]
+    pub fn key(&self) -> Result<Option<Arc<Key>>, ConfigError> {
+        load_key(self.key_file.as_deref())
     }
 
     fn complete(text: &str, file: &Path, env: &dyn Fn(&str) -> Option<String>) -> Result<CopyConfig, ConfigError> {
@@ -89,6 +102,7 @@ impl CopyConfig {
             data_dir: env("PARHELION_DATA_DIR").map_or_else(|| base.join(raw.data_dir), PathBuf::from),
             listen,
             tls_dir: base.join(raw.tls.dir),
+            key_file: raw.encryption.map(|e| base.join(e.key_file)),
             log: complete_log(raw.log, env).map_err(invalid)?,
             limits: Limits { memtable_bytes_max, ..d },
         })
@@ -121,6 +135,9 @@ dir = "../../certs"
         assert_eq!(config.data_dir, Path::new("zones/../../data/zone-a"));
         assert_eq!(config.tls_dir, Path::new("zones/../../certs"));
         assert_eq!(config.listen.port(), 7481);
+        assert_eq!(config.key_file, None);
+        let sealed = load(&GOOD.replace("[tls]", "[encryption]\nkey_file = \"key\"\n[tls]")).unwrap();
+        assert_eq!(sealed.key_file.as_deref(), Some(Path::new("zones/key")));
     }
 
     #[test]
@@ -131,6 +148,7 @@ dir = "../../certs"
             ("127.0.0.1:7481", "10.0.0.2:7481", "say `expose = true`"),
             ("127.0.0.1:7481", "here", "write IP:port"),
             ("listen =", "listens =", "unknown key 'listens'"),
+            ("[tls]", "[encryption]\nkeyfile = \"k\"\n[tls]", "unknown key 'keyfile'"),
             ("[tls]", "[limits]\nmemtable_bytes_max = 1\n[tls]", "between 65536"),
         ] {
             let error = load(&GOOD.replace(from, to)).unwrap_err();

@@ -5,7 +5,9 @@
 
 pub mod config;
 
+use super::keys;
 use super::region::{RunOptions, lock, until_told};
+use crate::base::GROUPS_MAX;
 use crate::io::clock;
 use crate::io::copies::{Copies, Whose};
 use crate::io::copy_link::{self, Host};
@@ -23,6 +25,8 @@ use tokio::sync::watch;
 pub async fn run(config: CopyConfig, options: RunOptions, shutdown: watch::Receiver<bool>) -> anyhow::Result<()> {
     let names = config.copies.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
     let _lock = lock(&config.data_dir, &config.file, &format!("a process of copies of {}", config.region))?;
+    let key = config.key()?;
+    keys::check(&config.data_dir, |copy| config.copies.contains(&copy), GROUPS_MAX, key.as_deref())?;
     let material = Material::load_as(Subject::Copies, &config.tls_dir, &config.cluster, &config.region, &config.file, clock::unix_now())?;
     if let Some(warning) = material.expiry_warning(clock::unix_now(), &config.file) {
         tracing::warn!("{warning}");
@@ -34,6 +38,7 @@ pub async fn run(config: CopyConfig, options: RunOptions, shutdown: watch::Recei
         region: config.region.clone(),
         data_dir: config.data_dir.clone(),
         limits: config.limits.clone(),
+        key,
     };
     let copies = Copies::host(whose).context("a thread for a copy cannot be started")?;
     let host = Host::new(copies, &config.copies);

@@ -59,6 +59,9 @@ pub struct DemoArgs {
     /// Write a JSON file there once every region serves; removed at the end
     #[arg(long, value_name = "FILE")]
     pub ready_file: Option<PathBuf>,
+    /// Encrypt what the regions write, each with a key of its own in --dir; from the first start of a directory on, then by itself
+    #[arg(long)]
+    pub encrypt: bool,
     /// Commit so many small transactions a second through the primary
     #[arg(long, value_name = "TPS", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub load: Option<u32>,
@@ -82,6 +85,9 @@ pub async fn run(args: DemoArgs) -> Result<(), Failure> {
         remove(file)?;
     }
     certs::create(&plan.certs_dir(), &plan.cluster, &plan.names(), &CertOptions::new(clock::unix_now()))?;
+    if args.encrypt {
+        plan.make_keys()?;
+    }
     free_ports(&plan).await?;
     let emulator = start_emulator(&plan)?;
     plan.write_configs(|from, to| emulator.relay_addr(from, to).expect("BUG: the emulator has a link for every pair"))?;

@@ -5,8 +5,9 @@
 //! profile) is written down there; everything else is made anew at each start, so the ports may change.
 
 use crate::base::{ClusterName, RegionName};
+use crate::io::sealing::Key;
 use crate::node::report::Role;
-use crate::ops::config::{self, RawConfig, RawListen, RawMember, RawNetem, RawSql, RawTls};
+use crate::ops::config::{self, RawConfig, RawEncryption, RawListen, RawMember, RawNetem, RawSql, RawTls};
 use crate::ops::failure::{FAILED, Failure, USAGE, io_failure};
 use crate::ops::netem::{CONTROL_SOCKET, Profile};
 use std::collections::BTreeMap;
@@ -124,6 +125,22 @@ impl Plan {
         self.dir.join("certs")
     }
 
+    fn key_file(&self, site: &Site) -> PathBuf {
+        self.dir.join("keys").join(format!("{}.key", site.name))
+    }
+
+    /// Makes a key for each region that has none: their copies are sealed from the first start on.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn make_keys(&self) -> Result<(), Failure> {
+        std::fs::create_dir_all(self.dir.join("keys")).map_err(io_failure("make the directory for keys"))?;
+        for file in self.regions.iter().map(|site| self.key_file(site)).filter(|file| !file.exists()) {
+            Key::make(&file).map_err(|e| Failure::new(FAILED, e))?;
+        }
+        Ok(())
+    }
+
     #[must_use]
     pub fn netem_socket(&self) -> PathBuf {
         self.dir.join(CONTROL_SOCKET)
@@ -167,6 +184,7 @@ impl Plan {
                     expose: None,
                 },
                 tls: RawTls { dir: "../certs".into() },
+                encryption: self.key_file(site).exists().then(|| RawEncryption { key_file: self.key_file(site) }),
                 sql: RawSql { user: USER.to_owned(), database: USER.to_owned(), password_file: None },
                 netem: Some(RawNetem { control: Path::new("..").join(CONTROL_SOCKET) }),
                 log: None,

@@ -5,14 +5,13 @@
 use crate::base::RegionName;
 use crate::control::OrderKind;
 use crate::node::report::OperationReport;
-use crate::ops::cli::{AskArgs, say};
+use crate::ops::cli::say;
 use crate::ops::config::reachable;
 use crate::ops::failure::{Failure, USAGE};
-use crate::ops::orders::{command, line, outcome};
+use crate::ops::orders::{HowArgs, command, line, outcome};
 use clap::{Args, Subcommand};
 use serde_json::json;
 use std::path::PathBuf;
-use std::time::Duration;
 
 #[derive(Debug, Args)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
@@ -48,18 +47,6 @@ pub enum RegionVerb {
     },
 }
 
-#[derive(Debug, Args)]
-pub struct HowArgs {
-    /// Make every check; change nothing
-    #[arg(long)]
-    pub dry_run: bool,
-    /// Wait so long for whoever carries it out
-    #[arg(long, default_value = "30s", value_name = "TIME", value_parser = humantime::parse_duration)]
-    pub timeout: Duration,
-    #[command(flatten)]
-    pub ask: AskArgs,
-}
-
 /// # Errors
 /// [`Failure`]: refused, failed, superseded, or not known to be over.
 pub async fn region(verb: RegionVerb) -> Result<(), Failure> {
@@ -70,7 +57,7 @@ pub async fn region(verb: RegionVerb) -> Result<(), Failure> {
         }
         RegionVerb::Remove { name, how } => (OrderKind::RemoveRegion { region: name }, how),
     };
-    let done = command(&how.ask, kind, how.dry_run, how.timeout).await?;
+    let done = command(&how, kind).await?;
     if how.ask.json {
         say(&line(&as_json(&done)))?;
     } else {

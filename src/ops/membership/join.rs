@@ -269,6 +269,7 @@ fn configured(
             expose: (!listen.ip().is_loopback()).then_some(true),
         },
         tls: RawTls { dir: args.tls_dir.as_ref().map_or_else(|| PathBuf::from("certs"), absolute) },
+        encryption: None,
         sql: RawSql { user: welcome.sql_user.clone(), database: welcome.sql_database.clone(), password_file: None },
         netem: None,
         log: None,

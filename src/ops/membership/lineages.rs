@@ -11,7 +11,7 @@ use crate::ops::admin::{AdminAnswer, AdminRequest};
 use crate::ops::cli::{AskArgs, say};
 use crate::ops::client::Client;
 use crate::ops::failure::{FAILED, Failure, REFUSED, USAGE};
-use crate::ops::orders::{command, line, outcome};
+use crate::ops::orders::{HowArgs, command, line, outcome};
 use clap::Args;
 use serde_json::json;
 use std::time::Duration;
@@ -42,14 +42,8 @@ pub struct ForceArgs {
     /// Your word that the last primary is stopped. If it is not, both write, and one of the two histories is given up when they meet
     #[arg(long, value_name = "REGION")]
     pub i_confirm_old_primary_is_stopped: RegionName,
-    /// Make every check; change nothing
-    #[arg(long)]
-    pub dry_run: bool,
-    /// Wait so long for the end
-    #[arg(long, default_value = "30s", value_name = "TIME", value_parser = humantime::parse_duration)]
-    pub timeout: Duration,
     #[command(flatten)]
-    pub ask: AskArgs,
+    pub how: HowArgs,
 }
 
 #[derive(Debug, Args)]
@@ -90,8 +84,9 @@ pub async fn detach(args: DetachArgs) -> Result<(), Failure> {
     let client = Client::open(args.ask.config.as_deref())?;
     asked_at(&client, &args.region, &args.confirm)?;
     let region = args.region.clone();
+    let how = HowArgs { dry_run: false, timeout: args.timeout, ask: args.ask };
     if roles(&client).await?.role != "removed" {
-        let out = command(&args.ask, OrderKind::RemoveRegion { region: region.clone() }, false, args.timeout).await?;
+        let out = command(&how, OrderKind::RemoveRegion { region: region.clone() }).await?;
         outcome(&out)?;
         let began = clock::now();
         while roles(&client).await?.role != "removed" {
@@ -103,21 +98,21 @@ pub async fn detach(args: DetachArgs) -> Result<(), Failure> {
         }
     }
     let kind = OrderKind::NewLineage { survivors: vec![region.clone()], stopped: None };
-    let done = command(&args.ask, kind, false, args.timeout).await?;
-    told(&args.ask, &region, &done, "stands alone, in a lineage of its own, and writes").await
+    let done = command(&how, kind).await?;
+    told(&how.ask, &region, &done, "stands alone, in a lineage of its own, and writes").await
 }
 
 /// # Errors
 /// [`Failure`]: refused, failed, or not known to be over.
 pub async fn force(args: ForceArgs) -> Result<(), Failure> {
-    let client = Client::open(args.ask.config.as_deref())?;
+    let client = Client::open(args.how.ask.config.as_deref())?;
     let region = client.config.region.clone();
     let mut survivors = args.survivors;
     survivors.sort();
     survivors.dedup();
     let kind = OrderKind::NewLineage { survivors, stopped: Some(args.i_confirm_old_primary_is_stopped) };
-    let done = command(&args.ask, kind, args.dry_run, args.timeout).await?;
-    told(&args.ask, &region, &done, "is the primary of a new lineage").await
+    let done = command(&args.how, kind).await?;
+    told(&args.how.ask, &region, &done, "is the primary of a new lineage").await
 }
 
 async fn told(ask: &AskArgs, region: &RegionName, done: &OperationReport, what: &str) -> Result<(), Failure> {

@@ -11,6 +11,7 @@ mod view;
 
 use super::audit::AUDIT_DIR;
 use super::config::Config;
+use super::keys;
 use super::membership::retire;
 use super::membership::roster::Roster;
 use crate::base::{Prng, RegionName};
@@ -53,6 +54,9 @@ pub struct RunOptions {
 /// When it cannot start, with a sentence that says what to do.
 pub async fn run(config: Config, options: RunOptions, shutdown: watch::Receiver<bool>) -> anyhow::Result<()> {
     let _lock = lock(&config.data_dir, &config.file, &format!("region {}", config.region))?;
+    let key = config.key()?;
+    // Before anything is read or written: a directory that is not sealed with this key, or not sealed, is nobody's to touch.
+    keys::check(&config.data_dir, |copy| !config.copies.contains_key(&copy), config.layout.groups, key.as_deref())?;
     if let Some(to) = retire::carry_out(&config.data_dir).context("the copies of a retired lineage cannot be moved away")? {
         tracing::warn!("this region was retired: what it had lies in {}; it is seeded anew", to.display());
     }
@@ -86,6 +90,7 @@ pub async fn run(config: Config, options: RunOptions, shutdown: watch::Receiver<
         region: config.region.clone(),
         data_dir: config.data_dir.clone(),
         limits: config.limits.clone(),
+        key: key.clone(),
     };
     let copies = Copies::start(whose, config.layout, &inbox, remote).context("a thread for a copy cannot be started")?;
     let who = Identity {
@@ -103,7 +108,7 @@ pub async fn run(config: Config, options: RunOptions, shutdown: watch::Receiver<
     let shared = Shared::new(&node);
     let (stop, stopping) = watch::channel(false);
     let links = Links::new(quic.clone(), inbox.clone(), Arc::clone(&shared), Arc::clone(&roster));
-    let view = View::new(&config, Arc::clone(&shared), Arc::clone(&links), copies.drills().clone());
+    let view = View::new(&config, key, Arc::clone(&shared), Arc::clone(&links), copies.drills().clone());
     links.answer_with(&view);
     let engine = Engine::start(engine_settings(&config), copies.pages(), view.clone()).context("the SQL engine cannot start")?;
     view.attach(&engine);
@@ -212,6 +217,7 @@ fn engine_settings(config: &Config) -> EngineSettings {
         pool_bytes_max: config.serving.pool_bytes_max,
         idle_in_transaction_max: config.serving.idle_in_transaction,
         commit_wait_max: config.serving.commit_wait,
+        give_back: config.give_back,
         ..EngineSettings::default()
     }
 }

@@ -11,13 +11,14 @@ use std::path::Path;
 
 /// Looks at everything anew. May wait for a page, and reads directories.
 pub fn measure(engine: Option<&Engine>, data_dir: &Path, layout: Layout) -> VolumeReport {
-    let header = engine.and_then(Engine::database_size);
+    let size = engine.and_then(Engine::database_size);
     let bytes = |pages: u32| u64::from(pages) * SEGMENT_PAGE_BYTES;
     VolumeReport {
         // Page 0 and as many pages as there ever were.
-        segments: header.map(|h| layout.segment_of(crate::base::PageNo(h.high_water)) + 1),
-        used_bytes: header.map(|h| bytes(h.page_count)),
-        high_water_bytes: header.map(|h| bytes(h.high_water)),
+        segments: size.map(|s| layout.segment_of(crate::base::PageNo(s.high_water)) + 1),
+        used_bytes: size.map(|s| bytes(s.pages)),
+        free_bytes: size.map(|s| bytes(s.free_pages)),
+        high_water_bytes: size.map(|s| bytes(s.high_water)),
         allocated_bytes: allocated(data_dir, layout),
         ..VolumeReport::of(layout)
     }

@@ -13,6 +13,7 @@ use crate::io::copies::{Drill, places};
 use crate::io::driver::Shared;
 use crate::io::link::admin_once_of;
 use crate::io::quic::RefusalKind;
+use crate::io::sealing::Key;
 use crate::io::tls::Subject;
 use crate::node::Event;
 use crate::node::report::{LagReport, OperatorEvent, RegionReport, Role, VolumeReport};
@@ -41,6 +42,7 @@ const REFRESH_EVERY: Duration = Duration::from_secs(1);
 
 pub struct View {
     config: Config,
+    key: Option<Arc<Key>>,
     shared: Arc<Shared>,
     links: Arc<Links>,
     drills: Drills,
@@ -55,10 +57,11 @@ pub struct View {
 }
 
 impl View {
-    pub fn new(config: &Config, shared: Arc<Shared>, links: Arc<Links>, drills: Drills) -> Arc<View> {
+    pub fn new(config: &Config, key: Option<Arc<Key>>, shared: Arc<Shared>, links: Arc<Links>, drills: Drills) -> Arc<View> {
         let invites = Invites::new(config, links.inbox().clone(), Arc::clone(&shared), Arc::clone(links.roster()));
         let view = Arc::new(View {
             config: config.clone(),
+            key,
             shared,
             links,
             drills,
@@ -164,9 +167,17 @@ impl RegionView for View {
     fn counters(&self) -> Vec<(&'static str, &'static str, f64)> {
         let Some(engine) = self.engine.get() else { return Vec::new() };
         let stats = engine.stats();
+        let (links, short_links) = self.links.quic().link_log().counts();
         vec![
             ("commits", "Transactions that wrote and were handed to the log", stats.commits as f64),
             ("rollbacks", "Writing transactions that were rolled back", stats.rollbacks as f64),
+            ("given_back_bytes", "Free pages that went out of the database by themselves", stats.given_back_bytes as f64),
+            ("links", "Links with other regions that came up", links as f64),
+            (
+                "short_links",
+                "Of these, links that ended within seconds: a region that seeks the primary has one after the other",
+                short_links as f64,
+            ),
             ("statements", "SQL statements run", stats.statements as f64),
             ("pool_hits", "Pages found in the buffer pool", stats.pool_hits as f64),
             ("pool_misses", "Pages read from a copy", stats.pool_misses as f64),
@@ -209,7 +220,8 @@ impl AdminPort for View {
         }
         let (cluster, region, layout, at) = (self.config.cluster.clone(), self.config.region.clone(), self.config.layout, place.clone());
         let home = move |m: MemberId| Home { cluster: cluster.clone(), region: region.clone(), group: m.group.0, slot: m.copy };
-        let prepared = tokio::task::spawn_blocking(move || places::prepare(&at, copy, layout, home)).await;
+        let key = self.key.clone();
+        let prepared = tokio::task::spawn_blocking(move || places::prepare(&at, copy, layout, key.as_deref(), home)).await;
         let candidate = prepared.map_err(|e| format!("the directory cannot be prepared: {e}"))??;
         self.links.inbox().replace(copy, Some((candidate, place))).await
     }

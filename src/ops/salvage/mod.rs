@@ -19,7 +19,7 @@ use super::failure::{FAILED, Failure, REFUSED, USAGE};
 use super::text;
 use crate::base::{GroupId, Limits, LogEnd, Lsn, MemberId, PageNo, Seq, TimelineId};
 use crate::head::{PageError, PageSource};
-use crate::io::disk::ReadOnlyDisk;
+use crate::io::sealing;
 use crate::volume::identity::{Home, settle};
 use crate::volume::membership::Incarnation;
 use crate::volume::{ArchiveView, ArchivedTail, Copy, CopyReply, CopyRequest, Disk, OpenError, Overlay};
@@ -44,9 +44,14 @@ pub fn parse_name(typed: &str) -> Result<TimelineId, String> {
     id.map(TimelineId).ok_or_else(|| format!("'{typed}' names no archive; `parhelion salvage --config FILE` lists them"))
 }
 
-fn disks(config: &Config, group: GroupId) -> Vec<Arc<dyn Disk>> {
+/// A copy that cannot be read is left out; one that is not sealed with the region's key ends it.
+fn disks(config: &Config, group: GroupId) -> Result<Vec<Arc<dyn Disk>>, Failure> {
+    let key = config.key()?;
     let dirs = MemberId::of(group).map(|m| config.data_dir.join("copies").join(m.to_string()));
-    let open = |dir: &std::path::PathBuf| ReadOnlyDisk::open(dir).ok().map(|d| Arc::new(d) as Arc<dyn Disk>);
+    let open = |dir: &std::path::PathBuf| match sealing::look(dir, key.as_deref()) {
+        Err(OpenError::Key(sentence)) => Some(Err(Failure::new(FAILED, sentence))),
+        other => other.ok().map(Ok),
+    };
     dirs.iter().filter(|dir| dir.is_dir()).filter_map(open).collect()
 }
 
@@ -55,7 +60,7 @@ fn disks(config: &Config, group: GroupId) -> Vec<Arc<dyn Disk>> {
 /// # Errors
 /// When there are no copies here.
 pub fn list(config: &Config) -> Result<Vec<ArchiveView>, Failure> {
-    let disks = disks(config, GroupId(0));
+    let disks = disks(config, GroupId(0))?;
     if disks.is_empty() {
         return Err(Failure::new(FAILED, format!("there are no copies in {}", config.data_dir.display()))
             .hint("run this where the region lives; data_dir in its file says where the copies are"));
@@ -103,7 +108,7 @@ impl Salvaged {
 fn open_tail(config: &Config, group: GroupId, id: TimelineId) -> Result<ArchivedTail, Failure> {
     let mut why = None;
     let mut best: Option<ArchivedTail> = None;
-    for disk in disks(config, group) {
+    for disk in disks(config, group)? {
         let listed = ArchivedTail::list(&disk).unwrap_or_default().into_iter().find(|a| a.id == id);
         let Some(view) = listed.filter(|view| best.as_ref().is_none_or(|b| view.end > b.view().end)) else { continue };
         match ArchivedTail::open(&disk, view.id) {
@@ -169,14 +174,19 @@ impl PageSource for Present {
 
 /// The copy whose log would be gone on with: one that was away when the others went back still has the lost tail.
 fn open_present(config: &Config, group: GroupId) -> Result<Copy, Failure> {
+    let key = config.key()?;
     let mut best: Option<Copy> = None;
     let mut why = format!("there are no copies of protection group {group} in {}", config.data_dir.display());
     for member in MemberId::of(group) {
         let dir = config.data_dir.join("copies").join(member.to_string());
         let home = Home { cluster: config.cluster.clone(), region: config.region.clone(), group: group.0, slot: member.copy };
         for look in 0..LOOKS {
-            let Ok(disk) = ReadOnlyDisk::open(&dir) else { break };
-            let overlay = Arc::new(Overlay::new(Arc::new(disk)));
+            let disk = match sealing::look(&dir, key.as_deref()) {
+                Ok(disk) => disk,
+                Err(e @ OpenError::Key(_)) => return Err(Failure::new(FAILED, e.to_string())),
+                Err(_) => break,
+            };
+            let overlay = Arc::new(Overlay::new(disk));
             // As much in memory as it takes: nothing is written.
             let limits = Limits { memtable_bytes_max: usize::MAX, ..Limits::default() };
             match settle(&*overlay, &home, Incarnation::UNKNOWN).and_then(|_| Copy::open_group(group, overlay, &limits)) {

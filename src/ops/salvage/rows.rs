@@ -1,7 +1,8 @@
 //! Rows that two states of the database do not share, table by table.
 //!
 //! Both states are written out as SQLite files into a directory that goes afterwards, and SQLite compares them by EXCEPT: what a row
-//! is, and when two are the same, is its business. Takes as much room for a moment as the database is large, twice.
+//! is, and when two are the same, is its business. Takes as much room for a moment as the database is large, twice: in the system's directory
+//! for temporary files, or in memory where the copies are encrypted.
 
 use super::{Failure, Present, Salvaged, TimelineId, name};
 use crate::base::{Lsn, PageNo};
@@ -18,6 +19,8 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
+/// A file system in memory.
+const MEMORY: &str = "/dev/shm";
 /// So much of a value is shown.
 const SHOWN_CHARS_MAX: usize = 60;
 
@@ -68,7 +71,7 @@ pub struct TableDiff {
 /// When the archive cannot be opened, the base's versions are gone, or the database is larger than `database_max` bytes.
 pub fn touched(config: &Config, id: TimelineId, rows_max: usize, database_max: u64) -> Result<Vec<TableDiff>, Failure> {
     let salvaged = Salvaged::open(config, id)?;
-    let room = Room::new()?;
+    let room = Room::new(config)?;
     let header = salvaged.page_at(PageNo::HEADER, salvaged.at().end_lsn).map_err(|e| Failure::new(FAILED, e.to_string()))?;
     let bytes = u64::from(VolumeHeader::from_page(&header).page_count) * PAGE_BYTES as u64;
     if bytes > database_max {
@@ -102,7 +105,7 @@ pub fn touched(config: &Config, id: TimelineId, rows_max: usize, database_max: u
 pub fn diff(config: &Config, id: TimelineId, table: &str) -> Result<TableDiff, Failure> {
     let salvaged = Salvaged::open(config, id)?;
     let present = Present::open(config)?;
-    let room = Room::new()?;
+    let room = Room::new(config)?;
     room.write("lost", &salvaged, salvaged.at().end_lsn)?;
     room.write("other", &present, present.at().end_lsn)?;
     let db = room.open()?;
@@ -120,11 +123,20 @@ struct Room {
 }
 
 impl Room {
-    fn new() -> Result<Room, Failure> {
+    /// Where the region's files are sealed nothing of them is written to a disk: the room is in memory.
+    fn new(config: &Config) -> Result<Room, Failure> {
         use std::os::unix::fs::DirBuilderExt as _;
         let mut bits = [0u8; 8];
         aws_lc_rs::rand::fill(&mut bits).map_err(|_| Failure::new(FAILED, "the system gives no random numbers"))?;
-        let dir = std::env::temp_dir().join(format!("parhelion-salvage-{:016x}", u64::from_le_bytes(bits)));
+        let below = match &config.key_file {
+            None => std::env::temp_dir(),
+            Some(_) if Path::new(MEMORY).is_dir() => MEMORY.into(),
+            Some(_) => {
+                return Err(Failure::new(FAILED, format!("the copies are encrypted, so rows are compared in memory only, and there is no {MEMORY} here"))
+                    .hint("run this on Linux with a tmpfs mounted there, or look at the tail with parhelion salvage ARCHIVE --listen 127.0.0.1:PORT"));
+            }
+        };
+        let dir = below.join(format!("parhelion-salvage-{:016x}", u64::from_le_bytes(bits)));
         std::fs::DirBuilder::new().mode(0o700).create(&dir).map_err(io_failure(format!("make {}", dir.display())))?;
         Ok(Room { dir })
     }
@@ -151,6 +163,8 @@ impl Room {
     fn open(&self) -> Result<Connection, Failure> {
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let db = Connection::open_with_flags(self.file("lost"), flags).map_err(sqlite)?;
+        // What SQLite sorts would else go to a file of its own.
+        db.execute_batch("PRAGMA temp_store = MEMORY").map_err(sqlite)?;
         let other = path_text(&self.file("other"))?;
         db.execute("ATTACH DATABASE ?1 AS other", [other]).map_err(sqlite)?;
         Ok(db)

@@ -37,6 +37,8 @@ pub struct LostTail {
     /// Pages that were changed, and the first of them.
     pub pages: u64,
     pub first_pages: Vec<u32>,
+    /// What was lost is kept from this seq on only, and what lies before is not in the figures; null: all of it is kept.
+    pub kept_from_seq: Option<u64>,
     /// Frames behind the last whole transaction: never to be opened.
     pub torn_frames: u64,
 }
@@ -48,13 +50,16 @@ pub fn summary(config: &Config, id: TimelineId) -> Result<LostTail, Failure> {
     let (base, end) = (salvaged.base(), salvaged.at());
     let mut pages: BTreeSet<PageNo> = BTreeSet::new();
     let (mut commits, mut torn) = (0, 0);
+    let mut kept_from = Seq(0);
     let mut times: Option<(UnixMicros, UnixMicros)> = None;
     for (i, tail) in salvaged.tails.iter_mut().enumerate() {
         let mut next = Seq(0);
+        let mut first = end.seq.next();
         loop {
             let frames = tail.frames(next, READ_BYTES).map_err(|e| Failure::new(FAILED, format!("archive {}: {e}", name(id))))?;
             let Some(last) = frames.last() else { break };
             next = last.seq().next();
+            first = first.min(frames[0].seq());
             for frame in frames {
                 let lost = frame.seq() <= end.seq;
                 if i == 0 {
@@ -72,6 +77,7 @@ pub fn summary(config: &Config, id: TimelineId) -> Result<LostTail, Failure> {
                 }
             }
         }
+        kept_from = kept_from.max(first);
     }
     let time = |at: Option<UnixMicros>| at.map(text::rfc3339);
     Ok(LostTail {
@@ -89,6 +95,7 @@ pub fn summary(config: &Config, id: TimelineId) -> Result<LostTail, Failure> {
         lost_to_us: times.map(|t| t.1.0).and_then(|us| i64::try_from(us).ok()),
         pages: pages.len() as u64,
         first_pages: pages.iter().take(NAMED_PAGES_MAX).map(|p| p.0).collect(),
+        kept_from_seq: Some(kept_from.0).filter(|from| *from > base.seq.0 + 1 && base.seq < end.seq),
         torn_frames: torn,
     })
 }

@@ -5,15 +5,17 @@
 use crate::base::{ClusterName, RegionName};
 use crate::control::Who;
 use crate::io::control_link::Peer;
+use crate::io::sealing::Key;
 use crate::io::tls::Subject;
 use crate::ops::config::{
-    ConfigError, ControlSettings, LogSettings, Member, RawControl, RawLog, RawMember, RawTls, complete_control, complete_log, parse,
-    reachable,
+    ConfigError, ControlSettings, LogSettings, Member, RawControl, RawEncryption, RawLog, RawMember, RawTls, complete_control,
+    complete_log, load_key, parse, reachable,
 };
 use crate::ops::membership::roster::Roster;
 use serde::Deserialize;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// What stands in `regions/witness.toml`. Paths are relative to the file's directory.
 #[derive(Clone, Debug, Deserialize)]
@@ -24,6 +26,7 @@ struct RawWitnessConfig {
     data_dir: PathBuf,
     listen: RawWitnessListen,
     tls: RawTls,
+    encryption: Option<RawEncryption>,
     log: Option<RawLog>,
     control: Option<RawControl>,
     #[serde(default)]
@@ -53,6 +56,8 @@ pub struct WitnessConfig {
     /// All regions, in the order of the file.
     pub members: Vec<Member>,
     pub tls_dir: PathBuf,
+    /// What it keeps is sealed with the key in it.
+    pub key_file: Option<PathBuf>,
     pub control: ControlSettings,
     pub log: LogSettings,
 }
@@ -110,9 +115,18 @@ impl WitnessConfig {
             http,
             members,
             tls_dir: base.join(raw.tls.dir),
+            key_file: raw.encryption.map(|e| base.join(e.key_file)),
             control: complete_control(raw.control).map_err(invalid)?,
             log: complete_log(raw.log, env).map_err(invalid)?,
         })
+    }
+
+    /// As [`crate::ops::config::Config::key`].
+    ///
+    /// # Errors
+    /// [`ConfigError::Key`]
+    pub fn key(&self) -> Result<Option<Arc<Key>>, ConfigError> {
+        load_key(self.key_file.as_deref())
     }
 
     /// All regions.

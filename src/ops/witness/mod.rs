@@ -16,11 +16,13 @@ use crate::io::control_link::ControlLinks;
 use crate::io::disk::FileDisk;
 use crate::io::link::{self, Arrival};
 use crate::io::quic::{Quic, QuicSettings, RefusalKind};
+use crate::io::sealing;
 use crate::io::slots::Slots;
 use crate::io::tls::{Material, Subject};
 use crate::node::report::{ControlReport, PeerReport};
 use crate::ops::admin::{AdminAnswer, AdminRequest};
 use crate::ops::audit::{AUDIT_DIR, AuditReport};
+use crate::volume::OpenError;
 use anyhow::Context as _;
 use config::WitnessConfig;
 use parking_lot::RwLock;
@@ -30,6 +32,9 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use voter::{Around, Voter};
 
+/// Below a witness's `data_dir`.
+pub const VOTER_DIR: &str = "voter";
+
 /// Runs the witness of `config` until `shutdown` says so.
 ///
 /// # Errors
@@ -37,12 +42,20 @@ use voter::{Around, Voter};
 pub async fn run(config: WitnessConfig, options: RunOptions, shutdown: watch::Receiver<bool>) -> anyhow::Result<()> {
     let name = config.name.clone();
     let _lock = lock(&config.data_dir, &config.file, &format!("the witness {name}"))?;
+    let (key, voter) = (config.key()?, config.data_dir.join(VOTER_DIR));
+    let disk = sealing::open(Arc::new(FileDisk::open(&voter)?), &voter, key.as_deref()).map_err(|e| match e {
+        OpenError::Damaged { reason, .. } => anyhow::anyhow!(
+            "what says the key of {} is damaged ({reason}): this witness must not vote, since it may have promised what it cannot read. Bring back its directory as it \
+             was at the end, or remove the directory and put a witness of another name in its place",
+            voter.display()
+        ),
+        e => e.into(),
+    })?;
     let material = Material::load_as(Subject::Witness, &config.tls_dir, &config.cluster, &name, &config.file, clock::unix_now())?;
     if let Some(warning) = material.expiry_warning(clock::unix_now(), &config.file) {
         tracing::warn!("{warning}");
     }
-    let disk = FileDisk::open(&config.data_dir.join("voter"))?;
-    let slots = Slots::open(Arc::new(disk), &format!("{}/{name}", config.cluster), random()?)?;
+    let slots = Slots::open(disk, &format!("{}/{name}", config.cluster), random()?)?;
     if let Some(damage) = slots.damage() {
         tracing::warn!("one of the two slots of what was promised was damaged and is mended ({damage}); look after the disk");
     }

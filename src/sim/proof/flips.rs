@@ -7,14 +7,14 @@
 
 use super::Checked;
 use super::look::Sight;
-use super::rig::{Disks, Harm, Rig, new_disks};
+use super::rig::{Disks, Harm, Rig, alike};
 use super::story::Story;
 use crate::base::{CopyId, Prng};
-use crate::log::Frame;
+use crate::sim::cipher::frame_at;
 use crate::sim::disk::{Left, SimDisk};
 use crate::sim::proof::powercut::guarded;
 use crate::sim::runs::spread;
-use crate::volume::Disk;
+use crate::volume::{Disk, SEAL_BYTES};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -34,6 +34,8 @@ pub struct FlipOptions {
     pub seed: u64,
     pub flips: u64,
     pub threads: usize,
+    /// The files are sealed.
+    pub sealed: bool,
     pub only: Option<u64>,
 }
 
@@ -81,7 +83,7 @@ struct Base {
 /// # Errors
 /// When the volume cannot be made that is to be damaged.
 pub fn run(options: &FlipOptions, say: &(dyn Fn(&str) + Sync)) -> Result<FlipReport, String> {
-    let base = Base::make(options.seed)?;
+    let base = Base::make(options.seed, options.sealed)?;
     let report = Mutex::new(FlipReport::default());
     let next = AtomicU64::new(0);
     spread(options.threads, || {
@@ -103,7 +105,8 @@ pub fn run(options: &FlipOptions, say: &(dyn Fn(&str) + Sync)) -> Result<FlipRep
                     report.named_halts += u64::from(named_halt);
                 }
                 Err(what) => {
-                    let again = format!("parhelion flips --seed {} --only {no}", options.seed);
+                    let sealed = if options.sealed { " --sealed" } else { "" };
+                    let again = format!("parhelion flips --seed {} --only {no}{sealed}", options.seed);
                     report.failures.push(format!("seed {}, flip {no} ({how}): {what}\n  again: {again}", options.seed));
                     say(report.failures.last().expect("BUG: it was just put there"));
                 }
@@ -117,8 +120,8 @@ pub fn run(options: &FlipOptions, say: &(dyn Fn(&str) + Sync)) -> Result<FlipRep
 }
 
 impl Base {
-    fn make(seed: u64) -> Checked<Base> {
-        let mut rig = Rig::start(new_disks(seed), Story::new(), seed, Harm::None, None)?;
+    fn make(seed: u64, sealed: bool) -> Checked<Base> {
+        let mut rig = Rig::start(alike(seed, sealed), Story::new(), seed, Harm::None, None)?;
         rig.rest()?;
         for _ in 0..COMMITS {
             rig.write()?;
@@ -146,7 +149,11 @@ fn targets_in(disk: &SimDisk, file: &str, newest: bool) -> Checked<Vec<Target>> 
     let len = bytes.len() as u64;
     let u64_at = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("BUG: eight bytes"));
     let target = |region, bytes| Target { file: file.to_owned(), region, bytes };
-    let head = 16 + bytes.get(8..12).map_or(0, |b| u64::from(u32::from_le_bytes(b.try_into().expect("BUG: four bytes"))));
+    let cipher = disk.sim_cipher();
+    let (head, mark, mark_len) = if cipher.is_some() { (8 + SEAL_BYTES, b"PHLn", 4 + 44 + SEAL_BYTES) } else { (16, b"PHLN", 52) };
+    let len_at = if cipher.is_some() { 4 } else { 8 };
+    let head =
+        head as u64 + bytes.get(len_at..len_at + 4).map_or(0, |b| u64::from(u32::from_le_bytes(b.try_into().expect("BUG: four bytes"))));
     Ok(match file {
         "MANIFEST" => vec![target("manifest", 0..len)],
         "promise" => vec![target("promise", 0..len)],
@@ -161,13 +168,14 @@ fn targets_in(disk: &SimDisk, file: &str, newest: bool) -> Checked<Vec<Target>> 
             let mut at = head;
             while at < len {
                 let rest = bytes.slice(usize::try_from(at).expect("BUG: an offset")..);
-                if rest.starts_with(b"PHLN") {
-                    targets.push(target("log: mark", at..at + 52));
-                    at += 52;
-                } else if let Ok(frame) = Frame::decode(&rest) {
-                    let end = at + frame.bytes().len() as u64;
-                    targets.push(target("log: frame header", at..at + 64));
-                    targets.push(target("log: frame payload", at + 64..end));
+                if rest.starts_with(mark) {
+                    targets.push(target("log: mark", at..at + mark_len as u64));
+                    at += mark_len as u64;
+                } else if let Some((_, len)) = frame_at(cipher, &rest) {
+                    let end = at + len as u64;
+                    let header = if cipher.is_some() { 20 } else { 64 };
+                    targets.push(target("log: frame header", at..at + header));
+                    targets.push(target("log: frame payload", at + header..end));
                     at = end;
                 } else {
                     targets.push(target(FREE, at..len));

@@ -10,7 +10,7 @@ use crate::base::{CopyId, Epoch, GroupId, Instant, Layout, Limits, LineageId, Lo
 use crate::log::Pen;
 use crate::sim::disk::SimDisk;
 use crate::volume::{
-    Appender, AppenderEffect, Copy, CopyReply, CopyRequest, Disk, DiskError, Found, LostLog, OpenError, VolumePhase, proven_durable,
+    Appender, AppenderEffect, Cipher, Copy, CopyReply, CopyRequest, Disk, DiskError, Found, LostLog, OpenError, VolumePhase, proven_durable,
 };
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -92,6 +92,9 @@ impl Disk for Seen {
         self.bench.before(name);
         self.disk.remove(name)
     }
+    fn cipher(&self) -> Option<&dyn Cipher> {
+        self.disk.cipher()
+    }
 }
 
 #[derive(Default)]
@@ -155,8 +158,19 @@ pub(super) fn limits() -> Limits {
     Limits { version_retain: Duration::from_millis(40), log_retain_bytes: 6 << 10, ..Limits::tiny() }
 }
 
+/// Some of them sealed, as the seed says.
 pub(super) fn new_disks(seed: u64) -> Disks {
-    std::array::from_fn(|i| Arc::new(SimDisk::new(seed ^ ((i as u64 + 1) << 56))))
+    let mut prng = Prng::new(seed).fork("sealed");
+    let all = [false, true].map(|sealed| alike(seed, sealed));
+    std::array::from_fn(|i| Arc::clone(&all[usize::from(prng.chance(400_000))][i]))
+}
+
+/// All of them sealed, or none.
+pub(super) fn alike(seed: u64, sealed: bool) -> Disks {
+    std::array::from_fn(|i| {
+        let seed = seed ^ ((i as u64 + 1) << 56);
+        Arc::new(if sealed { SimDisk::sealed(seed) } else { SimDisk::new(seed) })
+    })
 }
 
 impl Rig {
@@ -305,7 +319,9 @@ impl Rig {
     /// A new and empty disk.
     pub(super) fn wipe(&mut self, c: CopyId) {
         let seed = self.prng.next_u64();
-        self.bench.disks.lock()[c.index()] = Arc::new(SimDisk::new(seed));
+        let mut disks = self.bench.disks.lock();
+        disks[c.index()] = Arc::new(disks[c.index()].another(seed));
+        drop(disks);
         self.bench.story.lock().copies[c.index()] = Said::default();
     }
 

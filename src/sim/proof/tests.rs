@@ -39,10 +39,13 @@ fn the_volume_survives_a_power_cut_at_every_call() {
 
 #[test]
 fn every_flipped_byte_is_found_and_none_is_served() {
-    let options = FlipOptions { seed: 1, flips: 250, threads: 2, only: None };
-    let report = flips::run(&options, &|line| println!("{line}")).unwrap();
-    println!("{report}");
-    assert!(report.failures.is_empty(), "{}", report.failures[0]);
+    for (sealed, flips) in [(false, 250), (true, 250)] {
+        let options = FlipOptions { seed: 1, flips, threads: 2, sealed, only: None };
+        let report = flips::run(&options, &|line| println!("{line}")).unwrap();
+        println!("{report}");
+        assert!(report.failures.is_empty(), "{}", report.failures[0]);
+        assert!(report.regions.contains_key("log: mark") && report.regions.contains_key("log: frame payload"), "{report}");
+    }
 }
 
 /// A volume with a past, and the end of what was acknowledged in it.
@@ -227,31 +230,35 @@ fn what_is_under_way_when_the_disks_are_suddenly_full_becomes_durable() {
     }
 }
 
+/// A volume in which so much was written while `liars` acknowledged syncs that they did not do, after a power cut everywhere.
+fn after_lies(seed: u64, liars: &[usize], writes: u64) -> (Disks, Story) {
+    let (disks, story) = volume(seed);
+    let mut rig = Rig::start(disks.clone(), story, seed, Harm::Damage, None).unwrap();
+    rig.rest().unwrap();
+    liars.iter().for_each(|liar| disks[*liar].set_lying(true));
+    for _ in 0..writes {
+        assert!(rig.write().unwrap());
+        rig.rest().unwrap();
+    }
+    let story = rig.bench.story.lock().clone();
+    drop(rig);
+    for disk in &disks {
+        disk.crash();
+        disk.restart();
+        disk.set_lying(false);
+    }
+    (disks, story)
+}
+
 /// One disk, or both of a zone, acknowledge syncs that they do not do, and then the power goes everywhere.
 #[test]
 fn disks_that_lie_cost_nothing_while_four_do_not() {
     let mut lost_something = 0;
     for seed in 0..60 {
-        let (disks, story) = volume(seed);
         let liars: &[usize] = if seed % 2 == 0 { &[1] } else { &[2, 3] };
-        let mut rig = Rig::start(disks.clone(), story, seed, Harm::Damage, None).unwrap();
-        rig.rest().unwrap();
+        let (disks, story) = after_lies(seed, liars, 20);
+        let acknowledged = story.acknowledged;
         for liar in liars {
-            disks[*liar].set_lying(true);
-        }
-        for _ in 0..20 {
-            assert!(rig.write().unwrap());
-            rig.rest().unwrap();
-        }
-        let acknowledged = rig.bench.story.lock().acknowledged;
-        let story = rig.bench.story.lock().clone();
-        drop(rig);
-        for disk in &disks {
-            disk.crash();
-            disk.restart();
-        }
-        for liar in liars {
-            disks[*liar].set_lying(false);
             let found = crate::volume::Copy::open(Arc::new(disks[*liar].image(Left::Cached, seed)), &limits());
             lost_something += u32::from(found.is_err() || found.is_ok_and(|copy| copy.state().end.seq < acknowledged.seq));
         }
@@ -268,22 +275,8 @@ fn disks_that_lie_cost_nothing_while_four_do_not() {
 fn six_disks_that_lie_are_told_by_whatever_evidence_they_left() {
     let (mut whole, mut halted, mut waited, mut untold) = (0, 0, 0, 0);
     for seed in 0..120 {
-        let (disks, story) = volume(seed);
-        let mut rig = Rig::start(disks.clone(), story, seed, Harm::Damage, None).unwrap();
-        rig.rest().unwrap();
-        disks.iter().for_each(|disk| disk.set_lying(true));
-        for _ in 0..1 + seed % 7 {
-            assert!(rig.write().unwrap());
-            rig.rest().unwrap();
-        }
-        let acknowledged = rig.bench.story.lock().acknowledged;
-        let story = rig.bench.story.lock().clone();
-        drop(rig);
-        for disk in &disks {
-            disk.crash();
-            disk.restart();
-            disk.set_lying(false);
-        }
+        let (disks, story) = after_lies(seed, &[0, 1, 2, 3, 4, 5], 1 + seed % 7);
+        let acknowledged = story.acknowledged;
         let left: Vec<LogEnd> = disks.iter().filter_map(|disk| proven_durable(&**disk)).map(|(_, at)| at).collect();
         let known = left.into_iter().max().unwrap_or_default();
         let mut rig = match Rig::start(disks, story, seed, Harm::Lies, None) {

@@ -11,7 +11,7 @@ use super::{Image, Mutant, Order};
 use crate::base::{ClusterName, CopyId, Generation, GroupId, Instant, Layout, Limits, LogEnd, MemberId, Prng, RegionName, Seq, UnixMicros};
 use crate::log::{Frame, Pen};
 use crate::node::{Effect, Event, Identity, Node};
-use crate::volume::{Copy, CopyReply, CopyRequest, Disk, DiskError};
+use crate::volume::{Cipher, Copy, CopyReply, CopyRequest, Disk, DiskError};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use std::collections::VecDeque;
@@ -75,6 +75,9 @@ impl Disk for LookedAtDisk {
     fn remove(&self, name: &str) -> Result<(), DiskError> {
         self.look();
         self.inner.remove(name)
+    }
+    fn cipher(&self) -> Option<&dyn Cipher> {
+        self.inner.cipher()
     }
 }
 

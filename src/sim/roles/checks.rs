@@ -44,6 +44,8 @@ struct Link {
 /// What the line of an epoch has behind a base.
 #[derive(Debug)]
 struct Tail {
+    /// Seq and checksum of where it begins: the base; by a word alone, where the two lines part.
+    from: (u64, u32),
     to: LogEnd,
     commits: Vec<u64>,
 }
@@ -66,6 +68,9 @@ pub(super) struct Truth {
     promised: BTreeMap<usize, Epoch>,
     ops_opened: BTreeMap<OpId, Epoch>,
     ops_ended: BTreeMap<OpId, OpState>,
+    /// An operator swore that these are stopped, and they were not, or came back where they could not hear of it: they may write beside
+    /// whoever was promoted by that word. What must hold then: it is one history in the end, and what was theirs alone is lost by name.
+    forsworn: BTreeSet<RegionName>,
 }
 
 impl Truth {
@@ -85,6 +90,17 @@ impl Truth {
             Some(other) => Err(format!("S1: epoch {} was won by {other} and by {}", entry.epoch, entry.region)),
             None => Ok(()),
         }
+    }
+
+    pub fn forsworn(&mut self, region: &RegionName) {
+        self.forsworn.insert(region.clone());
+    }
+
+    /// Whether the first that reigned after `epoch` in another region did so by an operator's word that was not true.
+    fn is_beside(&self, epoch: Epoch) -> bool {
+        let Some(region) = self.elected.get(&epoch).filter(|r| self.forsworn.contains(*r)) else { return false };
+        let next = self.opened.range(epoch.next()..).map(|(_, e)| e).find(|e| e.region != *region);
+        next.is_some_and(|e| e.kind == ReignKind::Unproven)
     }
 
     pub fn founded(&mut self, entry: &EpochEntry) {
@@ -112,7 +128,25 @@ impl Truth {
     fn tail_of(&self, f: &FailoverRecord) -> Option<Tail> {
         let own = || self.opened.values().filter(|e| e.region == f.from && e.epoch < f.new_epoch).map(|e| e.epoch).max();
         let last = if f.unproven { own().unwrap_or(f.old_epoch).max(f.old_epoch) } else { f.old_epoch };
-        self.tail(last, &f.loss.base)
+        if !f.unproven {
+            return self.tail(last, &f.loss.base);
+        }
+        // The region that was promoted may have had more of a line that this one's last reign had left behind.
+        let mut kept = BTreeSet::new();
+        let mut at = (f.loss.base.seq.0, f.loss.base.checksum);
+        while at.0 > 0 {
+            kept.insert(at);
+            at = (at.0 - 1, self.links.get(&at)?.before);
+        }
+        let to = self.ends.get(&last).copied().unwrap_or(f.loss.base);
+        let mut at = (to.seq.0, to.checksum);
+        let mut commits = Vec::new();
+        while at.0 > 0 && !kept.contains(&at) {
+            let link = self.links.get(&at)?;
+            commits.extend(link.commit);
+            at = (at.0 - 1, link.before);
+        }
+        Some(Tail { from: at, to, commits })
     }
 
     /// What was ever durable of the line of `epoch` behind `base`; `None`: the line does not hold that base.
@@ -125,12 +159,15 @@ impl Truth {
             commits.extend(link.commit);
             (seq, checksum) = (seq - 1, link.before);
         }
-        (seq == base.seq.0 && (seq == 0 || checksum == base.checksum)).then_some(Tail { to, commits })
+        let from = (seq, checksum);
+        (seq == base.seq.0 && (seq == 0 || checksum == base.checksum)).then_some(Tail { from, to, commits })
     }
 
     /// The commit point of a commit.
     pub fn acknowledged(&mut self, commit: Acked) -> Result<(), String> {
-        if let Some((later, entry)) = self.opened.iter().find(|(e, _)| **e > commit.epoch) {
+        if let Some((later, entry)) = self.opened.iter().find(|(e, _)| **e > commit.epoch)
+            && !self.is_beside(commit.epoch)
+        {
             return Err(format!(
                 "S2: a commit of epoch {} was acknowledged after {} became active in epoch {later}",
                 commit.epoch, entry.region
@@ -150,14 +187,14 @@ impl Truth {
         path: &[Epoch],
         writable: Option<(RegionName, Epoch)>,
     ) -> Result<u64, String> {
-        if let Some((other, epoch)) = writable {
-            return Err(format!("S2: {} opens in epoch {} while {other} can write in epoch {epoch}", entry.region, entry.epoch));
-        }
         if self.elected.get(&entry.epoch) != Some(&entry.region) {
             return Err(format!("S1: {} reigns in epoch {} without having been elected", entry.region, entry.epoch));
         }
         let again = self.opened.contains_key(&entry.epoch);
         self.opened.insert(entry.epoch, entry.clone());
+        if let Some((other, epoch)) = writable.filter(|(_, epoch)| !self.is_beside(entry.epoch.min(*epoch))) {
+            return Err(format!("S2: {} opens in epoch {} while {other} can write in epoch {epoch}", entry.region, entry.epoch));
+        }
         if let Some(op) = entry.op.filter(|_| !again) {
             if let Some(before) = self.ops_opened.insert(op, entry.epoch) {
                 return Err(format!("S16: operation {op} took effect in epoch {before} and in epoch {}", entry.epoch));
@@ -167,12 +204,18 @@ impl Truth {
         if entry.kind == ReignKind::Planned {
             self.judge_planned(entry, log)?;
         }
+        if entry.kind == ReignKind::Unproven {
+            // Reigns that the region which was promoted by a word had not heard of are none of its history, nor is what they lost.
+            self.lost.retain(|_, by| path.contains(by) || *by > entry.epoch);
+        }
         let has: BTreeSet<u64> = log.commits().collect();
-        if let Some((id, by)) = self.lost.iter().find(|(id, _)| has.contains(id)) {
+        // One that writes beside a later reign has what that one lost, and lacks what was written there.
+        if let Some((id, by)) = self.lost.iter().find(|(id, by)| **by < entry.epoch && has.contains(id)) {
             return Err(format!("S8: commit {id} was lost in epoch {by} and is back in epoch {}", entry.epoch));
         }
         let mut newly = 0;
-        let gone: Vec<Acked> = self.acked.values().filter(|a| !has.contains(&a.id) && !self.lost.contains_key(&a.id)).copied().collect();
+        let before = self.acked.values().filter(|a| a.epoch <= entry.epoch);
+        let gone: Vec<Acked> = before.filter(|a| !has.contains(&a.id) && !self.lost.contains_key(&a.id)).copied().collect();
         for commit in gone {
             // S7: the failover behind whose base it lies on the line of the epoch before.
             let named = records.iter().find(|f| {
@@ -263,10 +306,18 @@ impl Truth {
             let gone = away == Some(&record.from);
             match &record.tail {
                 Some(told) if record.complete => {
-                    let to = if tail.to.seq > base.seq { tail.to } else { base };
-                    if (told.from, told.to, told.commits) != (base, to, tail.commits.len() as u64) {
+                    let from = (told.from.seq.0, told.from.checksum);
+                    let is = told.commits == tail.commits.len() as u64
+                        && if tail.to.seq.0 > tail.from.0 {
+                            (told.to, from) == (tail.to, tail.from)
+                        } else {
+                            told.from == told.to && (record.unproven || told.to == base)
+                        };
+                    if !is {
                         return Err(format!(
-                            "S7: the report of the failover into epoch {into} says {told:?}; its tail is ({base}, {to}] with {} commits",
+                            "S7: the report of the failover into epoch {into} says {told:?}; its tail is ({:?}, {}] with {} commits",
+                            tail.from,
+                            tail.to,
                             tail.commits.len()
                         ));
                     }
@@ -284,6 +335,13 @@ impl Truth {
         }
         if let Some((id, epoch)) = self.lost.iter().find(|(id, _)| !named.contains_key(id)) {
             return Err(format!("S7: commit {id} was lost in epoch {epoch} and no failover names it any more"));
+        }
+        // What was acknowledged beside a later reign: nobody could name it when that opened.
+        let beside: Vec<u64> = self.acked.values().filter(|a| self.is_beside(a.epoch)).map(|a| a.id).collect();
+        for id in beside.into_iter().filter(|id| !has.contains(id)) {
+            if let Some(into) = named.get(&id) {
+                self.lost.entry(id).or_insert(*into);
+            }
         }
         match self.acked.keys().find(|id| !has.contains(id) && !self.lost.contains_key(id)) {
             Some(id) => Err(format!("S5: commit {id} is in nobody's history and no failover lost it")),

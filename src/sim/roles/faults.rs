@@ -3,7 +3,7 @@
 //! Decides by the run's randomness alone.
 
 use super::member::Member;
-use super::mutants::RoleMutant;
+use super::mutants::{RoleMutant, forged_vote};
 use super::world::{Event, MS, World};
 use crate::base::Epoch;
 use crate::control::{Chain, Consent, ControlMessage, Input, OpId, Order, OrderKind, VoterSet, VoterState};
@@ -363,19 +363,7 @@ impl World {
         match (self.mutant, message) {
             (Some(RoleMutant::NoMajority), ControlMessage::Vote(vote)) => {
                 let state = control.state().expect("BUG: it asks for votes");
-                let voted = crate::control::message::Voted {
-                    epoch: vote.epoch,
-                    round: vote.round,
-                    voters: state.voters.clone(),
-                    voters_next: state.voters_next.clone(),
-                    chain: state.chain.clone(),
-                    pending: Vec::new(),
-                    log: None,
-                    seen: Default::default(),
-                    sync: state.sync,
-                    auto: state.auto,
-                };
-                vec![(from, to, ControlMessage::Voted(Box::new(voted)))]
+                vec![(from, to, forged_vote(state, vote))]
             }
             (Some(RoleMutant::VotersWithoutOld), ControlMessage::Renew(renew)) if renew.voters_next.is_some() => {
                 let granted = ControlMessage::Granted { epoch: renew.entry.epoch, round: renew.round, ledger_digest: 0 };

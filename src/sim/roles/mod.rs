@@ -12,6 +12,7 @@ mod member;
 mod model;
 mod mutants;
 mod node;
+mod perform;
 mod plots;
 #[cfg(test)]
 mod tests;

@@ -4,6 +4,8 @@
 //! clocks. The core that runs is the one of production; it has no switch.
 
 use super::{RolesOptions, run_roles_seed};
+use crate::control::message::{Vote, Voted};
+use crate::control::{ControlMessage, VoterState};
 use crate::sim::runs::spread_over;
 use std::fmt;
 
@@ -102,4 +104,20 @@ pub(super) fn catch(mutant: RoleMutant, first_seed: u64, walks_max: u64) -> Role
         }
     }
     RoleMutantReport { mutant, rule, walks: walks_max, noticed: None }
+}
+
+/// The vote of a voter that was not asked: as the candidate itself, which keeps `state`, would give it.
+pub(super) fn forged_vote(state: &VoterState, vote: &Vote) -> ControlMessage {
+    ControlMessage::Voted(Box::new(Voted {
+        epoch: vote.epoch,
+        round: vote.round,
+        voters: state.voters.clone(),
+        voters_next: state.voters_next.clone(),
+        chain: state.chain.clone(),
+        pending: Vec::new(),
+        log: None,
+        seen: Default::default(),
+        sync: state.sync,
+        auto: state.auto,
+    }))
 }

@@ -3,7 +3,7 @@
 //! A small model; the real node is driven by the other simulator.
 
 use super::checks::Acked;
-use super::log::{Kind, kind_of};
+use super::log::{Kind, RegionLog, kind_of};
 use super::member::Lead;
 use super::mutants::RoleMutant;
 use super::world::{Event, Ship, World};
@@ -99,7 +99,8 @@ impl World {
     pub(super) fn tell_tails(&mut self, m: usize, epoch: Epoch) {
         let Some(control) = &self.members[m].control else { return };
         let archive = &self.members[m].archive;
-        let due: Vec<LostTail> = control.tails_wanted().filter(|f| f.new_epoch <= epoch).map(|f| lost_tail(archive, f)).collect();
+        let log = &self.members[m].log;
+        let due: Vec<LostTail> = control.tails_wanted().filter(|f| f.new_epoch <= epoch).map(|f| lost_tail(archive, log, f)).collect();
         for tail in due {
             self.input(m, Input::TailRead(tail));
         }
@@ -262,20 +263,27 @@ impl World {
 }
 
 /// What a failover took from this region: the line of its old epoch behind the base, as far as it was cut here.
-fn lost_tail(archive: &[Frame], f: &FailoverRecord) -> LostTail {
-    let from = f.loss.base;
-    let behind = |t: &&Frame| t.seq() > from.seq && t.header().epoch < f.new_epoch;
-    // By an operator's word alone: whatever epochs of its own this region went through unheard.
+fn lost_tail(archive: &[Frame], log: &RegionLog, f: &FailoverRecord) -> LostTail {
+    let base = f.loss.base;
+    let behind = |t: &&Frame| t.header().epoch < f.new_epoch && (f.unproven || t.seq() > base.seq);
+    // By an operator's word alone: whatever epochs of its own this region went through unheard, from where the two lines part.
     let own = archive.iter().filter(behind).map(|t| t.header().epoch).max().unwrap_or(f.old_epoch);
     let epoch = if f.unproven { own.max(f.old_epoch) } else { f.old_epoch };
     let last = archive.iter().filter(|t| behind(t) && t.header().epoch == epoch);
     let mut next = last.max_by_key(|t| (t.header().generation, t.seq()));
-    let to = next.map_or(from, Frame::log_end);
+    let (mut from, to) = (base, next.map_or(base, Frame::log_end));
     let mut commits = 0;
     while let Some(frame) = next {
         commits += u64::from(matches!(kind_of(frame), Kind::Commit(_)));
         let before = (frame.seq().0 - 1, frame.header().prev_checksum);
-        next = archive.iter().find(|t| t.seq() > from.seq && (t.seq().0, t.log_end().checksum) == before);
+        let at = |t: &&Frame| (t.seq().0, t.log_end().checksum) == before;
+        if f.unproven
+            && let Some(parts) = log.durable().iter().find(at)
+        {
+            from = parts.log_end();
+            break;
+        }
+        next = archive.iter().filter(behind).find(at);
     }
     LostTail { new_epoch: f.new_epoch, from, to, commits, from_time: None, to_time: None, touched: Ok(Touched::default()) }
 }

@@ -120,18 +120,27 @@ impl World {
         self.after_ms(3500, 4000, Event::Plot);
     }
 
-    /// Two regions, one vote: an operator stops the primary, says so, and it comes back when it can hear of that.
+    /// Two regions, one vote: an operator stops the primary, says so, and lets it come back when it can hear of that. Or he is wrong: it only
+    /// is not heard; or it comes back where it hears nobody.
     fn plot_of_a_sworn_word(&mut self, primary: usize) {
         let to = 1 - primary;
-        // Its operator looked: a region that has not heard of the last reign would bring back what that one lost (ARCHITECTURE.md).
-        let reign = |m: usize| self.members[m].control.as_ref().and_then(|c| c.reign()).map(|(e, _)| *e);
-        if reign(to).is_none() || reign(to) != reign(primary) || self.members[to].paused_until.is_some() {
+        // One that believes to have the only vote asks nobody for a word. It may not have heard of the last reign.
+        let asks = self.members[to].kept_state().is_some_and(|s| !s.voters.contains(self.members[to].name()));
+        if !asks || self.members[to].paused_until.is_some() {
             return;
         }
         self.calm(45_000);
-        self.counts.crashes += 1;
-        self.crash(primary);
-        self.sworn = Some(primary);
+        let stopped = self.prng.chance(750_000);
+        if stopped {
+            self.counts.crashes += 1;
+            self.crash(primary);
+            self.sworn = Some(primary);
+            if self.prng.chance(200_000) {
+                self.after_ms(5_000, 20_000, Event::RestartUnheard { m: primary });
+            }
+        } else {
+            self.forswears(primary);
+        }
         let primary_is_down = Some(self.members[primary].name().clone());
         let consent = Consent { allow_data_loss: true, ..Consent::default() };
         let kind = OrderKind::Failover { to: self.members[to].name().clone(), consent, primary_is_down };
@@ -139,11 +148,37 @@ impl World {
         self.after_ms(25_000, 35_000, Event::RestartHeard { m: primary });
     }
 
-    pub(super) fn restart_heard(&mut self, m: usize) {
-        self.sworn = None;
-        if self.members[m].control.is_none() && self.away != Some(m) {
-            self.network.cut.clear();
+    /// It writes, or may write, where the other region does not hear it.
+    fn forswears(&mut self, m: usize) {
+        let name = self.members[m].name().clone();
+        self.say(|| format!("the word that {name} is stopped is not true any more"));
+        self.truth.forsworn(&name);
+        self.set_cut(m, 1 - m, true);
+    }
+
+    pub(super) fn restart_unheard(&mut self, m: usize) {
+        if self.sworn == Some(m) && self.members[m].control.is_none() && !self.healthy {
+            self.forswears(m);
             self.start(m);
+        }
+    }
+
+    /// Until it has heard, and kept, who has the vote by that word, its operator looks after it: it runs only where it hears the other.
+    pub(super) fn restart_heard(&mut self, m: usize) {
+        let other = 1 - m;
+        self.network.cut.clear();
+        let hears = self.members[other].control.is_some() && self.members[other].paused_until.is_none();
+        if self.members[m].control.is_none() && hears {
+            self.start(m);
+        }
+        if self.sworn == Some(m) {
+            let version = |m: usize| self.members[m].kept_state().map_or(0, |s| s.voters.version);
+            if self.members[m].control.is_some() && version(m) >= version(other) {
+                self.sworn = None;
+            } else {
+                self.calm_until = self.calm_until.max(self.now + 8000 * MS);
+                self.after_ms(3000, 6000, Event::RestartHeard { m });
+            }
         }
     }
 

@@ -206,6 +206,38 @@ fn two_operators_at_once_make_one_primary_and_the_other_is_told() {
     }
 }
 
+/// However far apart: also where the first was elected already and is overtaken by the other one's promise before it opened.
+#[test]
+fn of_two_operators_the_one_whose_region_reigns_is_told_that_it_is_done() {
+    let mut later = 0;
+    for apart in (0..700).step_by(7) {
+        let mut world = world(3, false);
+        world.crash(0);
+        world.run_for(8000).unwrap();
+        order(&mut world, 1, 1, failover(1, true));
+        world.run_for(apart).unwrap();
+        order(&mut world, 2, 2, failover(2, true));
+        world.run_for(40_000).unwrap();
+        let [won] = [1, 2].into_iter().filter(|m| role(&world, *m) == Role::Primary).collect::<Vec<_>>()[..] else {
+            panic!("{apart} ms apart: {:?}, {:?}", role(&world, 1), role(&world, 2));
+        };
+        let lost = 3 - won;
+        let (done, other) = (op(&world, won, won as u128), op(&world, lost, lost as u128));
+        let reign = member(&world, won).control.as_ref().unwrap().reign().unwrap().0;
+        match other.state {
+            // While it lives and leads, nothing is to be failed over.
+            OpState::Refused { reason } => assert!(reason.contains("switchover --to"), "{apart} ms apart: {reason}"),
+            OpState::Superseded { by, epoch, region: to } => {
+                assert_eq!((by, epoch, to), (Some(OpId(won as u128)), reign, region(won)), "{apart} ms apart");
+            }
+            state => panic!("{apart} ms apart, the other: {state:?}"),
+        }
+        assert_eq!((done.state, done.epoch), (OpState::Done, Some(reign)), "{apart} ms apart");
+        later += u32::from(reign > Epoch(2));
+    }
+    assert!(later > 0, "none was overtaken");
+}
+
 #[test]
 fn one_voter_of_two_regions_is_replaced_only_by_the_operators_word() {
     let mut world = world(2, false);
@@ -231,6 +263,39 @@ fn one_voter_of_two_regions_is_replaced_only_by_the_operators_word() {
     world.start(0);
     world.run_for(10_000).unwrap();
     assert_eq!((role(&world, 0), role(&world, 1)), (Role::Secondary, Role::Primary));
+}
+
+/// It has everything that it ever wrote, and the only vote is elsewhere: whoever has that may have reigned since, and that one is sworn to be
+/// stopped. Its own log is whole, and proves nothing.
+#[test]
+fn a_forced_failover_is_never_proven_to_lose_nothing() {
+    let mut world = world(2, false);
+    order(&mut world, 0, 1, OrderKind::SetVoters { voters: vec![region(1)] });
+    world.run_for(3000).unwrap();
+    assert_eq!((op(&world, 0, 1).state, role(&world, 0)), (OpState::Done, Role::Primary));
+    world.network.cut.extend([(0, 1), (1, 0)]);
+    order(&mut world, 1, 3, failover(1, true));
+    world.run_for(15_000).unwrap();
+    assert_eq!((role(&world, 0), role(&world, 1)), (Role::Fenced, Role::Primary));
+    assert_eq!(member(&world, 0).control.as_ref().unwrap().reign().map(|(e, _)| *e), Some(Epoch(1)), "it has not heard");
+    world.crash(1);
+    let forced = OrderKind::Failover {
+        to: region(0),
+        consent: Consent { allow_data_loss: true, ..Consent::default() },
+        primary_is_down: Some(region(1)),
+    };
+    order(&mut world, 0, 2, forced);
+    world.run_for(8000).unwrap();
+    assert_eq!(role(&world, 0), Role::Primary);
+    let record = member(&world, 0).control.as_ref().unwrap().failovers()[0].clone();
+    assert!(record.unproven && !record.complete && !record.loss.is_none_for_sure() && record.from == region(1), "{record:?}");
+    // And when the other one is back, it is counted.
+    world.network.cut.clear();
+    world.start(1);
+    world.run_for(20_000).unwrap();
+    let record = member(&world, 0).control.as_ref().unwrap().failovers()[0].clone();
+    assert!(record.complete && record.tail.as_ref().is_some_and(|t| t.commits > 0), "{record:?}");
+    assert_eq!((role(&world, 0), role(&world, 1)), (Role::Primary, Role::Secondary));
 }
 
 #[test]
@@ -496,6 +561,65 @@ fn a_region_that_was_taken_out_while_it_was_away_is_told_by_whomever_it_asks() {
     world.start(0);
     world.run_for(6000).unwrap();
     assert_eq!((role(&world, 0), role(&world, 1)), (Role::Removed, Role::Primary));
+}
+
+/// Whoever repeats an order asks what became of it: "refused" is only said where it surely had no effect, and never will have.
+#[test]
+fn an_order_that_is_repeated_where_nothing_is_known_of_it_is_not_refused() {
+    let told = |world: &World, m: usize, id: u128| member(world, m).control.as_ref().unwrap().op(OpId(id)).map(|o| o.state.clone());
+    let repeat = |world: &mut World, at: usize, id: u128, kind: OrderKind, epoch: u64| {
+        let order = Order { id: OpId(id), kind, dry_run: false, timeout_ms: 20_000, at_epoch: Some(Epoch(epoch)), actor: "test".into() };
+        world.input(at, Input::Order(order));
+        world.run_for(2000).unwrap();
+    };
+    // r3 is cut off while everything happens, is taken out, and hears of that only.
+    let mut world = world(4, false);
+    world.network.cut.extend((0..3).flat_map(|m| [(m, 3), (3, m)]));
+    order(&mut world, 0, 1, switchover(1));
+    world.run_for(3000).unwrap();
+    order(&mut world, 1, 2, remove(3));
+    world.run_for(3000).unwrap();
+    assert_eq!((told(&world, 1, 1), told(&world, 1, 2)), (Some(OpState::Done), Some(OpState::Done)));
+    world.network.cut.clear();
+    world.run_for(2000).unwrap();
+    assert_eq!(role(&world, 3), Role::Removed);
+    repeat(&mut world, 3, 1, switchover(1), 1);
+    repeat(&mut world, 3, 9, switchover(2), 2);
+    for id in [1, 9] {
+        assert!(matches!(told(&world, 3, id), None | Some(OpState::Done)), "{:?}", told(&world, 3, id));
+    }
+    // What only that region could do it did not do.
+    repeat(&mut world, 3, 10, failover(3, true), 2);
+    assert!(refusal(&world, 3, 10).contains("taken out"), "{}", refusal(&world, 3, 10));
+
+    // r2 takes r0 for the primary still, and passes on what is r1's to do: r0 knows better, and passes it on.
+    let mut world = self::world(3, false);
+    world.network.cut.extend([(1, 2), (2, 1)]);
+    order(&mut world, 0, 1, switchover(1));
+    world.run_for(5000).unwrap();
+    assert_eq!((role(&world, 1), member(&world, 2).control.as_ref().unwrap().reign().map(|(e, _)| *e)), (Role::Primary, Some(Epoch(1))));
+    repeat(&mut world, 2, 5, OrderKind::SetVoters { voters: vec![region(0), region(1)] }, 2);
+    assert_eq!(told(&world, 1, 5), Some(OpState::Done), "the primary did it");
+    assert!(!matches!(told(&world, 2, 5), Some(OpState::Refused { .. })), "{:?}", told(&world, 2, 5));
+}
+
+/// A change of members that one primary begins and another one ends is told to be done by both.
+#[test]
+fn a_change_that_the_next_primary_ends_is_not_told_to_have_failed() {
+    let mut world = world(5, false);
+    order(&mut world, 0, 1, remove(4));
+    while member(&world, 1).kept_state().unwrap().voters_next.is_none() {
+        world.run_for(1).unwrap();
+    }
+    world.crash(0);
+    order(&mut world, 1, 2, failover(1, true));
+    world.run_for(12_000).unwrap();
+    assert_eq!(role(&world, 1), Role::Primary);
+    world.start(0);
+    world.run_for(10_000).unwrap();
+    let members = member(&world, 1).kept_state().unwrap().voters.members;
+    assert!(members.is_some_and(|m| !m.contains(&region(4))), "the change was under way");
+    assert_eq!(op(&world, 0, 1).state, OpState::Done);
 }
 
 /// It votes alone, so nobody else can stop it: what it was told outlives a restart, and the silence of those that told it.

@@ -72,6 +72,15 @@ impl Appender {
         seen.end = seen.end.max(acked);
     }
 
+    /// It is about to be rebuilt from a seed that ends at `end`. When it once had more, the record hears of that first: after a crash it is not taken
+    /// for an old backup (seed 275 of moves).
+    pub(super) fn note_rebuilding(&mut self, copy: MemberId, end: LogEnd) {
+        if self.seen[copy.index()].end > end {
+            self.seen[copy.index()].end = end;
+            self.put_what_was_found();
+        }
+    }
+
     /// It is rebuilt from a seed that ends at `end`, which may be before what it once had.
     pub(super) fn note_rebuilt(&mut self, copy: MemberId, end: LogEnd) {
         self.seen[copy.index()].end = end;

@@ -350,6 +350,13 @@ impl Appender {
         by_group.min().expect("BUG: a volume has a group")
     }
 
+    /// Up to where some copy of every group has page versions, as far as they said.
+    #[must_use]
+    pub fn readable(&self) -> Lsn {
+        let best = |group| self.six(group).iter().filter(|p| p.is_joined()).map(|p| p.ingested).max().unwrap_or(Lsn(0));
+        self.layout.all_groups().map(best).min().expect("BUG: a volume has a group")
+    }
+
     #[must_use]
     pub fn copies(&self) -> Vec<CopyView> {
         self.members()
@@ -404,6 +411,9 @@ impl Appender {
             at(due);
         }
         if let Some(due) = self.scrub_timeout() {
+            at(due);
+        }
+        if let Some(due) = self.way_back_timeout() {
             at(due);
         }
         next
@@ -541,6 +551,11 @@ impl Appender {
                     self.rewind_refused(now, copy, number, reason);
                 }
             }
+            CopyReply::TailKept { generation, number, reason, state } => {
+                if generation == self.generation {
+                    self.tail_kept(now, copy, number, reason, &state);
+                }
+            }
             CopyReply::ArchiveDropped { .. } => {}
             CopyReply::Failed { reason } => self.copy_lost(now, copy, reason),
         }
@@ -575,5 +590,8 @@ impl Appender {
         }
         self.ask_branches_again(now);
         self.scrub(now);
+        if self.way_back_timeout().is_some_and(|due| now >= due) {
+            self.judge_cut(now);
+        }
     }
 }

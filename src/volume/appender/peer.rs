@@ -50,6 +50,8 @@ pub(super) struct Peer {
     pub(super) reign: Epoch,
     /// It has gone back with the volume.
     pub(super) went_back: bool,
+    /// It could not, and archived what it has beyond.
+    pub(super) kept_tail: bool,
     /// Lost tails that it keeps.
     pub(super) archives: Vec<ArchiveView>,
     pub(super) last_heard: Instant,
@@ -104,6 +106,7 @@ impl Peer {
             joined_with: Seq(0),
             reign: Epoch(0),
             went_back: false,
+            kept_tail: false,
             archives: Vec::new(),
             last_heard: Instant::ZERO,
             last_asked: Instant::ZERO,

@@ -8,7 +8,7 @@ impl Appender {
     pub(super) fn raise(&mut self, now: Instant, copy: MemberId) {
         let peer = &mut self.peers[copy.index()];
         peer.contact = Contact::Raising;
-        peer.went_back = false;
+        (peer.went_back, peer.kept_tail) = (false, false);
         peer.last_asked = now;
         self.effects.push_back(AppenderEffect::ToCopy { copy, request: CopyRequest::Raise { generation: self.generation } });
     }

@@ -12,6 +12,9 @@
 use super::*;
 use crate::volume::message::archive_id;
 
+/// Copies that may be able to go back are waited for so long when some of those that are here are not; then the volume is seeded.
+const ABSENT_PATIENCE: Duration = Duration::from_secs(5);
+
 /// The volume is on its way back.
 #[derive(Debug)]
 pub(super) struct WayBack {
@@ -21,6 +24,8 @@ pub(super) struct WayBack {
     /// The point is durable here, and copies are told.
     cutting: bool,
     refused: BTreeMap<MemberId, String>,
+    /// Some cannot go back, and those that could make up for them are not here.
+    waits_since: Option<Instant>,
 }
 
 /// What one copy was told.
@@ -45,7 +50,7 @@ impl Appender {
         assert!(ready, "BUG: a rewind of a volume that is {:?}", self.phase);
         let ours = at.seq > Seq::ZERO && at.seq <= self.end.seq && self.history.contains(&at);
         assert!(ours && reign > self.end.epoch, "BUG: {at} of epoch {reign} is not below the log that ends at {}", self.end);
-        self.way_back = Some(WayBack { archive, at, reign, cutting: false, refused: BTreeMap::new() });
+        self.way_back = Some(WayBack { archive, at, reign, cutting: false, refused: BTreeMap::new(), waits_since: None });
         if self.phase == VolumePhase::Chosen {
             self.follow(now, at);
         }
@@ -138,18 +143,37 @@ impl Appender {
         self.judge_cut(now);
     }
 
-    fn judge_cut(&mut self, now: Instant) {
+    pub(super) fn judge_cut(&mut self, now: Instant) {
         let Some(way) = self.way_back.as_ref().filter(|w| w.cutting) else { return };
         if self.reached_in_all(|p| p.went_back) {
             return self.went_back(now);
         }
-        let lost = |g: GroupId| MemberId::of(g).iter().filter(|c| way.refused.contains_key(c)).count() > COPIES - WRITE_QUORUM;
-        if self.layout.all_groups().any(lost) {
-            let reason = way.refused.values().next().cloned().unwrap_or_default();
-            self.way_back = None;
-            self.phase = VolumePhase::Chosen;
-            self.effects.push_back(AppenderEffect::RewindImpossible { reason });
+        let too_many =
+            |g: GroupId, of: &dyn Fn(&MemberId) -> bool| MemberId::of(g).iter().filter(|c| of(c)).count() > COPIES - WRITE_QUORUM;
+        let refused = |c: &MemberId| way.refused.contains_key(c);
+        let keeps_nothing = |c: &MemberId| refused(c) && !self.peers[c.index()].kept_tail;
+        let hopeless = self.layout.all_groups().any(|g| too_many(g, &refused));
+        // Nothing is replaced before what only this region has is kept as often as it was.
+        let kept = self.reached_in_all(|p| p.went_back || p.kept_tail);
+        // Whoever is here has answered. The others may be able to go back, or never come again (seed 60009 of moves).
+        let answered = !way.refused.is_empty() && !self.peers.iter().any(|p| matches!(p.contact, Contact::Raising | Contact::GoingBack(_)));
+        let waited = way.waits_since.is_some_and(|since| now >= since + ABSENT_PATIENCE);
+        let seeded = kept && (hopeless || (answered && waited));
+        let halts = hopeless && self.layout.all_groups().any(|g| too_many(g, &keeps_nothing));
+        if !seeded && !halts {
+            let waits = kept && answered;
+            let way = self.way_back.as_mut().expect("BUG: the way back was just there");
+            way.waits_since = if waits { way.waits_since.or(Some(now)) } else { None };
+            return;
         }
+        let reason = way.refused.values().next().cloned().unwrap_or_default();
+        self.way_back = None;
+        self.phase = if seeded { VolumePhase::AwaitingSeed } else { VolumePhase::Chosen };
+        self.effects.push_back(AppenderEffect::RewindImpossible { reason, kept: seeded });
+    }
+
+    pub(super) fn way_back_timeout(&self) -> Option<Instant> {
+        Some(self.way_back.as_ref()?.waits_since? + ABSENT_PATIENCE)
     }
 
     fn went_back(&mut self, now: Instant) {
@@ -260,6 +284,15 @@ impl Appender {
         match self.phase {
             VolumePhase::Serving => self.join(now, copy),
             _ => self.judge_cut(now),
+        }
+    }
+
+    /// As [`Self::rewind_refused`], and what it has is archived.
+    pub(super) fn tail_kept(&mut self, now: Instant, copy: MemberId, number: u64, reason: String, state: &CopyState) {
+        if self.told(copy, number).is_some() {
+            self.note_archives(copy, state);
+            self.peers[copy.index()].kept_tail = true;
+            self.rewind_refused(now, copy, number, reason);
         }
     }
 

@@ -21,6 +21,7 @@ impl Appender {
         let mut history = self.history.clone();
         history.cut_from(at.seq.next());
         let base = SeedBase { lineage, end: at, history };
+        self.note_rebuilding(copy, at);
         let first = self.first_step();
         let (repair, request) = Repair::begin(now, self.generation, first, base);
         let peer = &mut self.peers[copy.index()];

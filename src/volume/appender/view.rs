@@ -36,9 +36,11 @@ pub enum AppenderEffect {
     Rewound {
         at: LogEnd,
     },
-    /// Too many copies cannot go back so far: the volume must be seeded. A sentence that says why.
+    /// Too many copies cannot go back so far: the volume must be seeded. A sentence that says why. `kept`: the tail is archived on four copies of
+    /// every group, as far as their logs reach back, and the volume takes a seed in its place.
     RewindImpossible {
         reason: String,
+        kept: bool,
     },
     ControlDurable,
     /// Where those slots live by the membership; `None`: where the configuration says.

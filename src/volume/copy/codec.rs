@@ -10,7 +10,7 @@ use bytes::Bytes;
 
 pub(super) const CHECKED_HEADER_BYTES: usize = 16;
 /// Longest body; also bincode's bound for what a decoded body takes in memory.
-const BODY_BYTES_MAX: usize = 16 << 20;
+pub(super) const BODY_BYTES_MAX: usize = 16 << 20;
 
 /// Why bytes are not a checked header.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -11,7 +11,7 @@ use super::manifest::{self, LayerMeta, Manifest, Origin, TEMPORARY};
 use super::room::Reserve;
 use super::{OpenError, codec};
 use crate::base::{Generation, LineageId, LogEnd, Lsn, TimelineId};
-use crate::volume::{Cold, Disk, DiskError};
+use crate::volume::{Cipher, Cold, Disk, DiskError};
 use bytes::Bytes;
 use parking_lot::{Mutex, MutexGuard, RwLock};
 use std::collections::{BTreeMap, BTreeSet};
@@ -435,5 +435,9 @@ impl Disk for TimelineDisk {
 
     fn remove(&self, name: &str) -> Result<(), DiskError> {
         self.write_with(|disk| disk.remove(&self.name(name)))
+    }
+
+    fn cipher(&self) -> Option<&dyn Cipher> {
+        self.directory.disk.cipher()
     }
 }

@@ -197,22 +197,37 @@ impl Copy {
     }
 
     /// How many of the oldest layers to write again because most of what they hold is nothing any more: the database shrank, and without this
-    /// its space came back only when as much had been written again. Looked at once for each layer that comes or can be folded.
+    /// its space came back only when as much had been written again. Looked at once for each layer that comes; done when nobody looks back to
+    /// before that, since until then all of it would be written again as it is. The newest of the layers may reach above the horizon: where
+    /// a few pages change all the time there is always one that does.
     fn worth_reclaiming(&mut self, layers: &[Arc<Layer>]) -> Option<usize> {
         let horizon = self.fold_horizon();
-        let count = layers.iter().take_while(|l| l.meta().end() <= horizon).count();
-        let bytes: u64 = layers[..count].iter().map(|l| l.meta().bytes).sum();
-        let least = RECLAIM_MEMTABLES.saturating_mul(self.limits.memtable_bytes_max as u64);
-        let seen = (self.manifest.flushed.seq, count);
-        if bytes < least || self.reclaim_looked == seen {
-            return None;
+        let flushed = self.manifest.flushed;
+        if self.reclaim_looked != flushed.seq {
+            self.reclaim_looked = flushed.seq;
+            if !self.is_mostly_nothing(layers) {
+                self.shrunk = None;
+            } else if self.shrunk.is_none() {
+                self.shrunk = Some(flushed.end_lsn);
+            }
         }
-        self.reclaim_looked = seen;
-        let header = self.pages.read(PageNo::HEADER, self.ingested.end_lsn).ok()?;
+        self.shrunk.filter(|at| *at <= horizon)?;
+        self.shrunk = None;
+        Some(layers.iter().take_while(|l| l.meta().above < horizon).count()).filter(|count| *count > 0)
+    }
+
+    /// Whether the layers take much more than the database has pages.
+    fn is_mostly_nothing(&self, layers: &[Arc<Layer>]) -> bool {
+        let bytes: u64 = layers.iter().map(|l| l.meta().bytes).sum();
+        let least = RECLAIM_MEMTABLES.saturating_mul(self.limits.memtable_bytes_max as u64);
+        if bytes < least {
+            return false;
+        }
+        // Only the group that holds the header knows.
+        let Ok(header) = self.pages.read(PageNo::HEADER, self.ingested.end_lsn) else { return false };
         let header = VolumeHeader::from_page(&header);
         let used = u64::from(header.page_count) * u64::from(header.page_bytes);
-        // Only the group that holds the header knows.
-        (used > 0 && bytes >= used.saturating_mul(2).saturating_add(least)).then_some(count)
+        used > 0 && bytes >= used.saturating_mul(2).saturating_add(least)
     }
 
     fn job(&mut self, above: Lsn, upto: Lsn, epoch: crate::base::Epoch, before: Before, replaces: Replaces, work: Work) -> FlushJob {
@@ -291,6 +306,7 @@ impl Copy {
         self.directory.store(self.timeline, &manifest)?;
         self.layer_wants = 0;
         self.manifest = manifest;
+        self.tell_ingested |= replaces.is_memtable();
         self.pages.publish(layers, folded, replaces.is_memtable());
         for layer in retired {
             layer.retire();

@@ -9,6 +9,10 @@
 //!  footer = magic "PHLY" | version u16 | 0 u16 | lineage u128 | timeline u64 | number u64 | epoch u64 | above u64 | upto u64
 //!           | index offset u64 | index length u64 | index CRC32C u32 | CRC32C u32 of all before it
 //! ```
+//! On a disk with a cipher the version is 2, and a block's entries are sealed: nonce 12 | entry* | tag 16, where the tag covers where the
+//! block belongs. Length and CRC are those of what lies there, so rot is found as it is without a cipher. Index and footer say no user's byte
+//! and stay as they are.
+//!
 //! The index stays in memory, blocks are read and checked each time. The manifest holds the footer's checksum, the footer the
 //! index's, the index each block's: so whatever lies there and is not what this file was written with is found, be it flipped, from
 //! another place, from another file, or from an older file of the same name.
@@ -25,6 +29,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 const MAGIC: [u8; 4] = *b"PHLY";
 const VERSION: u16 = 1;
+/// Of a file whose blocks are sealed.
+const VERSION_SEALED: u16 = 2;
 const BLOCK_TARGET_BYTES: usize = 32 << 10;
 /// No block is longer: the last entry of a block may be a change of a whole frame.
 const BLOCK_BYTES_MAX: usize = 2 << 20;
@@ -76,12 +82,18 @@ pub(super) struct Place {
 
 impl Place {
     fn sum(&self, offset: u64, first: Key, last: Key, body: &[u8]) -> u32 {
-        let mut sum = crc32c::crc32c(&self.lineage.0.to_le_bytes());
+        crc32c::crc32c_append(crc32c::crc32c(&self.of(offset, first, last)), body)
+    }
+
+    /// The place of a block.
+    fn of(&self, offset: u64, first: Key, last: Key) -> [u8; 80] {
+        let mut bytes = [0; 80];
+        bytes[..16].copy_from_slice(&self.lineage.0.to_le_bytes());
         let fields = [self.timeline.0, self.number, self.epoch.0, offset, u64::from(first.0.0), first.1.0, u64::from(last.0.0), last.1.0];
-        for field in fields {
-            sum = crc32c::crc32c_append(sum, &field.to_le_bytes());
+        for (at, field) in bytes[16..].chunks_exact_mut(8).zip(fields) {
+            at.copy_from_slice(&field.to_le_bytes());
         }
-        crc32c::crc32c_append(sum, body)
+        bytes
     }
 
     fn index_sum(&self, offset: u64, index: &[u8]) -> u32 {
@@ -162,8 +174,11 @@ impl LayerFile {
             return Err(damaged("the footer's checksum does not match"));
         }
         let version = u16::from_le_bytes([footer[4], footer[5]]);
-        if version != VERSION {
-            return Err(LayerError::Unsupported { file: name, version });
+        match (version, disk.cipher().is_some()) {
+            (VERSION, false) | (VERSION_SEALED, true) => {}
+            (VERSION, true) => return Err(damaged("it is not sealed, and what is here is")),
+            (VERSION_SEALED, false) => return Err(damaged("it is sealed, and what is here is not")),
+            _ => return Err(LayerError::Unsupported { file: name, version }),
         }
         let place = Place {
             lineage: LineageId(u128::from_le_bytes(footer[8..24].try_into().expect("BUG: sixteen bytes"))),
@@ -269,7 +284,10 @@ impl LayerFile {
         if sum != u32_at(&bytes, 0) || sum != block.checksum {
             return Err(self.bad_block(i, "a block's checksum does not match", &bytes));
         }
-        Ok(bytes.slice(BLOCK_HEADER_BYTES..))
+        let Some(cipher) = self.disk.cipher() else { return Ok(bytes.slice(BLOCK_HEADER_BYTES..)) };
+        let place = self.place.of(block.offset, block.first, block.last);
+        let entries = cipher.open(&place, &bytes[BLOCK_HEADER_BYTES..]);
+        entries.map(Bytes::from).ok_or_else(|| self.bad_block(i, "a block's seal does not hold", &bytes))
     }
 }
 
@@ -449,10 +467,14 @@ impl LayerWriter {
 
     fn end_block(&mut self) -> Result<(), DiskError> {
         let (Some(first), Some(last)) = (self.first.take(), self.last) else { return Ok(()) };
-        let mut bytes = Vec::with_capacity(BLOCK_HEADER_BYTES + self.block.len());
+        let mut entries = std::mem::take(&mut self.block);
+        if let Some(cipher) = self.disk.cipher() {
+            entries = cipher.seal(&self.place.of(self.offset, first, last), &entries)?;
+        }
+        let mut bytes = Vec::with_capacity(BLOCK_HEADER_BYTES + entries.len());
         bytes.extend_from_slice(&[0; 4]);
-        bytes.extend_from_slice(&u32::try_from(self.block.len()).expect("BUG: a block is below 4 GiB").to_le_bytes());
-        bytes.append(&mut self.block);
+        bytes.extend_from_slice(&u32::try_from(entries.len()).expect("BUG: a block is below 4 GiB").to_le_bytes());
+        bytes.append(&mut entries);
         assert!(bytes.len() <= BLOCK_BYTES_MAX, "BUG: a change of {} bytes does not fit a block", bytes.len());
         let checksum = self.place.sum(self.offset, first, last, &bytes[4..]);
         bytes[..4].copy_from_slice(&checksum.to_le_bytes());
@@ -483,7 +505,8 @@ impl LayerWriter {
         let Place { lineage, timeline, number, epoch } = self.place;
         let mut footer = Vec::with_capacity(FOOTER_BYTES);
         footer.extend_from_slice(&MAGIC);
-        footer.extend_from_slice(&VERSION.to_le_bytes());
+        let version = if self.disk.cipher().is_some() { VERSION_SEALED } else { VERSION };
+        footer.extend_from_slice(&version.to_le_bytes());
         footer.extend_from_slice(&[0, 0]);
         footer.extend_from_slice(&lineage.0.to_le_bytes());
         for field in [timeline.0, number, epoch.0, above.0, upto.0, self.offset, index.len() as u64] {

@@ -3,8 +3,8 @@
 //! Decides which layer files exist, up to where they hold the log, and which log files count. Everything that is not named
 //! here is left over from a crash and removed. Never decides when to swap: [`super::Copy`] does.
 
-use super::OpenError;
 use super::codec::{self, CodecError};
+use super::{OpenError, sealed};
 use crate::base::{Epoch, Generation, GroupId, LineageId, LogEnd, Lsn, TimelineId};
 use crate::log::History;
 use crate::volume::{Disk, DiskError};
@@ -174,7 +174,7 @@ impl From<Plain> for Manifest {
 /// Writes `bytes` as `name` in one step: at a crash it is the old file or the new one.
 pub(super) fn publish(disk: &dyn Disk, name: &str, bytes: Bytes) -> Result<(), DiskError> {
     let temporary = format!("{name}{TEMPORARY}");
-    disk.write(&temporary, 0, &[bytes])?;
+    disk.write(&temporary, 0, &[sealed::seal(disk, name.as_bytes(), bytes)?])?;
     disk.sync(&temporary)?;
     disk.rename(&temporary, name)
 }
@@ -270,7 +270,9 @@ fn read_version<T: bincode::Decode<()>>(disk: &dyn Disk, name: &str, magic: [u8;
     if disk.len(name)?.is_none() {
         return Ok(None);
     }
-    let bytes = disk.read(name, 0, FILE_BYTES_MAX)?;
+    let Some(bytes) = sealed::open_file(disk, name, disk.read(name, 0, FILE_BYTES_MAX)?) else {
+        return Err(OpenError::Damaged { what: name.into(), reason: sealed::BROKEN.into() });
+    };
     match codec::decode(&bytes, magic, version) {
         Ok(value) => Ok(Some(value)),
         Err(CodecError::Unsupported(version)) => Err(OpenError::Unsupported { file: name.into(), version }),

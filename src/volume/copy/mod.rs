@@ -25,6 +25,7 @@ mod proof;
 mod record;
 mod rewind;
 mod room;
+mod sealed;
 mod seed;
 #[cfg(test)]
 mod tests;
@@ -78,6 +79,9 @@ pub enum OpenError {
     Misplaced { is: String, wanted: String },
     #[error("this directory was {home} until it was replaced by {by} in {place}. It takes no part any more; move it away")]
     Replaced { home: String, by: String, place: String },
+    /// Nothing was read or written.
+    #[error("{0}")]
+    Key(String),
 }
 
 impl From<LayerError> for OpenError {
@@ -159,7 +163,13 @@ pub struct Copy {
     low: bool,
     layer_wants: u64,
     /// See `jobs`: up to where layers were looked at for what is to come back.
-    reclaim_looked: (Seq, usize),
+    reclaim_looked: Seq,
+    /// Since this LSN at the latest the database is much smaller than the layers.
+    shrunk: Option<Lsn>,
+    /// Whom it last told what is fsynced here.
+    tells: Option<Generation>,
+    /// Ingesting waited for a memtable, which is a layer now: whoever waits for page versions is told how far it came, unasked.
+    tell_ingested: bool,
     /// Of this copy's machine: never compared with another one's.
     now: Instant,
     failed: Option<String>,
@@ -272,7 +282,10 @@ impl Copy {
             check_cursor: None,
             low: false,
             layer_wants: 0,
-            reclaim_looked: (Seq::ZERO, 0),
+            reclaim_looked: Seq::ZERO,
+            shrunk: None,
+            tells: None,
+            tell_ingested: false,
             now: Instant::ZERO,
             failed: None,
             wal,
@@ -482,7 +495,8 @@ impl Copy {
         Ok(())
     }
 
-    fn appended(&self, generation: Generation) -> CopyReply {
+    fn appended(&mut self, generation: Generation) -> CopyReply {
+        self.tells = Some(generation);
         CopyReply::Appended { generation, end: *self.wal.end(), ingested: self.ingested.end_lsn, low: self.low, at: self.now }
     }
 
@@ -550,7 +564,15 @@ impl Copy {
         self.fail_on(branched, replies);
         self.tell_what_readers_met(replies);
         match self.ingest_some() {
-            Ok(more) => more,
+            Ok(more) => {
+                if !more
+                    && std::mem::take(&mut self.tell_ingested)
+                    && let Some(generation) = self.tells
+                {
+                    replies.push(self.appended(generation));
+                }
+                more
+            }
             Err(IngestError::Damaged(damage)) => {
                 if self.damage.is_none() {
                     self.tell(damage, replies);

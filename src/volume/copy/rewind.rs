@@ -7,12 +7,14 @@
 //! when an archive may go. The promise that the order's reign made is kept in the same step: from then on what lies here outranks every
 //! log of an older reign ([`crate::volume::recovery`]), so no recovery takes up a tail again that another copy still has.
 
+use super::directory::layer_name;
 use super::manifest::{Archive, LayerMeta, Manifest};
 use super::wal::{Wal, WalReadError};
-use super::{Copy, Directory, OpenError, pages};
+use super::{Copy, Directory, OpenError, pages, wal};
 use crate::base::{Epoch, Generation, LogEnd, Lsn, Seq, TimelineId};
 use crate::log::{Frame, redo};
-use crate::volume::{ArchiveView, CopyReply, Disk, DiskError};
+use crate::volume::{ArchiveView, CopyReply, Disk, DiskError, archive_id};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// Tails that are kept at once; one more and the copy refuses, so that somebody looks.
@@ -46,7 +48,10 @@ impl Copy {
                 _ => self.cannot_rewind(&order)?,
             };
             if let Some(reason) = refused {
-                replies.push(CopyReply::RewindRefused { generation, number, reason });
+                replies.push(match self.keep_tail(order)? {
+                    true => CopyReply::TailKept { generation, number, reason, state: self.state() },
+                    false => CopyReply::RewindRefused { generation, number, reason },
+                });
                 return Ok(());
             }
             if end.seq > at.seq && order.archive.is_some() {
@@ -90,6 +95,27 @@ impl Copy {
             return Ok(Some(format!("{ARCHIVES_MAX} lost tails are kept here already; look at them and drop some")));
         }
         Ok(None)
+    }
+
+    /// Archives what is behind the point and leaves everything as it is: the log that is here, and pages of it as far back as there are versions.
+    /// `false`: it is not kept.
+    fn keep_tail(&mut self, order: Order) -> Result<bool, DiskError> {
+        let Some(id) = order.archive else { return Ok(false) };
+        let end = *self.wal.end();
+        // Said late once more, when this was copied afresh already: what lies here now is the history that is followed.
+        let is_tail = end.epoch < order.reign || id == archive_id(&order.at, end.epoch);
+        let full = self.manifest.archive(id).is_none() && self.manifest.rewinds.archives.len() >= ARCHIVES_MAX;
+        if order.at.seq == Seq::ZERO || !is_tail || full || self.directory.is_dropped(id) || !self.was_here(&order.at)? {
+            return Ok(false);
+        }
+        let mut manifest = self.manifest.clone();
+        self.archive_tail(order, &mut manifest)?;
+        if manifest != self.manifest {
+            self.directory.store(self.timeline, &manifest)?;
+            self.manifest = manifest;
+            self.wal.hold(&self.manifest.rewinds.archives);
+        }
+        Ok(true)
     }
 
     fn go_back(&mut self, order: Order) -> Result<(), DiskError> {
@@ -253,6 +279,21 @@ impl ArchivedTail {
     pub fn list(disk: &Arc<dyn Disk>) -> Result<Vec<ArchiveView>, OpenError> {
         let manifest = Manifest::load(&**disk, TimelineId::ROOT)?;
         Ok(manifest.map(|m| m.rewinds.archives.iter().map(Archive::view).collect()).unwrap_or_default())
+    }
+
+    /// The log and layer files that the archives in the directory on `disk` are made of. Some may be those of the log and the pages that are in use, too.
+    ///
+    /// # Errors
+    /// [`OpenError`]: the manifest cannot be read.
+    pub fn files(disk: &Arc<dyn Disk>) -> Result<BTreeSet<String>, OpenError> {
+        let mut files = BTreeSet::new();
+        for archive in Manifest::load(&**disk, TimelineId::ROOT)?.map(|m| m.rewinds.archives).unwrap_or_default() {
+            files.extend(archive.files.iter().map(|number| wal::name_of(*number)));
+            let layers =
+                Manifest::load(&*Directory::look(disk, archive.id), archive.id).ok().flatten().map(|m| m.layers).unwrap_or_default();
+            files.extend(layers.iter().map(|l| layer_name(l.id())));
+        }
+        Ok(files)
     }
 
     /// Opens one: its pages can be read from what was not folded when it was archived up to its last consistency point. What the layers do not

@@ -12,7 +12,7 @@
 use super::OpenError;
 use super::codec::CodecError;
 use super::manifest::{Archive, Cut, Manifest, TEMPORARY};
-use super::record::{FileHeader, MARK_BYTES, Mark, Record, RecordReader, encode_mark, search_marks};
+use super::record::{FileHeader, Mark, Place, Record, RecordReader, encode_frames, encode_mark, frames_bytes, mark_bytes, search_marks};
 use crate::base::{LineageId, LogEnd, Seq};
 use crate::log::{FRAME_HEADER_BYTES, Frame, History};
 use crate::volume::{Disk, DiskError};
@@ -192,7 +192,7 @@ impl Wal {
             lineage = Some(header.lineage);
             files.push(LogFile::new(&header, content_at));
         }
-        if files.is_empty() {
+        if files.is_empty() && archive.from.seq < archive.end.seq {
             return Err(damaged("log", "the archive names no file"));
         }
         Ok(Wal {
@@ -404,18 +404,19 @@ impl Wal {
     /// Writes frames behind the end: one write, one fsync.
     pub(super) fn append(&mut self, frames: &[Frame]) -> Result<(), DiskError> {
         let Some(last) = frames.last() else { return Ok(()) };
-        let bytes: u64 = frames.iter().map(|f| f.bytes().len() as u64).sum();
+        let (mark_len, bytes) = (mark_bytes(&*self.disk), frames_bytes(&*self.disk, frames));
         match self.write_at {
-            Some(at) if at + MARK_BYTES as u64 + bytes <= self.capacity => {
+            Some(at) if at + mark_len + bytes <= self.capacity => {
                 let lineage = self.lineage.expect("BUG: a log with files has a lineage");
                 let file = self.files.last_mut().expect("BUG: there is a file to write on");
                 let mut parts = Vec::with_capacity(frames.len() + 1);
-                parts.push(encode_mark(lineage, file.number, at, Mark { synced: self.end.seq, durable: self.told }));
-                parts.extend(frames.iter().map(|f| f.bytes().clone()));
+                let place = Place { lineage, number: file.number, at };
+                parts.push(encode_mark(&*self.disk, place, Mark { synced: self.end.seq, durable: self.told })?);
+                encode_frames(&*self.disk, Place { at: at + mark_len, ..place }, frames, &mut parts)?;
                 self.disk.write(&file.name, at, &parts)?;
                 self.disk.sync(&file.name)?;
                 file.note(frames[0].seq(), at);
-                self.write_at = Some(at + MARK_BYTES as u64 + bytes);
+                self.write_at = Some(at + mark_len + bytes);
             }
             _ => self.roll(frames)?,
         }
@@ -477,9 +478,10 @@ impl Wal {
         };
         self.next_number += 1;
         let temporary = format!("log{TEMPORARY}");
-        let mut parts = vec![header.encode()];
+        let mut parts = vec![header.encode(&*self.disk)?];
         let content_at = parts[0].len() as u64;
-        parts.extend(frames.iter().map(|f| f.bytes().clone()));
+        let place = Place { lineage: header.lineage, number: header.number, at: content_at };
+        encode_frames(&*self.disk, place, frames, &mut parts)?;
         let len: u64 = parts.iter().map(|p| p.len() as u64).sum();
         self.capacity = self.file_bytes;
         match self.disk.allocate(&temporary, self.file_bytes) {

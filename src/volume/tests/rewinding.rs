@@ -239,7 +239,7 @@ impl Rig {
                     self.went_back = true;
                     self.stage = Stage::Following;
                 }
-                AppenderEffect::RewindImpossible { reason } => panic!("{}: {reason}", self.label),
+                AppenderEffect::RewindImpossible { reason, .. } => panic!("{}: {reason}", self.label),
                 AppenderEffect::Restarted { vdl } | AppenderEffect::Durable { vdl, .. } => match self.stage {
                     Stage::Leading => self.durable = self.durable.max(vdl),
                     Stage::Following => self.followed = self.followed.max(vdl),

@@ -4,6 +4,7 @@
 mod replication;
 mod roles;
 mod security;
+mod space;
 mod sql;
 mod transactions;
 

@@ -1,3 +1,4 @@
+use super::super::GiveBack;
 use super::*;
 use crate::base::Prng;
 use crate::head::sql::TxMode;
@@ -21,8 +22,8 @@ fn random_statement(prng: &mut Prng) -> String {
     }
 }
 
-async fn a_secondary_follows(pool_bytes_max: usize, seed: u64) {
-    let primary = Region::primary(EngineSettings { pool_bytes_max, ..settings() });
+async fn a_secondary_follows(pool_bytes_max: usize, give_back: GiveBack, seed: u64) {
+    let primary = Region::primary(EngineSettings { pool_bytes_max, give_back, ..settings() });
     let secondary = Region::secondary(EngineSettings { pool_bytes_max, region: "eu-west".to_string(), ..settings() });
     let mut prng = Prng::new(seed);
     let (mut w, mut here, mut there) = (primary.writer(), primary.reader(), secondary.reader());
@@ -78,14 +79,21 @@ async fn a_secondary_follows(pool_bytes_max: usize, seed: u64) {
 #[tokio::test]
 async fn a_secondary_shows_exactly_the_primarys_states() {
     for seed in 1..=3 {
-        a_secondary_follows(24 << 20, seed).await;
+        a_secondary_follows(24 << 20, GiveBack::default(), seed).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_secondary_shows_exactly_the_primarys_states_while_every_free_page_is_given_back_at_once() {
+    for seed in 7..=10 {
+        a_secondary_follows(24 << 20, super::space::AT_ONCE, seed).await;
     }
 }
 
 #[tokio::test]
 async fn a_secondary_shows_exactly_the_primarys_states_with_a_pool_of_four_pages() {
     for seed in 4..=6 {
-        a_secondary_follows(4 * PAGE, seed).await;
+        a_secondary_follows(4 * PAGE, GiveBack::default(), seed).await;
     }
 }
 

@@ -5,6 +5,7 @@
 //! whole ticks, links that keep their order (see [`state`]). Time is not bounded: it is counted from now, so that waiting longer leads to states that
 //! were seen.
 
+mod member;
 mod state;
 
 use super::RoleMutant;
@@ -12,6 +13,9 @@ use crate::control::OrderKind;
 use crate::sim::runs::spread_over;
 use state::{Rules, State, Step, failover, switchover, voters};
 use std::fmt;
+
+/// A search that is to come to its end is given up beyond.
+const WHOLE_STATES_MAX: usize = 60_000;
 
 /// How far `parhelion sim model` goes.
 #[derive(Clone, Debug, clap::Args)]
@@ -42,6 +46,8 @@ pub struct Bounds {
     /// Links held up, one or all of a member's at a time.
     pub held: u8,
     pub crashes: u8,
+    /// Nothing goes wrong but this, in this order, whenever it may; the second says of each whether that is also in the midst of what is under way.
+    script: Vec<(Step, bool)>,
     /// Ticks by which a clock may be behind another.
     pub drift: u8,
     pub commits: u8,
@@ -51,6 +57,8 @@ pub struct Bounds {
     pub steps: u16,
     /// It stops there, and says so.
     pub states_max: usize,
+    /// Every schedule is to be gone through, whatever is asked for.
+    pub whole: bool,
 }
 
 /// What a search came to.
@@ -105,40 +113,48 @@ impl fmt::Display for ModelReport {
     }
 }
 
-/// What CI goes through; `steps` and `states_max` more or less by a flag.
-#[must_use]
-pub fn bounds(steps: u16, states_max: usize) -> Vec<Bounds> {
-    let base = Bounds {
-        name: "",
+/// Two regions and a witness, and nothing goes wrong.
+fn quiet(name: &'static str) -> Bounds {
+    Bounds {
+        name,
         regions: 2,
         witness: true,
         epochs: 3,
         losses: 0,
-        held: 1,
+        held: 0,
         crashes: 0,
+        script: Vec::new(),
         drift: 0,
         commits: 1,
         orders: Vec::new(),
-        steps,
-        states_max,
-    };
+        steps: u16::MAX,
+        states_max: usize::MAX,
+        whole: false,
+    }
+}
+
+/// Every schedule of an order at any time and these faults at any time: few enough that the search comes to its end.
+fn around(name: &'static str, order: (usize, OrderKind), script: Vec<(Step, bool)>) -> Bounds {
+    Bounds { whole: true, epochs: 2, orders: vec![order], script, states_max: WHOLE_STATES_MAX, ..quiet(name) }
+}
+
+/// What CI goes through; `steps` and `states_max` more or less by a flag, except where all schedules are gone through.
+#[must_use]
+pub fn bounds(steps: u16, states_max: usize) -> Vec<Bounds> {
+    let base = Bounds { held: 1, steps, states_max, ..quiet("") };
+    let three = Bounds { regions: 3, witness: false, ..base.clone() };
     vec![
+        around("a failover, the old primary cut off", (1, failover(1)), vec![(Step::Alone { m: 0 }, false)]),
+        around("a failover, the old primary dies", (1, failover(1)), vec![(Step::Dies { m: 0, silent: false }, false)]),
+        around("a switchover, its target dies", (0, switchover(1)), vec![(Step::Dies { m: 1, silent: false }, false)]),
         Bounds { name: "two regions and a witness, a failover", orders: vec![(1, failover(1))], drift: 1, ..base.clone() },
         Bounds { name: "two regions and a witness, a switchover", orders: vec![(0, switchover(1))], crashes: 1, ..base.clone() },
-        Bounds {
-            name: "three regions, two failovers",
-            regions: 3,
-            witness: false,
-            orders: vec![(1, failover(1)), (2, failover(2))],
-            ..base.clone()
-        },
+        Bounds { name: "three regions, two failovers", orders: vec![(1, failover(1)), (2, failover(2))], ..three.clone() },
         Bounds {
             name: "three regions, a switchover and a failover",
-            regions: 3,
-            witness: false,
             orders: vec![(0, switchover(1)), (2, failover(2))],
             crashes: 1,
-            ..base.clone()
+            ..three
         },
         Bounds {
             name: "four regions, a change of voters and a failover",
@@ -148,6 +164,52 @@ pub fn bounds(steps: u16, states_max: usize) -> Vec<Bounds> {
             ..base
         },
     ]
+}
+
+/// Faults aimed at one rule: as few as break it when it is off. `None`: what is gone through anyway is good enough.
+fn aimed_at(mutant: RoleMutant) -> Option<Bounds> {
+    use RoleMutant as M;
+    let (old, new, witness) = (0, 1, 2);
+    let dies = |m| (Step::Dies { m, silent: false }, false);
+    let (name, order, script) = match mutant {
+        M::VotesAfterRestart => (
+            "the old primary is cut off, and those that granted restart",
+            (new, failover(new)),
+            vec![(Step::Alone { m: old }, false), dies(new), dies(witness)],
+        ),
+        M::LeaseFromReply => (
+            "the old primary hears of its last grants late, then nothing, and its clock is slow",
+            (new, failover(new)),
+            vec![
+                (Step::Alone { m: old }, true),
+                (Step::Mute { m: old }, false),
+                (Step::Alone { m: old }, false),
+                (Step::Tick { slow: Some(old) }, false),
+            ],
+        ),
+        M::VoterLosesState => (
+            "the witness hears one region, restarts, and hears the other",
+            (new, failover(new)),
+            vec![(Step::Alone { m: old }, false), dies(witness), (Step::Instead { m: new }, false)],
+        ),
+        M::ResumesSealed => (
+            "the target is not heard after it was handed the reign, and the old primary restarts",
+            (old, switchover(new)),
+            vec![(Step::Mute { m: new }, true), dies(old), (Step::LetGo, false)],
+        ),
+        M::AnswersBeforeKept => (
+            "the witness dies as it answers one region, and hears the other",
+            (new, failover(new)),
+            vec![
+                (Step::Alone { m: old }, false),
+                (Step::Dies { m: witness, silent: false }, true),
+                (Step::Instead { m: new }, false),
+                (Step::LetGo, false),
+            ],
+        ),
+        _ => return None,
+    };
+    Some(Bounds { orders: vec![order], script, ..quiet(name) })
 }
 
 /// Goes through all of them, `threads` at a time.
@@ -179,14 +241,15 @@ pub fn mutants() -> Vec<RoleMutant> {
 
 /// Breaks each rule, until some bounds show it.
 pub fn catch_by_model(all: &[Bounds], threads: usize, say: &(dyn Fn(&str) + Sync)) -> Vec<ModelReport> {
+    let (steps, states_max) = all.iter().filter(|b| !b.whole).map(|b| (b.steps, b.states_max)).next_back().expect("BUG: there are bounds");
     spread_over(&mutants(), threads, &|mutant| {
         let mut last = None;
-        use RoleMutant as M;
+        let drifts = matches!(mutant, RoleMutant::NoDriftGuard);
         // Only what the mutant needs: every other fault only widens the search.
-        let dies = matches!(mutant, M::VotesAfterRestart | M::VoterLosesState | M::ResumesSealed | M::AnswersBeforeKept);
-        let drifts = matches!(mutant, M::NoDriftGuard);
-        for bounds in all {
-            let report = search(Bounds { crashes: dies.into(), drift: drifts.into(), ..bounds.clone() }, Some(*mutant));
+        let general = || all.iter().filter(|b| !b.whole).map(|b| Bounds { crashes: 0, drift: drifts.into(), ..b.clone() }).collect();
+        let tries: Vec<Bounds> = aimed_at(*mutant).map_or_else(general, |b| vec![Bounds { steps, states_max, ..b }]);
+        for bounds in tries {
+            let report = search(bounds, Some(*mutant));
             let found = report.violation.is_some();
             last = Some(report);
             if found {

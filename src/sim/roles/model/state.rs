@@ -6,11 +6,9 @@
 //! its core hands out within the step (a crash between is a crash before the step), and what it appends is durable.
 
 use super::Bounds;
-use crate::base::{Epoch, Instant, LineageId, LogEnd, Prng, RegionName, UnixMicros};
-use crate::control::{
-    Control, ControlMessage, EpochEntry, Input, LogPosition, OpId, Order, OrderKind, Output, Promotion, ReignKind, Settings, VoterSet,
-    VoterState, Who,
-};
+use super::member::append;
+use crate::base::{Epoch, Instant, LineageId, LogEnd, RegionName, UnixMicros};
+use crate::control::{Control, ControlMessage, Input, OpId, Order, OrderKind, Promotion, Settings, VoterSet, VoterState, Who};
 use crate::sim::roles::RoleMutant;
 use crate::sim::roles::log::{Kind, RegionLog};
 use std::collections::VecDeque;
@@ -19,7 +17,7 @@ use std::time::Duration;
 
 pub(super) const TICK: Duration = Duration::from_secs(1);
 /// So many messages wait on a link that is held; more are lost.
-const LINK_MAX: usize = 2;
+pub(super) const LINK_MAX: usize = 2;
 
 /// Three ticks of lease, of which the holder has two: the third is what clocks may differ by.
 pub(super) fn settings(guard: bool) -> Settings {
@@ -55,6 +53,14 @@ pub(super) enum Step {
     },
     /// All links of this member.
     Alone {
+        m: usize,
+    },
+    /// All links of this member, and no others any more; what waited on those is lost.
+    Instead {
+        m: usize,
+    },
+    /// Whatever this member says from now on; what waits on other links comes late.
+    Mute {
         m: usize,
     },
     /// What waited comes late.
@@ -93,59 +99,61 @@ pub(super) enum Step {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Lead {
-    epoch: Epoch,
-    generation: u64,
-    open: bool,
-    pending: Option<u8>,
-    draining: Option<OpId>,
+pub(super) struct Lead {
+    pub epoch: Epoch,
+    pub generation: u64,
+    pub open: bool,
+    pub pending: Option<u8>,
+    pub draining: Option<OpId>,
 }
 
 #[derive(Clone, Debug)]
-struct Member {
-    control: Option<Control>,
-    kept: Option<VoterState>,
+pub(super) struct Member {
+    pub control: Option<Control>,
+    pub kept: Option<VoterState>,
     /// Before its last step: for a mutant that answers before it keeps.
-    kept_before: Option<VoterState>,
-    log: RegionLog,
-    generation: u64,
-    lead: Option<Lead>,
-    following: Option<(Epoch, RegionName)>,
-    promoting: Option<(Epoch, Promotion)>,
-    fetching: Option<(RegionName, LogEnd)>,
-    clock: u64,
-    lives: u64,
-    gate_from_reply: u64,
-    hash: u64,
+    pub kept_before: Option<VoterState>,
+    pub log: RegionLog,
+    pub generation: u64,
+    pub lead: Option<Lead>,
+    pub following: Option<(Epoch, RegionName)>,
+    pub promoting: Option<(Epoch, Promotion)>,
+    pub fetching: Option<(RegionName, LogEnd)>,
+    pub clock: u64,
+    pub lives: u64,
+    pub gate_from_reply: u64,
+    pub hash: u64,
 }
 
 /// What has happened, for those who judge.
 #[derive(Clone, Debug, Default, Hash)]
-struct Truth {
-    elected: Vec<(u64, usize)>,
-    opened: Vec<(u64, usize)>,
-    acked: Vec<(u8, u64)>,
-    lost: Vec<u8>,
+pub(super) struct Truth {
+    pub elected: Vec<(u64, usize)>,
+    pub opened: Vec<(u64, usize)>,
+    pub acked: Vec<(u8, u64)>,
+    pub lost: Vec<u8>,
 }
 
 #[derive(Clone, Debug, Default, Hash)]
-struct Used {
+pub(super) struct Used {
     losses: u8,
     held: u8,
     crashes: u8,
     drift: u8,
     commits: u8,
     orders: u8,
+    /// So much of the script.
+    script: u8,
 }
 
 #[derive(Clone, Debug)]
 pub(super) struct State {
-    members: Vec<Arc<Member>>,
-    links: Vec<VecDeque<Arc<ControlMessage>>>,
+    pub members: Vec<Arc<Member>>,
+    pub links: Vec<VecDeque<Arc<ControlMessage>>>,
     /// Links that are held, a bit each.
-    held: u32,
-    truth: Truth,
-    used: Used,
+    pub held: u32,
+    pub truth: Truth,
+    pub used: Used,
 }
 
 /// What does not change in a search.
@@ -172,22 +180,22 @@ impl Rules {
         Rules { regions: bounds.regions, who: names.iter().chain(&witness).map(who).collect(), bounds, mutant }
     }
 
-    fn index(&self, name: &RegionName) -> usize {
+    pub(super) fn index(&self, name: &RegionName) -> usize {
         self.who.iter().position(|w| w.name == *name).expect("BUG: a member")
     }
 
-    fn link(&self, from: usize, to: usize) -> usize {
+    pub(super) fn link(&self, from: usize, to: usize) -> usize {
         from * self.who.len() + to
     }
 
-    fn order(&self, no: usize) -> (usize, Order) {
+    pub(super) fn order(&self, no: usize) -> (usize, Order) {
         let (at, kind) = self.bounds.orders[no].clone();
         let id = OpId(no as u128 + 1);
         (at, Order { id, kind, dry_run: false, timeout_ms: 4000, at_epoch: None, actor: String::new() })
     }
 }
 
-fn now(member: &Member) -> Instant {
+pub(super) fn now(member: &Member) -> Instant {
     Instant { ns: member.clock * u64::try_from(TICK.as_nanos()).expect("BUG: a second") }
 }
 
@@ -240,7 +248,13 @@ impl State {
     pub fn steps(&self, rules: &Rules) -> Vec<Step> {
         let (n, b, used) = (rules.who.len(), &rules.bounds, &self.used);
         let lives = |m: usize| self.members[m].control.is_some();
+        let due = self.due(rules);
         let mut steps = Vec::new();
+        if let Some((fault, _)) = b.script.get(usize::from(used.script)).filter(|(_, midst)| due.is_none() || *midst)
+            && !matches!(fault, Step::Dies { m, .. } if !lives(*m))
+        {
+            steps.push(*fault);
+        }
         if used.crashes < b.crashes {
             for m in (0..n).filter(|m| lives(*m)) {
                 steps.extend([Step::Dies { m, silent: false }, Step::Dies { m, silent: true }]);
@@ -251,7 +265,7 @@ impl State {
             let held = |(from, to): (usize, usize)| self.is_held(rules, from, to);
             steps.extend(links.filter(|link| !held(*link)).map(|(from, to)| Step::Held { from, to }));
         }
-        if let Some(due) = self.due(rules) {
+        if let Some(due) = due {
             if let (Step::Arrives { from, to }, true) = (due, used.losses < b.losses) {
                 steps.push(Step::Lost { from, to });
             }
@@ -261,9 +275,11 @@ impl State {
         if used.held < b.held {
             steps.extend((0..n).map(|m| Step::Alone { m }));
         }
-        if self.held != 0 {
+        if self.held != 0 && b.script.is_empty() {
             steps.push(Step::LetGo);
         }
+        // What a script leads to is looked at by what is written then.
+        let written = b.script.iter().skip(used.script.into()).all(|(fault, _)| *fault == Step::LetGo);
         steps.push(Step::Tick { slow: None });
         if used.drift < b.drift {
             steps.extend((0..n).map(|m| Step::Tick { slow: Some(m) }));
@@ -276,7 +292,9 @@ impl State {
             if let Some(lead) = self.members[m].lead.filter(|l| l.open) {
                 match lead.pending {
                     Some(_) => steps.push(Step::Acknowledges { m }),
-                    None if lead.draining.is_none() && used.commits < b.commits && self.gate(rules, m) => steps.push(Step::Writes { m }),
+                    None if lead.draining.is_none() && written && used.commits < b.commits && self.gate(rules, m) => {
+                        steps.push(Step::Writes { m })
+                    }
                     None => {}
                 }
             }
@@ -289,7 +307,7 @@ impl State {
         steps
     }
 
-    fn is_held(&self, rules: &Rules, from: usize, to: usize) -> bool {
+    pub(super) fn is_held(&self, rules: &Rules, from: usize, to: usize) -> bool {
         self.held & (1 << rules.link(from, to)) != 0
     }
 
@@ -328,7 +346,7 @@ impl State {
         rules.index(primary) == from && may && ships && s.promoting.is_none() && s.lead.is_none() && s.log.end() != p.log.end()
     }
 
-    fn gate(&self, rules: &Rules, m: usize) -> bool {
+    pub(super) fn gate(&self, rules: &Rules, m: usize) -> bool {
         let member = &self.members[m];
         let (Some(lead), Some(control)) = (&member.lead, &member.control) else { return false };
         if !lead.open {
@@ -351,11 +369,12 @@ impl State {
         Ok(next)
     }
 
-    fn member(&mut self, m: usize) -> &mut Member {
+    pub(super) fn member(&mut self, m: usize) -> &mut Member {
         Arc::make_mut(&mut self.members[m])
     }
 
     fn happens(&mut self, rules: &Rules, step: Step) -> Result<(), String> {
+        self.used.script += u8::from(rules.bounds.script.get(usize::from(self.used.script)).is_some_and(|(next, _)| *next == step));
         match step {
             Step::Arrives { from, to } => {
                 let message = self.links[rules.link(from, to)].pop_front().expect("BUG: it is on its way");
@@ -381,6 +400,20 @@ impl State {
                 for o in (0..rules.who.len()).filter(|o| *o != m) {
                     self.held |= 1 << rules.link(o, m) | 1 << rules.link(m, o);
                 }
+                Ok(())
+            }
+            Step::Instead { m } => {
+                let (n, before) = (rules.who.len(), self.held);
+                self.held = 0;
+                self.happens(rules, Step::Alone { m })?;
+                for link in (0..n * n).filter(|link| (before & !self.held) & (1 << link) != 0) {
+                    self.links[link].clear();
+                }
+                Ok(())
+            }
+            Step::Mute { m } => {
+                self.used.held += 1;
+                self.held = (0..rules.who.len()).filter(|o| *o != m).fold(0, |held, o| held | 1 << rules.link(m, o));
                 Ok(())
             }
             Step::LetGo => {
@@ -480,235 +513,9 @@ impl State {
         }
     }
 
-    fn starts(&mut self, rules: &Rules, m: usize) -> Result<(), String> {
-        let member = self.member(m);
-        member.lives += 1;
-        let mut kept = member.kept.clone();
-        let restarts = member.lives > 1;
-        if let Some(state) = kept.as_mut().filter(|_| restarts) {
-            match rules.mutant {
-                Some(RoleMutant::VotesAfterRestart) => state.grant_ms_max = 0,
-                Some(RoleMutant::VoterLosesState) => {
-                    let voters = VoterSet { heard: Vec::new(), ..state.voters.clone() };
-                    let first = state.chain.entries().first().cloned();
-                    *state = VoterState::joining(state.lineage, voters);
-                    if let Some(entry) = first {
-                        state.chain.insert(entry).expect("BUG: an empty chain takes anything");
-                    }
-                }
-                Some(RoleMutant::ResumesSealed) => {
-                    let own = state.chain.top().filter(|t| t.region == rules.who[m].name && t.epoch == state.sealed).map(|t| t.epoch);
-                    if let Some(epoch) = own {
-                        (state.sealed, state.released, state.promised) = (Epoch(0), Epoch(0), epoch);
-                        (state.voted_for, state.handed_to) = (None, None);
-                    }
-                }
-                _ => {}
-            }
-        }
-        let prng = Prng::new((m as u64) << 32 | member.lives);
-        let control = Control::new(rules.who[m].clone(), kept, now(member), prng);
-        member.control = Some(control);
-        if m < rules.regions { self.log_moved(rules, m) } else { self.input(rules, m, Input::Timeout) }
-    }
-
-    fn log_moved(&mut self, rules: &Rules, m: usize) -> Result<(), String> {
-        let log = &self.members[m].log;
-        let position = LogPosition { end: log.end(), history: log.history().clone(), covers: None };
-        self.input(rules, m, Input::Log(position))
-    }
-
-    fn taken(&mut self, rules: &Rules, m: usize) -> Result<(), String> {
-        let member = self.member(m);
-        let Some((epoch, how)) = member.promoting.take() else { return Ok(()) };
-        member.generation += 1;
-        let generation = member.generation * 8 + m as u64;
-        let kind = match &how {
-            Promotion::Begin { entry } => {
-                if !member.log.holds(&entry.base) {
-                    return Err(format!("S3: r{m} is to begin behind {}, which its log does not hold", entry.base));
-                }
-                member.log.cut(entry.base.seq);
-                Kind::EpochStart
-            }
-            Promotion::Resume => Kind::GenerationStart,
-        };
-        member.lead = Some(Lead { epoch, generation, open: false, pending: None, draining: None });
-        append(member, epoch, generation, kind);
-        let start = member.log.end();
-        self.log_moved(rules, m)?;
-        self.input(rules, m, Input::Promoted { epoch, start })
-    }
-
-    /// Hands one input in and does what comes out, until nothing does.
-    fn input(&mut self, rules: &Rules, m: usize, input: Input) -> Result<(), String> {
-        let mut todo = VecDeque::from([input]);
-        if self.members[m].control.is_none() {
-            return Ok(());
-        }
-        let before = self.members[m].kept.clone();
-        while let Some(input) = todo.pop_front() {
-            let member = self.member(m);
-            let at = now(member);
-            let Some(control) = &mut member.control else { break };
-            control.handle(at, UnixMicros(0), input);
-            while let Some(output) = self.member(m).control.as_mut().and_then(Control::poll_output) {
-                self.perform(rules, m, output, &mut todo)?;
-            }
-        }
-        let member = self.member(m);
-        if rules.mutant == Some(RoleMutant::AnswersBeforeKept) && member.kept != before {
-            member.kept_before = before;
-        }
-        self.rehash(m);
-        Ok(())
-    }
-
-    fn perform(&mut self, rules: &Rules, m: usize, output: Output, todo: &mut VecDeque<Input>) -> Result<(), String> {
-        match output {
-            Output::Send { to, message } => {
-                let to = rules.index(&to);
-                if let (Some(RoleMutant::NoMajority), ControlMessage::Vote(vote)) = (rules.mutant, &message) {
-                    let forged = self.forged_vote(m, vote);
-                    todo.push_back(Input::Message { from: rules.who[to].name.clone(), message: forged });
-                }
-                // What is told again and again, and decides nothing here, is lost on its way.
-                let waits = self.is_held(rules, m, to);
-                let link = &mut self.links[rules.link(m, to)];
-                if !matches!(message, ControlMessage::Ledger(_)) && (!waits || link.len() < LINK_MAX) && self.members[to].control.is_some()
-                {
-                    link.push_back(Arc::new(message));
-                }
-            }
-            Output::Persist { token, state } => {
-                let known = self.members[m].kept.as_ref().map_or(Epoch(0), |s| s.promised);
-                if state.promised < known && rules.mutant.is_none() {
-                    return Err(format!("S1: member {m} promised epoch {known} and then stood at {}", state.promised));
-                }
-                self.member(m).kept = Some(*state);
-                todo.push_back(Input::Persisted { token });
-            }
-            Output::Lease { .. } => {
-                let member = self.member(m);
-                member.gate_from_reply = member.clock + 2;
-            }
-            Output::Touch => todo.push_back(Input::CommitPathMoved),
-            Output::Drain { op, .. } => {
-                let lead = self.member(m).lead.as_mut();
-                match lead {
-                    Some(lead) if lead.pending.is_some() => lead.draining = Some(op),
-                    _ => todo.push_back(Input::Drained { op }),
-                }
-            }
-            Output::Undrain { .. } => {
-                if let Some(lead) = &mut self.member(m).lead {
-                    lead.draining = None;
-                }
-            }
-            Output::Seal { op, epoch, .. } => {
-                let member = self.member(m);
-                let Some(generation) = member.lead.filter(|l| l.epoch == epoch).map(|l| l.generation) else { return Ok(()) };
-                let at = append(member, epoch, generation, Kind::Handover);
-                let log = LogPosition { end: at, history: member.log.history().clone(), covers: None };
-                todo.extend([Input::Log(log), Input::Sealed { op, at }]);
-            }
-            Output::CatchUp { from, up_to } => self.member(m).fetching = Some((from, up_to)),
-            Output::Promote { epoch, how } => {
-                if let Promotion::Begin { entry } = &how {
-                    self.elected(m, entry)?;
-                }
-                let member = self.member(m);
-                (member.lead, member.following, member.promoting) = (None, None, Some((epoch, how)));
-            }
-            Output::Open { epoch } => self.opened(rules, m, epoch)?,
-            Output::Follow { epoch, primary } => {
-                let keeps = rules.mutant == Some(RoleMutant::ReceivesOldEpoch) && primary.is_none();
-                let member = self.member(m);
-                (member.lead, member.promoting) = (None, None);
-                if !keeps {
-                    member.following = primary.map(|p| (epoch, p));
-                }
-            }
-            Output::Verify { op, .. } => todo.push_back(Input::Verified { op, outcome: Ok(()) }),
-            Output::LeaseLost { .. } => self.member(m).gate_from_reply = 0,
-            Output::Members(_)
-            | Output::Leaving { .. }
-            | Output::CommitRule { .. }
-            | Output::OpMoved(_)
-            | Output::Failover(_)
-            | Output::Note { .. } => {}
-        }
-        Ok(())
-    }
-
-    fn forged_vote(&self, m: usize, vote: &crate::control::message::Vote) -> ControlMessage {
-        let state = self.members[m].control.as_ref().and_then(Control::state).expect("BUG: it asks for votes");
-        ControlMessage::Voted(Box::new(crate::control::message::Voted {
-            epoch: vote.epoch,
-            round: vote.round,
-            voters: state.voters.clone(),
-            voters_next: state.voters_next.clone(),
-            chain: state.chain.clone(),
-            pending: Vec::new(),
-            log: None,
-            seen: Default::default(),
-            sync: state.sync,
-            auto: state.auto,
-        }))
-    }
-
-    // ---- what must hold -------------------------------------------------------------------------------------------------
-
-    fn elected(&mut self, m: usize, entry: &EpochEntry) -> Result<(), String> {
-        match self.truth.elected.iter().find(|(e, _)| *e == entry.epoch.0) {
-            Some((e, other)) if *other != m => Err(format!("S1: epoch {e} was won by member {other} and by member {m}")),
-            Some(_) => Ok(()),
-            None => {
-                self.truth.elected.push((entry.epoch.0, m));
-                self.truth.elected.sort_unstable();
-                Ok(())
-            }
-        }
-    }
-
-    fn opened(&mut self, rules: &Rules, m: usize, epoch: Epoch) -> Result<(), String> {
-        if let Some(o) = (0..rules.regions).find(|o| *o != m && self.gate(rules, *o)) {
-            return Err(format!("S2: member {m} opens in epoch {epoch} while member {o} can write"));
-        }
-        if let Some(lead) = self.member(m).lead.as_mut().filter(|l| l.epoch == epoch) {
-            lead.open = true;
-        }
-        let member = Arc::clone(&self.members[m]);
-        let state = member.control.as_ref().and_then(Control::state).expect("BUG: it reigns");
-        let entry = state.chain.get(epoch).expect("BUG: it reigns");
-        let has: Vec<u8> = member.log.commits().map(|id| u8::try_from(id).expect("BUG: few commits")).collect();
-        if let Some(id) = self.truth.lost.iter().find(|id| has.contains(id)) {
-            return Err(format!("S8: commit {id} was lost and is back in epoch {epoch}"));
-        }
-        let gone: Vec<u8> =
-            self.truth.acked.iter().map(|(id, _)| *id).filter(|id| !has.contains(id) && !self.truth.lost.contains(id)).collect();
-        if let Some(id) = gone.first() {
-            let path = state.chain.path(epoch);
-            let consented = path.iter().any(|e| matches!(e.kind, ReignKind::Unplanned | ReignKind::Unproven) && e.op.is_some());
-            if entry.kind == ReignKind::Planned {
-                return Err(format!("S6: epoch {epoch} is planned and lost commit {id}"));
-            }
-            if !consented {
-                return Err(format!("S5: epoch {epoch} ({:?}) lost commit {id}, and nobody agreed", entry.kind));
-            }
-        }
-        self.truth.lost.extend(gone);
-        self.truth.lost.sort_unstable();
-        if !self.truth.opened.contains(&(epoch.0, m)) {
-            self.truth.opened.push((epoch.0, m));
-            self.truth.opened.sort_unstable();
-        }
-        Ok(())
-    }
-
     // ---- which state this is --------------------------------------------------------------------------------------------
 
-    fn rehash(&mut self, m: usize) {
+    pub(super) fn rehash(&mut self, m: usize) {
         let member = self.member(m);
         let mut bytes = member.control.as_ref().map(|c| c.canonical(TICK)).unwrap_or_default();
         bytes.extend(member.kept.as_ref().filter(|_| member.control.is_none()).map(VoterState::encode).unwrap_or_default());
@@ -741,9 +548,10 @@ impl State {
 
     /// What has to happen next, when nothing else can.
     pub fn only(&self, rules: &Rules) -> Option<Step> {
-        let faults =
-            self.used.crashes < rules.bounds.crashes || self.used.held < rules.bounds.held || self.used.losses < rules.bounds.losses;
-        if faults { None } else { self.due(rules) }
+        let (b, used) = (&rules.bounds, &self.used);
+        let strikes = used.crashes < b.crashes || used.held < b.held;
+        let scripted = b.script.get(usize::from(used.script)).is_some_and(|(_, midst)| *midst);
+        if strikes || scripted || used.losses < b.losses { None } else { self.due(rules) }
     }
 
     /// No further than this: an epoch beyond the bound was promised.
@@ -756,12 +564,6 @@ impl State {
     pub fn reigns(&self) -> usize {
         self.truth.opened.len()
     }
-}
-
-fn append(member: &mut Member, epoch: Epoch, generation: u64, kind: Kind) -> LogEnd {
-    let end = member.log.append(epoch, generation, kind);
-    member.log.settle(end.seq);
-    end
 }
 
 /// Seeded by nothing: the same in every process.

@@ -220,7 +220,8 @@ fn a_torn_tail_ends_where_it_tore() {
     for seed in 0..300 {
         let disk = disk(seed);
         let mut world = World::founded(1);
-        for _ in 0..10 {
+        // More and less, so that the last batch does not always begin a new file.
+        for _ in 0..4 + seed % 8 {
             world.write();
         }
         let mut copy = open(&disk);
@@ -240,7 +241,7 @@ fn a_torn_tail_ends_where_it_tore() {
         let mut copy = open(&disk);
         let end = copy.state().end;
         assert!(end.seq >= acked.seq);
-        ends.insert(end.seq);
+        ends.insert(end.seq.0 - acked.seq.0);
         let kept = usize::try_from(end.seq.0).unwrap();
         assert_eq!(whole_log(&mut copy), world.frames[..kept]);
         // It goes on from there, and what was torn never comes back.

@@ -51,10 +51,8 @@ fn damage_in_what_was_synced_is_never_taken_for_the_end() {
 
 /// What is durable on `disk`, on a disk of its own.
 fn clone_disk(disk: &SimDisk) -> Arc<SimDisk> {
-    let new = SimDisk::new(9);
+    let new = disk.fork(9);
     for name in disk.list().unwrap() {
-        let bytes = disk.read(&name, 0, usize::MAX).unwrap();
-        new.write(&name, 0, &[bytes]).unwrap();
         new.sync(&name).unwrap();
     }
     Arc::new(new)

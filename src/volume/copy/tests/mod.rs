@@ -3,6 +3,7 @@
 mod crash;
 mod damage;
 mod place;
+mod reclaim;
 mod rewind;
 mod rules;
 mod scrub;

@@ -178,7 +178,7 @@ fn an_order_is_carried_out_once_whatever_came_since() {
 }
 
 #[test]
-fn what_cannot_be_gone_back_to_is_refused_and_changes_nothing() {
+fn what_cannot_be_gone_back_to_is_refused_and_cuts_nothing() {
     let disk = disk(4);
     let mut world = World::founded(4);
     for _ in 0..80 {
@@ -197,14 +197,49 @@ fn what_cannot_be_gone_back_to_is_refused_and_changes_nothing() {
     }
     assert!(copy.pages().first_readable() > Lsn(0), "something was folded");
     let before = copy.state();
-    let folded = goes_back(&world, 1, world.frames[point(&world, 0.1)].log_end());
+    let at = point(&world, 0.1);
+    let folded = goes_back(&world, 1, world.frames[at].log_end());
     let elsewhere = goes_back(&world, 2, LogEnd { checksum: 1, ..world.frames[point(&world, 0.9)].log_end() });
     let nothing = goes_back(&world, 3, LogEnd::EMPTY);
-    for (order, why) in [(folded, "folded"), (elsewhere, "no consistency point"), (nothing, "nothing would be left")] {
+    for (order, why) in [(elsewhere, "no consistency point"), (nothing, "nothing would be left")] {
         let replies = drive(&mut copy, vec![order]);
         assert!(matches!(&replies[..], [CopyReply::RewindRefused { reason, .. }] if reason.contains(why)), "{replies:?}");
     }
     assert_eq!(copy.state(), before);
+    let replies = drive(&mut copy, vec![folded.clone(), folded.clone()]);
+    let [CopyReply::TailKept { reason, state, .. }, CopyReply::TailKept { state: again, .. }] = &replies[..] else { panic!("{replies:?}") };
+    assert!(reason.contains("folded"), "{reason}");
+    let kept = CopyState { archives: state.archives.clone(), ..before };
+    assert_eq!((state, again), (&kept, &kept), "nothing but the archive is new");
+    archive_has(&disk, &world, at, "kept");
+    disk.crash();
+    disk.restart();
+    let mut copy = open(&disk);
+    assert_eq!((copy.state().end, copy.state().archives), (kept.end, kept.archives));
+    // It is copied afresh, and the order comes late once more: what lies here now is no tail.
+    let new = other(&world, at + 1, 30);
+    let seeded_at = new.end();
+    let (pages, base, generation) = (new.pages(seeded_at.end_lsn), new.seeded().1, new.generation);
+    let seed = [
+        CopyRequest::SeedBegin { generation, step: 0, base },
+        CopyRequest::SeedPages { generation, step: 1, pages },
+        CopyRequest::SeedEnd { generation, steps: 1 },
+    ];
+    let replies = drive(&mut copy, seed.into());
+    assert_eq!(acknowledged(&replies), Some(seeded_at), "{replies:?}");
+    let archives = copy.state().archives;
+    let CopyRequest::Rewind { number, archive, at: point_of, reign, .. } = folded else { unreachable!() };
+    let replies = drive(&mut copy, vec![CopyRequest::Rewind { generation, number, archive, at: point_of, reign }]);
+    assert!(matches!(replies[..], [CopyReply::RewindRefused { .. }]), "{replies:?}");
+    assert_eq!(copy.state().archives, archives);
+    archive_has(&disk, &world, at, "after it was copied afresh");
+    disk.crash();
+    disk.restart();
+    let mut copy = open(&disk);
+    archive_has(&disk, &world, at, "and after a crash");
+    drive(&mut copy, vec![new.append(Vec::new(), new.end())]);
+    new.check_pages(&copy, new.end().end_lsn);
+    let world = new;
     // Behind: it says so, and outranks nobody.
     let behind = LogEnd { seq: Seq(world.end().seq.0 + 9), ..world.end() };
     let replies = drive(&mut copy, vec![goes_back(&world, 4, behind)]);

@@ -449,3 +449,34 @@ fn what_is_late_of_an_older_seed_is_no_part_of_a_newer_one_and_an_append_ends_a_
     assert!(matches!(replies[..], [CopyReply::SeedLost { .. }]), "{replies:?}");
     assert_eq!(copy.state().end, world.end());
 }
+
+#[test]
+fn a_copy_whose_full_memtable_became_a_layer_tells_how_far_its_pages_are() {
+    let world = World::sized(77, 300);
+    let mut copy = open(&disk(77));
+    drive(&mut copy, vec![CopyRequest::Raise { generation: world.generation }]);
+    let mut replies = Vec::new();
+    for frames in world.frames.chunks(4) {
+        copy.handle(world.append(frames.to_vec(), frames[frames.len() - 1].log_end()), &mut replies);
+        copy.flush(&mut replies);
+        while copy.ingest(&mut replies) {}
+    }
+    // Two memtables are full, nobody writes them, and nothing more becomes pages.
+    let stuck = copy.pages().ingested();
+    assert!(stuck < world.end().end_lsn);
+    replies.clear();
+    while copy.ingest(&mut replies) {}
+    assert!(replies.is_empty(), "nothing moved: {replies:?}");
+
+    while copy.pages().ingested() < world.end().end_lsn {
+        let job = copy.background_job().expect("a memtable is to be written");
+        copy.finish(job.run(), &mut replies);
+        replies.clear();
+        while copy.ingest(&mut replies) {}
+        let told =
+            replies.iter().find_map(|r| if let CopyReply::Appended { end, ingested, .. } = r { Some((*end, *ingested)) } else { None });
+        let now = copy.pages().ingested();
+        assert!(told.is_none_or(|told| told == (world.end(), now)), "{told:?}, and its pages are up to {now}");
+        assert!(told.is_some() || now == stuck, "it went on from {stuck} to {now} and nobody heard");
+    }
+}

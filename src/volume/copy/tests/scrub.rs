@@ -116,7 +116,7 @@ fn a_lost_write_is_found_and_told_apart() {
             "log" => {
                 let name = disk.list().unwrap().into_iter().filter(|n| n.starts_with("log-")).max().unwrap();
                 let mut bytes = used(&disk, &name);
-                let last = world.frames[all - 1].bytes().len();
+                let last = usize::try_from(record::frames_bytes(&*disk, &world.frames[all - 1..])).unwrap();
                 let keep = bytes.len() - last;
                 bytes[keep..].fill(0);
                 back(&name, Bytes::from(bytes));
