@@ -9,7 +9,8 @@ use super::chain::{EpochEntry, ReignKind};
 use super::elect::{Heard, NoOutcome, Outcome, covered_by, covered_by_rule, describe};
 use super::machine::Control;
 use super::message::{ControlMessage, Handover, Round, Stands, Vote, Voted};
-use super::types::{AutoFailover, Consent, OpId, Phase};
+use super::orders::list;
+use super::types::{AutoFailover, Consent, OpId, Phase, VoterSet};
 use crate::base::{Epoch, Instant, LogEnd, RegionName};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -162,7 +163,7 @@ impl Control {
         if self.was_last_primary() {
             return Some(self.not_before);
         }
-        if self.auto_failover() == AutoFailover::Off || self.is_unproven() {
+        if self.auto_failover() == AutoFailover::Off || self.is_unproven() || self.is_leaving(&self.who.name) {
             return None;
         }
         // Looked around for before the voters' grants end, so that no time is lost when they do.
@@ -228,13 +229,30 @@ impl Control {
             let reason = format!("{alive} answers: it is not down. Use: parhelion switchover --to {}", self.who.name);
             return self.campaign_refused(reason);
         }
-        if self.st().voters.version < stands.values().map(|s| s.voters.version).max().unwrap_or(0) {
-            return self.rest("another member knows newer voters; waiting to hear of them from the primary");
+        if let Some((member, newer)) =
+            stands.iter().max_by_key(|(_, s)| s.voters.version).filter(|(_, s)| s.voters.version > self.st().voters.version)
+        {
+            return self.take_newer_voters(&member.clone(), newer.voters.clone());
         }
         let heard: BTreeMap<RegionName, Heard> = stands.iter().map(|(r, s)| (r.clone(), Heard::from(s))).collect();
         let highest = stands.values().flat_map(|s| [Some(s.promised), s.chain.top().map(|e| e.epoch)]).flatten().max();
         let outcome = self.weigh(&heard);
         self.look_done(wait, outcome, highest.unwrap_or(Epoch(0)));
+    }
+
+    /// A change of the voters was agreed on that this member has not heard of, and whoever agreed on it may never tell it (seed 564 of roles). What
+    /// majorities agreed on counts, whoever tells it; what an operator's word alone made the voters is told by whoever reigns by it.
+    fn take_newer_voters(&mut self, member: &RegionName, newer: VoterSet) {
+        let state = self.state.as_mut().expect("BUG: a campaign without a state");
+        if newer.version - state.voters.version >= FORCED_AHEAD {
+            return self.rest("another member knows newer voters; waiting to hear of them from the primary");
+        }
+        let what = format!("{member} knows that the voters are {} by now (version {})", list(&newer.voters), newer.version);
+        state.voters = newer;
+        state.voters_next = None;
+        self.keep();
+        self.rest(&what);
+        self.take_members();
     }
 
     /// How long until a majority may vote, by what they say.
@@ -437,6 +455,9 @@ impl Control {
         let enough = self.is_forced() || self.is_majority(|v| campaign.votes.contains_key(v));
         if !campaign.votes.contains_key(&self.who.name) || !enough || self.is_beside_a_word() {
             return;
+        }
+        if !self.is_forced() && matches!(campaign.why, Why::Failover { .. } | Why::Auto { .. }) && self.is_leaving(&self.who.name) {
+            return self.campaign_refused(self.leaving_sentence(&self.who.name));
         }
         let outcome = match self.weigh(&campaign.votes) {
             Ok(outcome) => outcome,

@@ -513,7 +513,8 @@ impl Control {
         let Some(top) = state.chain.top() else { return };
         if top.region == self.who.name && state.promised == top.epoch && state.sealed < top.epoch {
             let top = top.clone();
-            if self.lost.is_none() {
+            // Somebody told it before the restart that it was taken out: whoever votes alone would ask nobody else (seed 300642 of roles).
+            if self.lost.is_none() && self.out().is_none() {
                 self.resume(top);
             }
         } else if top.region != self.who.name {

@@ -193,8 +193,22 @@ impl Control {
         let alone = state.voters.voters == [name.clone()] && !refused.is_empty();
         (enough || alone).then(|| {
             let by: Vec<RegionName> = refused.iter().cloned().collect();
+            // By a word of an operator that was not true; which history is to go on only an operator can say.
+            if let Some(other) = by.iter().find(|r| state.voters.members.as_ref().is_some_and(|m| m.removed_with(r).is_some())) {
+                return format!(
+                    "{other} and {name} took each other out of the global cluster, and neither writes. At the one that is to go on: \
+                     parhelion force-new-lineage --survivors REGION --i-confirm-old-primary-is-stopped=OTHER; then invite the other one"
+                );
+            }
             format!("{} say that {name} was taken out of the global cluster; it serves nothing. To bring it back: {back}", list(&by))
         })
+    }
+
+    /// A change of the members that was begun, and may have been agreed on, takes this region out. It does not take over: its first act would
+    /// be to leave, before anybody heard of it (seed 564 of roles).
+    pub(super) fn is_leaving(&self, region: &RegionName) -> bool {
+        let next = self.state.as_ref().and_then(|s| s.voters_next.as_ref()).and_then(|n| n.members.as_ref());
+        next.is_some_and(|m| m.removed_with(region).is_some())
     }
 
     /// The voters changed, or their change: whoever they speak with follows.

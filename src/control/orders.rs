@@ -269,6 +269,9 @@ impl Control {
             return self.refuse_new(&order, format!("{} is the primary already, of epoch {}", self.who.name, holder.epoch()));
         }
         let alone = self.is_unproven() && !self.st().voters.contains(&self.who.name);
+        if !alone && self.is_leaving(&self.who.name) {
+            return self.refuse_new(&order, self.leaving_sentence(&self.who.name));
+        }
         let voter = self.st().voters.voters.first().cloned();
         if alone && (primary_is_down != voter.as_ref() || !consent.allow_data_loss) {
             let voter = voter.map_or_else(|| "the primary".to_owned(), |v| v.to_string());
@@ -296,6 +299,10 @@ impl Control {
         self.campaign_for(Why::Failover { op, consent, actor, forced: alone }, Some(deadline), self.now);
     }
 
+    pub(super) fn leaving_sentence(&self, region: &RegionName) -> String {
+        format!("{region} is being taken out of the global cluster and does not take over; order it for another region")
+    }
+
     // ---- the primary's half of a switchover -----------------------------------------------------------------------------
 
     fn switchover(&mut self, order: Order, to: RegionName) {
@@ -316,6 +323,9 @@ impl Control {
         if !self.who.regions.contains(&to) {
             let witness = if self.who.witness.as_ref() == Some(&to) { " (a witness has no data)" } else { "" };
             return self.refuse_new(&order, format!("'{to}' cannot be a primary{witness}; the regions are {}", list(&self.who.regions)));
+        }
+        if self.is_leaving(&to) {
+            return self.refuse_new(&order, self.leaving_sentence(&to));
         }
         let round = self.next_round();
         let until = self.now + Duration::from_millis(order.timeout_ms);

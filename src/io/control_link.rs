@@ -360,13 +360,15 @@ impl PeerState {
     fn view(&self) -> PeerView {
         let newest = self.newest();
         let at = self.at.lock();
+        // A connection that ended a moment ago, which nobody has taken away yet.
+        let just_ended = || at.connections.last().and_then(|c| c.connection.close_reason()).map(|e| sentence(&self.peer.name, &e));
         PeerView {
             name: self.peer.name.clone(),
             subject: self.peer.subject,
             up: newest.is_some(),
             since: at.since,
+            trouble: if newest.is_none() { at.trouble.clone().or_else(just_ended) } else { None },
             rtt: newest.map(|c| c.connection.rtt()),
-            trouble: at.trouble.clone(),
             sent: self.sent.load(Ordering::Relaxed),
             received: self.received.load(Ordering::Relaxed),
             dropped: self.dropped.load(Ordering::Relaxed),

@@ -193,8 +193,8 @@ impl World {
                 if let Some((lineage, durable)) = proves {
                     self.at(now, What::Node { region: r, incarnation, event: Event::CopyProves { copy: c, lineage, durable } });
                 }
-                // As in `io`: it is moved aside once the volume serves without it, and rebuilt from its peers.
-                if self.regions[r].node.as_ref().is_some_and(crate::node::Node::is_readable) {
+                // As in `io`: it is moved aside once recovery goes on without it, and rebuilt from its peers.
+                if self.regions[r].node.as_ref().is_some_and(crate::node::Node::rebuilds_copies) {
                     self.wipe(r, c);
                 }
                 let after = self.delays.between(50 * MS, 600 * MS);

@@ -96,6 +96,10 @@ impl Truth {
         self.forsworn.insert(region.clone());
     }
 
+    pub fn was_forsworn(&self) -> bool {
+        !self.forsworn.is_empty()
+    }
+
     /// Whether the first that reigned after `epoch` in another region did so by an operator's word that was not true.
     fn is_beside(&self, epoch: Epoch) -> bool {
         let Some(region) = self.elected.get(&epoch).filter(|r| self.forsworn.contains(*r)) else { return false };

@@ -391,9 +391,19 @@ impl World {
         }
     }
 
+    /// By a word of the operator that was not true; both say so, and what helps.
+    fn took_each_other_out(&self) -> bool {
+        let says =
+            |m: &super::member::Member| m.control.as_ref().and_then(|c| c.out()).is_some_and(|why| why.contains("force-new-lineage"));
+        self.truth.was_forsworn() && self.members[..self.regions].iter().all(says)
+    }
+
     /// Everything is well since two minutes: what must have come about.
     fn at_rest(&mut self, ends: u64, settled_epochs: usize) -> Result<(), String> {
         let open: Vec<usize> = (0..self.regions).filter(|m| self.members[*m].gate_open(self.now, None)).collect();
+        if open.is_empty() && self.took_each_other_out() {
+            return Ok(()); // which history goes on an operator has to say
+        }
         let [primary] = open[..] else {
             let views: Vec<String> = self
                 .members
