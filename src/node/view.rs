@@ -4,7 +4,7 @@
 
 use super::report::{self, CopyReport, OperatorEvent, RegionReport, RegionState, Role};
 use super::{Effect, Node, Stage};
-use crate::base::{Epoch, Instant, LogEnd, UnixMicros};
+use crate::base::{Epoch, Instant, LogEnd, Lsn, UnixMicros};
 use crate::control::OpId;
 use crate::volume::{CopyHealth, HeldBy, VolumePhase};
 
@@ -128,7 +128,7 @@ impl Node {
             reported_at: wall,
             written_lsn: self.appender.end().end_lsn,
             durable_lsn: vdl.end_lsn,
-            visible_lsn: if role == Role::Secondary { self.follower.visible() } else { vdl.end_lsn },
+            visible_lsn: self.visible_lsn(role, vdl),
             oldest_read_view_lsn: self.oldest_pin.min(vdl.end_lsn),
             disconnected_since: if role == Role::Secondary { self.follower.disconnected_since() } else { None },
             lag: if role == Role::Secondary { self.follower.lag(now, wall) } else { report::LagReport::default() },
@@ -141,6 +141,16 @@ impl Node {
             control: self
                 .control_view(now)
                 .map(|view| Box::new(report::ControlReport::of(&self.who.region, &view, self.ledger(), Some(self.rules())))),
+        }
+    }
+
+    /// Behind a way back the head is told, and says a moment later that it is there: until then it sees more than there is (seed 820066 of moves).
+    /// While a volume is seeded anew it sees the old one.
+    fn visible_lsn(&self, role: Role, vdl: &LogEnd) -> Lsn {
+        match role {
+            Role::Secondary if *vdl == LogEnd::EMPTY => self.follower.visible(),
+            Role::Secondary => self.follower.visible().min(vdl.end_lsn),
+            _ => vdl.end_lsn,
         }
     }
 

@@ -250,6 +250,12 @@ impl World {
         if !self.until(self.now + 10_000 * MS, |w| Ok(!changing(w)))? {
             return Err(format!("a replacement does not end although all copies are there: {}", self.describe()));
         }
+        // What was ordered before may move the primary still, and then its commits go on elsewhere (seed 850402 of moves).
+        let moving = |w: &World| {
+            let ledger = w.regions[w.primary()].node.as_ref().and_then(|n| n.ledger());
+            ledger.is_some_and(|l| l.ops().iter().any(|o| !o.state.is_final()))
+        };
+        self.until(self.now + 20_000 * MS, |w| Ok(!moving(w)))?;
         self.writing = true;
         let p = self.primary();
         let zone = self.pick(3) * 2;
