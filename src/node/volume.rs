@@ -81,7 +81,8 @@ impl Node {
                 }
                 AppenderEffect::CopyForgot { copy, what } => {
                     let what = format!(
-                        "what lies at copy {copy} is older than what it once acknowledged: {what}. An old backup or snapshot was put back, or its disk                          lost writes. It counts no more as what it was, gets what it lacks from the others, and is a new member then"
+                        "what lies at copy {copy} is older than what it once acknowledged: {what}. An old backup or snapshot was put back, or its disk \
+                         lost writes. It counts no more as what it was, gets what it lacks from the others, and is a new member then"
                     );
                     self.copies_forgot.insert(copy, what.clone());
                     self.note("copy_forgot", what);

@@ -525,7 +525,10 @@ impl World {
         let slot = &mut region.copies[c.index()];
         slot.disk = Arc::new(slot.disk.another(slot.seed ^ slot.disks.wrapping_mul(0x9e37_79b9)));
         slot.disks += 1;
-        slot.claim_before_wipe = slot.claim;
+        // What an old backup was put in place of is counted on still, for a moment (seed 910104 of moves).
+        if slot.claim != LogEnd::EMPTY {
+            slot.claim_before_wipe = slot.claim;
+        }
         slot.claim = LogEnd::EMPTY;
         slot.old = None;
         slot.has_data = false;

@@ -68,22 +68,32 @@ impl Appender {
     /// It acknowledged this on the volume's history.
     pub(super) fn note_acked(&mut self, copy: MemberId) {
         let acked = self.peers[copy.index()].acked;
-        let seen = &mut self.seen[copy.index()];
+        let seen = self.seen_of(copy);
         seen.end = seen.end.max(acked);
     }
 
-    /// It is about to be rebuilt from a seed that ends at `end`. When it once had more, the record hears of that first: after a crash it is not taken
-    /// for an old backup (seed 275 of moves).
+    /// It is about to be rebuilt from a seed that ends at `end`, or to go back to there. When it once had more, the record hears of that first: after a
+    /// crash it is not taken for an old backup (seeds 275 and 911264 of moves).
     pub(super) fn note_rebuilding(&mut self, copy: MemberId, end: LogEnd) {
-        if self.seen[copy.index()].end > end {
-            self.seen[copy.index()].end = end;
+        if self.seen_of(copy).end > end {
+            self.seen_of(copy).end = end;
             self.put_what_was_found();
         }
     }
 
     /// It is rebuilt from a seed that ends at `end`, which may be before what it once had.
     pub(super) fn note_rebuilt(&mut self, copy: MemberId, end: LogEnd) {
-        self.seen[copy.index()].end = end;
+        self.seen_of(copy).end = end;
+    }
+
+    /// Of the directory that is open at `copy` now: what is seen of it says nothing of the one that was there before (seed 910724 of moves).
+    fn seen_of(&mut self, copy: MemberId) -> &mut Seen {
+        let (incarnation, promised) = (self.peers[copy.index()].incarnation, self.generation);
+        let seen = &mut self.seen[copy.index()];
+        if seen.incarnation != incarnation {
+            *seen = Seen { incarnation, promised, end: LogEnd::EMPTY };
+        }
+        seen
     }
 
     /// What recovery's record knows is remembered, for copies that come later.

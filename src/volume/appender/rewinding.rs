@@ -246,6 +246,8 @@ impl Appender {
         let of_log = self.history.term_of(at.seq.next()).filter(|_| at.seq < self.end.seq).map_or(self.end.epoch, |t| t.epoch);
         let (reign, point) = self.way_back.as_ref().filter(|w| w.cutting).map_or((self.reign, self.reign_at), |w| (w.reign, w.at));
         let reign = if at.seq >= point.seq { reign.max(of_log) } else { of_log };
+        let after = if reign > at.epoch { LogEnd { epoch: reign, generation: Generation(0), ..at } } else { at };
+        self.note_rebuilding(copy, after);
         self.rewinds += 1;
         let number = self.rewinds;
         let request = CopyRequest::Rewind { generation: self.generation, number, archive, at, reign };

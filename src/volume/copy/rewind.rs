@@ -45,7 +45,17 @@ impl Copy {
             let refused = match order.archive {
                 // Remembered all the same: said late once more, it must not cut what came since.
                 _ if end.seq < at.seq || end == at => None,
-                _ => self.cannot_rewind(&order)?,
+                _ => match (self.cannot_rewind(&order), self.met_in_log.take()) {
+                    (Ok(refused), _) => refused,
+                    // Asked again it would meet that again: it is copied afresh, and its tail is the other copies' to keep (seed 911149 of moves).
+                    (Err(_), Some(damage)) => {
+                        let reason = format!("what lies here is damaged ({}: {}); it is copied afresh instead", damage.file, damage.reason);
+                        self.tell(damage, replies);
+                        replies.push(CopyReply::RewindRefused { generation, number, reason });
+                        return Ok(());
+                    }
+                    (Err(disk), None) => return Err(disk),
+                },
             };
             if let Some(reason) = refused {
                 replies.push(match self.keep_tail(order)? {

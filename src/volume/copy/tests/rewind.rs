@@ -177,6 +177,35 @@ fn an_order_is_carried_out_once_whatever_came_since() {
     assert_eq!(copy.state().archives.iter().map(|a| Some(a.id)).collect::<Vec<_>>(), [archive]);
 }
 
+/// The frame at the point is damaged: the copy says both, and is copied afresh instead of being asked for ever (seed 911149 of moves).
+#[test]
+fn a_copy_that_cannot_read_its_point_says_so_and_refuses() {
+    let disk = disk(4);
+    let mut world = World::founded(4);
+    for _ in 0..40 {
+        world.write();
+    }
+    let mut copy = open(&disk);
+    world.fill(&mut copy);
+    drop(copy);
+    disk.restart();
+    let mut copy = open(&disk);
+    let at = world.frames[point(&world, 0.5)].log_end();
+    let log = disk.list().unwrap().into_iter().find(|name| name.starts_with("log-")).expect("BUG: there is a log");
+    let frame = world.frames.iter().find(|f| f.log_end() == at).unwrap().bytes().clone();
+    let bytes = disk.read(&log, 0, usize::MAX).unwrap();
+    let found = bytes.windows(frame.len()).position(|w| w == &frame[..]).expect("BUG: it lies in the log as it was sent");
+    disk.flip(&log, found as u64 + 20);
+    let order = goes_back(&world, 1, at);
+    for _ in 0..2 {
+        let replies = drive(&mut copy, vec![order.clone()]);
+        let refused = replies.iter().any(|r| matches!(r, CopyReply::RewindRefused { number: 1, reason, .. } if reason.contains("damaged")));
+        let told = replies.iter().any(|r| matches!(r, CopyReply::Damaged { .. }));
+        assert!(refused && told, "{replies:?}");
+    }
+    assert_eq!(copy.state().end, world.end(), "nothing was cut");
+}
+
 #[test]
 fn what_cannot_be_gone_back_to_is_refused_and_cuts_nothing() {
     let disk = disk(4);
