@@ -805,3 +805,13 @@ fn a_vote_says_the_last_of_what_a_region_takes_from_the_reign_before() {
     let noticed = split_vote(Some(RoleMutant::ReceivesOldEpoch)).unwrap_err();
     assert!(noticed.starts_with("S5"), "{noticed}");
 }
+
+/// Each of these once showed a bug; what it was stands beside the code that was mended.
+#[test]
+fn seeds_that_failed_once_hold() {
+    for seed in [564, 300_642] {
+        if let Err(failure) = super::run_roles_seed(seed, &super::RolesOptions::default()) {
+            panic!("{failure}");
+        }
+    }
+}
