@@ -88,10 +88,12 @@ impl Appender {
 
     /// Of the directory that is open at `copy` now: what is seen of it says nothing of the one that was there before (seed 910724 of moves).
     fn seen_of(&mut self, copy: MemberId) -> &mut Seen {
-        let (incarnation, promised) = (self.peers[copy.index()].incarnation, self.generation);
+        let (peer, promised) = (&mut self.peers[copy.index()], self.generation);
         let seen = &mut self.seen[copy.index()];
-        if seen.incarnation != incarnation {
-            *seen = Seen { incarnation, promised, end: LogEnd::EMPTY };
+        if seen.incarnation != peer.incarnation {
+            // It was raised, or nothing would be asked of it.
+            peer.opened_with = promised;
+            *seen = Seen { incarnation: peer.incarnation, promised, end: LogEnd::EMPTY };
         }
         seen
     }
