@@ -238,6 +238,15 @@ impl Truth {
         &self.committed
     }
 
+    /// Behind `vdl` nothing was committed but frames that change no page and that nobody was told of: they may go. Whether that was so.
+    pub(in crate::sim) fn goes_back_over_control_frames(&mut self, vdl: &LogEnd) -> bool {
+        let nothing = self.has(vdl) && self.behind_control_frames(&self.committed).seq <= vdl.seq && self.told.seq <= vdl.seq;
+        if nothing {
+            self.committed = *vdl;
+        }
+        nothing
+    }
+
     /// A primary announced `vdl`.
     pub(in crate::sim) fn commit(&mut self, vdl: &LogEnd) -> Checked {
         self.go_on_with_if_unknown(vdl)?;

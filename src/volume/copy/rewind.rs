@@ -297,11 +297,15 @@ impl ArchivedTail {
     /// [`OpenError`]: the manifest cannot be read.
     pub fn files(disk: &Arc<dyn Disk>) -> Result<BTreeSet<String>, OpenError> {
         let mut files = BTreeSet::new();
-        for archive in Manifest::load(&**disk, TimelineId::ROOT)?.map(|m| m.rewinds.archives).unwrap_or_default() {
+        let Some(root) = Manifest::load(&**disk, TimelineId::ROOT)? else { return Ok(files) };
+        for archive in root.rewinds.archives {
             files.extend(archive.files.iter().map(|number| wal::name_of(*number)));
             let layers =
                 Manifest::load(&*Directory::look(disk, archive.id), archive.id).ok().flatten().map(|m| m.layers).unwrap_or_default();
             files.extend(layers.iter().map(|l| layer_name(l.id())));
+        }
+        for shared in root.layers {
+            files.remove(&layer_name(shared.id()));
         }
         Ok(files)
     }
