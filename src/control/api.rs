@@ -5,7 +5,7 @@
 
 use super::audit::Action;
 use super::chain::EpochEntry;
-use super::membership::MembersView;
+use super::members::MembersView;
 use super::message::ControlMessage;
 use super::state::VoterState;
 use super::types::{AutoFailover, FailoverRecord, LogPosition, LostTail, OpId, OpView, Order, VoterSet};

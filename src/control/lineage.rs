@@ -9,7 +9,7 @@ use super::api::Output;
 use super::audit::Action;
 use super::campaign::Why;
 use super::machine::Control;
-use super::membership::{MemberAt, Membership, voters_by_rule};
+use super::members::{MemberAt, Membership, voters_by_rule};
 use super::message::{ControlMessage, Round, Stands};
 use super::orders::list;
 use super::types::{Consent, OpId, OpState, OpView, Order, OrderKind, VoterSet};

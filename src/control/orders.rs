@@ -8,7 +8,7 @@ use super::api::Output;
 use super::audit::Action;
 use super::campaign::{Stage, Why};
 use super::machine::{Control, millis};
-use super::membership::Membership;
+use super::members::Membership;
 use super::message::{ControlMessage, Handover, Round, Stands};
 use super::types::{Check, Consent, OpId, OpState, OpView, Order, OrderKind, Phase, VoterSet};
 use crate::base::{Epoch, Instant, LogEnd, RegionName};

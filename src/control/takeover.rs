@@ -9,7 +9,7 @@ use super::campaign::{Campaign, FORCED_AHEAD, Stage, Why};
 use super::chain::{EpochEntry, ReignKind};
 use super::elect::{Evidence, Heard, NoOutcome, Outcome, describe};
 use super::machine::Control;
-use super::membership::Membership;
+use super::members::Membership;
 use super::types::{Consent, FailoverRecord, OpId, Phase, VoterSet};
 use crate::base::{Epoch, RegionName};
 use std::collections::BTreeMap;

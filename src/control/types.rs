@@ -2,7 +2,7 @@
 //!
 //! Decides nothing. Everything here is plain data with bounds; sentences in it are for operators.
 
-use super::membership::Membership;
+use super::members::Membership;
 use super::touched::Touched;
 use crate::base::{Epoch, LogEnd, RegionName, UnixMicros};
 use crate::log::{History, Term};
