@@ -1,11 +1,13 @@
-//! Members that come and go, with real processes: regions are taken out and serve nothing, come back, are invited and join.
+//! Members that come and go, with real processes: regions are taken out and serve nothing, come back, are invited and join; and so does a
+//! witness, without which two regions cannot prove a failover.
 
 mod common;
 
+use common::two::{Two, WITNESS};
 use common::{ByHand, Cluster, ensure, must, parhelion, run, text, until, verb};
 use parhelion::base::RegionName;
 use parhelion::io::clock;
-use parhelion::ops::membership::wire::Token;
+use parhelion::ops::membership::wire::{Guest, Token};
 use serde_json::Value;
 use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
@@ -168,7 +170,10 @@ fn a_region_is_invited_joins_once_and_follows() {
     let name = |name: &str| RegionName::new(name).unwrap();
     let (code, _, err) = other.join("hello");
     assert!(code == Some(1) && err.contains("this is no invitation"), "{code:?} {err}");
-    other.turned_away(&with(&|t| t.region = name("ap-north")), "this invitation is for ap-south, and not for ap-north");
+    other.turned_away(
+        &with(&|t| t.guest = Guest::Region { name: name("ap-north") }),
+        "this invitation is for ap-south, and not for ap-north",
+    );
     other.turned_away(&with(&|t| t.secret.0[5] ^= 1), "not known here");
     // Whoever stands in between has another CA: nothing is said to it.
     other.turned_away(&with(&|t| t.ca_sha256[0] ^= 1), "nothing was sent there");
@@ -241,6 +246,157 @@ fn a_region_is_invited_joins_once_and_follows() {
     assert_eq!(code, Some(0), "{out}{err}");
     assert_eq!(std::fs::read(certs.join("ap-south.key")).unwrap(), key);
     follows("5");
+    process.stop();
+}
+
+/// What `asked` says of the votes: their names, once the primary has heard all of them.
+fn voters_heard(asked: &Path) -> Result<Vec<String>, String> {
+    let status = common::json_of(parhelion().args(["status", "--json", "--config"]).arg(asked))?;
+    let heard = status["voters"].as_array().is_some_and(|v| !v.is_empty() && v.iter().all(|v| v["heard_by_primary"] == true));
+    ensure(heard, &status).map(|()| names(&status, "voters"))
+}
+
+fn until_these_vote(asked: &Path, expected: &[&str]) {
+    let mut expected: Vec<&str> = expected.to_vec();
+    expected.sort_unstable();
+    until(&format!("{expected:?} vote"), || voters_heard(asked).and_then(|v| ensure(v == expected, v)));
+}
+
+/// Of a witness: what it says of itself.
+fn witness_says(config: &Path) -> Result<Value, String> {
+    common::json_of(parhelion().args(["status", "--json", "--config"]).arg(config))
+}
+
+/// The invited witness makes its key on its machine, and gets everything but the password of SQL.
+fn join_witness(asked: &Path, name: &str, machine: &Machine) {
+    let said = must(asked, &["invite", "--witness", name, "--json"]);
+    assert_eq!(said["witness"], name, "{said}");
+    let (code, out, err) = machine.join(said["token"].as_str().unwrap());
+    assert_eq!(code, Some(0), "{out}{err}");
+    let joined: Value = serde_json::from_str(&out).unwrap();
+    assert!(joined["witness"] == name && joined["members"].as_array().map(Vec::len) == Some(2), "{joined}");
+    let certs = machine.config().with_file_name("certs");
+    assert_eq!(mode(&certs.join(format!("{name}.witness.key"))), 0o600);
+    assert!(!certs.join("ca.key").exists() && !certs.join("sql-password").exists());
+}
+
+#[test]
+fn two_regions_get_a_witness_fail_over_by_a_majority_and_do_without_it_again() {
+    let mut cluster = Cluster::start(2, "none");
+    let ready = cluster.ready.clone();
+    let (first, second) = (cluster.primary().clone(), cluster.secondaries()[0].clone());
+    ready.must(&first.writer, "create table t (id integer primary key); insert into t values (1)");
+    cluster.until_whole();
+    until_these_vote(&second.config, &[&first.name]);
+    let port = cluster.ports.base + 200;
+    let (quic, http) = (format!("127.0.0.1:{port}"), format!("127.0.0.1:{}", port + 3));
+
+    // What makes no sense is refused, and a dry run changes nothing.
+    refused(&second.config, &["invite", "--witness", &first.name], &format!("the region {} has that name", first.name));
+    refused(&second.config, &["witness", "remove", "w1"], "there is no witness 'w1'");
+    let dry = must(&second.config, &["witness", "add", "w1", "--quic", &quic, "--dry-run", "--json"]);
+    assert!(dry["dry_run"] == true && dry["state"] == "done" && dry["witness"] == "w1", "{dry}");
+    let status = cluster.status_of(&second.name).unwrap();
+    assert!(status["members_version"] == 0 && status["witness"].is_null(), "{status}");
+
+    // Invited by a secondary, it joins; it has a vote when its process is heard, and not before.
+    let machine = Machine::new(&quic);
+    join_witness(&second.config, "w1", &machine);
+    let status = cluster.status_of(&first.name).unwrap();
+    assert!(status["witness"]["name"] == "w1" && status["witness"]["votes"] == false && status["witness"]["answered"] == false, "{status}");
+    assert_eq!(names(&status, "voters"), std::slice::from_ref(&first.name));
+    let log = machine.dir.path().join("log");
+    let witness = ByHand::start_witness(&machine.config(), &log);
+    let all = [first.name.as_str(), &second.name, "w1"];
+    for asked in [&first, &second] {
+        until_these_vote(&asked.config, &all);
+    }
+    until("it says that it votes", || {
+        let says = witness_says(&machine.config())?;
+        ensure(says["role"] == "witness" && says["votes"] == true && says["primary"] == first.name.as_str(), &says)
+    });
+    let status = cluster.status_of(&second.name).unwrap();
+    assert!(status["witness"]["votes"] == true && status["witness"]["answered"] == true && status["unproven"] == false, "{status}");
+    assert!(status["notes"].to_string().contains("put the witness w1 into [witness]"), "{status}");
+    let page = common::http_get(&first.http, "/metrics").unwrap().1;
+    assert_eq!(common::metric(&page, "parhelion_witness_votes{member=\"w1\"}"), Some(1.0));
+    let events = cluster.events(&second.name).unwrap();
+    assert!(events.iter().any(|e| e["kind"] == "witness_added"), "{events:?}");
+    let audit = must(&first.config, &["audit", "--json"]);
+    assert!(audit.to_string().contains(&format!("adding the witness w1 at {quic}")), "{audit}");
+    let again = must(&first.config, &["witness", "add", "w1", "--quic", &quic, "--json"]);
+    assert_eq!(again["state"], "done", "it is done already: {again}");
+
+    // The primary dies. Two of three prove it, and nobody's word is asked for.
+    cluster.kill_region(&first.name);
+    let done = must(&second.config, &["failover", "--to", &second.name, "--allow-data-loss", "--json"]);
+    assert!(done["state"] == "done" && done["unproven"] == false, "{done}");
+    ready.must(&second.writer, "insert into t values (2)");
+    cluster.start_region(&first.name);
+    until("the old primary follows", || ready.sql(&first.reader, "select count(*) from t").and_then(|n| ensure(n == "2", n)));
+    until_these_vote(&first.config, &all);
+
+    // And out again: it says so, and what to do. Its name is not used twice.
+    let out = must(&first.config, &["witness", "remove", "w1", "--json"]);
+    assert!(out["state"] == "done" && out["witness"] == "w1", "{out}");
+    assert_eq!(must(&first.config, &["witness", "remove", "w1", "--json"])["state"], "done");
+    until_these_vote(&first.config, &[&second.name]);
+    until("it says that it is out", || {
+        let says = witness_says(&machine.config())?;
+        let why = says["reason"].as_str().unwrap_or_default();
+        ensure(says["role"] == "removed" && says["votes"] == false && why.contains("parhelion invite --witness NAME"), &says)?;
+        let (code, body) = common::http_get(&http, "/healthz")?;
+        ensure(code == 503 && body.contains("was taken out"), body)
+    });
+    let (_, people, _) = verb(&machine.config(), &["status"]);
+    assert!(people.contains("w1 was a witness and is none any more"), "{people}");
+    refused(&second.config, &["witness", "add", "w1", "--quic", &quic], "a name that was never used");
+    ready.must(&second.writer, "insert into t values (3)");
+    let status = cluster.status_of(&first.name).unwrap();
+    assert!(status["witness"].is_null() && status["unproven"] == true, "{status}");
+    witness.stop();
+}
+
+#[test]
+fn a_witness_that_burned_down_is_replaced_by_another() {
+    let mut two = Two::start_with_table("");
+    let (us, eu) = (two.ready.regions[0].clone(), two.ready.regions[1].clone());
+    two.kill_witness();
+    let port = two.spare_port();
+    let machine = Machine::new(&format!("127.0.0.1:{port}"));
+    let quic = machine.listen.clone();
+    refused(&eu.config, &["witness", "add", "w2", "--quic", &quic], "take it out first: parhelion witness remove witness");
+    refused(&eu.config, &["invite", "--witness", "w2"], "take it out first: parhelion witness remove witness");
+    let done = must(&eu.config, &["witness", "remove", WITNESS, "--json"]);
+    assert_eq!(done["state"], "done", "the two regions are a majority: {done}");
+    until_these_vote(&eu.config, &[&us.name]);
+    join_witness(&us.config, "w2", &machine);
+    let log = machine.dir.path().join("log");
+    let process = ByHand::start_witness(&machine.config(), &log);
+    let all = [us.name.as_str(), &eu.name, "w2"];
+    until_these_vote(&eu.config, &all);
+    let status = two.status(1).unwrap();
+    assert!(status["notes"].to_string().contains("put the witness w2 into [witness]"), "{status}");
+
+    // The old one is found again, with all that it had promised. It is none.
+    two.start_witness();
+    until("it says that it is out", || {
+        let says = witness_says(&two.witness_file)?;
+        ensure(
+            says["role"] == "removed" && says["votes"] == false && says["reason"].as_str().is_some_and(|r| r.contains("taken out")),
+            &says,
+        )
+    });
+    // A restart of the region that takes over, with its old file, changes nothing of that.
+    two.stop_region(1);
+    two.start_region(1);
+    until_these_vote(&eu.config, &all);
+    two.kill_region(0);
+    let done = must(&eu.config, &["failover", "--to", &eu.name, "--allow-data-loss", "--json"]);
+    assert!(done["state"] == "done" && done["unproven"] == false, "{done}");
+    until("it writes", || two.ready.sql(&eu.writer, "insert into t values (1)").map(drop));
+    two.start_region(0);
+    until_these_vote(&us.config, &all);
     process.stop();
 }
 

@@ -258,6 +258,8 @@ pub struct ControlView {
     pub auto_of_file: Option<AutoFailover>,
     /// As the primary: a majority of the voters keeps that rule.
     pub auto_told: bool,
-    /// Why this region is no member any more.
+    /// Why this member is none any more.
     pub out: Option<String>,
+    /// The member without data that votes.
+    pub witness: Option<RegionName>,
 }

@@ -156,7 +156,7 @@ impl Control {
     fn consider_at(&self) -> Option<Instant> {
         let busy = self.holder.is_some() || self.campaign.is_some() || self.is_handing();
         let shut_out = self.amnesiac || self.lost.is_some() || self.out().is_some();
-        if busy || !self.log_told || !self.who.has_data() || self.conflict.is_some() || shut_out {
+        if busy || !self.log_told || !self.who.has_data || self.conflict.is_some() || shut_out {
             return None;
         }
         self.state.as_ref()?.chain.top()?;

@@ -172,6 +172,7 @@ impl From<VoterState> for state::VoterState {
             rivals: Vec::new(),
             begun: None,
             told_out: Vec::new(),
+            lost_promises: false,
         }
     }
 }

@@ -178,7 +178,7 @@ impl Control {
 
     fn lineage_refusal(&self, survivors: &[RegionName], stopped: Option<&RegionName>) -> Option<String> {
         let name = &self.who.name;
-        if !self.who.has_data() || !self.log_told {
+        if !self.who.has_data || !self.log_told {
             return Some(format!("the volume of {name} is not there; wait for it, then order again"));
         }
         if self.holder.as_ref().is_some_and(|h| h.is_open()) {
@@ -261,7 +261,9 @@ impl Control {
             removed.retain(|(r, _)| *r != name);
             removed.extend(before.names().into_iter().filter(|r| *r != name).map(|r| (r, version)));
             let own = MemberAt { name: name.clone(), addr: self.who.addr(&name), since: 0 };
-            Membership { regions: vec![own], removed, by_rule: true }
+            let mut witnesses_removed = before.witnesses_removed.clone();
+            witnesses_removed.extend(before.witness.iter().map(|w| (w.name.clone(), version)));
+            Membership { regions: vec![own], removed, by_rule: true, witness: None, witnesses_removed }
         } else {
             // Whoever is lost stays a member: when it comes back it is met, and not overlooked.
             Membership { by_rule: true, ..before }

@@ -89,7 +89,7 @@ impl Control {
         let mut control = Control {
             backoff: who.settings.backoff_min,
             lineages: Lineages::default(),
-            members: Members { files: who.regions.clone(), refused_by, ..Members::default() },
+            members: Members { files: who.regions.clone(), witness_of_files: who.witness.clone(), refused_by, ..Members::default() },
             who,
             prng,
             incarnation,
@@ -97,12 +97,12 @@ impl Control {
             now,
             wall: UnixMicros(0),
             votes_from: kept.as_ref().map_or(now, |s| now + s.grant_max()),
-            state: kept,
             log: LogPosition::default(),
             log_told: false,
             seen: LastSeen { durable: LogEnd::EMPTY, sent_at: UnixMicros(0), at: now },
             grant: None,
-            amnesiac: false,
+            amnesiac: kept.as_ref().is_some_and(|s| s.lost_promises),
+            state: kept,
             lost: None,
             reign: None,
             followed: None,
@@ -190,7 +190,7 @@ impl Control {
             reign: self.reign.clone(),
             promised: state.map_or(Epoch(0), |s| s.promised),
             voters: state.map_or_else(VoterSet::unknown, |s| s.voters.clone()),
-            votes: state.is_some_and(|s| s.voters.contains(&self.who.name)) && !self.amnesiac,
+            votes: state.is_some_and(|s| s.voters.contains(&self.who.name)) && !self.amnesiac && self.out().is_none(),
             unproven: self.is_unproven(),
             lease_left_ms: ms(self.lease_until()),
             voters_heard: self.holder.as_ref().map_or_else(Vec::new, |h| h.heard_since(now, self.who.settings.lease)),
@@ -199,6 +199,7 @@ impl Control {
             rivals: self.rivals().to_vec(),
             reason: (self.out().or_else(|| self.conflict.clone()))
                 .or_else(|| self.lost().map(str::to_owned))
+                .or_else(|| self.amnesiac.then(|| self.lost_its_promises()))
                 .or_else(|| self.reason.clone()),
             op: state.and_then(|s| s.ledger.ops().iter().find(|o| !o.state.is_final())).cloned(),
             chain: state.map_or_else(Vec::new, |s| s.chain.entries().to_vec()),
@@ -207,15 +208,16 @@ impl Control {
             auto_of_file: self.who.settings.auto_failover,
             auto_told: self.holder.as_ref().is_none_or(|h| h.auto_told),
             out: self.out(),
+            witness: self.who.witness.clone(),
         }
     }
 
     fn role(&self, now: Instant) -> Role {
         let sealed = self.state.as_ref().is_some_and(|s| s.handed_to.is_some() && self.reign.as_ref().is_none_or(|r| r.0 <= s.sealed));
-        if !self.who.has_data() {
-            Role::Witness
-        } else if self.out().is_some() {
+        if self.out().is_some() {
             Role::Removed
+        } else if !self.who.has_data {
+            Role::Witness
         } else if let Some(holder) = &self.holder {
             match holder.open_until() > now {
                 true => Role::Primary,
@@ -454,7 +456,7 @@ impl Control {
             restart_left_ms: left(self.votes_from),
             reign: self.reign.clone(),
             leads: self.lease_until() > self.now,
-            log: (self.log_told && self.who.has_data()).then(|| self.log.standing(state.and_then(|s| s.cut))),
+            log: (self.log_told && self.who.has_data).then(|| self.log.standing(state.and_then(|s| s.cut))),
             seen: self.seen(),
             sync: state.map_or_else(SyncRule::default, |s| s.sync),
             auto: state.map_or_else(AutoRule::default, |s| s.auto),

@@ -5,7 +5,7 @@
 
 use crate::base::RegionName;
 
-/// Names of regions that were taken out and are remembered.
+/// Names of regions, and of witnesses, that were taken out and are remembered.
 const REMOVED_MAX: usize = 32;
 /// No more voters than these, however many regions there are.
 const VOTERS_MAX: usize = 5;
@@ -20,7 +20,19 @@ pub struct MemberAt {
     pub since: u64,
 }
 
-/// The regions of a global cluster, once an order has changed them. The witness stands in the files.
+/// The witness of the global cluster: it votes and holds no data.
+#[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+pub struct WitnessAt {
+    pub name: RegionName,
+    /// As of a region.
+    pub addr: String,
+    /// Its failure domain, if whoever added it named one.
+    pub zone: Option<String>,
+    /// As of a region.
+    pub since: u64,
+}
+
+/// The members of a global cluster, once an order has changed them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, bincode::Encode, bincode::Decode)]
 pub struct Membership {
     pub regions: Vec<MemberAt>,
@@ -28,6 +40,9 @@ pub struct Membership {
     pub removed: Vec<(RegionName, u64)>,
     /// The voters follow the number of regions. An order that names voters ends that.
     pub by_rule: bool,
+    pub witness: Option<WitnessAt>,
+    /// As `removed`. Their names are not used again: an empty witness under an old name would be asked for promises that it never heard of.
+    pub witnesses_removed: Vec<(RegionName, u64)>,
 }
 
 impl Membership {
@@ -41,30 +56,65 @@ impl Membership {
         self.regions.iter().any(|m| m.name == *name)
     }
 
+    #[must_use]
+    pub fn witness_name(&self) -> Option<&RegionName> {
+        self.witness.as_ref().map(|w| &w.name)
+    }
+
+    /// Everybody: the regions, and the witness.
+    #[must_use]
+    pub fn all(&self) -> Vec<RegionName> {
+        self.regions.iter().map(|m| &m.name).chain(self.witness_name()).cloned().collect()
+    }
+
     /// The version with which it was taken out.
     #[must_use]
     pub fn removed_with(&self, name: &RegionName) -> Option<u64> {
-        self.removed.iter().rfind(|(r, _)| r == name).map(|(_, v)| *v)
+        version_of(&self.removed, name)
+    }
+
+    /// The same of a witness.
+    #[must_use]
+    pub fn witness_removed_with(&self, name: &RegionName) -> Option<u64> {
+        version_of(&self.witnesses_removed, name)
     }
 
     pub(super) fn without(&self, name: &RegionName, version: u64) -> Membership {
-        let mut next = self.clone();
+        let mut next = Membership { by_rule: true, ..self.clone() };
         next.regions.retain(|m| m.name != *name);
-        next.removed.retain(|(r, _)| r != name);
-        next.removed.push((name.clone(), version));
-        if next.removed.len() > REMOVED_MAX {
-            next.removed.remove(0);
-        }
-        next.by_rule = true;
+        remember(&mut next.removed, name, version);
         next
     }
 
     pub(super) fn with(&self, name: &RegionName, addr: &str, version: u64) -> Membership {
-        let mut next = self.clone();
+        let mut next = Membership { by_rule: true, ..self.clone() };
         next.removed.retain(|(r, _)| r != name);
         next.regions.push(MemberAt { name: name.clone(), addr: addr.to_owned(), since: version });
-        next.by_rule = true;
         next
+    }
+
+    pub(super) fn without_witness(&self, version: u64) -> Membership {
+        let mut next = Membership { by_rule: true, ..self.clone() };
+        if let Some(gone) = next.witness.take() {
+            remember(&mut next.witnesses_removed, &gone.name, version);
+        }
+        next
+    }
+
+    pub(super) fn with_witness(&self, witness: WitnessAt) -> Membership {
+        Membership { by_rule: true, witness: Some(witness), ..self.clone() }
+    }
+}
+
+fn version_of(removed: &[(RegionName, u64)], name: &RegionName) -> Option<u64> {
+    removed.iter().rfind(|(r, _)| r == name).map(|(_, v)| *v)
+}
+
+fn remember(removed: &mut Vec<(RegionName, u64)>, name: &RegionName, version: u64) {
+    removed.retain(|(r, _)| r != name);
+    removed.push((name.clone(), version));
+    if removed.len() > REMOVED_MAX {
+        removed.remove(0);
     }
 }
 
@@ -75,6 +125,8 @@ pub struct MembersView {
     pub version: u64,
     pub regions: Vec<MemberAt>,
     pub removed: Vec<(RegionName, u64)>,
+    pub witness: Option<WitnessAt>,
+    pub witnesses_removed: Vec<(RegionName, u64)>,
 }
 
 /// The voters that so many regions have by rule: an odd number, those that vote already first, the primary first among equals.

@@ -1,25 +1,27 @@
-//! Who is part of the global cluster: regions come and go by order, and the voters follow by rule.
+//! Who is part of the global cluster: regions and the witness come and go by order, and the voters follow by rule.
 //!
 //! Decides which orders of that kind make sense, in which steps the voters change (one at a time, through majorities of the old and of
-//! the new set, protocol.md section 1), and when a region that was taken out is one no more. Membership is state: it has the version of the
+//! the new set, protocol.md section 1), and when a member that was taken out is one no more. Membership is state: it has the version of the
 //! voters, travels and is kept with them. Before its first change it is what the files say. Never decides how a member is reached; carried
 //! out in the primary, on the timers of [`super::orders`].
 //!
-//! A region that leaves is heard until majorities agreed (its vote may be needed for that), but what it holds counts for no commit from
+//! A member that leaves is heard until majorities agreed (its vote may be needed for that), but what a region holds counts for no commit from
 //! the moment on that it is about to leave: with a `sync` rule, enough of those that stay must have everything first.
 
 use super::api::Output;
 use super::audit::Action;
 use super::machine::Control;
-use super::members::{MemberAt, MembersView, Membership, next_voters, voters_by_rule};
+use super::members::{MemberAt, MembersView, Membership, WitnessAt, next_voters, voters_by_rule};
 use super::orders::list;
 use super::types::{OpState, Order, OrderKind, Phase, VoterSet};
 use crate::base::{Instant, LogEnd, RegionName};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-/// A region that was taken out is told so with so many renewals; after that, whoever it dials tells it.
+/// A member that was taken out is told so with so many renewals; after that, whoever it dials tells it.
 const GOODBYES: u8 = 3;
+/// Of the name of a failure domain.
+const ZONE_CHARS_MAX: usize = 64;
 
 /// A region on its way out, in the primary.
 #[derive(Clone, Debug)]
@@ -33,11 +35,12 @@ pub(super) struct Leaving {
 pub(super) struct Members {
     /// As the files of this member have them.
     pub files: Vec<RegionName>,
+    pub witness_of_files: Option<RegionName>,
     pub told: MembersView,
     pub leaving: Option<Leaving>,
     /// An order that waits until the voters have followed an earlier change, and how long.
     pub waiting: Option<(Order, Instant)>,
-    /// Regions that are no members any more and are told so with the next renewals.
+    /// Those that are no members any more and are told so with the next renewals.
     pub goodbyes: Vec<(RegionName, u8)>,
     /// Members that refused this one: they say that it was taken out.
     pub refused_by: BTreeSet<RegionName>,
@@ -51,20 +54,31 @@ impl Control {
         let agreed = self.state.as_ref().and_then(|s| s.voters.members.clone());
         agreed.unwrap_or_else(|| {
             let at = |name: &RegionName| MemberAt { name: name.clone(), addr: self.who.addr(name), since: 0 };
-            Membership { regions: self.members.files.iter().map(at).collect(), removed: Vec::new(), by_rule: false }
+            let witness = |name: &RegionName| WitnessAt { name: name.clone(), addr: self.who.addr(name), zone: None, since: 0 };
+            Membership {
+                regions: self.members.files.iter().map(at).collect(),
+                witness: self.members.witness_of_files.as_ref().map(witness),
+                ..Membership::default()
+            }
         })
     }
 
-    /// Why this region is no member any more; a sentence.
+    /// Why this member is none any more; a sentence.
     #[must_use]
     pub fn out(&self) -> Option<String> {
         let name = &self.who.name;
-        let back = format!("parhelion invite --region {name} at a member, and parhelion join here");
         let state = self.state.as_ref()?;
-        if let Some(version) = state.voters.members.as_ref().and_then(|m| m.removed_with(name)) {
-            return Some(format!(
-                "{name} was taken out of the global cluster (version {version} of its members) and serves nothing; to bring it back: {back}"
-            ));
+        let members = state.voters.members.as_ref();
+        let (version, does, then) = if self.who.has_data {
+            let back = format!("to bring it back: parhelion invite --region {name} at a member, and parhelion join here");
+            (members.and_then(|m| m.removed_with(name)), "serves nothing", back)
+        } else {
+            let other =
+                "stop it; another one, by a name that was never used: parhelion invite --witness NAME at a region, and parhelion join";
+            (members.and_then(|m| m.witness_removed_with(name)), "votes no more", other.to_owned())
+        };
+        if let Some(version) = version {
+            return Some(format!("{name} was taken out of the global cluster (version {version} of its members) and {does}; {then}"));
         }
         let refused = &self.members.refused_by;
         let enough = state.voters.voters.iter().filter(|v| refused.contains(*v)).count() >= state.voters.majority();
@@ -79,7 +93,7 @@ impl Control {
                      parhelion force-new-lineage --survivors REGION --i-confirm-old-primary-is-stopped=OTHER; then invite the other one"
                 );
             }
-            format!("{} say that {name} was taken out of the global cluster; it serves nothing. To bring it back: {back}", list(&by))
+            format!("{} say that {name} was taken out of the global cluster, and it {does}; {then}", list(&by))
         })
     }
 
@@ -95,11 +109,12 @@ impl Control {
         let Some(state) = &self.state else { return };
         let mut view = MembersView::default();
         if let Some(agreed) = &state.voters.members {
-            view = MembersView { version: state.voters.version, regions: agreed.regions.clone(), removed: agreed.removed.clone() };
+            let Membership { regions, removed, witness, witnesses_removed, by_rule: _ } = agreed.clone();
+            view = MembersView { version: state.voters.version, regions, removed, witness, witnesses_removed };
         }
         // Until it is agreed on, whoever leaves is heard; whoever comes is not a member yet.
-        let regions = self.membership().names();
-        self.who.regions = regions;
+        let members = self.membership();
+        (self.who.regions, self.who.witness) = (members.names(), members.witness.map(|w| w.name));
         if view.version > 0 && view != self.members.told {
             self.members.told = view.clone();
             self.outputs.push_back(Output::Members(Box::new(view)));
@@ -109,7 +124,7 @@ impl Control {
         }
     }
 
-    /// Nothing is begun and nothing goes on in a region that is no member.
+    /// Nothing is begun and nothing goes on in one that is no member.
     fn step_out(&mut self, why: &str) {
         if self.reason.as_deref() != Some(why) {
             self.note("taken_out", why.to_owned());
@@ -153,6 +168,8 @@ impl Control {
         match kind {
             OrderKind::AddRegion { region, .. } => members(&|m| m.contains(region)),
             OrderKind::RemoveRegion { region } => members(&|m| !m.contains(region)),
+            OrderKind::AddWitness { witness, .. } => members(&|m| m.witness_name() == Some(witness)),
+            OrderKind::RemoveWitness { witness } => members(&|m| m.witness_removed_with(witness).is_some()),
             OrderKind::SetVoters { voters } => {
                 let mut voters = voters.clone();
                 voters.sort();
@@ -211,6 +228,10 @@ impl Control {
                     members.regions.iter().any(|m| m.name == *region && m.since > 0 && m.addr == *addr)
                 }
                 OrderKind::RemoveRegion { region } => !members.contains(region) && members.removed_with(region).is_some(),
+                OrderKind::AddWitness { witness, addr, zone } => {
+                    members.witness.as_ref().is_some_and(|w| w.name == *witness && w.since > 0 && w.addr == *addr && w.zone == *zone)
+                }
+                OrderKind::RemoveWitness { witness } => members.witness_removed_with(witness).is_some(),
                 _ => false,
             }
     }
@@ -226,6 +247,15 @@ impl Control {
                 let voters = if voters.contains(region) { self.voters_without(&members, region) } else { voters };
                 (members, voters)
             }
+            OrderKind::AddWitness { witness, addr, zone } => {
+                let (name, addr, zone) = (witness.clone(), addr.clone(), zone.clone());
+                (before.with_witness(WitnessAt { name, addr, zone, since: version }), voters)
+            }
+            OrderKind::RemoveWitness { witness } => {
+                let members = before.without_witness(version);
+                let voters = if voters.contains(witness) { self.voters_without(&members, witness) } else { voters };
+                (members, voters)
+            }
             _ => unreachable!("BUG: another kind of order"),
         };
         self.set_phase(Phase::Agree);
@@ -233,13 +263,28 @@ impl Control {
     }
 
     /// Its first step out: another voter for it, or one less.
-    fn voters_without(&self, members: &Membership, region: &RegionName) -> Vec<RegionName> {
-        let names = members.names();
+    fn voters_without(&self, members: &Membership, gone: &RegionName) -> Vec<RegionName> {
         let current = &self.st().voters.voters;
-        let wanted = voters_by_rule(&self.who.name, current, &names, self.who.witness.as_ref());
-        let mut next = next_voters(current, &wanted, &names, &|v| self.hears(v)).unwrap_or_else(|| current.clone());
-        next.retain(|v| v != region);
+        let wanted = voters_by_rule(&self.who.name, current, &members.names(), members.witness_name());
+        let mut next = next_voters(current, &wanted, &members.all(), &|v| self.hears(v)).unwrap_or_else(|| current.clone());
+        next.retain(|v| v != gone);
         next
+    }
+
+    /// Without its vote no majority would answer: the change would end this reign.
+    fn vote_is_missed(&self, members: &Membership, gone: &RegionName) -> Option<String> {
+        if !self.st().voters.contains(gone) {
+            return None;
+        }
+        let next = self.voters_without(members, gone);
+        let silent: Vec<RegionName> = next.iter().filter(|v| !self.hears(v)).cloned().collect();
+        (next.len() - silent.len() < next.len() / 2 + 1).then(|| {
+            format!(
+                "without the vote of {gone} the voters would be {}, and no majority of them answers (silent: {}); start those first, or take them out first",
+                list(&next),
+                list(&silent)
+            )
+        })
     }
 
     fn members_refusal(&self, kind: &OrderKind) -> Option<String> {
@@ -248,7 +293,7 @@ impl Control {
             return Some("only a primary with its lease changes the members".to_owned());
         };
         let members = self.membership();
-        let (names, witness) = (members.names(), self.who.witness.as_ref());
+        let (names, witness) = (members.names(), members.witness_name());
         match kind {
             OrderKind::AddRegion { region, .. } => {
                 let limit = self.who.settings.secondaries_max;
@@ -256,6 +301,8 @@ impl Control {
                     Some(format!("{region} is a member already; the regions are {}", list(&names)))
                 } else if witness == Some(region) {
                     Some(format!("the witness is called {region}: give the region another name"))
+                } else if members.witness_removed_with(region).is_some() {
+                    Some(format!("a witness was called {region}, and its name is not used again: give the region another name"))
                 } else if names.len() > limit {
                     Some(format!(
                         "the global cluster has {limit} secondaries already ({}), and no more are allowed; first: parhelion region remove REGION",
@@ -287,19 +334,33 @@ impl Control {
                         names.len() - 2
                     ));
                 }
-                if self.st().voters.contains(region) {
-                    let next = self.voters_without(&members.without(region, 0), region);
-                    let silent: Vec<RegionName> = next.iter().filter(|v| *v != name && !self.hears(v)).cloned().collect();
-                    if next.len() - silent.len() < next.len() / 2 + 1 {
-                        return Some(format!(
-                            "without the vote of {region} the voters would be {}, and no majority of them answers (silent: {}); start those first, or take them out first",
-                            list(&next),
-                            list(&silent)
-                        ));
-                    }
-                }
-                None
+                self.vote_is_missed(&members.without(region, 0), region)
             }
+            OrderKind::AddWitness { witness: new, zone, .. } => {
+                if let Some(witness) = witness {
+                    Some(format!(
+                        "{witness} is the witness, and there is one at most; take it out first: parhelion witness remove {witness}"
+                    ))
+                } else if names.len() < 2 {
+                    Some("one region needs no witness; first: parhelion region add REGION".to_owned())
+                } else if members.contains(new) {
+                    Some(format!("the region {new} has that name: give the witness another one"))
+                } else if members.witness_removed_with(new).or(members.removed_with(new)).is_some() {
+                    Some(format!(
+                        "{new} was taken out, and what it promised may be forgotten: a witness has a name that was never used. Give it another one"
+                    ))
+                } else if zone.as_ref().is_some_and(|z| z.is_empty() || z.chars().count() > ZONE_CHARS_MAX || z.contains(char::is_control))
+                {
+                    Some(format!("a zone is 1 to {ZONE_CHARS_MAX} characters"))
+                } else {
+                    None
+                }
+            }
+            OrderKind::RemoveWitness { witness: gone } => match witness {
+                Some(witness) if witness == gone => self.vote_is_missed(&members.without_witness(0), gone),
+                Some(witness) => Some(format!("there is no witness '{gone}'; the witness is {witness}")),
+                None => Some(format!("there is no witness '{gone}', nor any other")),
+            },
             _ => None,
         }
     }
@@ -316,7 +377,10 @@ impl Control {
         voters.sort();
         let ordered = self.orders.running.as_ref().filter(|v| v.order.kind.changes_members()).map(|v| (v.order.actor.clone(), v.order.id));
         let (actor, op) = ordered.map_or(("the number of regions".to_owned(), None), |(actor, op)| (actor, Some(op)));
-        let regions = members.as_ref().map_or_else(String::new, |m| format!("the regions are to be {}; ", list(&m.names())));
+        let regions = members.as_ref().map_or_else(String::new, |m| {
+            let witness = m.witness_name().map_or_else(String::new, |w| format!(", the witness {w}"));
+            format!("the regions are to be {}{witness}; ", list(&m.names()))
+        });
         let what = format!("{regions}the voters are to be {}, they are {}", list(&voters), list(&self.st().voters.voters));
         self.audit(Action { actor, op, kind: "voters", what });
         let state = self.state.as_mut().expect("BUG: a primary without a state");
@@ -368,19 +432,33 @@ impl Control {
             self.note("region_added", format!("{new} is a member; the regions are {}", list(&now.names())));
             self.members.goodbyes.retain(|(r, _)| *r != new);
         }
+        if now.witness_name() != before.witness_name() {
+            self.witness_agreed(before.witness_name(), now.witness_name());
+        }
         self.take_members();
         // An order that waits for this is not what was agreed on.
         let running = self.orders.running.as_ref().filter(|_| self.members.waiting.is_none());
         let kind = running.map(|v| v.order.kind.clone());
         match kind {
-            Some(OrderKind::RemoveRegion { .. }) => {
+            Some(kind) if kind.removes() => {
                 self.set_phase(Phase::Voters);
                 if !self.adjust_voters() {
                     self.finish(OpState::Done);
                 }
             }
-            Some(OrderKind::AddRegion { .. }) => self.finish(OpState::Done),
+            Some(kind) if kind.member().is_some() => self.finish(OpState::Done),
             _ => {}
+        }
+    }
+
+    fn witness_agreed(&mut self, before: Option<&RegionName>, now: Option<&RegionName>) {
+        if let Some(gone) = before {
+            self.note("witness_removed", format!("{gone} is the witness no more; its vote is gone, and its name is not used again"));
+            self.members.goodbyes.push((gone.clone(), GOODBYES));
+            self.holder.as_mut().expect("BUG: agreed without a reign").forget(gone);
+        }
+        if let Some(new) = now {
+            self.note("witness_added", format!("{new} is the witness; it votes when the number of regions asks for one and it is heard"));
         }
     }
 
@@ -391,8 +469,8 @@ impl Control {
             return false;
         }
         let (current, names) = (self.st().voters.voters.clone(), members.names());
-        let wanted = voters_by_rule(&self.who.name, &current, &names, self.who.witness.as_ref());
-        let Some(next) = next_voters(&current, &wanted, &names, &|v| self.hears(v)) else { return false };
+        let wanted = voters_by_rule(&self.who.name, &current, &names, members.witness_name());
+        let Some(next) = next_voters(&current, &wanted, &members.all(), &|v| self.hears(v)) else { return false };
         // Majorities of both are there, or the lease would end for want of them.
         let enough = |set: &[RegionName]| set.iter().filter(|v| self.hears(v)).count() > set.len() / 2;
         if !enough(&next) || !enough(&current) {
@@ -411,7 +489,7 @@ impl Control {
         }
         self.mark_leaving();
         self.begin_what_waited();
-        let ordered = self.orders.running.as_ref().is_some_and(|v| !matches!(v.order.kind, OrderKind::RemoveRegion { .. }));
+        let ordered = self.orders.running.as_ref().is_some_and(|v| !v.order.kind.removes());
         if !ordered && self.orders.handing.is_none() {
             self.adjust_voters();
         }

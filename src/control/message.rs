@@ -1,7 +1,7 @@
 //! What the members' control cores say to one another, and its bytes.
 //!
 //! ```text
-//!  version u8 = 2 | bincode of ControlMessage          at most MESSAGE_BYTES_MAX
+//!  version u8 = 3 | bincode of ControlMessage          at most MESSAGE_BYTES_MAX
 //! ```
 //! Any of them may be lost, doubled, late or out of order; none is believed beyond what it says. The enums are append-only: a
 //! variant never changes its place.
@@ -14,7 +14,7 @@ use crate::base::{Epoch, LineageId, LogEnd, RegionName, UnixMicros};
 
 /// No encoded message is longer.
 pub const MESSAGE_BYTES_MAX: usize = 1 << 20;
-const MESSAGE_VERSION: u8 = 2;
+const MESSAGE_VERSION: u8 = 3;
 
 /// One round of one incarnation of a member: an answer to another one is an answer to nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, bincode::Encode, bincode::Decode)]
@@ -201,7 +201,7 @@ impl ControlMessage {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::VoterState;
+    use crate::control::{MemberAt, Membership, OrderKind, VoterState, WitnessAt};
     use proptest::prelude::*;
 
     fn samples() -> Vec<ControlMessage> {
@@ -209,25 +209,49 @@ mod tests {
         let voters = VoterSet::founding(&east, &[east.clone(), RegionName::new("eu-west").unwrap()], None);
         let state = VoterState::founding(LineageId(7), &east, voters.clone(), UnixMicros(5));
         let round = Round { incarnation: 8, no: 9 };
+        let renew = Renew {
+            lineage: LineageId(7),
+            voters: voters.clone(),
+            voters_next: None,
+            round,
+            lease_ms: 6000,
+            entry: state.chain.entries()[0].clone(),
+            path: Vec::new(),
+            active: true,
+            durable: LogEnd::EMPTY,
+            sent_at: UnixMicros(4),
+            sync: crate::control::types::SyncRule::default(),
+            auto: AutoRule::default(),
+            ledger_digest: 1,
+        };
+        // The witness before burned down, and another one comes.
+        let witness = RegionName::new("w2").unwrap();
+        let members = Membership {
+            regions: vec![MemberAt { name: east.clone(), addr: "here:7400".into(), since: 0 }],
+            removed: vec![(RegionName::new("ap-south").unwrap(), 2)],
+            by_rule: true,
+            witness: Some(WitnessAt { name: witness.clone(), addr: "there:7700".into(), zone: Some("c".into()), since: 4 }),
+            witnesses_removed: vec![(RegionName::new("w").unwrap(), 3)],
+        };
+        let next = VoterSet { version: 4, members: Some(members), ..voters };
+        let changing = Renew { voters_next: Some(next), ..renew.clone() };
+        let order = |kind| {
+            ControlMessage::Order(Order { id: OpId(5), kind, dry_run: false, timeout_ms: 1, at_epoch: Some(Epoch(1)), actor: "me".into() })
+        };
         vec![
-            ControlMessage::Renew(Renew {
-                lineage: LineageId(7),
-                voters: voters.clone(),
-                voters_next: None,
+            ControlMessage::Renew(renew),
+            ControlMessage::Renew(changing),
+            ControlMessage::Refused {
+                epoch: Epoch(1),
                 round,
-                lease_ms: 6000,
-                entry: state.chain.entries()[0].clone(),
-                path: Vec::new(),
-                active: true,
-                durable: LogEnd::EMPTY,
-                sent_at: UnixMicros(4),
-                sync: crate::control::types::SyncRule::default(),
-                auto: AutoRule::default(),
-                ledger_digest: 1,
-            }),
-            ControlMessage::Refused { epoch: Epoch(1), round, promised: Epoch(2), reign: Some((Epoch(2), east)), reason: "no".into() },
+                promised: Epoch(2),
+                reign: Some((Epoch(2), east.clone())),
+                reason: "no".into(),
+            },
             ControlMessage::Probe { round },
             ControlMessage::Ask { id: OpId(4) },
+            order(OrderKind::AddWitness { witness: witness.clone(), addr: "there:7700".into(), zone: Some("c".into()) }),
+            order(OrderKind::RemoveWitness { witness }),
         ]
     }
 
@@ -247,7 +271,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_input_makes_the_decoder_panic(which in 0usize..4, cut in 0usize..80, flip in 0usize..80, garbage in proptest::collection::vec(any::<u8>(), 0..64)) {
+        fn no_input_makes_the_decoder_panic(which in 0usize..7, cut in 0usize..80, flip in 0usize..200, garbage in proptest::collection::vec(any::<u8>(), 0..64)) {
             let _ = ControlMessage::decode(&garbage);
             let _ = VoterState::decode(&garbage);
             let mut bytes = samples()[which].encode();
@@ -255,6 +279,14 @@ mod tests {
             bytes[at] ^= 0x55;
             bytes.truncate(bytes.len().saturating_sub(cut));
             let _ = ControlMessage::decode(&bytes);
+            // What a disk keeps of such members.
+            if let ControlMessage::Renew(Renew { voters_next: Some(voters), .. }) = &samples()[1] {
+                let mut kept = VoterState::joining(LineageId(7), voters.clone()).encode();
+                let at = 1 + flip % (kept.len() - 1);
+                kept[at] ^= 0x55;
+                kept.truncate(kept.len().saturating_sub(cut));
+                let _ = VoterState::decode(&kept);
+            }
         }
     }
 }

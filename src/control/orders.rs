@@ -116,7 +116,11 @@ impl Control {
             OrderKind::Switchover { .. } => reign.map(|(_, r)| r),
             // Of the region that is asked, whoever reigns.
             OrderKind::NewLineage { .. } => Some(self.who.name.clone()),
-            OrderKind::SetVoters { .. } | OrderKind::AddRegion { .. } | OrderKind::RemoveRegion { .. } => reign.map(|(_, r)| r),
+            OrderKind::SetVoters { .. }
+            | OrderKind::AddRegion { .. }
+            | OrderKind::RemoveRegion { .. }
+            | OrderKind::AddWitness { .. }
+            | OrderKind::RemoveWitness { .. } => reign.map(|(_, r)| r),
         };
         match executor {
             Some(to) if to == self.who.name => self.carry_out(order),
@@ -191,7 +195,10 @@ impl Control {
             OrderKind::Switchover { to } => self.switchover(order, to),
             OrderKind::Failover { consent, primary_is_down, .. } => self.failover(order, consent, primary_is_down.as_ref()),
             OrderKind::SetVoters { voters } => self.set_voters(order, voters),
-            OrderKind::AddRegion { .. } | OrderKind::RemoveRegion { .. } => self.change_members(order),
+            OrderKind::AddRegion { .. }
+            | OrderKind::RemoveRegion { .. }
+            | OrderKind::AddWitness { .. }
+            | OrderKind::RemoveWitness { .. } => self.change_members(order),
             OrderKind::NewLineage { .. } => self.new_lineage(order),
         }
     }
@@ -203,7 +210,7 @@ impl Control {
         let now = epoch.map_or_else(|| "none".into(), |e| e.to_string());
         let changed = format!("roles have changed since: it was about epoch {was}, and now it is {now}. Look at parhelion status");
         // That the same voters vote may be chance: an order that named them may have been refused all the same (seed 1203 of roles).
-        if self.is_as_ordered(&order.kind) && order.kind.region().is_some() {
+        if self.is_as_ordered(&order.kind) && order.kind.member().is_some() {
             return Some(self.view_of(order, OpState::Done));
         }
         // No reign names an order that changed the members or the voters, so none tells that it was not done.
@@ -259,7 +266,7 @@ impl Control {
     }
 
     fn failover(&mut self, order: Order, consent: Consent, primary_is_down: Option<&RegionName>) {
-        if !self.who.has_data() || order.kind.to() != Some(&self.who.name) {
+        if !self.who.has_data || order.kind.to() != Some(&self.who.name) {
             return self.refuse_new(&order, format!("{} cannot be promoted; the regions are {}", self.who.name, list(&self.who.regions)));
         }
         if !self.log_told {

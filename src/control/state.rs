@@ -4,21 +4,22 @@
 //! on 4 of its 6 copies, by a witness in two checksummed slots (whoever stores it adds the checksum).
 //!
 //! ```text
-//!  version u8 = 2 | bincode of VoterState          at most STATE_BYTES_MAX
+//!  version u8 = 3 | bincode of VoterState          at most STATE_BYTES_MAX
 //! ```
-//! Version 1 ([`super::first`]) is read, and written no more.
+//! Versions 1 ([`super::first`]) and 2 ([`super::second`]) are read, and written no more.
 
 use super::audit::Audit;
 use super::chain::Chain;
 use super::first;
 use super::lineage::NewLineage;
+use super::second;
 use super::types::{AutoRule, FailoverRecord, OpId, OpView, SyncRule, VoterSet};
 use crate::base::{Epoch, LineageId, RegionName, UnixMicros};
 use std::time::Duration;
 
 /// No encoded state is longer.
 pub const STATE_BYTES_MAX: usize = 1 << 20;
-const STATE_VERSION: u8 = 2;
+const STATE_VERSION: u8 = 3;
 /// Operations and failovers kept, newest first.
 const OPS_MAX: usize = 32;
 const FAILOVERS_MAX: usize = 64;
@@ -56,6 +57,8 @@ pub struct VoterState {
     pub begun: Option<NewLineage>,
     /// Members that said that this one was taken out, and none of those that stayed took it back since: also after a restart.
     pub told_out: Vec<RegionName>,
+    /// The others remembered its grants when it had no state: what it promised is lost, and it votes no more, also after a restart.
+    pub lost_promises: bool,
 }
 
 impl VoterState {
@@ -88,6 +91,7 @@ impl VoterState {
             rivals: Vec::new(),
             begun: None,
             told_out: Vec::new(),
+            lost_promises: false,
         }
     }
 
@@ -112,6 +116,10 @@ impl VoterState {
             (&STATE_VERSION, body) => {
                 let (state, read) = bincode::decode_from_slice(body, config).ok()?;
                 (state, read, body)
+            }
+            (2, body) => {
+                let (state, read): (second::VoterState, usize) = bincode::decode_from_slice(body, config).ok()?;
+                (state.into(), read, body)
             }
             (1, body) => {
                 let (state, read): (first::VoterState, usize) = bincode::decode_from_slice(body, config).ok()?;
@@ -227,6 +235,7 @@ impl Ledger {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::MemberAt;
 
     fn failover() -> first::FailoverRecord {
         let (at, region) = (crate::base::LogEnd::EMPTY, RegionName::new("us-east").unwrap());
@@ -250,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_version_before_kept_is_read() {
+    fn what_the_versions_before_kept_is_read() {
         let east = RegionName::new("us-east").unwrap();
         let voters = VoterSet::founding(&east, &[east.clone(), RegionName::new("eu-west").unwrap()], None);
         let state =
@@ -278,7 +287,56 @@ mod tests {
         assert!(record.complete && record.loss.alone_ms == 0 && record.tail.is_some_and(|t| t.commits == 5 && t.touched.is_err()));
         assert_eq!(VoterState { ledger: Ledger::default(), ..read }, state);
         assert_eq!(VoterState::decode(&state.encode()), Some(state));
-        bytes[0] = 3;
+        bytes[0] = 4;
         assert_eq!(VoterState::decode(&bytes), None);
+    }
+
+    #[test]
+    fn a_witness_that_voted_is_one_when_the_second_version_is_read() {
+        let name = |name: &str| RegionName::new(name).unwrap();
+        let at = |n: &str| MemberAt { name: name(n), addr: String::new(), since: 0 };
+        let set = |voters: &[&str]| second::VoterSet {
+            version: 4,
+            voters: voters.iter().map(|n| name(n)).collect(),
+            heard: vec![name("us-east")],
+            members: Some(second::Members {
+                regions: vec![at("us-east"), at("eu-west")],
+                removed: vec![(name("ap-south"), 3)],
+                by_rule: true,
+            }),
+        };
+        let state = VoterState::joining(LineageId(9), VoterSet::unknown());
+        let before = second::VoterState {
+            lineage: state.lineage,
+            voters: set(&["ap-south", "eu-west", "us-east"]),
+            voters_next: Some(set(&["eu-west", "us-east", "w"])),
+            promised: Epoch(7),
+            voted_for: None,
+            released: Epoch(0),
+            sealed: Epoch(0),
+            handed_to: None,
+            chain: state.chain.clone(),
+            grant_ms_max: 6000,
+            sync: SyncRule::default(),
+            auto: AutoRule::default(),
+            pending: Vec::new(),
+            cut: None,
+            ledger: Ledger::default(),
+            audit: Audit::default(),
+            rivals: Vec::new(),
+            begun: None,
+            told_out: vec![name("eu-west")],
+        };
+        let mut bytes = vec![2];
+        bytes.extend(bincode::encode_to_vec(before, bincode::config::standard()).unwrap());
+        let read = VoterState::decode(&bytes).expect("it is read");
+        assert_eq!((read.promised, read.told_out, read.lost_promises), (Epoch(7), vec![name("eu-west")], false));
+        let (voters, next) = (read.voters.members.unwrap(), read.voters_next.unwrap().members.unwrap());
+        assert_eq!(
+            (voters.names(), voters.witness),
+            (["us-east", "eu-west"].map(name).to_vec(), None),
+            "it votes still, and was taken out"
+        );
+        assert_eq!((next.witness_name(), &next.removed), (Some(&name("w")), &vec![(name("ap-south"), 3)]));
     }
 }

@@ -18,17 +18,14 @@ pub struct Who {
     pub regions: Vec<RegionName>,
     /// The member without data that only votes.
     pub witness: Option<RegionName>,
+    /// This one is a region. A witness stays none when it is taken out.
+    pub has_data: bool,
     pub settings: Settings,
     /// How this member reaches the others, `host:port`; told to those that come later.
     pub addrs: BTreeMap<RegionName, String>,
 }
 
 impl Who {
-    #[must_use]
-    pub fn has_data(&self) -> bool {
-        self.witness.as_ref() != Some(&self.name)
-    }
-
     pub(super) fn addr(&self, name: &RegionName) -> String {
         self.addrs.get(name).cloned().unwrap_or_default()
     }
@@ -255,6 +252,16 @@ pub enum OrderKind {
         survivors: Vec<RegionName>,
         stopped: Option<RegionName>,
     },
+    /// A voter without data; it is reached at `addr`.
+    AddWitness {
+        witness: RegionName,
+        addr: String,
+        /// Its failure domain, as an operator calls it.
+        zone: Option<String>,
+    },
+    RemoveWitness {
+        witness: RegionName,
+    },
 }
 
 impl OrderKind {
@@ -262,9 +269,12 @@ impl OrderKind {
     pub fn to(&self) -> Option<&RegionName> {
         match self {
             OrderKind::Switchover { to } | OrderKind::Failover { to, .. } => Some(to),
-            OrderKind::SetVoters { .. } | OrderKind::AddRegion { .. } | OrderKind::RemoveRegion { .. } | OrderKind::NewLineage { .. } => {
-                None
-            }
+            OrderKind::SetVoters { .. }
+            | OrderKind::AddRegion { .. }
+            | OrderKind::RemoveRegion { .. }
+            | OrderKind::AddWitness { .. }
+            | OrderKind::RemoveWitness { .. }
+            | OrderKind::NewLineage { .. } => None,
         }
     }
 
@@ -277,10 +287,31 @@ impl OrderKind {
         }
     }
 
+    /// The witness that comes or goes.
+    #[must_use]
+    pub fn witness(&self) -> Option<&RegionName> {
+        match self {
+            OrderKind::AddWitness { witness, .. } | OrderKind::RemoveWitness { witness } => Some(witness),
+            _ => None,
+        }
+    }
+
+    /// The member that comes or goes.
+    #[must_use]
+    pub fn member(&self) -> Option<&RegionName> {
+        self.region().or(self.witness())
+    }
+
+    /// It takes a member out.
+    #[must_use]
+    pub fn removes(&self) -> bool {
+        matches!(self, OrderKind::RemoveRegion { .. } | OrderKind::RemoveWitness { .. })
+    }
+
     /// It changes who votes or who is a member.
     #[must_use]
     pub fn changes_members(&self) -> bool {
-        matches!(self, OrderKind::SetVoters { .. } | OrderKind::AddRegion { .. } | OrderKind::RemoveRegion { .. })
+        matches!(self, OrderKind::SetVoters { .. }) || self.member().is_some()
     }
 }
 
@@ -297,6 +328,8 @@ impl fmt::Display for OrderKind {
             }
             OrderKind::AddRegion { region, addr } => write!(f, "adding {region} at {addr}"),
             OrderKind::RemoveRegion { region } => write!(f, "taking out {region}"),
+            OrderKind::AddWitness { witness, addr, .. } => write!(f, "adding the witness {witness} at {addr}"),
+            OrderKind::RemoveWitness { witness } => write!(f, "taking out the witness {witness}"),
             OrderKind::NewLineage { survivors, stopped } => {
                 let names: Vec<&str> = survivors.iter().map(RegionName::as_str).collect();
                 let how = stopped.as_ref().map_or_else(|| "on purpose".to_owned(), |r| format!("forced, by the word that {r} is stopped"));

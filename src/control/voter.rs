@@ -106,15 +106,23 @@ impl Control {
     fn adopt(&mut self, renew: &Renew) {
         self.amnesiac = renew.voters.heard.contains(&self.who.name);
         if self.amnesiac {
-            self.note(
-                "voter_lost_state",
-                "the others remember this voter's grants and it does not: its state was lost. It votes no more; replace it by another voter"
-                    .into(),
-            );
+            self.note("voter_lost_state", self.lost_its_promises());
         }
-        self.state = Some(VoterState::joining(renew.lineage, renew.voters.clone()));
+        let joining = VoterState::joining(renew.lineage, renew.voters.clone());
+        self.state = Some(VoterState { lost_promises: self.amnesiac, ..joining });
         self.keep();
         self.take_members();
+    }
+
+    /// A sentence for an operator.
+    pub(super) fn lost_its_promises(&self) -> String {
+        let name = &self.who.name;
+        let then = if self.who.has_data {
+            format!("take its vote away and give it back: parhelion region remove {name}, then invite it again")
+        } else {
+            format!("replace it: parhelion witness remove {name}, then invite one by another name")
+        };
+        format!("the others remember what {name} granted and it does not: its state was lost, and it votes no more. {then}")
     }
 
     fn may_grant(&self, renew: &Renew) -> Result<(), String> {
@@ -148,7 +156,7 @@ impl Control {
             return Err("this region lost log that was durable, and may have lost what it promised; see its status".into());
         }
         if self.amnesiac && self.who.name != renew.entry.region {
-            return Err("this voter lost its state; replace it by another voter".into());
+            return Err(self.lost_its_promises());
         }
         Ok(())
     }
@@ -161,6 +169,10 @@ impl Control {
         if renew.voters.version > state.voters.version {
             state.voters = renew.voters.clone();
             state.voters_next = renew.voters_next.clone();
+            if state.lost_promises && !state.voters.contains(&self.who.name) {
+                // It votes for nobody of those that it may have promised something: they are older than this, and are refused for that.
+                (state.lost_promises, self.amnesiac) = (false, false);
+            }
             self.keep();
             return self.take_members();
         }
@@ -240,7 +252,7 @@ impl Control {
             voters_next: state.voters_next.clone(),
             chain: state.chain.clone(),
             pending: state.pending.clone(),
-            log: (self.log_told && self.who.has_data()).then(|| self.log.standing(state.cut)),
+            log: (self.log_told && self.who.has_data).then(|| self.log.standing(state.cut)),
             seen: self.seen(),
             sync: state.sync,
             auto: state.auto,
@@ -258,7 +270,7 @@ impl Control {
             return never(format!("its voters are of version {}, here they are of version {}", vote.voters_version, state.voters.version));
         }
         if self.amnesiac && !own {
-            return never("this voter lost its state; replace it by another voter".into());
+            return never(self.lost_its_promises());
         }
         if self.lost.is_some() && !own {
             return never("this region lost log that was durable, and may have lost what it promised; see its status".into());

@@ -63,14 +63,17 @@ pub async fn serve_member(listener: TcpListener, view: Arc<dyn MemberView>, shut
     serve(listener, app, shutdown).await;
 }
 
-/// A witness is well while it hears a region.
+/// A witness is well while it is one and hears a region.
 async fn member_healthz(State(view): State<Arc<dyn MemberView>>) -> Response {
     let report = view.report();
-    let hears = report.peers.iter().any(|p| p.up);
-    let refused = (!hears).then_some("no region is connected");
-    let status = if hears { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let refused = if report.role == "removed" {
+        report.reason.clone()
+    } else {
+        (!report.peers.iter().any(|p| p.up)).then(|| "no region is connected".to_owned())
+    };
+    let status = if refused.is_none() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let body = json!({
-        "ok": hears, "member": report.member, "role": report.role, "promised": report.promised, "votes": report.votes, "reason": refused,
+        "ok": refused.is_none(), "member": report.member, "role": report.role, "promised": report.promised, "votes": report.votes, "reason": refused,
     });
     json_response(status, &body)
 }

@@ -119,6 +119,8 @@ fn control(page: &mut Page, control: &ControlReport) {
         "Round trip of the control link",
         control.peers.iter().map(|p| (peer(p), p.round_trip_ms)).collect(),
     );
+    let witness = control.witness.iter().map(|w| (vec![("member", w.to_string())], u64::from(control.voters.contains(w)))).collect();
+    page.ints("witness_votes", "1 while the witness of the global cluster is a voter, 0 while the number of regions needs none", witness);
     let incomplete = control.failovers.iter().filter(|f| !f.complete).count();
     page.int("failovers_incomplete", "Failovers whose loss is not known exactly yet", incomplete as u64);
     for op in &control.durations {

@@ -235,11 +235,14 @@ pub(crate) fn printable(text: &str) -> String {
 }
 
 /// Who is let in, by name.
-#[derive(Debug)]
-struct Members {
-    regions: Vec<RegionName>,
+#[derive(Clone, Debug, Default)]
+pub struct Admitted {
+    pub regions: Vec<RegionName>,
     /// Taken out: they are told.
-    removed: Vec<RegionName>,
+    pub removed: Vec<RegionName>,
+    /// Let in for a control link.
+    pub witness: Option<RegionName>,
+    pub witnesses_removed: Vec<RegionName>,
 }
 
 /// The endpoint of a region. Cheap to clone.
@@ -247,8 +250,7 @@ struct Members {
 pub struct Quic {
     pub(crate) endpoint: quinn::Endpoint,
     pub(crate) material: Arc<Material>,
-    members: Arc<RwLock<Members>>,
-    witness: Option<RegionName>,
+    admitted: Arc<RwLock<Admitted>>,
     client: quinn::ClientConfig,
     /// As `client`, for control links.
     control_client: quinn::ClientConfig,
@@ -352,25 +354,29 @@ impl Quic {
         })?;
         let endpoint =
             quinn::Endpoint::new(endpoint, server, socket, Arc::new(TokioRuntime)).map_err(|source| QuicError::Socket { addr, source })?;
-        let members = Arc::new(RwLock::new(Members { regions: members.to_vec(), removed: Vec::new() }));
-        Ok(Quic { endpoint, material, members, witness: None, client, control_client, refusals: Arc::default(), link_log: Arc::default() })
+        let admitted = Arc::new(RwLock::new(Admitted { regions: members.to_vec(), ..Admitted::default() }));
+        Ok(Quic { endpoint, material, admitted, client, control_client, refusals: Arc::default(), link_log: Arc::default() })
     }
 
     /// The witness of the global cluster, if it has one, is let in as well: for a control link.
     #[must_use]
-    pub fn with_witness(mut self, witness: Option<RegionName>) -> Quic {
-        self.witness = witness;
+    pub fn with_witness(self, witness: Option<RegionName>) -> Quic {
+        self.admitted.write().witness = witness;
         self
     }
 
-    /// Who is let in from here on; this region always is. `removed` are refused as such.
-    pub fn set_members(&self, regions: &[RegionName], removed: &[RegionName]) {
+    /// Who is let in from here on; this member always is, for its own commands. Those that were taken out are refused as such.
+    pub fn set_members(&self, who: &Admitted) {
         let own = self.region();
-        let mut regions = regions.to_vec();
-        if self.material.subject() == tls::Subject::Region && !regions.contains(own) {
-            regions.push(own.clone());
+        let mut who = who.clone();
+        match self.material.subject() {
+            tls::Subject::Witness => who.witness = Some(own.clone()),
+            tls::Subject::Region if !who.regions.contains(own) => who.regions.push(own.clone()),
+            tls::Subject::Region | tls::Subject::Copies => {}
         }
-        *self.members.write() = Members { regions, removed: removed.iter().filter(|r| *r != own).cloned().collect() };
+        who.removed.retain(|r| r != own);
+        who.witnesses_removed.retain(|r| r != own);
+        *self.admitted.write() = who;
     }
 
     /// The address in use, with the real port when 0 was asked for.
@@ -440,14 +446,15 @@ impl Quic {
         let Some(leaf) = chain.as_deref().and_then(|chain| chain.first()) else {
             return Err((RefusalKind::NoCertificate, "no certificate".to_owned()));
         };
-        let members = self.members.read();
+        let admitted = self.admitted.read();
         let cluster = self.material.cluster();
-        match tls::identify(leaf, cluster, &members.regions, self.witness.as_ref()) {
+        match tls::identify(leaf, cluster, &admitted.regions, admitted.witness.as_ref()) {
             PeerIdentity::Region(region) => Ok((region, tls::Subject::Region)),
             PeerIdentity::Witness(witness) => Ok((witness, tls::Subject::Witness)),
             PeerIdentity::WrongCluster(name) => Err((RefusalKind::WrongCluster, name)),
             PeerIdentity::UnknownRegion(name) => {
-                let was = members.removed.iter().any(|r| tls::dns_name(cluster, r) == name);
+                let region = admitted.removed.iter().any(|r| tls::dns_name(cluster, r) == name);
+                let was = region || admitted.witnesses_removed.iter().any(|w| tls::witness_dns_name(cluster, w) == name);
                 Err((if was { RefusalKind::Removed } else { RefusalKind::UnknownRegion }, name))
             }
         }

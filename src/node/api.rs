@@ -57,7 +57,7 @@ pub enum Event {
     /// Another member's control core says something; its certificate says that it is `from`.
     Member {
         from: RegionName,
-        message: ControlMessage,
+        message: Box<ControlMessage>,
     },
     /// A member refused this region's connection: it was taken out.
     SaidOut {

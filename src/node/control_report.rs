@@ -10,7 +10,7 @@ use crate::control::{ControlView, FailoverRecord, Ledger, OpState, OpView, Order
 #[derive(Clone, Debug, PartialEq, bincode::Encode, bincode::Decode, serde::Serialize, serde::Deserialize)]
 pub struct ControlReport {
     pub member: RegionName,
-    /// `primary`, `secondary`, `candidate`, `fenced`, `sealed`, `witness`.
+    /// `primary`, `secondary`, `candidate`, `fenced`, `sealed`, `witness`, `removed`.
     pub role: String,
     /// The newest reign that it knows to be active.
     pub epoch: Option<Epoch>,
@@ -35,6 +35,8 @@ pub struct ControlReport {
     pub rivals: Vec<RivalReport>,
     /// 0: nobody has changed the members, they are what the files say.
     pub members_version: u64,
+    /// The member without data that votes, as far as this one knows: of the membership, or of its file.
+    pub witness: Option<RegionName>,
     /// Where this member's file is older than that; sentences.
     pub stale: Vec<String>,
     /// When a commit may be acknowledged; of the primary. null in a witness.
@@ -97,12 +99,14 @@ pub struct PeerReport {
 #[derive(Clone, Debug, PartialEq, bincode::Encode, bincode::Decode, serde::Serialize, serde::Deserialize)]
 pub struct OperationReport {
     pub id: String,
-    /// `switchover`, `failover`, `set_voters`, `add_region`, `remove_region`, `new_lineage`.
+    /// `switchover`, `failover`, `set_voters`, `add_region`, `remove_region`, `add_witness`, `remove_witness`, `new_lineage`.
     pub kind: String,
     pub from: Option<RegionName>,
     pub to: Option<RegionName>,
     /// That comes or goes.
     pub region: Option<RegionName>,
+    /// The same, of a witness.
+    pub witness: Option<RegionName>,
     /// Of the reign that it made.
     pub epoch: Option<Epoch>,
     /// `running`, `done`, `refused`, `failed`, `superseded`; `unknown`: whoever carries it out does not answer.
@@ -203,6 +207,7 @@ impl ControlReport {
             writers_seen: view.writers_seen,
             rivals: view.rivals.iter().map(|(r, l)| RivalReport { member: r.clone(), lineage: LineageIdText::from(*l) }).collect(),
             members_version: view.voters.members.as_ref().map_or(0, |_| view.voters.version),
+            witness: view.witness.clone(),
             stale: Vec::new(),
             rules: rules.map(|r| RulesReport { sync: r.sync, max_rpo_ms: r.max_rpo_ms, pause_alone: r.pause_alone }),
             auto_failover: view.auto.to_string(),
@@ -238,6 +243,8 @@ impl OperationReport {
             OrderKind::SetVoters { .. } => "set_voters",
             OrderKind::AddRegion { .. } => "add_region",
             OrderKind::RemoveRegion { .. } => "remove_region",
+            OrderKind::AddWitness { .. } => "add_witness",
+            OrderKind::RemoveWitness { .. } => "remove_witness",
             OrderKind::NewLineage { .. } => "new_lineage",
         };
         let (state, phase, reason) = match &op.state {
@@ -260,6 +267,7 @@ impl OperationReport {
             from: op.from.clone(),
             to: op.order.kind.to().cloned(),
             region: op.order.kind.region().cloned(),
+            witness: op.order.kind.witness().cloned(),
             epoch: op.epoch,
             state: state.to_owned(),
             phase,

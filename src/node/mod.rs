@@ -161,7 +161,7 @@ impl Node {
     pub fn handle(&mut self, now: Instant, wall: UnixMicros, event: Event) {
         self.wall = wall;
         match event {
-            Event::Member { from, message } => self.tell(now, Input::Message { from, message }),
+            Event::Member { from, message } => self.tell(now, Input::Message { from, message: *message }),
             Event::SaidOut { by } => self.tell(now, Input::SaidOut { by }),
             Event::Order(order) => self.tell(now, Input::Order(order)),
             Event::ClockBroke { reason } => self.tell(now, Input::ClockBroke { reason }),

@@ -143,6 +143,7 @@ impl Node {
             name: self.who.region.clone(),
             regions: self.who.members.clone(),
             witness: self.who.witness.clone(),
+            has_data: true,
             settings: control::Settings { secondaries_max: self.limits.secondaries_max, ..self.who.control.clone() },
             addrs: self.who.addrs.clone(),
         };

@@ -5,13 +5,14 @@
 //! region's QUIC port with mutual TLS (`io::link`), so whoever asks holds a certificate of this global cluster.
 //!
 //! ```text
-//!  byte 0   version of this protocol (2)
+//!  byte 0   version of this protocol (4)
 //!  rest     bincode, standard configuration; variants are only ever appended
 //! ```
 
 use super::audit::AuditReport;
 use super::events::{self, EventCursor};
 use super::membership::invites::Invited;
+use super::membership::wire::Guest;
 use super::status::{self, ClusterStatus};
 use crate::base::{CopyId, RegionName};
 use crate::control::{FailoverRecord, OpView, Order};
@@ -24,7 +25,7 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 
 /// First byte of every question and answer.
-pub const ADMIN_VERSION: u8 = 3;
+pub const ADMIN_VERSION: u8 = 4;
 /// Longest question, bytes.
 pub const REQUEST_BYTES_MAX: usize = 16 << 10;
 /// Longest answer, bytes; also what a decoder may allocate for one, several times over.
@@ -84,9 +85,9 @@ pub enum AdminRequest {
     },
     /// What was done to the member, and whether its record of that is whole.
     Audit,
-    /// Makes an invitation for a new region. Only of a region's own commands.
+    /// Makes an invitation for a new region, or a witness. Only of a region's own commands.
     Invite {
-        region: RegionName,
+        guest: Guest,
         ttl_ms: u64,
         listen: String,
         address: Option<String>,
@@ -246,8 +247,8 @@ pub trait AdminPort: Send + Sync + 'static {
     /// This region's audit.
     async fn audit(&self) -> Result<AuditReport, String>;
 
-    /// Invites a region. The error is a sentence.
-    async fn invite(&self, region: RegionName, ttl: Duration, listen: SocketAddr, address: Option<String>) -> Result<Invited, String>;
+    /// Invites somebody. The error is a sentence.
+    async fn invite(&self, guest: Guest, ttl: Duration, listen: SocketAddr, address: Option<String>) -> Result<Invited, String>;
 
     /// Where the CA's key is on this machine; or that it is not.
     fn authority(&self) -> Result<String, String>;
@@ -329,9 +330,9 @@ async fn answer_within(
         AdminRequest::Ops => AdminAnswer::Ops(port.ops().iter().map(OperationReport::of).collect()),
         AdminRequest::Failovers => AdminAnswer::Failovers(port.failovers().iter().map(FailoverReport::of).collect()),
         AdminRequest::Set { key, value, actor } => set(timeout, (key, value, actor), &*view, &port).await,
-        AdminRequest::Invite { region, ttl_ms, listen, address } => {
+        AdminRequest::Invite { guest, ttl_ms, listen, address } => {
             let own = view.report().region;
-            invite(timeout, &own, members, &port, (region, Duration::from_millis(ttl_ms), listen, address)).await
+            invite(timeout, &own, members, &port, (guest, Duration::from_millis(ttl_ms), listen, address)).await
         }
         AdminRequest::Authority => done(port.authority()),
         AdminRequest::Retire { lineage } => done(port.retire(&lineage)),
@@ -368,11 +369,11 @@ async fn invite(
     own: &RegionName,
     members: &[RegionName],
     port: &Arc<dyn AdminPort>,
-    (region, ttl, listen, address): (RegionName, Duration, String, Option<String>),
+    (guest, ttl, listen, address): (Guest, Duration, String, Option<String>),
 ) -> AdminAnswer {
     let Ok(listen) = listen.parse() else { return AdminAnswer::Refused(format!("{listen} is no address: write IP:port")) };
     let Err(missing) = port.authority() else {
-        return match port.invite(region, ttl, listen, address).await {
+        return match port.invite(guest, ttl, listen, address).await {
             Ok(invited) => AdminAnswer::Invited(Box::new(invited)),
             Err(why) => AdminAnswer::Refused(why),
         };
@@ -384,7 +385,8 @@ async fn invite(
     });
     AdminAnswer::Refused(match has {
         Some((other, place)) => format!(
-            "{own} cannot issue certificates ({missing}); {other} can, with {place}. There: parhelion invite --region {region} --config <the file of {other}>"
+            "{own} cannot issue certificates ({missing}); {other} can, with {place}. There: {} --config <the file of {other}>",
+            guest.invited_by()
         ),
         None => format!(
             "{own} cannot issue certificates ({missing}), nor can any region that answers: bring the CA's key, as parhelion certs made it, to one of them for the time of this"

@@ -76,8 +76,8 @@ impl AdminPort for Port {
     fn failovers(&self) -> Vec<FailoverRecord> {
         Vec::new()
     }
-    async fn invite(&self, region: RegionName, _: Duration, _: std::net::SocketAddr, _: Option<String>) -> Result<super::Invited, String> {
-        Err(format!("{region} is a member already"))
+    async fn invite(&self, guest: Guest, _: Duration, _: std::net::SocketAddr, _: Option<String>) -> Result<super::Invited, String> {
+        Err(format!("{} is a member already", guest.name()))
     }
 
     fn retire(&self, lineage: &str) -> Result<String, String> {

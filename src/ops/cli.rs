@@ -9,8 +9,8 @@ mod seeds;
 mod show;
 
 pub use drill::{CopyArgs, CopyVerb, NetemArgs, NetemVerb};
+pub use process::SalvageArgs;
 pub(super) use process::Signals;
-pub use process::{SalvageArgs, WitnessArgs};
 pub(super) use seeds::seed_of;
 pub use seeds::{SimArgs, SimVerb};
 pub use show::{EventsArgs, StatusArgs, WatchArgs};
@@ -20,7 +20,8 @@ use super::certs::{self, CertOptions};
 use super::config::Config;
 use super::demo::{self, DemoArgs};
 use super::failure::{EXIT_CODES, FAILED, Failure, REFUSED, USAGE};
-use super::membership::{self, cli::RegionArgs};
+use super::membership;
+use super::membership::cli::{RegionArgs, WitnessArgs};
 use super::orders::{self, FailoverArgs, OpArgs, SetArgs, SwitchoverArgs};
 use crate::base::{ClusterName, RegionName};
 use crate::io::clock;
@@ -42,11 +43,11 @@ pub enum Verb {
     Demo(DemoArgs),
     /// Run one region; or add one to the global cluster, or take one out
     Region(RegionArgs),
-    /// Run a witness: a member that votes between two regions and holds no data
+    /// Run a witness: a member that votes between two regions and holds no data; or add one to the global cluster, or take it out
     Witness(WitnessArgs),
-    /// Invite a new region: print a token that is good once, for parhelion join
+    /// Invite a new region, or a witness: print a token that is good once, for parhelion join
     Invite(membership::join::InviteArgs),
-    /// On a new machine: make a region's key, get its certificate and write its file, by an invitation
+    /// On a new machine: make the key of a region or a witness, get its certificate and write its file, by an invitation
     Join(membership::join::JoinArgs),
     /// Make a secondary a stand-alone primary of its own lineage, on purpose
     Detach(membership::lineages::DetachArgs),
@@ -165,6 +166,7 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Verb::Demo(args) => runtime(true)?.block_on(demo::run(args)),
         Verb::Region(RegionArgs { what: Some(what), .. }) => runtime(false)?.block_on(membership::cli::region(what)),
         Verb::Region(args) => process::run_region(&args),
+        Verb::Witness(WitnessArgs { what: Some(what), .. }) => runtime(false)?.block_on(membership::cli::witness(what)),
         Verb::Witness(args) => process::run_witness(&args),
         Verb::Invite(args) => runtime(false)?.block_on(membership::join::invite(args)),
         Verb::Join(args) => runtime(false)?.block_on(membership::join::join(args)),

@@ -223,8 +223,7 @@ impl Config {
     #[must_use]
     pub fn roster(&self) -> Roster {
         let files = self.members.iter().map(|m| (m.region.clone(), m.quic.clone())).collect();
-        let witness = self.witness.as_ref().map(|w| Peer { name: w.name.clone(), subject: Subject::Witness, addr: w.quic.clone() });
-        Roster::new(self.region.clone(), self.file.clone(), files, witness)
+        Roster::new(self.region.clone(), self.file.clone(), files, self.witness.clone())
     }
 
     /// The other members, as control links reach them.
@@ -241,13 +240,14 @@ impl Config {
     pub fn who(&self) -> Who {
         let witness = self.witness.as_ref().map(|w| w.name.clone());
         let settings = Settings { secondaries_max: self.limits.secondaries_max, ..self.control.settings() };
-        Who { name: self.region.clone(), regions: self.regions(), witness, settings, addrs: self.addrs() }
+        Who { name: self.region.clone(), regions: self.regions(), witness, has_data: true, settings, addrs: self.addrs() }
     }
 
-    /// How this region reaches each of them.
+    /// How this region reaches each of them, the witness too.
     #[must_use]
     pub fn addrs(&self) -> BTreeMap<RegionName, String> {
-        self.members.iter().map(|m| (m.region.clone(), m.quic.clone())).collect()
+        let regions = self.members.iter().map(|m| (m.region.clone(), m.quic.clone()));
+        regions.chain(self.witness.iter().map(|w| (w.name.clone(), w.quic.clone()))).collect()
     }
 
     /// Who votes if this cluster is founded now.
@@ -259,8 +259,8 @@ impl Config {
     /// What is not a mistake and yet not good; sentences, for the log at start.
     #[must_use]
     pub fn warnings(&self) -> Vec<String> {
-        let Some(Witness { name, .. }) = &self.witness else { return Vec::new() };
-        let mut warnings: Vec<String> = self.members.iter().filter_map(|m| self.witness_beside(&m.region)).collect();
+        let Some(witness @ Witness { name, .. }) = &self.witness else { return Vec::new() };
+        let mut warnings: Vec<String> = self.members.iter().filter_map(|m| self.beside(witness, &m.region)).collect();
         if !self.founding_voters().contains(name) {
             warnings
                 .push(format!("{} regions have an odd number of votes by themselves: the witness {name} gets none", self.members.len()));
@@ -268,10 +268,9 @@ impl Config {
         warnings
     }
 
-    /// A sentence when the witness is in the zone of `region`: what takes that zone takes two votes.
+    /// A sentence when that witness is in the zone of `region`, as far as this file says: what takes that zone takes two votes.
     #[must_use]
-    pub fn witness_beside(&self, region: &RegionName) -> Option<String> {
-        let witness = self.witness.as_ref()?;
+    pub fn beside(&self, witness: &Witness, region: &RegionName) -> Option<String> {
         let zone = witness.zone.as_ref().filter(|zone| self.member(region).is_some_and(|m| m.zone.as_ref() == Some(*zone)))?;
         Some(format!(
             "the witness {} is in the zone of {region} ({zone}): what takes that zone takes two votes; move the witness to a third one",

@@ -285,11 +285,14 @@ fn continues<'a>(kind: &OrderKind, known: &'a [OperationReport], report: &Contro
         OrderKind::Failover { .. } => "failover",
         OrderKind::AddRegion { .. } => "add_region",
         OrderKind::RemoveRegion { .. } => "remove_region",
+        OrderKind::AddWitness { .. } => "add_witness",
+        OrderKind::RemoveWitness { .. } => "remove_witness",
         OrderKind::NewLineage { .. } => return known.iter().find(|o| o.kind == "new_lineage" && o.is_running()),
         OrderKind::SetVoters { .. } => return None,
     };
     if kind.changes_members() {
-        return known.iter().find(|o| o.kind == word && o.region.as_ref() == kind.region() && o.is_running());
+        let member = |o: &OperationReport| o.region.as_ref().or(o.witness.as_ref()) == kind.member();
+        return known.iter().find(|o| o.kind == word && member(o) && o.is_running());
     }
     let same = |o: &&OperationReport| o.kind == word && o.to.as_ref() == kind.to() && !o.dry_run;
     let mut before = known.iter().filter(same);

@@ -15,9 +15,9 @@ fn ms(ms: u64) -> String {
 #[must_use]
 pub fn head(op: &OperationReport) -> String {
     let from = op.from.as_ref().map_or_else(String::new, |from| format!(" from {from}"));
-    if let Some(region) = &op.region {
+    if let Some(name) = op.region.as_ref().or(op.witness.as_ref()) {
         let dry = if op.dry_run { " (dry run: nothing is changed)" } else { "" };
-        return format!("{} {region}{dry}, operation {}\n", op.kind, op.id);
+        return format!("{} {name}{dry}, operation {}\n", op.kind, op.id);
     }
     let to = op.to.as_ref().map_or_else(String::new, |to| format!(" to {to}"));
     let dry = if op.dry_run { " (dry run: nothing is changed)" } else { "" };
@@ -67,7 +67,7 @@ pub fn loss(lost: &LossReport) -> String {
 /// The last lines.
 #[must_use]
 pub fn ended(op: &OperationReport) -> String {
-    if op.region.is_some() {
+    if op.region.is_some() || op.witness.is_some() {
         return super::membership::cli::ended(op);
     }
     let to = op.to.as_ref().map_or_else(|| "?".to_owned(), ToString::to_string);
@@ -123,7 +123,7 @@ pub fn list(ops: &[OperationReport]) -> String {
                 o.id.clone(),
                 o.kind.clone(),
                 name(&o.from),
-                name(o.region.as_ref().map_or(&o.to, |_| &o.region)),
+                name([&o.region, &o.witness].into_iter().find(|m| m.is_some()).unwrap_or(&o.to)),
                 state,
                 epoch,
                 text::rfc3339(o.began_at),

@@ -29,10 +29,23 @@ pub struct RolesStatus {
     pub writers_seen: u32,
     /// Of the membership; 0: nobody has changed it, it is what the files say.
     pub members_version: u64,
+    /// The member without data; null where there is none.
+    pub witness: Option<WitnessStatus>,
     /// Under way, or the last one.
     pub operation: Option<OperationReport>,
     /// Newest first.
     pub failovers: Vec<FailoverReport>,
+}
+
+/// The witness, whether it has a vote at the moment or not.
+#[derive(Clone, Debug, PartialEq, bincode::Encode, bincode::Decode, serde::Serialize, serde::Deserialize)]
+pub struct WitnessStatus {
+    pub name: RegionName,
+    /// It is a voter: it is when two or four regions have it.
+    pub votes: bool,
+    pub answered: bool,
+    /// Why it did not, or why it does not vote; a sentence.
+    pub trouble: Option<String>,
 }
 
 /// One voter.
@@ -95,6 +108,15 @@ pub fn merge(answers: &BTreeMap<RegionName, Result<RegionReport, String>>, witne
         auto_failover: reigns.or(Some(newest)).map(|c| c.auto_failover.clone()),
         writers_seen: all().map(|c| c.writers_seen).max().unwrap_or(0).max(u32::try_from(writing).unwrap_or(u32::MAX)),
         members_version: all().map(|c| c.members_version).max().unwrap_or(0),
+        witness: witness.as_ref().map(|(name, answer)| WitnessStatus {
+            name: name.clone(),
+            votes: newest.voters.contains(name),
+            answered: answer.is_ok(),
+            trouble: match answer {
+                Err(why) => Some(why.clone()),
+                Ok(report) => report.reason.clone().filter(|_| !report.votes),
+            },
+        }),
         operation: operations().max_by_key(rank).cloned(),
         failovers: failovers.into_values().rev().collect(),
     }
@@ -140,6 +162,10 @@ pub fn notes(roles: &RolesStatus, answers: &BTreeMap<RegionName, Result<RegionRe
         if voter.witness || answer < majority {
             notes.push(format!("the {what} {} does not answer ({why}); {rule}", voter.name));
         }
+    }
+    if let Some(WitnessStatus { name, votes, answered: true, trouble: Some(why) }) = &roles.witness {
+        let what = if *votes { "the witness has a vote and does not use it" } else { "the witness says" };
+        notes.push(format!("{what}: {name}: {why}"));
     }
     for deaf in roles.voters.iter().filter(|v| v.answered && v.heard_by_primary == Some(false)) {
         notes.push(format!("the primary has not had the vote of {} within a lease, although it answers here", deaf.name));
@@ -193,7 +219,13 @@ pub fn lines(status: &ClusterStatus) -> String {
     };
     let list: Vec<String> = roles.voters.iter().map(voter).collect();
     let alone = if roles.unproven { "; alone: whether it is down, nobody else can prove" } else { "" };
-    out.push_str(&format!("voters: {}{alone}\n", list.join(", ")));
+    let without = match &roles.witness {
+        Some(WitnessStatus { name, votes: false, answered, .. }) => {
+            format!("; the witness {name}{} has no vote at the moment", if *answered { "" } else { ", which does not answer," })
+        }
+        _ => String::new(),
+    };
+    out.push_str(&format!("voters: {}{alone}{without}\n", list.join(", ")));
     #[expect(clippy::cast_precision_loss, reason = "for people")]
     match (&status.primary, roles.lease_left_ms) {
         (Some(primary), Some(0)) => out.push_str(&format!("lease: {primary} has none and acknowledges nothing\n")),

@@ -251,6 +251,7 @@ fn roles(member: &str, role: &str) -> ControlReport {
         writers_seen: u32::from(leads),
         rivals: Vec::new(),
         members_version: 0,
+        witness: None,
         stale: Vec::new(),
         rules: leads.then_some(RulesReport { sync: 0, max_rpo_ms: Some(2000), pause_alone: false }),
         auto_failover: "lossless".into(),

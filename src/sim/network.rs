@@ -288,7 +288,7 @@ impl World {
     pub(super) fn member_hears(&mut self, from: usize, to: usize, bytes: &Bytes) -> Checked {
         let message = ControlMessage::decode(bytes).map_err(|e| format!("a control message that was sent cannot be read: {e}"))?;
         let (incarnation, from) = (self.regions[to].incarnation, self.regions[from].name.clone());
-        self.to_node(to, incarnation, Event::Member { from, message })
+        self.to_node(to, incarnation, Event::Member { from, message: Box::new(message) })
     }
 
     pub(super) fn control_arrives(&mut self, number: u64, to: LinkSide) -> Checked {

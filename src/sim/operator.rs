@@ -53,6 +53,8 @@ impl World {
                 OrderKind::SetVoters { .. }
                 | OrderKind::AddRegion { .. }
                 | OrderKind::RemoveRegion { .. }
+                | OrderKind::AddWitness { .. }
+                | OrderKind::RemoveWitness { .. }
                 | OrderKind::NewLineage { .. } => {}
             }
         }

@@ -177,7 +177,7 @@ pub struct Ready {
     pub regions: Vec<Region>,
 }
 
-/// A region process started by hand. Killed when dropped.
+/// A process of a region, or of a witness, started by hand. Killed when dropped.
 pub struct ByHand {
     pub child: Child,
     pub log: PathBuf,
@@ -189,9 +189,17 @@ impl ByHand {
     }
 
     pub fn start_with(config: &Path, log: &Path, env: &[(&str, &Path)]) -> ByHand {
+        ByHand::start_as("region", config, log, env)
+    }
+
+    pub fn start_witness(config: &Path, log: &Path) -> ByHand {
+        ByHand::start_as("witness", config, log, &[])
+    }
+
+    fn start_as(verb: &str, config: &Path, log: &Path, env: &[(&str, &Path)]) -> ByHand {
         let file = std::fs::File::options().create(true).append(true).open(log).expect("a log");
         let mut command = parhelion();
-        command.args(["region", "--config"]).arg(config).stdout(Stdio::null()).stderr(file).envs(env.iter().copied());
+        command.args([verb, "--config"]).arg(config).stdout(Stdio::null()).stderr(file).envs(env.iter().copied());
         ByHand { child: command.spawn().expect("the program runs"), log: log.to_owned() }
     }
 

@@ -14,7 +14,7 @@ pub struct Two {
     pub witness_file: PathBuf,
     witness: Option<Child>,
     regions: Vec<Option<ByHand>>,
-    _ports: Ports,
+    ports: Ports,
 }
 
 pub const NAMES: [&str; 2] = ["us-east", "eu-west"];
@@ -78,7 +78,7 @@ impl Two {
         json_of(parhelion().args(["certs", "--json", "--config"]).arg(&regions[0].config)).unwrap();
         let password = std::fs::read_to_string(dir.path().join("certs/sql-password")).unwrap().trim().to_owned();
         let ready = Ready { cluster: "two".into(), user: "app".into(), password, database: "app".into(), regions };
-        let mut two = Two { dir, ready, witness_file: file, witness: None, regions: vec![None, None], _ports: ports };
+        let mut two = Two { dir, ready, witness_file: file, witness: None, regions: vec![None, None], ports };
         two.start_witness();
         for i in 0..2 {
             two.start_region(i);
@@ -137,6 +137,18 @@ impl Two {
     /// Ends a region's process as Ctrl-C does.
     pub fn stop_region(&mut self, i: usize) {
         self.regions[i].take().expect("it runs").stop();
+    }
+
+    /// `kill -9`, and waits until it is gone.
+    pub fn kill_witness(&mut self) {
+        let mut witness = self.witness.take().expect("it runs");
+        witness.kill().expect("it runs");
+        witness.wait().expect("it ends");
+    }
+
+    /// Where one more member may listen; its HTTP port is three above.
+    pub fn spare_port(&self) -> u16 {
+        self.ports.base + 300
     }
 
     /// Waits until both regions and the witness are in each other's sight.

@@ -7,7 +7,7 @@ use crate::base::TimelineId;
 use crate::ops::config::{Config, LogFormat, LogSettings};
 use crate::ops::copy::{self, config::CopyConfig};
 use crate::ops::failure::{FAILED, Failure};
-use crate::ops::membership::cli::RegionArgs;
+use crate::ops::membership::cli::{RegionArgs, WitnessArgs};
 use crate::ops::region::{self, RunOptions};
 use crate::ops::salvage;
 use crate::ops::witness::{self, config::WitnessConfig};
@@ -16,16 +16,6 @@ use std::io::IsTerminal as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use tokio::sync::watch;
-
-#[derive(Debug, Args)]
-pub struct WitnessArgs {
-    /// The witness's file, as in regions/witness.toml
-    #[arg(long, value_name = "FILE", env = "PARHELION_CONFIG")]
-    pub config: PathBuf,
-    /// End when stdin ends: the process that started this one is gone
-    #[arg(long, hide = true)]
-    pub exit_with_parent: bool,
-}
 
 #[derive(Debug, Args)]
 pub struct SalvageArgs {
@@ -53,7 +43,7 @@ pub(super) fn run_region(args: &RegionArgs) -> Result<(), Failure> {
 }
 
 pub(super) fn run_witness(args: &WitnessArgs) -> Result<(), Failure> {
-    let config = WitnessConfig::load(&args.config)?;
+    let config = WitnessConfig::load(args.config.as_ref().expect("BUG: it is required where there is no verb"))?;
     start_logging(&config.log)?;
     until_signalled(args.exit_with_parent, async |options, shutdown| witness::run(config, options, shutdown).await)
 }

@@ -1,12 +1,12 @@
 //! `parhelion invite`, in the region process: tokens that are good once, and the listener at which they are used.
 //!
-//! Decides whether a token opens: its secret, its name, its time, that it was not used. Then the region is made a member by an order like any
-//! other, its certificate is issued with the cluster CA's key, and it gets what its file needs. Invitations live in memory only: a restart of
+//! Decides whether a token opens: its secret, its name, its time, that it was not used. Then the region, or the witness, is made a member by an
+//! order like any other, its certificate is issued with the cluster CA's key, and it gets what its file needs. Invitations live in memory only: a restart of
 //! this process ends them. The secret itself is not kept, only its hash; a private key is never seen here. Listens on loopback unless whoever
 //! invites names another address.
 
-use super::wire::{self, JoinAnswer, JoinRequest, Secret, Token, Welcome};
-use crate::base::{Instant, RegionName, UnixMicros};
+use super::wire::{self, Guest, JoinAnswer, JoinRequest, Secret, Token, Welcome, WitnessWelcome};
+use crate::base::{Instant, UnixMicros};
 use crate::control::{OpId, OpState, OpView, Order, OrderKind};
 use crate::io::clock;
 use crate::io::driver::{Inbox, Shared};
@@ -34,12 +34,12 @@ const TOLD_AFTERWARDS: Duration = Duration::from_secs(60);
 /// Connections to one listener at a time.
 const GUESTS_MAX: usize = 8;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// An order to make the region a member is waited for so long.
+/// An order to make somebody a member is waited for so long.
 const ORDER_WITHIN: Duration = Duration::from_secs(20);
 /// The same for a look whether it could be one: the command waits no longer.
 const LOOK_WITHIN: Duration = Duration::from_secs(3);
 const LOOK_EVERY: Duration = Duration::from_millis(30);
-/// Days that the certificate of a region that joins is valid.
+/// Days that the certificate of a member that joins is valid.
 const CERTIFICATE_DAYS: u32 = 365;
 
 /// What an operator gets.
@@ -79,7 +79,7 @@ enum State {
 }
 
 struct Invite {
-    region: RegionName,
+    guest: Guest,
     secret_sha256: [u8; 32],
     until: Instant,
     state: Mutex<State>,
@@ -124,10 +124,10 @@ impl Invites {
     /// Makes an invitation and listens for whoever uses it.
     ///
     /// # Errors
-    /// A sentence: the region cannot be a member, or nobody can listen there.
+    /// A sentence: it cannot be a member, or nobody can listen there.
     pub async fn invite(
         self: &Arc<Invites>,
-        region: RegionName,
+        guest: Guest,
         ttl: Duration,
         listen: SocketAddr,
         address: Option<String>,
@@ -142,7 +142,7 @@ impl Invites {
             return Err(format!("{INVITES_MAX} invitations are open already; wait until one is used or ends"));
         }
         // Every check that joining makes, before anybody is told to come.
-        self.order(OrderKind::AddRegion { region: region.clone(), addr: "to-be-told:1".into() }, true).await?;
+        self.order(added(&guest, "to-be-told:1".into()), true).await?;
         let (tls, ca_sha256) =
             join_tls::inviter(&self.config.tls_dir, &self.config.region, &self.config.file).map_err(|e| e.to_string())?;
         let listener = TcpListener::bind(listen).await.map_err(|e| format!("cannot listen on {listen}: {e}; name another --listen"))?;
@@ -151,7 +151,8 @@ impl Invites {
             Some(addr) => addr,
             None if bound.ip().is_unspecified() => {
                 return Err(format!(
-                    "{listen} can be listened on but not reached: name the address by which {region} reaches it with --address"
+                    "{listen} can be listened on but not reached: name the address by which {} reaches it with --address",
+                    guest.name()
                 ));
             }
             None => bound.to_string(),
@@ -160,17 +161,17 @@ impl Invites {
         aws_lc_rs::rand::fill(&mut secret).map_err(|_| "the system gives no random numbers".to_owned())?;
         let expires_at = UnixMicros(clock::unix_now().0.saturating_add(u64::try_from(ttl.as_micros()).unwrap_or(u64::MAX)));
         let invite = Arc::new(Invite {
-            region: region.clone(),
+            guest: guest.clone(),
             secret_sha256: hash(&Secret(secret)),
             until: clock::now() + ttl,
             state: Mutex::new(State::Open),
         });
         self.open.lock().push(Arc::clone(&invite));
-        tracing::info!(%region, %bound, "a region is invited and may join here");
+        tracing::info!(name = %guest.name(), %bound, "a {} is invited and may join here", guest.kind());
         let until = invite.until;
         tokio::spawn(Arc::clone(self).listen(listener, TlsAcceptor::from(tls), until));
         let (cluster, inviter) = (self.config.cluster.clone(), self.config.region.clone());
-        Ok(Invited { token: Token { cluster, region, inviter, addr, ca_sha256, secret: Secret(secret), expires_at } })
+        Ok(Invited { token: Token { cluster, guest, inviter, addr, ca_sha256, secret: Secret(secret), expires_at } })
     }
 
     /// Until a little after the invitation ended.
@@ -205,8 +206,8 @@ impl Invites {
         };
         let answer = match self.join(&request).await {
             Ok(welcome) => {
-                tracing::info!(region = %request.region, %peer, "a region has joined");
-                JoinAnswer::Welcome(Box::new(welcome))
+                tracing::info!(name = %request.name, %peer, "a new member has joined");
+                welcome
             }
             Err((turned, why)) => {
                 self.turn(turned, peer, &why);
@@ -214,7 +215,7 @@ impl Invites {
             }
         };
         if let Err(why) = wire::send(&mut stream, &answer).await {
-            tracing::warn!(%peer, "the answer to a region that joins cannot be sent: {why}");
+            tracing::warn!(%peer, "the answer to a member that joins cannot be sent: {why}");
         }
         let _ = tokio::io::AsyncWriteExt::shutdown(&mut stream).await;
     }
@@ -225,19 +226,19 @@ impl Invites {
         tracing::warn!(%peer, kind = ?turned, "somebody who wanted to join was turned away: {why}");
     }
 
-    async fn join(&self, request: &JoinRequest) -> Result<Welcome, (Turned, String)> {
-        let again = |region: &RegionName| format!("ask for another one: parhelion invite --region {region}");
+    async fn join(&self, request: &JoinRequest) -> Result<JoinAnswer, (Turned, String)> {
+        let again = |guest: &Guest| format!("ask for another one: {}", guest.invited_by());
         let given = hash(&request.secret);
         let found = self.open.lock().iter().find(|i| same(&i.secret_sha256, &given)).cloned();
         let Some(invite) = found else {
-            let why = format!("this invitation is not known here, or the process that made it has restarted; {}", again(&request.region));
-            return Err((Turned::UnknownToken, why));
+            let why = "this invitation is not known here, or the process that made it has restarted; ask for another one: parhelion invite";
+            return Err((Turned::UnknownToken, why.to_owned()));
         };
         if clock::now() >= invite.until {
-            return Err((Turned::Expired, format!("this invitation has ended; {}", again(&invite.region))));
+            return Err((Turned::Expired, format!("this invitation has ended; {}", again(&invite.guest))));
         }
-        if request.region != invite.region {
-            return Err((Turned::WrongName, format!("this invitation is for {}, and not for {}", invite.region, request.region)));
+        if request.name != *invite.guest.name() {
+            return Err((Turned::WrongName, format!("this invitation is for {}, and not for {}", invite.guest.name(), request.name)));
         }
         reachable(&request.addr).map_err(|why| (Turned::Unfit, format!("the address {} {why}", request.addr)))?;
         {
@@ -247,49 +248,56 @@ impl Invites {
                 State::InUse => return Err((Turned::Used, "somebody is joining with this invitation at the moment".to_owned())),
                 State::Used => {
                     let why = format!(
-                        "this invitation was used, and it is good once. If it was not by you: parhelion region remove {}; else {}",
-                        invite.region,
-                        again(&invite.region)
+                        "this invitation was used, and it is good once. If it was not by you: parhelion {} remove {}; else {}",
+                        invite.guest.kind(),
+                        invite.guest.name(),
+                        again(&invite.guest)
                     );
                     return Err((Turned::Used, why));
                 }
             }
         }
-        let joined = self.take_in(request).await;
+        let joined = self.take_in(&invite.guest, request).await;
         // What came to nothing may be tried again.
         *invite.state.lock() = if joined.is_ok() { State::Used } else { State::Open };
         joined.map_err(|why| (Turned::Unfit, why))
     }
 
-    /// A certificate, then a member: a region that is one and has none would be in nobody's way, but in its own.
-    async fn take_in(&self, request: &JoinRequest) -> Result<Welcome, String> {
+    /// A certificate, then a member: one that is a member and has none would be in nobody's way, but in its own.
+    async fn take_in(&self, guest: &Guest, request: &JoinRequest) -> Result<JoinAnswer, String> {
         let config = &self.config;
-        let (dir, csr) = (config.tls_dir.clone(), request.csr.clone());
-        let (cluster, region) = (config.cluster.clone(), request.region.clone());
-        let issuing = move || certs::issue(&dir, &cluster, &region, &csr, CERTIFICATE_DAYS, clock::unix_now());
+        let (dir, csr, subject) = (config.tls_dir.clone(), request.csr.clone(), guest.subject());
+        let (cluster, name) = (config.cluster.clone(), guest.name().clone());
+        let issuing = move || certs::issue(subject, &dir, &cluster, &name, &csr, CERTIFICATE_DAYS, clock::unix_now());
         let issued = tokio::task::spawn_blocking(issuing).await.map_err(|e| format!("the certificate cannot be made: {e}"))?;
         let (certificate_pem, ca_pem) = issued.map_err(|e| e.to_string())?;
         let sql_password = config.password().map_err(|e| e.to_string())?;
-        self.order(OrderKind::AddRegion { region: request.region.clone(), addr: request.addr.clone() }, false).await?;
+        self.order(added(guest, request.addr.clone()), false).await?;
         let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-        let others = self.roster.regions().into_iter().filter(|r| *r != request.region);
+        let others = self.roster.regions().into_iter().filter(|r| r != guest.name());
         let own = (config.region.clone(), config.admin_addr().to_owned());
         let members = others.map(|r| if r == config.region { own.clone() } else { (r.clone(), self.roster.addr(&r).unwrap_or_default()) });
-        Ok(Welcome {
+        let members = members.filter(|(_, addr)| !addr.is_empty()).collect();
+        let (lease_ms, renew_ms, drain_ms) = (ms(config.control.lease), ms(config.control.renew), ms(config.control.drain));
+        if let Guest::Witness { .. } = guest {
+            let welcome = WitnessWelcome { certificate_pem, ca_pem, members, lease_ms, renew_ms, drain_ms };
+            return Ok(JoinAnswer::WelcomeWitness(Box::new(welcome)));
+        }
+        Ok(JoinAnswer::Welcome(Box::new(Welcome {
             certificate_pem,
             ca_pem,
             founder: config.founder.clone(),
-            members: members.filter(|(_, addr)| !addr.is_empty()).collect(),
-            witness: config.witness.as_ref().map(|w| (w.name.clone(), w.quic.clone())),
+            members,
+            witness: self.roster.witness().map(|w| (w.name, w.quic)),
             sql_user: config.sql.user.clone(),
             sql_database: config.sql.database.clone(),
             sql_password,
             segment_pages: config.layout.segment_pages,
             groups: config.layout.groups,
-            lease_ms: ms(config.control.lease),
-            renew_ms: ms(config.control.renew),
-            drain_ms: ms(config.control.drain),
-        })
+            lease_ms,
+            renew_ms,
+            drain_ms,
+        })))
     }
 
     /// Orders, and waits for the end. The error is why it did not come about.
@@ -320,6 +328,14 @@ impl Invites {
         tokio::time::timeout(if dry_run { LOOK_WITHIN } else { ORDER_WITHIN }, ended)
             .await
             .unwrap_or_else(|_| Err("the primary has not answered; look at parhelion status, then try again".into()))
+    }
+}
+
+/// The order that makes it a member.
+fn added(guest: &Guest, addr: String) -> OrderKind {
+    match guest.clone() {
+        Guest::Region { name } => OrderKind::AddRegion { region: name, addr },
+        Guest::Witness { name, zone } => OrderKind::AddWitness { witness: name, addr, zone },
     }
 }
 

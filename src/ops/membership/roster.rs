@@ -5,10 +5,11 @@
 //! came later. Never decides who is a member. Shared by everything in a process that speaks with others.
 
 use crate::base::RegionName;
-use crate::control::MembersView;
+use crate::control::{MemberAt, MembersView};
 use crate::io::control_link::{ControlLinks, Peer};
-use crate::io::quic::Quic;
+use crate::io::quic::{Admitted, Quic};
 use crate::io::tls::Subject;
+use crate::ops::config::Witness;
 use parking_lot::RwLock;
 use std::path::PathBuf;
 
@@ -18,15 +19,23 @@ pub struct Roster {
     file: PathBuf,
     /// In the order of the file.
     files: Vec<(RegionName, String)>,
-    /// Of the witness, and of this process if it is one.
-    witness: Option<Peer>,
+    /// That of the file.
+    witness: Option<Witness>,
+    /// This process is a witness.
+    own_is_witness: bool,
     view: RwLock<MembersView>,
 }
 
 impl Roster {
     #[must_use]
-    pub fn new(own: RegionName, file: PathBuf, files: Vec<(RegionName, String)>, witness: Option<Peer>) -> Roster {
-        Roster { own, file, files, witness, view: RwLock::default() }
+    pub fn new(own: RegionName, file: PathBuf, files: Vec<(RegionName, String)>, witness: Option<Witness>) -> Roster {
+        Roster { own, file, files, witness, own_is_witness: false, view: RwLock::default() }
+    }
+
+    /// Of a process that is the witness `own`.
+    #[must_use]
+    pub fn of_witness(own: RegionName, file: PathBuf, files: Vec<(RegionName, String)>) -> Roster {
+        Roster { own_is_witness: true, ..Roster::new(own, file, files, None) }
     }
 
     /// All regions, in the order in which they are shown: those of the file first.
@@ -39,10 +48,25 @@ impl Roster {
         let is = |r: &RegionName| view.regions.iter().any(|m| m.name == *r);
         let mut regions: Vec<RegionName> = self.files.iter().map(|(r, _)| r.clone()).filter(is).collect();
         regions.extend(view.regions.iter().map(|m| m.name.clone()).filter(|r| !self.files.iter().any(|(f, _)| f == r)));
-        if view.removed.iter().any(|(r, _)| *r == self.own) {
+        if !self.own_is_witness && view.removed.iter().any(|(r, _)| *r == self.own) {
             regions.insert(0, self.own.clone());
         }
         regions
+    }
+
+    /// The witness, if there is one: where this process reaches it, and its failure domain as far as anybody said. As of regions, a file says
+    /// how one is reached that it always named.
+    #[must_use]
+    pub fn witness(&self) -> Option<Witness> {
+        let view = self.view.read();
+        if view.version == 0 {
+            return self.witness.clone();
+        }
+        let member = view.witness.as_ref()?;
+        match self.witness.as_ref().filter(|w| w.name == member.name && member.since == 0) {
+            Some(listed) => Some(listed.clone()),
+            None => Some(Witness { name: member.name.clone(), quic: member.addr.clone(), zone: member.zone.clone() }),
+        }
     }
 
     /// How this process reaches it.
@@ -57,7 +81,7 @@ impl Roster {
         }
         let member = view.regions.iter().find(|m| m.name == *region);
         // Whoever came by a command is where that said, whatever an older file has.
-        let told = |m: &crate::control::MemberAt| if m.since > 0 || listed.is_none() { m.addr.clone() } else { String::new() };
+        let told = |m: &MemberAt| if m.since > 0 || listed.is_none() { m.addr.clone() } else { String::new() };
         match (member.map(told), listed) {
             (None, _) => Err(format!("{region} is no member of the global cluster")),
             (Some(told), _) if !told.is_empty() => Ok(told),
@@ -93,14 +117,39 @@ impl Roster {
                 view.version, new.name, new.addr
             ));
         }
+        if !self.own_is_witness {
+            stale.extend(self.stale_witness(&view));
+        }
         stale
+    }
+
+    fn stale_witness(&self, view: &MembersView) -> Option<String> {
+        let older = format!("{} is older than the membership (version {})", self.file.display(), view.version);
+        match (&view.witness, &self.witness) {
+            (Some(new), Some(listed)) if new.name == listed.name && (new.since == 0 || new.addr == listed.quic) => None,
+            (Some(new), listed) => {
+                let instead = listed.as_ref().map_or_else(String::new, |l| format!(" instead of {}", l.name));
+                Some(format!(
+                    "{older}: put the witness {} into [witness], quic = \"{}\"{instead}; until then it is taken from the membership",
+                    new.name, new.addr
+                ))
+            }
+            (None, Some(listed)) => Some(format!(
+                "{older}: it names the witness {}, which is no member and is not spoken with; take its [witness] out",
+                listed.name
+            )),
+            (None, None) => None,
+        }
     }
 
     /// The others, as control links reach them; those that nobody can reach are left out.
     #[must_use]
     pub fn control_peers(&self) -> Vec<Peer> {
         let region = |name: RegionName| Some(Peer { addr: self.addr(&name).ok()?, name, subject: Subject::Region });
-        self.regions().into_iter().filter(|r| *r != self.own).filter_map(region).chain(self.witness.clone()).collect()
+        let regions = self.regions().into_iter().filter(|r| *r != self.own).filter_map(region);
+        // Witnesses have nothing to tell one another.
+        let witness = self.witness().filter(|w| !self.own_is_witness && !w.quic.is_empty());
+        regions.chain(witness.map(|w| Peer { name: w.name, subject: Subject::Witness, addr: w.quic })).collect()
     }
 
     #[must_use]
@@ -115,11 +164,21 @@ impl Roster {
         for sentence in self.stale().iter().filter(|s| !before.contains(s)) {
             tracing::warn!("{sentence}");
         }
-        let removed: Vec<RegionName> = view.removed.iter().map(|(r, _)| r.clone()).collect();
-        let regions = self.regions();
-        quic.set_members(&regions, &removed);
-        // A region that is out itself goes on listening and dialling: whoever takes it in again tells it.
-        if !removed.contains(&self.own) {
+        let names = |removed: &[(RegionName, u64)]| removed.iter().map(|(r, _)| r.clone()).collect::<Vec<_>>();
+        let (removed, witnesses_removed) = (names(&view.removed), names(&view.witnesses_removed));
+        let witness = view.witness.as_ref().map(|w| w.name.clone());
+        quic.set_members(&Admitted {
+            regions: self.regions(),
+            removed: removed.clone(),
+            witness,
+            witnesses_removed: witnesses_removed.clone(),
+        });
+        if self.own_is_witness {
+            // One that is out is never taken in again: it dials nobody any more.
+            let out = witnesses_removed.contains(&self.own);
+            links.set_peers(if out { Vec::new() } else { self.control_peers() });
+        } else if !removed.contains(&self.own) {
+            // A region that is out itself goes on listening and dialling: whoever takes it in again tells it.
             links.set_peers(self.control_peers());
         }
     }
@@ -128,7 +187,7 @@ impl Roster {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::MemberAt;
+    use crate::control::WitnessAt;
 
     fn name(name: &str) -> RegionName {
         RegionName::new(name).unwrap()
@@ -145,6 +204,7 @@ mod tests {
             version: 4,
             regions: vec![at("a", "x:1", 0), at("b", "x:2", 0), at("d", "x:4", 3)],
             removed: vec![(name("c"), 2)],
+            ..MembersView::default()
         };
         assert_eq!(roster.regions(), ["a", "b", "d"].map(name));
         assert_eq!(roster.addr(&name("b")).unwrap(), "relay:2");
@@ -157,5 +217,36 @@ mod tests {
         assert_eq!(roster.addr(&name("c")).unwrap(), "x:9");
         assert!(roster.stale()[0].contains("c is at x:9 now"), "{:?}", roster.stale());
         assert_eq!(roster.control_peers().len(), 3);
+    }
+
+    #[test]
+    fn the_witness_is_the_memberships_and_an_older_file_is_told() {
+        let listed = Witness { name: name("w"), quic: "relay:9".into(), zone: Some("z".into()) };
+        let files = vec![(name("a"), "relay:1".to_owned()), (name("b"), "relay:2".to_owned())];
+        let roster = Roster::new(name("a"), "a.toml".into(), files.clone(), Some(listed.clone()));
+        let at = |n: &str, addr: &str, since| WitnessAt { name: name(n), addr: addr.into(), zone: Some("y".into()), since };
+        let told = |roster: &Roster, witness: Option<WitnessAt>| {
+            let regions = ["a", "b"].map(|n| MemberAt { name: name(n), addr: format!("x:{n}"), since: 0 }).to_vec();
+            *roster.view.write() = MembersView { version: 4, regions, witness, ..MembersView::default() };
+        };
+        let peers = |roster: &Roster| roster.control_peers().into_iter().map(|p| (p.name, p.addr)).collect::<Vec<_>>();
+        assert_eq!((roster.witness(), peers(&roster).len()), (Some(listed.clone()), 2));
+        // The same one: the file says how it is reached from here.
+        told(&roster, Some(at("w", "x:9", 0)));
+        assert_eq!((roster.witness(), roster.stale()), (Some(listed), Vec::new()));
+        // It was replaced by command.
+        told(&roster, Some(at("w2", "x:7", 3)));
+        assert_eq!(roster.witness().map(|w| (w.name, w.quic, w.zone)), Some((name("w2"), "x:7".into(), Some("y".into()))));
+        assert!(peers(&roster).contains(&(name("w2"), "x:7".into())), "{:?}", peers(&roster));
+        let stale = roster.stale();
+        assert!(stale.len() == 1 && stale[0].contains("put the witness w2 into [witness], quic = \"x:7\" instead of w"), "{stale:?}");
+        // And then taken out.
+        told(&roster, None);
+        assert_eq!((roster.witness(), peers(&roster).len()), (None, 1));
+        assert!(roster.stale()[0].contains("names the witness w, which is no member"), "{:?}", roster.stale());
+        // A witness speaks with regions only, and its file says nothing of itself.
+        let own = Roster::of_witness(name("w2"), "w2.toml".into(), files);
+        told(&own, Some(at("w2", "x:7", 3)));
+        assert_eq!((own.stale(), peers(&own).len()), (Vec::new(), 2));
     }
 }

@@ -1,14 +1,15 @@
-//! What an invitation is, and what a region that joins and the one that invited it say to one another.
+//! What an invitation is, and what a member that joins and the region that invited it say to one another.
 //!
 //! Decides the bytes and their bounds. The token carries a secret: it has no `Debug` that shows it, is printed once and is never on a command
 //! line. The conversation is one question and one answer over TLS, which the joining side trusts by the CA's fingerprint in the token:
 //!
 //! ```text
-//!  token     "parhelion-join-1." | base64url of bincode of Token
+//!  token     "parhelion-join-2." | base64url of bincode of Token
 //!  message   length u32 | bincode of JoinRequest, or of JoinAnswer          at most JOIN_BYTES_MAX
 //! ```
 
 use crate::base::{ClusterName, RegionName, UnixMicros};
+use crate::io::tls::Subject;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use std::fmt;
@@ -17,7 +18,9 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
 /// No message is longer.
 pub const JOIN_BYTES_MAX: usize = 64 << 10;
-const TOKEN_HEAD: &str = "parhelion-join-1.";
+const TOKEN_HEAD: &str = "parhelion-join-2.";
+/// Of any version.
+const TOKEN_HEADS: &str = "parhelion-join-";
 const TOKEN_CHARS_MAX: usize = 4096;
 /// Each message has so long.
 const MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -32,12 +35,56 @@ impl fmt::Debug for Secret {
     }
 }
 
+/// Who is invited.
+#[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+pub enum Guest {
+    Region {
+        name: RegionName,
+    },
+    Witness {
+        name: RegionName,
+        /// Its failure domain, as whoever invites calls it.
+        zone: Option<String>,
+    },
+}
+
+impl Guest {
+    #[must_use]
+    pub fn name(&self) -> &RegionName {
+        match self {
+            Guest::Region { name } | Guest::Witness { name, .. } => name,
+        }
+    }
+
+    #[must_use]
+    pub fn subject(&self) -> Subject {
+        match self {
+            Guest::Region { .. } => Subject::Region,
+            Guest::Witness { .. } => Subject::Witness,
+        }
+    }
+
+    /// What it is, in a sentence.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Guest::Region { .. } => "region",
+            Guest::Witness { .. } => "witness",
+        }
+    }
+
+    /// The command that invites it.
+    #[must_use]
+    pub fn invited_by(&self) -> String {
+        format!("parhelion invite --{} {}", self.kind(), self.name())
+    }
+}
+
 /// An invitation. Good once, for one name, until it ends.
 #[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
 pub struct Token {
     pub cluster: ClusterName,
-    /// Who is invited.
-    pub region: RegionName,
+    pub guest: Guest,
     /// Who invites, and where it listens for that: `host:port`, TCP.
     pub inviter: RegionName,
     pub addr: String,
@@ -53,6 +100,8 @@ pub struct Token {
 pub enum TokenError {
     #[error("this is no invitation: it should begin with {TOKEN_HEAD}; take all of what parhelion invite printed")]
     NoToken,
+    #[error("this invitation was made by another version of parhelion; use the same one on both machines")]
+    Version,
     #[error("the invitation is damaged ({0}); take all of what parhelion invite printed")]
     Damaged(String),
 }
@@ -72,7 +121,8 @@ impl Token {
         if text.len() > TOKEN_CHARS_MAX {
             return Err(TokenError::NoToken);
         }
-        let body = text.strip_prefix(TOKEN_HEAD).ok_or(TokenError::NoToken)?;
+        let other = if text.starts_with(TOKEN_HEADS) { TokenError::Version } else { TokenError::NoToken };
+        let body = text.strip_prefix(TOKEN_HEAD).ok_or(other)?;
         let bytes = URL_SAFE_NO_PAD.decode(body).map_err(|e| TokenError::Damaged(e.to_string()))?;
         let config = bincode::config::standard().with_limit::<TOKEN_CHARS_MAX>();
         let (token, read) = bincode::decode_from_slice(&bytes, config).map_err(|e| TokenError::Damaged(e.to_string()))?;
@@ -86,11 +136,11 @@ impl Token {
 /// The one question.
 #[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
 pub struct JoinRequest {
-    pub region: RegionName,
+    pub name: RegionName,
     pub secret: Secret,
     /// PKCS #10, DER. The key that it is for never leaves its machine.
     pub csr: Vec<u8>,
-    /// Where the other regions reach this one, `host:port`, UDP.
+    /// Where the regions reach this one, `host:port`, UDP.
     pub addr: String,
     pub version: String,
 }
@@ -101,6 +151,7 @@ pub enum JoinAnswer {
     Welcome(Box<Welcome>),
     /// A sentence that says what to do.
     Refused(String),
+    WelcomeWitness(Box<WitnessWelcome>),
 }
 
 /// Everything that a new region's machine needs.
@@ -117,6 +168,18 @@ pub struct Welcome {
     pub sql_password: String,
     pub segment_pages: u32,
     pub groups: u32,
+    pub lease_ms: u64,
+    pub renew_ms: u64,
+    pub drain_ms: u64,
+}
+
+/// Everything that a new witness's machine needs. Nothing of SQL is.
+#[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+pub struct WitnessWelcome {
+    pub certificate_pem: String,
+    pub ca_pem: String,
+    /// The regions, as the inviter reaches them.
+    pub members: Vec<(RegionName, String)>,
     pub lease_ms: u64,
     pub renew_ms: u64,
     pub drain_ms: u64,
@@ -175,7 +238,7 @@ mod tests {
     fn token() -> Token {
         Token {
             cluster: ClusterName::new("sun").unwrap(),
-            region: RegionName::new("ap-south").unwrap(),
+            guest: Guest::Region { name: RegionName::new("ap-south").unwrap() },
             inviter: RegionName::new("us-east").unwrap(),
             addr: "127.0.0.1:7404".into(),
             ca_sha256: [7; 32],
@@ -192,12 +255,21 @@ mod tests {
         assert_eq!(Token::parse("hello"), Err(TokenError::NoToken));
         assert!(matches!(Token::parse(&text[..text.len() - 3]), Err(TokenError::Damaged(_))));
         assert!(matches!(Token::parse(&format!("{text}AAAA")), Err(TokenError::Damaged(_))));
+        assert_eq!(Token::parse(&text.replace("join-2", "join-1")), Err(TokenError::Version));
+        let guest = Guest::Witness { name: RegionName::new("w2").unwrap(), zone: Some("c".into()) };
+        let witness = Token { guest, ..token() };
+        assert_eq!(Token::parse(&witness.reveal()), Ok(witness));
     }
 
     #[tokio::test]
     async fn messages_are_bounded_before_anything_is_allocated() {
-        let request =
-            JoinRequest { region: token().region, secret: token().secret, csr: vec![1; 300], addr: "a:1".into(), version: "0".into() };
+        let request = JoinRequest {
+            name: token().guest.name().clone(),
+            secret: token().secret,
+            csr: vec![1; 300],
+            addr: "a:1".into(),
+            version: "0".into(),
+        };
         let (mut near, mut far) = tokio::io::duplex(1 << 16);
         send(&mut near, &request).await.unwrap();
         assert_eq!(receive::<JoinRequest>(&mut far, REQUEST_WITHIN).await, Ok(request));
@@ -210,6 +282,25 @@ mod tests {
         fn no_text_makes_the_parser_panic(text in ".{0,200}", bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let _ = Token::parse(&text);
             let _ = Token::parse(&format!("{TOKEN_HEAD}{}", URL_SAFE_NO_PAD.encode(bytes)));
+        }
+
+        #[test]
+        fn no_answer_makes_the_joining_side_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), flip in 0usize..200, cut in 0usize..80) {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+            let read = |body: &[u8]| {
+                let framed = [&u32::try_from(body.len()).unwrap().to_le_bytes(), body].concat();
+                drop(runtime.block_on(receive::<JoinAnswer>(&mut &framed[..], REQUEST_WITHIN)));
+            };
+            read(&bytes);
+            let members = vec![(token().inviter, "us:7400".to_owned())];
+            let (certificate_pem, ca_pem) = ("a certificate".to_owned(), "a CA".to_owned());
+            let welcome = WitnessWelcome { certificate_pem, ca_pem, members, lease_ms: 6000, renew_ms: 1500, drain_ms: 5000 };
+            let answer = JoinAnswer::WelcomeWitness(Box::new(welcome));
+            let mut body = bincode::encode_to_vec(&answer, bincode::config::standard()).unwrap();
+            let at = flip % body.len();
+            body[at] ^= 0x55;
+            body.truncate(body.len().saturating_sub(cut));
+            read(&body);
         }
     }
 }

@@ -177,7 +177,7 @@ pub async fn run(config: Config, options: RunOptions, shutdown: watch::Receiver<
 fn hear(inbox: Inbox) -> impl Fn(&RegionName, bytes::Bytes) -> Result<(), String> + Send + Sync {
     move |from, bytes| {
         let message = ControlMessage::decode(&bytes).map_err(|e| e.to_string())?;
-        inbox.send(Event::Member { from: from.clone(), message });
+        inbox.send(Event::Member { from: from.clone(), message: Box::new(message) });
         Ok(())
     }
 }

@@ -22,6 +22,7 @@ use crate::ops::audit::AuditReport;
 use crate::ops::config::{Config, parse_auto_failover};
 use crate::ops::membership::invites::{Invited, Invites};
 use crate::ops::membership::retire;
+use crate::ops::membership::wire::Guest;
 use crate::ops::witness::peers;
 use crate::volume::identity::Home;
 use async_trait::async_trait;
@@ -188,7 +189,7 @@ impl RegionView for View {
 #[async_trait]
 impl AdminPort for View {
     async fn ask(&self, region: &RegionName, request: AdminRequest) -> Result<AdminAnswer, String> {
-        if let Some(witness) = self.config.witness.as_ref().filter(|w| w.name == *region) {
+        if let Some(witness) = self.links.roster().witness().filter(|w| w.name == *region) {
             // It has no link but the control link, and that carries no questions: a connection for this one.
             let request = Bytes::from(request.encode());
             let material = Arc::clone(self.links.quic().material());
@@ -227,11 +228,11 @@ impl AdminPort for View {
     }
 
     fn witness(&self) -> Option<RegionName> {
-        self.config.witness.as_ref().map(|w| w.name.clone())
+        self.links.roster().witness().map(|w| w.name)
     }
 
     fn witness_beside(&self, primary: &RegionName) -> Option<String> {
-        self.config.witness_beside(primary)
+        self.config.beside(&self.links.roster().witness()?, primary)
     }
 
     async fn order(&self, order: Order) -> Result<Option<OpView>, String> {
@@ -292,8 +293,8 @@ impl AdminPort for View {
         AuditReport::of_running(region, &self.config.data_dir, || *self.shared.audit_head.lock()).await
     }
 
-    async fn invite(&self, region: RegionName, ttl: Duration, listen: SocketAddr, address: Option<String>) -> Result<Invited, String> {
-        self.invites.invite(region, ttl, listen, address).await
+    async fn invite(&self, guest: Guest, ttl: Duration, listen: SocketAddr, address: Option<String>) -> Result<Invited, String> {
+        self.invites.invite(guest, ttl, listen, address).await
     }
 
     fn retire(&self, lineage: &str) -> Result<String, String> {

@@ -46,7 +46,10 @@ pub async fn ask(config: &WitnessConfig, request: &AdminRequest) -> Result<Admin
 pub fn render(report: &ControlReport) -> String {
     let known = |epoch: Option<crate::base::Epoch>| epoch.map_or_else(|| "none".to_owned(), |e| e.to_string());
     let primary = report.primary.as_ref().map_or_else(|| "nobody that it knows of".to_owned(), ToString::to_string);
-    let mut out = format!("{} is a witness: it votes and holds no data. A region's file shows the whole cluster\n", report.member);
+    let mut out = match report.role.as_str() {
+        "removed" => format!("{} was a witness and is none any more: it votes no more\n", report.member),
+        _ => format!("{} is a witness: it votes and holds no data. A region's file shows the whole cluster\n", report.member),
+    };
     let _ = writeln!(out, "primary: {primary}, epoch {}; it has promised epoch {}", known(report.epoch), report.promised);
     let voters: Vec<&str> = report.voters.iter().map(crate::base::RegionName::as_str).collect();
     let own = if report.votes { "" } else { "; this one is none of them" };

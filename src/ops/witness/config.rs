@@ -12,34 +12,46 @@ use crate::ops::config::{
     complete_log, load_key, parse, reachable,
 };
 use crate::ops::membership::roster::Roster;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// What stands in `regions/witness.toml`. Paths are relative to the file's directory.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct RawWitnessConfig {
-    cluster: ClusterName,
-    name: RegionName,
-    data_dir: PathBuf,
-    listen: RawWitnessListen,
-    tls: RawTls,
-    encryption: Option<RawEncryption>,
-    log: Option<RawLog>,
-    control: Option<RawControl>,
+pub struct RawWitnessConfig {
+    pub cluster: ClusterName,
+    pub name: RegionName,
+    pub data_dir: PathBuf,
+    pub listen: RawWitnessListen,
+    pub tls: RawTls,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub encryption: Option<RawEncryption>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log: Option<RawLog>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub control: Option<RawControl>,
     #[serde(default)]
-    member: Vec<RawMember>,
+    pub member: Vec<RawMember>,
 }
 
 /// `[listen]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct RawWitnessListen {
-    quic: String,
-    http: Option<String>,
-    expose: Option<bool>,
+pub struct RawWitnessListen {
+    pub quic: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub http: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expose: Option<bool>,
+}
+
+/// The TOML text of a witness's file, as a join writes it.
+#[must_use]
+pub fn render(raw: &RawWitnessConfig) -> String {
+    let body = toml::to_string(raw).expect("BUG: a configuration is made of tables, strings and numbers");
+    format!("# The witness {} of the global cluster {}: it votes, and holds no data.\n\n{body}", raw.name, raw.cluster)
 }
 
 /// The configuration of a witness: complete and checked.
@@ -139,7 +151,7 @@ impl WitnessConfig {
     #[must_use]
     pub fn roster(&self) -> Roster {
         let files = self.members.iter().map(|m| (m.region.clone(), m.quic.clone())).collect();
-        Roster::new(self.name.clone(), self.file.clone(), files, None)
+        Roster::of_witness(self.name.clone(), self.file.clone(), files)
     }
 
     /// The regions, as control links reach them.
@@ -153,7 +165,8 @@ impl WitnessConfig {
     #[must_use]
     pub fn who(&self) -> Who {
         let addrs = self.members.iter().map(|m| (m.region.clone(), m.quic.clone())).collect();
-        Who { name: self.name.clone(), regions: self.regions(), witness: Some(self.name.clone()), settings: self.control.settings(), addrs }
+        let (name, settings) = (self.name.clone(), self.control.settings());
+        Who { witness: Some(name.clone()), name, regions: self.regions(), has_data: false, settings, addrs }
     }
 }
 

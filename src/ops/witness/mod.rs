@@ -76,6 +76,8 @@ pub async fn run(config: WitnessConfig, options: RunOptions, shutdown: watch::Re
     let (inbox, queue) = voter::queue();
     let roster = Arc::new(config.roster());
     let links = ControlLinks::start(&quic, roster.control_peers(), voter::hear(inbox.clone()));
+    let told = inbox.clone();
+    links.when_removed(move |by| told.said_out(by));
     let view = Arc::new(View {
         links: links.clone(),
         quic: quic.clone(),

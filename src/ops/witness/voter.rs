@@ -24,7 +24,14 @@ const QUEUE_MAX: usize = 1024;
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 enum Wake {
-    Member { from: RegionName, message: Box<ControlMessage> },
+    Member {
+        from: RegionName,
+        message: Box<ControlMessage>,
+    },
+    /// A region refused this witness: it was taken out.
+    SaidOut {
+        by: RegionName,
+    },
     Stop,
 }
 
@@ -44,6 +51,11 @@ impl Inbox {
     pub(super) fn stop(&self) {
         // It may have ended by itself.
         let _ = self.0.send(Wake::Stop);
+    }
+
+    pub(super) fn said_out(&self, by: &RegionName) {
+        // Lost like any message: it is said again when that region is dialled again.
+        let _ = self.0.try_send(Wake::SaidOut { by: by.clone() });
     }
 }
 
@@ -118,6 +130,7 @@ impl Voter {
             }
             match woken {
                 Ok(Wake::Member { from, message }) => self.handle(Input::Message { from, message: *message }),
+                Ok(Wake::SaidOut { by }) => self.handle(Input::SaidOut { by }),
                 Ok(Wake::Stop) | Err(RecvTimeoutError::Disconnected) => return Ok(()),
                 Err(RecvTimeoutError::Timeout) => {}
             }
@@ -155,6 +168,7 @@ impl Voter {
                 Output::Follow { epoch, primary: Some(primary) } => tracing::info!(epoch = epoch.0, %primary, "a primary reigns"),
                 Output::OpMoved(op) => tracing::info!(op = %op.order.id, by = %op.by, "an operation moved on: {:?}", op.state),
                 Output::Failover(record) => tracing::info!(op = %record.op, complete = record.complete, "a failover is recorded"),
+                Output::Note { kind, what } if kind == "taken_out" || kind == "voter_lost_state" => tracing::warn!(kind, "{what}"),
                 Output::Note { kind, what } => tracing::info!(kind, "{what}"),
                 Output::Members(members) => {
                     let _inside = self.around.runtime.enter();

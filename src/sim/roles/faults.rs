@@ -276,6 +276,27 @@ impl World {
         self.after_ms(500, 9000, Event::Order);
     }
 
+    /// Orders that make sense, as far as the region that is asked knows, and some that do not.
+    pub(super) fn order_witness(&mut self) {
+        if self.healthy {
+            return;
+        }
+        self.after_ms(3000, 18_000, Event::OrderWitness);
+        let at = usize::try_from(self.prng.below(self.regions as u64)).expect("BUG: small");
+        let member = &self.members[at];
+        let Some(control) = &member.control else { return };
+        let present = control.view(member.clock.local(self.now)).witness;
+        let drawn = self.members.len() - 1 - usize::try_from(self.prng.below(self.spares as u64)).expect("BUG: small");
+        let drawn = self.members[drawn].name().clone();
+        let makes_sense = self.prng.chance(800_000);
+        let kind = match present {
+            Some(witness) if makes_sense => OrderKind::RemoveWitness { witness },
+            None if !makes_sense => OrderKind::RemoveWitness { witness: drawn },
+            _ => OrderKind::AddWitness { witness: drawn, addr: "there:7700".into(), zone: None },
+        };
+        self.order_of(at, kind);
+    }
+
     /// As a member that can write has it.
     fn one_taken_out(&mut self) -> Option<crate::base::RegionName> {
         let now = self.now;

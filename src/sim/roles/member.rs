@@ -164,7 +164,7 @@ impl Member {
 
     /// Whether its process speaks with a member of that name.
     pub fn lets_in(&self, name: &RegionName) -> bool {
-        !self.known.removed.iter().any(|(r, _)| r == name)
+        !self.known.removed.iter().chain(&self.known.witnesses_removed).any(|(r, _)| r == name)
     }
 
     pub fn kept_state(&self) -> Option<VoterState> {

@@ -16,6 +16,8 @@ mod perform;
 mod plots;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod witness_tests;
 mod world;
 
 pub use model::{Bounds, ModelArgs, ModelReport, bounds as model_bounds, catch_by_model, run_model};
@@ -60,6 +62,7 @@ pub struct RolesCounts {
     pub orders_superseded: u64,
     pub voter_changes: u64,
     pub member_changes: u64,
+    pub witness_changes: u64,
     pub crashes: u64,
     pub pauses: u64,
     pub suspends: u64,
@@ -96,6 +99,7 @@ impl RolesCounts {
             (&mut self.orders_superseded, o.orders_superseded),
             (&mut self.voter_changes, o.voter_changes),
             (&mut self.member_changes, o.member_changes),
+            (&mut self.witness_changes, o.witness_changes),
             (&mut self.crashes, o.crashes),
             (&mut self.pauses, o.pauses),
             (&mut self.suspends, o.suspends),
@@ -118,7 +122,7 @@ impl fmt::Display for RolesCounts {
         write!(
             f,
             "{} runs (2 to 6 regions: {:?}, {} of two without a witness) of {} virtual s in all, {} events; {} reigns: {} switchovers, {} failovers, {} regained, {} unproven; {} orders, {} refused, \
-             {} superseded, {} changes of voters, {} of members as members hear of them; {} commits acknowledged, {} lost and named, {} rewinds; {} crashes, {} pauses, {} suspends, \
+             {} superseded, {} changes of voters, {} of members as members hear of them, {} of the witness; {} commits acknowledged, {} lost and named, {} rewinds; {} crashes, {} pauses, {} suspends, \
              {} cuts, {} stuck disks, {} plots; {} messages, {} lost, {} doubled, {} late",
             self.runs,
             self.shapes,
@@ -135,6 +139,7 @@ impl fmt::Display for RolesCounts {
             self.orders_superseded,
             self.voter_changes,
             self.member_changes,
+            self.witness_changes,
             self.acknowledged,
             self.lost_and_named,
             self.rewinds,

@@ -244,6 +244,7 @@ impl World {
         let member = &self.members[m];
         let receives = self.mutant == Some(RoleMutant::ReceivesOldEpoch);
         if let Some((epoch, primary)) = member.following.clone()
+            && m < self.regions
             && member.log.is_settled()
             && (receives || member.control.as_ref().is_some_and(|c| c.may_receive(epoch)))
             && let Some(to) = self.index(&primary)

@@ -37,6 +37,9 @@ impl World {
             self.after_ms(20, 100, Event::Pull { m, life });
         } else {
             self.input(m, Input::Timeout);
+            if m >= self.members.len() - self.spares {
+                self.after_ms(20, 100, Event::Pull { m, life });
+            }
         }
         if let (Some(RoleMutant::ResumesUnasked), Some(entry)) = (self.mutant, resumes.filter(|_| life > 0)) {
             let share = self.members[m].who.settings.holder_share();
@@ -246,6 +249,7 @@ impl World {
                 self.fails(outcome);
             }
             Output::Note { kind: "voters_changed", .. } => self.counts.voter_changes += 1,
+            Output::Note { kind: "witness_added" | "witness_removed", .. } => self.counts.witness_changes += 1,
             Output::Failover(_) => {
                 if let Some(epoch) = self.members[m].lead.as_ref().filter(|l| l.open).map(|l| l.epoch) {
                     self.tell_tails(m, epoch);

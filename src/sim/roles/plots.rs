@@ -3,6 +3,7 @@
 //! Decides nothing that could not happen by itself. Each is aimed at one rule of the protocol, and harmless while that rule is kept.
 
 use super::world::{Event, MS, World};
+use crate::base::RegionName;
 use crate::control::{Consent, ControlMessage, OrderKind};
 
 /// What is under way.
@@ -51,7 +52,7 @@ impl World {
         let voters = self.members[primary].kept_state().map(|s| s.voters.voters).unwrap_or_default();
         self.counts.plots += 1;
         match self.prng.below(3) {
-            _ if self.regions == 2 && self.members.len() == 2 => self.plot_of_a_sworn_word(primary),
+            _ if self.regions == 2 && self.is_alone(&voters) => self.plot_of_a_sworn_word(primary),
             0 => self.plot_of_a_forgetful_voter(primary, &others),
             1 => {
                 let outside: Vec<usize> = others.iter().copied().filter(|m| !voters.contains(self.members[*m].name())).collect();
@@ -60,6 +61,11 @@ impl World {
             _ if self.regions >= 5 && others.len() >= 4 => self.plot_of_a_split_vote(primary, &others),
             _ => self.plot_of_a_forgetful_voter(primary, &others),
         }
+    }
+
+    /// Two regions have one vote between them: for good, or until a witness comes.
+    fn is_alone(&self, voters: &[RegionName]) -> bool {
+        if self.spares > 0 { voters.len() == 1 } else { self.members.len() == 2 }
     }
 
     fn failover_to(&self, to: usize, allow_data_loss: bool) -> OrderKind {

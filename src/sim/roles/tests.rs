@@ -62,12 +62,12 @@ fn a_switchover_ends_whenever_anybody_dies_in_it() {
 
 // ---- one thing at a time --------------------------------------------------------------------------------------------------
 
-fn region(m: usize) -> RegionName {
+pub(super) fn region(m: usize) -> RegionName {
     RegionName::new(&format!("r{m}")).unwrap()
 }
 
 /// Clocks differ as much in these worlds.
-fn settings() -> Settings {
+pub(super) fn settings() -> Settings {
     Settings { rho_ppm: 100_000, ..Settings::default() }
 }
 
@@ -78,16 +78,16 @@ fn world(regions: usize, witness: bool) -> World {
     world
 }
 
-fn member(world: &World, m: usize) -> &Member {
+pub(super) fn member(world: &World, m: usize) -> &Member {
     &world.members[m]
 }
 
-fn role(world: &World, m: usize) -> Role {
+pub(super) fn role(world: &World, m: usize) -> Role {
     let member = member(world, m);
     member.control.as_ref().unwrap().view(member.clock.local(world.now)).role
 }
 
-fn order(world: &mut World, at: usize, id: u128, kind: OrderKind) {
+pub(super) fn order(world: &mut World, at: usize, id: u128, kind: OrderKind) {
     let order = Order { id: OpId(id), kind, dry_run: false, timeout_ms: 20_000, at_epoch: None, actor: "test".into() };
     world.input(at, Input::Order(order));
 }
@@ -96,16 +96,16 @@ fn switchover(to: usize) -> OrderKind {
     OrderKind::Switchover { to: region(to) }
 }
 
-fn failover(to: usize, allow_data_loss: bool) -> OrderKind {
+pub(super) fn failover(to: usize, allow_data_loss: bool) -> OrderKind {
     let consent = Consent { allow_data_loss, ..Consent::default() };
     OrderKind::Failover { to: region(to), consent, primary_is_down: None }
 }
 
-fn op(world: &World, m: usize, id: u128) -> OpView {
+pub(super) fn op(world: &World, m: usize, id: u128) -> OpView {
     member(world, m).control.as_ref().unwrap().op(OpId(id)).unwrap().clone()
 }
 
-fn refusal(world: &World, m: usize, id: u128) -> String {
+pub(super) fn refusal(world: &World, m: usize, id: u128) -> String {
     match op(world, m, id).state {
         OpState::Refused { reason } => reason,
         other => panic!("it is {other:?}"),
@@ -464,7 +464,7 @@ fn add(m: usize) -> OrderKind {
     OrderKind::AddRegion { region: region(m), addr: format!("there:{m}") }
 }
 
-fn voters(world: &World, m: usize) -> Vec<RegionName> {
+pub(super) fn voters(world: &World, m: usize) -> Vec<RegionName> {
     member(world, m).control.as_ref().unwrap().view(member(world, m).clock.local(world.now)).voters.voters
 }
 

@@ -19,6 +19,10 @@ use std::time::Duration;
 pub(super) const MS: u64 = 1_000_000;
 /// How far clocks differ in these worlds: far more than crystals, so that what ignores it is seen.
 const RHO_PPM: u32 = 100_000;
+/// Of a stream of its own it is drawn whether witnesses come and go: a seed in which none does is the run that it was before they could.
+const WITNESSES_COME: u64 = 0x0077_6974_6e65_7373;
+/// Witnesses that may be added, one after the other: names are not used twice.
+const SPARES: usize = 3;
 /// Two leases, the waits between two tries at their longest, and the rest of what was under way.
 const FLOWS_WITHIN_S: u64 = 60;
 
@@ -140,6 +144,8 @@ pub(super) enum Event {
     },
     /// An operator takes regions in again that were taken out.
     TakeBack,
+    /// An operator adds a witness, or takes it out.
+    OrderWitness,
 }
 
 #[derive(Debug)]
@@ -168,8 +174,10 @@ pub(super) struct World {
     pub now: u64,
     queue: BTreeMap<(u64, u64), Event>,
     event_no: u64,
+    /// The regions, the witness of the founding if there is one, and those that may be added.
     pub members: Vec<Member>,
     pub regions: usize,
+    pub spares: usize,
     pub network: Network,
     pub truth: Truth,
     pub counts: RolesCounts,
@@ -220,7 +228,8 @@ impl World {
             vote_patience: Duration::from_secs(if prng.chance(250_000) { 12 } else { 2 }),
             ..Settings::default()
         };
-        let mut world = World::build(prng, regions, has_witness, &settings, trace);
+        let come = Prng::new(seed ^ WITNESSES_COME).chance(300_000);
+        let mut world = World::build(prng, regions, (has_witness, if come { SPARES } else { 0 }), &settings, trace);
         world.counts.shapes[regions - 2] = 1;
         world.counts.alone = u64::from(regions == 2 && !has_witness);
         world.mutant = options.mutant;
@@ -230,24 +239,36 @@ impl World {
         world.at(8000 * MS, Event::Fault);
         world.at(9000 * MS, Event::Order);
         world.at(8000 * MS + faults_for, Event::Heal);
+        if come {
+            world.at(8500 * MS, Event::OrderWitness);
+        }
         world
     }
 
     /// A world in which nothing goes wrong by itself.
     #[cfg(test)]
     pub fn quiet(regions: usize, witness: bool, settings: &Settings) -> World {
-        World::build(Prng::new(1), regions, witness, settings, Arc::new(Mutex::new(Trace::new(400))))
+        World::quiet_with_spares(regions, (witness, 0), settings)
     }
 
-    fn build(mut prng: Prng, regions: usize, has_witness: bool, settings: &Settings, trace: Arc<Mutex<Trace>>) -> World {
+    /// And with witnesses that are none yet.
+    #[cfg(test)]
+    pub fn quiet_with_spares(regions: usize, witnesses: (bool, usize), settings: &Settings) -> World {
+        World::build(Prng::new(1), regions, witnesses, settings, Arc::new(Mutex::new(Trace::new(400))))
+    }
+
+    fn build(mut prng: Prng, regions: usize, (has_witness, spares): (bool, usize), settings: &Settings, trace: Arc<Mutex<Trace>>) -> World {
         let names: Vec<RegionName> = (0..regions).map(|i| RegionName::new(&format!("r{i}")).expect("BUG: a name")).collect();
         let witness = has_witness.then(|| RegionName::new("witness").expect("BUG: a name"));
+        let later: Vec<RegionName> = (0..spares).map(|i| RegionName::new(&format!("w{}", i + 2)).expect("BUG: a name")).collect();
         let mut members = Vec::new();
-        for name in names.iter().chain(&witness) {
+        for name in names.iter().chain(&witness).chain(&later) {
             let who = Who {
                 name: name.clone(),
                 regions: names.clone(),
-                witness: witness.clone(),
+                // As its own file says.
+                witness: later.iter().find(|w| *w == name).or(witness.as_ref()).cloned(),
+                has_data: names.contains(name),
                 settings: settings.clone(),
                 addrs: std::collections::BTreeMap::new(),
             };
@@ -267,6 +288,7 @@ impl World {
             event_no: 0,
             members,
             regions,
+            spares,
             network: Network { cut: BTreeSet::new(), loss_ppm: 0, double_ppm: 0, late_ppm: 0, delay_ms: (1, 40), handovers_late_until: 0 },
             truth,
             counts: RolesCounts { runs: 1, ..RolesCounts::default() },
@@ -526,6 +548,7 @@ impl World {
                 self.input(m, Input::SaidOut { by });
             }
             Event::TakeBack => self.take_back(),
+            Event::OrderWitness => self.order_witness(),
             Event::Fault => self.fault(),
             Event::Order => self.order(),
             Event::Plot => self.plot_goes_on(),

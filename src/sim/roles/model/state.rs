@@ -174,6 +174,7 @@ impl Rules {
             name: name.clone(),
             regions: names.clone(),
             witness: witness.clone(),
+            has_data: witness.as_ref() != Some(name),
             settings: settings.clone(),
             addrs: Default::default(),
         };
