@@ -431,6 +431,125 @@ fn whoever_dies_wherever_in_a_change_of_members_they_are_the_old_or_the_new_ones
     kill_in_changes_of_members(2, 3);
 }
 
+/// Where the primary dies while the witness is taken out, and while another one is added.
+const PRIMARY_DIES_REMOVING_WITNESS: [&str; 10] = [
+    "before:begin-agree",
+    "before:propose",
+    "after:propose",
+    "before:witness_removed",
+    "after:witness_removed",
+    "before:members",
+    "after:members",
+    "before:begin-voters",
+    "after:voters_changed",
+    "before:operation_ended",
+];
+const PRIMARY_DIES_ADDING_WITNESS: [&str; 9] = [
+    "before:begin-agree",
+    "before:propose",
+    "after:propose",
+    "before:witness_added",
+    "after:witness_added",
+    "after:members",
+    "before:operation_ended",
+    "before:voters_changed",
+    "after:voters_changed",
+];
+/// And the others that have a vote in it.
+const SECOND_DIES: [&str; 4] = ["before:granted", "after:granted", "before:members", "after:members"];
+const NEW_WITNESS_DIES: [&str; 2] = ["before:granted", "after:granted"];
+
+/// What both regions say of the witness and the voters, once they agree and nothing is under way any more.
+fn until_votes_agree(two: &Two, after: &str) -> (Option<String>, Vec<String>) {
+    until(&format!("both agree on the witness after {after}"), || {
+        let mut said = Vec::new();
+        for (i, region) in two.ready.regions.iter().enumerate() {
+            let status = two.status(i)?;
+            let voters: Vec<String> =
+                status["voters"].as_array().into_iter().flatten().filter_map(|v| v["name"].as_str().map(str::to_owned)).collect();
+            ensure(status["primary"].is_string(), &status)?;
+            let ops = common::json_of(parhelion().args(["op", "--json", "--config"]).arg(&region.config))?;
+            let open: Vec<&Value> = ops["operations"].as_array().into_iter().flatten().filter(|o| o["state"] == "running").collect();
+            ensure(open.is_empty(), open)?;
+            said.push((status["witness"]["name"].as_str().map(str::to_owned), voters, status["members_version"].clone()));
+        }
+        ensure(said[0] == said[1], &said)?;
+        let (witness, voters, _) = said.swap_remove(0);
+        Ok((witness, voters))
+    })
+}
+
+/// The witness goes, and another one comes; the primary, the other region or the new witness dies at each step. Afterwards the witness is the old
+/// or the new one, both regions agree, the order is told, the same command completes it, and commits go on.
+fn kill_in_changes_of_the_witness(share: usize, of: usize) {
+    let mut two = Two::start();
+    let ready = two.ready.clone();
+    until("it writes", || ready.sql(&ready.regions[0].writer, "create table drill (id integer primary key)").map(drop));
+    until_settled(&two);
+    let (primary, second) = (NAMES[0], NAMES[1]);
+    let removing: Vec<_> = points_of(primary, &PRIMARY_DIES_REMOVING_WITNESS).chain(points_of(second, &SECOND_DIES)).collect();
+    let adding = points_of(primary, &PRIMARY_DIES_ADDING_WITNESS).chain(points_of(second, &SECOND_DIES));
+    let adding: Vec<_> = adding.chain(points_of(WITNESS, &NEW_WITNESS_DIES)).collect();
+    let mut witness = WITNESS.to_owned();
+    let mut committed = 0;
+    for n in (share..removing.len().max(adding.len())).step_by(of) {
+        for (verb, points) in [("remove", &removing), ("add", &adding)] {
+            let quic = two.witness_quic();
+            if verb == "add" {
+                witness = format!("w{n}");
+                two.next_witness(&witness);
+            }
+            let mut args = vec!["witness", verb, witness.as_str()];
+            if verb == "add" {
+                args.extend(["--quic", &quic]);
+            }
+            args.extend(["--timeout", "20s"]);
+            let change = |two: &Two| {
+                let (code, said) = order(two, 1, &args).join().expect("an order");
+                ensure(code == Some(0), said)
+            };
+            let mut at = format!("{verb}: nobody died");
+            if let Some((victim, point)) = points.get(n).copied() {
+                at = format!("{verb}: {victim} died {point}");
+                two.arm(victim, point);
+                let ordered = order(&two, if victim == second { 0 } else { 1 }, &args);
+                until(&format!("{victim} comes to {point}"), || ensure(two.at_its_point(victim), "not yet"));
+                two.until_dead(victim);
+                two.restart(victim);
+                let (code, said) = ordered.join().expect("an order");
+                let (now, voters) = until_votes_agree(&two, &at);
+                let is_done = now.is_some() == (verb == "add");
+                assert!(code.is_some() && (code != Some(0) || is_done), "{at}: {now:?} {voters:?} {code:?} {said}");
+                eprintln!("{at}: {} then, the command ended with {code:?}", if is_done { "it was done" } else { "it was not" });
+            }
+            until(&format!("the same command completes it after {at}"), || change(&two));
+            let expected = if verb == "add" { 3 } else { 1 };
+            until(&format!("{expected} vote after {at}"), || {
+                let (now, voters) = until_votes_agree(&two, &at);
+                ensure(now.as_deref() == (verb == "add").then_some(witness.as_str()) && voters.len() == expected, (now, voters))
+            });
+            committed += 1;
+            let insert = format!("insert into drill values ({committed})");
+            until(&format!("it writes after {at}"), || ready.sql(&ready.regions[0].writer, &insert).map(drop));
+            for region in &ready.regions {
+                until(&format!("{} shows it after {at}", region.name), || {
+                    ready.sql(&region.reader, "select count(*) from drill").and_then(|n| ensure(n == committed.to_string(), n))
+                });
+            }
+        }
+    }
+}
+
+#[test]
+fn whoever_dies_wherever_in_a_change_of_the_witness_it_is_the_old_or_the_new_one_1() {
+    kill_in_changes_of_the_witness(0, 2);
+}
+
+#[test]
+fn whoever_dies_wherever_in_a_change_of_the_witness_it_is_the_old_or_the_new_one_2() {
+    kill_in_changes_of_the_witness(1, 2);
+}
+
 /// A primary stands still for longer than its lease while another is promoted, and goes on: it acknowledges nothing, whatever was on its way.
 #[test]
 fn a_primary_that_stood_still_past_its_lease_acknowledges_nothing_however_often() {

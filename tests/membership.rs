@@ -268,8 +268,8 @@ fn witness_says(config: &Path) -> Result<Value, String> {
 }
 
 /// The invited witness makes its key on its machine, and gets everything but the password of SQL.
-fn join_witness(asked: &Path, name: &str, machine: &Machine) {
-    let said = must(asked, &["invite", "--witness", name, "--json"]);
+fn join_witness(asked: &Path, name: &str, more: &[&str], machine: &Machine) {
+    let said = must(asked, &[&["invite", "--witness", name, "--json"], more].concat());
     assert_eq!(said["witness"], name, "{said}");
     let (code, out, err) = machine.join(said["token"].as_str().unwrap());
     assert_eq!(code, Some(0), "{out}{err}");
@@ -301,7 +301,7 @@ fn two_regions_get_a_witness_fail_over_by_a_majority_and_do_without_it_again() {
 
     // Invited by a secondary, it joins; it has a vote when its process is heard, and not before.
     let machine = Machine::new(&quic);
-    join_witness(&second.config, "w1", &machine);
+    join_witness(&second.config, "w1", &[], &machine);
     let status = cluster.status_of(&first.name).unwrap();
     assert!(status["witness"]["name"] == "w1" && status["witness"]["votes"] == false && status["witness"]["answered"] == false, "{status}");
     assert_eq!(names(&status, "voters"), std::slice::from_ref(&first.name));
@@ -370,7 +370,17 @@ fn a_witness_that_burned_down_is_replaced_by_another() {
     let done = must(&eu.config, &["witness", "remove", WITNESS, "--json"]);
     assert_eq!(done["state"], "done", "the two regions are a majority: {done}");
     until_these_vote(&eu.config, &[&us.name]);
-    join_witness(&us.config, "w2", &machine);
+    // O6: whoever puts it beside the primary is warned, then and in status (when a region has read its file anew).
+    for region in [&us, &eu] {
+        let text = std::fs::read_to_string(&region.config).unwrap();
+        let zoned = text.replace("[[member]]\nregion = \"us-east\"\n", "[[member]]\nregion = \"us-east\"\nzone = \"a\"\n");
+        assert_ne!(zoned, text);
+        std::fs::write(&region.config, zoned).unwrap();
+    }
+    let beside = "the witness w2 is in the zone of us-east (a): what takes that zone takes two votes";
+    let (code, _, err) = verb(&us.config, &["witness", "add", "w2", "--quic", &quic, "--zone", "a", "--dry-run"]);
+    assert!(code == Some(0) && err.contains(beside), "{err}");
+    join_witness(&us.config, "w2", &["--zone", "a"], &machine);
     let log = machine.dir.path().join("log");
     let process = ByHand::start_witness(&machine.config(), &log);
     let all = [us.name.as_str(), &eu.name, "w2"];
@@ -391,6 +401,8 @@ fn a_witness_that_burned_down_is_replaced_by_another() {
     two.stop_region(1);
     two.start_region(1);
     until_these_vote(&eu.config, &all);
+    let status = two.status(1).unwrap();
+    assert!(status["primary"] == us.name.as_str() && status["notes"].to_string().contains(beside), "{status}");
     two.kill_region(0);
     let done = must(&eu.config, &["failover", "--to", &eu.name, "--allow-data-loss", "--json"]);
     assert!(done["state"] == "done" && done["unproven"] == false, "{done}");

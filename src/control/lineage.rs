@@ -263,7 +263,7 @@ impl Control {
             let own = MemberAt { name: name.clone(), addr: self.who.addr(&name), since: 0 };
             let mut witnesses_removed = before.witnesses_removed.clone();
             witnesses_removed.extend(before.witness.iter().map(|w| (w.name.clone(), version)));
-            Membership { regions: vec![own], removed, by_rule: true, witness: None, witnesses_removed }
+            Membership { regions: vec![own], removed, by_rule: true, witness: None, witnesses_removed, orders: Vec::new() }
         } else {
             // Whoever is lost stays a member: when it comes back it is met, and not overlooked.
             Membership { by_rule: true, ..before }

@@ -3,10 +3,12 @@
 //! Decides what a change makes of the members, which voters so many regions have, and the next step on the way there. Never decides whether a
 //! change is made, nor when: that is [`super::membership`], in the primary.
 
+use super::types::OpId;
 use crate::base::RegionName;
 
-/// Names of regions, and of witnesses, that were taken out and are remembered.
+/// Names of regions, and of witnesses, that were taken out and are remembered; and orders that made the members what they are.
 const REMOVED_MAX: usize = 32;
+const ORDERS_MAX: usize = 32;
 /// No more voters than these, however many regions there are.
 const VOTERS_MAX: usize = 5;
 
@@ -43,6 +45,9 @@ pub struct Membership {
     pub witness: Option<WitnessAt>,
     /// As `removed`. Their names are not used again: an empty witness under an old name would be asked for promises that it never heard of.
     pub witnesses_removed: Vec<(RegionName, u64)>,
+    /// The orders that made it so; the newest last. That the members are what an order wanted says nothing of that order: it may have been
+    /// refused, and another one done.
+    pub orders: Vec<OpId>,
 }
 
 impl Membership {
@@ -103,6 +108,14 @@ impl Membership {
 
     pub(super) fn with_witness(&self, witness: WitnessAt) -> Membership {
         Membership { by_rule: true, witness: Some(witness), ..self.clone() }
+    }
+
+    pub(super) fn by_order(mut self, order: OpId) -> Membership {
+        self.orders.push(order);
+        if self.orders.len() > ORDERS_MAX {
+            self.orders.remove(0);
+        }
+        self
     }
 }
 

@@ -109,7 +109,7 @@ impl Control {
         let Some(state) = &self.state else { return };
         let mut view = MembersView::default();
         if let Some(agreed) = &state.voters.members {
-            let Membership { regions, removed, witness, witnesses_removed, by_rule: _ } = agreed.clone();
+            let Membership { regions, removed, witness, witnesses_removed, by_rule: _, orders: _ } = agreed.clone();
             view = MembersView { version: state.voters.version, regions, removed, witness, witnesses_removed };
         }
         // Until it is agreed on, whoever leaves is heard; whoever comes is not a member yet.
@@ -161,15 +161,14 @@ impl Control {
         }
     }
 
-    /// The members are what such an order makes them.
-    pub(super) fn is_as_ordered(&self, kind: &OrderKind) -> bool {
+    /// What such an order changes was changed, and where it is known, by this order.
+    pub(super) fn is_made(&self, order: &Order) -> bool {
         let Some(state) = &self.state else { return false };
-        let members = |so: &dyn Fn(&Membership) -> bool| state.voters.members.as_ref().is_some_and(so);
-        match kind {
-            OrderKind::AddRegion { region, .. } => members(&|m| m.contains(region)),
-            OrderKind::RemoveRegion { region } => members(&|m| !m.contains(region)),
-            OrderKind::AddWitness { witness, .. } => members(&|m| m.witness_name() == Some(witness)),
-            OrderKind::RemoveWitness { witness } => members(&|m| m.witness_removed_with(witness).is_some()),
+        match &order.kind {
+            OrderKind::AddRegion { .. }
+            | OrderKind::RemoveRegion { .. }
+            | OrderKind::AddWitness { .. }
+            | OrderKind::RemoveWitness { .. } => state.voters.members.as_ref().is_some_and(|m| m.orders.contains(&order.id)),
             OrderKind::SetVoters { voters } => {
                 let mut voters = voters.clone();
                 voters.sort();
@@ -259,7 +258,7 @@ impl Control {
             _ => unreachable!("BUG: another kind of order"),
         };
         self.set_phase(Phase::Agree);
-        self.propose(voters, Some(members));
+        self.propose(voters, Some(members.by_order(order.id)));
     }
 
     /// Its first step out: another voter for it, or one less.

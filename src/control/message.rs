@@ -232,6 +232,7 @@ mod tests {
             by_rule: true,
             witness: Some(WitnessAt { name: witness.clone(), addr: "there:7700".into(), zone: Some("c".into()), since: 4 }),
             witnesses_removed: vec![(RegionName::new("w").unwrap(), 3)],
+            orders: vec![OpId(6), OpId(7)],
         };
         let next = VoterSet { version: 4, members: Some(members), ..voters };
         let changing = Renew { voters_next: Some(next), ..renew.clone() };

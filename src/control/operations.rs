@@ -343,7 +343,7 @@ impl Control {
             |o: &&OpView| !o.state.is_final() && o.by == self.who.name && o.order.kind.changes_members() && Some(o.order.id) != running;
         let left: Vec<OpView> = self.st().ledger.ops().iter().filter(open).cloned().collect();
         for view in left.into_iter().filter(|v| v.order.at_epoch.is_some_and(|e| e < reign)) {
-            let state = if self.is_as_ordered(&view.order.kind) {
+            let state = if self.is_made(&view.order) {
                 OpState::Done
             } else if self.st().voters_next.is_none() {
                 OpState::Failed { reason: format!("it did not come about; {region} is the primary of epoch {reign}") }

@@ -210,7 +210,7 @@ impl Control {
         let now = epoch.map_or_else(|| "none".into(), |e| e.to_string());
         let changed = format!("roles have changed since: it was about epoch {was}, and now it is {now}. Look at parhelion status");
         // That the same voters vote may be chance: an order that named them may have been refused all the same (seed 1203 of roles).
-        if self.is_as_ordered(&order.kind) && order.kind.member().is_some() {
+        if order.kind.member().is_some() && self.is_made(order) {
             return Some(self.view_of(order, OpState::Done));
         }
         // No reign names an order that changed the members or the voters, so none tells that it was not done.
@@ -583,7 +583,7 @@ impl Control {
             // One that waited for an earlier change is not the one under way.
             let waited = !matches!(view.order.kind, OrderKind::SetVoters { .. }) && matches!(view.state, OpState::Running(Phase::Check));
             let changing = view.order.kind.changes_members() && state.voters_next.is_some() && !waited;
-            let agreed = self.is_as_ordered(&view.order.kind);
+            let agreed = self.is_made(&view.order);
             if changing || reigns {
                 self.orders.running = Some(view);
                 self.orders.phase_since = self.now;

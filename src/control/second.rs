@@ -69,7 +69,7 @@ impl From<VoterSet> for types::VoterSet {
         let members = members.map(|Members { regions, removed, by_rule }| {
             let none_of_them = voters.iter().find(|v| !regions.iter().any(|m| m.name == **v) && !removed.iter().any(|(r, _)| r == *v));
             let witness = none_of_them.map(|name| WitnessAt { name: name.clone(), addr: String::new(), zone: None, since: 0 });
-            Membership { regions, removed, by_rule, witness, witnesses_removed: Vec::new() }
+            Membership { regions, removed, by_rule, witness, witnesses_removed: Vec::new(), orders: Vec::new() }
         });
         types::VoterSet { version, voters, heard, members }
     }

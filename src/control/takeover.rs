@@ -115,6 +115,8 @@ impl Control {
             let state = self.st_mut();
             let members = state.voters.members.take();
             state.voters = VoterSet { version: entry.voters_version, voters: vec![name.clone()], heard: vec![name], members };
+            // A change that was under way is older than this, and would take it back (seed 82 of roles).
+            state.voters_next = None;
             if let Err(two) = state.chain.insert((*entry).clone()) {
                 self.two_writers(two.to_string());
                 return self.op_failed(entry.op.unwrap_or(OpId(0)), two.to_string());

@@ -146,6 +146,27 @@ impl Two {
         witness.wait().expect("it ends");
     }
 
+    /// In place of the witness before, whose process ends: another one, by another name and with nothing promised, at the same port. Whether it is
+    /// a member is for commands to say.
+    pub fn next_witness(&mut self, name: &str) {
+        self.kill_witness();
+        let certs = self.dir.path().join("certs");
+        let mut command = parhelion();
+        command.args(["certs", "--json", "--cluster", "two", "--region", NAMES[0], "--region", NAMES[1], "--witness", name, "--dir"]);
+        json_of(command.arg(certs)).unwrap();
+        let text = std::fs::read_to_string(self.dir.path().join("witness.toml")).unwrap();
+        let text = text.replace("name = \"witness\"", &format!("name = \"{name}\""));
+        let text = text.replace("data_dir = \"witness\"", &format!("data_dir = \"{name}\""));
+        self.witness_file = self.dir.path().join(format!("{name}.toml"));
+        std::fs::write(&self.witness_file, text).unwrap();
+        self.start_witness();
+    }
+
+    /// Where the witness listens.
+    pub fn witness_quic(&self) -> String {
+        format!("127.0.0.1:{}", self.ports.base + 200)
+    }
+
     /// Where one more member may listen; its HTTP port is three above.
     pub fn spare_port(&self) -> u16 {
         self.ports.base + 300

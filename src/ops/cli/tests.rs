@@ -92,7 +92,7 @@ fn what_makes_no_sense_is_refused_with_a_reason() {
         ("invite", "--region"),
         ("invite", "--witness"),
         ("invite --region a --witness b", "cannot be used with"),
-        ("invite --region a --zone c", "--witness"),
+        ("invite --region a --zone c", "cannot be used with"),
         ("witness", "--config"),
         ("witness add w2", "--quic"),
         ("witness remove", "NAME"),

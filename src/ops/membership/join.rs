@@ -51,7 +51,7 @@ pub struct InviteArgs {
     #[arg(long, value_name = "NAME")]
     pub witness: Option<RegionName>,
     /// Of a witness: its failure domain, as the regions' files call theirs
-    #[arg(long, value_name = "ZONE", requires = "witness")]
+    #[arg(long, value_name = "ZONE", conflicts_with = "region")]
     pub zone: Option<String>,
     /// How long the invitation is good
     #[arg(long, default_value = "1h", value_name = "TIME", value_parser = humantime::parse_duration)]

@@ -83,6 +83,12 @@ impl Truth {
         Ok(())
     }
 
+    /// Its disk was emptied: what it promised is known to nobody but the others.
+    #[cfg(test)]
+    pub fn emptied(&mut self, member: usize) {
+        self.promised.remove(&member);
+    }
+
     pub fn elected(&mut self, entry: &EpochEntry) -> Result<(), String> {
         match self.elected.insert(entry.epoch, entry.region.clone()) {
             // Once more by the same region, behind the same frame: its first try at its own volume failed.
