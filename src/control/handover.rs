@@ -50,7 +50,7 @@ impl Control {
         let begun = self.log.end.epoch >= next || state.promised > next;
         let epoch = if heir || begun { next.max(state.promised.next()) } else { next };
         if handover.voters.version > state.voters.version {
-            self.st_mut().voters = handover.voters.clone();
+            self.hold_voters(handover.voters.clone());
             self.keep();
             self.take_members();
         }

@@ -405,6 +405,14 @@ impl Control {
         enough(&state.voters) && state.voters_next.as_ref().is_none_or(enough)
     }
 
+    /// These voters hold from here on. A change of older ones that was under way is over: agreed on later, it would take these back (seeds 82,
+    /// 700731 and 702108 of roles).
+    pub(super) fn hold_voters(&mut self, voters: VoterSet) {
+        let state = self.st_mut();
+        state.voters_next.take_if(|next| next.version <= voters.version);
+        state.voters = voters;
+    }
+
     /// One region votes for all of several: nothing can be proven about it when it is silent.
     pub(super) fn is_unproven(&self) -> bool {
         self.state.as_ref().is_some_and(|s| s.voters.voters.len() == 1) && self.who.regions.len() > 1

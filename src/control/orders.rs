@@ -440,12 +440,8 @@ impl Control {
         state.handed_to = Some((to.clone(), op));
         if unproven {
             // The only vote goes with it: from here on the target alone decides.
-            state.voters = VoterSet {
-                version: state.voters.version + 1,
-                voters: vec![to.clone()],
-                heard: Vec::new(),
-                members: state.voters.members.clone(),
-            };
+            let (version, members) = (state.voters.version + 1, state.voters.members.clone());
+            self.hold_voters(VoterSet { version, voters: vec![to.clone()], heard: Vec::new(), members });
         }
         self.keep();
         self.holder = None;

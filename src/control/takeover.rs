@@ -112,12 +112,9 @@ impl Control {
             // The operator's word stands for the majority: this region is the only voter from here on. In one piece with its reign, so that a
             // crash before leaves the old vote where it was, and one after goes on here (seed 68 of roles).
             let name = self.who.name.clone();
-            let state = self.st_mut();
-            let members = state.voters.members.take();
-            state.voters = VoterSet { version: entry.voters_version, voters: vec![name.clone()], heard: vec![name], members };
-            // A change that was under way is older than this, and would take it back (seed 82 of roles).
-            state.voters_next = None;
-            if let Err(two) = state.chain.insert((*entry).clone()) {
+            let members = self.st_mut().voters.members.take();
+            self.hold_voters(VoterSet { version: entry.voters_version, voters: vec![name.clone()], heard: vec![name], members });
+            if let Err(two) = self.st_mut().chain.insert((*entry).clone()) {
                 self.two_writers(two.to_string());
                 return self.op_failed(entry.op.unwrap_or(OpId(0)), two.to_string());
             }
