@@ -137,6 +137,9 @@ impl Control {
 
     /// A member refused this one, because it was taken out.
     pub(super) fn said_out(&mut self, by: RegionName) {
+        if self.membership().witness_removed_with(&by).is_some() {
+            return; // a witness that is out itself knows older members, and reigns nowhere (seed 704543 of roles)
+        }
         if self.state.is_some() && by != self.who.name && self.members.refused_by.insert(by) {
             self.keep_told_out();
             self.take_members();

@@ -75,6 +75,9 @@ fn a_witness_comes_proves_a_failover_and_goes() {
     let why = why.unwrap();
     assert!(!votes && why.contains("was taken out") && why.contains("parhelion invite --witness NAME"), "{why}");
     assert_eq!(role(&world, 2), Role::Removed);
+    // What one says that is out itself is nothing, also to a region that votes alone.
+    world.input(1, crate::control::Input::SaidOut { by: name("w2") });
+    assert_eq!(role(&world, 1), Role::Primary);
     done(&mut world, 0, 10, remove("w2"));
     refused(&mut world, 0, 11, add("w2"), "a witness has a name that was never used");
     refused(&mut world, 0, 12, OrderKind::AddRegion { region: name("w2"), addr: "x:1".into() }, "its name is not used again");
