@@ -1,6 +1,6 @@
 //! What the model's members do: a core is handed an input, what it wants is carried out at once, and what must hold is looked at.
 //!
-//! Which steps there are, and which states are the same, is in [`super::state`].
+//! Which steps there are, and which states are the same, is in [`super::steps`] and [`super::state`].
 
 use super::state::{LINK_MAX, Lead, Member, Rules, State, now};
 use crate::base::{Epoch, LogEnd, Prng, UnixMicros};
