@@ -16,11 +16,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// All that answer a question are waited for so long when a majority has.
-const GRACE: Duration = Duration::from_millis(300);
+pub(super) const GRACE: Duration = Duration::from_millis(300);
 /// A region that has more is fetched from for so long.
 const CATCH_UP_PATIENCE: Duration = Duration::from_secs(10);
 /// A handover frame is on its way from the old primary for so long before it is fetched from whoever has it.
-const FRAME_PATIENCE: Duration = Duration::from_secs(1);
+pub(super) const FRAME_PATIENCE: Duration = Duration::from_secs(1);
 /// By an operator's word an epoch is taken, and a version of the voters, that the silent region, voting alone, will not have reached.
 pub(super) const FORCED_AHEAD: u64 = 1000;
 /// The region that is better placed is given so long to begin.
@@ -243,13 +243,11 @@ impl Control {
     /// A change of the voters was agreed on that this member has not heard of, and whoever agreed on it may never tell it (seed 564 of roles). What
     /// majorities agreed on counts, whoever tells it; what an operator's word alone made the voters is told by whoever reigns by it.
     fn take_newer_voters(&mut self, member: &RegionName, newer: VoterSet) {
-        let state = self.state.as_mut().expect("BUG: a campaign without a state");
-        if newer.version - state.voters.version >= FORCED_AHEAD {
+        if newer.version - self.st().voters.version >= FORCED_AHEAD {
             return self.rest("another member knows newer voters; waiting to hear of them from the primary");
         }
         let what = format!("{member} knows that the voters are {} by now (version {})", list(&newer.voters), newer.version);
-        state.voters = newer;
-        state.voters_next = None;
+        self.hold_voters(newer);
         self.keep();
         self.rest(&what);
         self.take_members();
@@ -617,7 +615,7 @@ impl Control {
         alone && campaign.stands.iter().any(|(r, s)| s.log.is_some() && s.promised > reigned && !campaign.votes.contains_key(r))
     }
 
-    fn vote_patience(&self) -> Duration {
+    pub(super) fn vote_patience(&self) -> Duration {
         // A target waits for the handover frame as long as its primary waits for it.
         let handed = self.campaign.as_ref().is_some_and(|c| matches!(c.why, Why::Handover(_)));
         if handed { self.who.settings.handover_patience * 2 } else { self.who.settings.vote_patience }

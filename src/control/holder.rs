@@ -20,10 +20,10 @@ const ROUNDS_KEPT: usize = 16;
 /// Reigns that are told with a renewal, so that everybody knows how operations ended.
 const PATH_SENT: usize = 4;
 /// Others than the majority are waited for so long after a restart: one of them may have log of this reign that is lost here.
-const RESUME_GRACE: Duration = Duration::from_millis(300);
+pub(super) const RESUME_GRACE: Duration = Duration::from_millis(300);
 /// A primary that votes alone hears the other regions for so long before it goes on after a restart: one of them may have been
 /// promoted by an operator's word.
-const ALONE_PATIENCE: Duration = Duration::from_secs(2);
+pub(super) const ALONE_PATIENCE: Duration = Duration::from_secs(2);
 
 #[derive(Clone, Debug)]
 pub(super) struct Holder {

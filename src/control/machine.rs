@@ -24,7 +24,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 /// Between two ledgers sent to the same member.
-pub(super) const LEDGER_EVERY: Duration = Duration::from_secs(5);
+const LEDGER_EVERY: Duration = Duration::from_secs(5);
 
 /// What was last heard of a primary, and when.
 #[derive(Clone, Copy, Debug)]

@@ -19,9 +19,9 @@ use std::time::Duration;
 const FORWARD_EVERY: Duration = Duration::from_millis(500);
 /// Answers to a switchover's checks are waited for so long: longer than a control link needs to come back, when a process has just started
 /// or a way was lost for a moment.
-const CHECK_PATIENCE: Duration = Duration::from_secs(4);
+pub(super) const CHECK_PATIENCE: Duration = Duration::from_secs(4);
 /// Beyond its deadline a drain is given so long, because aborting takes a moment.
-const DRAIN_GRACE: Duration = Duration::from_secs(2);
+pub(super) const DRAIN_GRACE: Duration = Duration::from_secs(2);
 
 #[derive(Clone, Debug, Default)]
 pub(super) struct Orders {
@@ -36,16 +36,10 @@ pub(super) struct Orders {
 
 #[derive(Clone, Debug)]
 pub(super) struct Forwarded {
-    order: Order,
-    to: RegionName,
-    next: Instant,
-    until: Instant,
-}
-
-impl Forwarded {
-    pub fn next_at(&self) -> Instant {
-        self.next.min(self.until)
-    }
+    pub order: Order,
+    pub to: RegionName,
+    pub next: Instant,
+    pub until: Instant,
 }
 
 /// A switchover before its seal, in the primary.

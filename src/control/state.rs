@@ -150,9 +150,9 @@ impl Ledger {
         self.ops.iter().find(|o| o.order.id == id)
     }
 
-    /// The same operations, each told otherwise.
-    pub(super) fn map_ops(&self, told: impl Fn(&OpView) -> OpView) -> Ledger {
-        Ledger { ops: self.ops.iter().map(told).collect(), failovers: self.failovers.clone() }
+    /// The same operations and failovers, each told otherwise.
+    pub(super) fn map_each(&self, op: impl Fn(&OpView) -> OpView, failover: impl Fn(&FailoverRecord) -> FailoverRecord) -> Ledger {
+        Ledger { ops: self.ops.iter().map(op).collect(), failovers: self.failovers.iter().map(failover).collect() }
     }
 
     /// Newest first.

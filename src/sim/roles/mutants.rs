@@ -44,6 +44,10 @@ pub enum RoleMutant {
     ReceivesOldEpoch,
     /// A change of voters needs only the new ones.
     VotersWithoutOld,
+    /// Copies take frames whatever their clock says. The exhaustive model's: here regions have no copies.
+    NoStorageGate,
+    /// The copies' share of a lease is counted from what they said when the answer came. The exhaustive model's.
+    GateFromAnswer,
 }
 
 const ALL: [(RoleMutant, &str, &[&str]); 16] = [

@@ -2,7 +2,7 @@
 //!
 //! Which steps there are, and which states are the same, is in [`super::steps`] and [`super::state`].
 
-use super::state::{LINK_MAX, Lead, Member, Rules, State, now};
+use super::state::{LINK_MAX, Lead, Member, Rules, State, TICK_NS, now};
 use crate::base::{Epoch, LogEnd, Prng, UnixMicros};
 use crate::control::{Control, ControlMessage, EpochEntry, Input, LogPosition, Output, Promotion, ReignKind, VoterSet, VoterState};
 use crate::sim::roles::RoleMutant;
@@ -10,6 +10,14 @@ use crate::sim::roles::log::Kind;
 use crate::sim::roles::mutants::forged_vote;
 use std::collections::VecDeque;
 use std::sync::Arc;
+
+impl Member {
+    pub(super) fn hears_copies(&mut self, rules: &Rules, after: bool) {
+        if rules.bounds.gates {
+            self.copies.heard(self.clock, after);
+        }
+    }
+}
 
 impl State {
     pub(super) fn starts(&mut self, rules: &Rules, m: usize) -> Result<(), String> {
@@ -41,6 +49,7 @@ impl State {
         let prng = Prng::new((m as u64) << 32 | member.lives);
         let control = Control::new(rules.who[m].clone(), kept, now(member), prng);
         member.control = Some(control);
+        member.hears_copies(rules, false);
         if m < rules.regions { self.log_moved(rules, m) } else { self.input(rules, m, Input::Timeout) }
     }
 
@@ -66,6 +75,8 @@ impl State {
             Promotion::Resume => Kind::GenerationStart,
         };
         member.lead = Some(Lead { epoch, generation, open: false, pending: None, draining: None });
+        // They answered as they were fenced.
+        member.hears_copies(rules, false);
         append(member, epoch, generation, kind);
         let start = member.log.end();
         self.log_moved(rules, m)?;
@@ -78,7 +89,8 @@ impl State {
         if self.members[m].control.is_none() {
             return Ok(());
         }
-        let before = self.members[m].kept.clone();
+        let hasty = rules.mutant == Some(RoleMutant::AnswersBeforeKept);
+        let before = if hasty { self.members[m].kept.clone() } else { None };
         while let Some(input) = todo.pop_front() {
             let member = self.member(m);
             let at = now(member);
@@ -88,11 +100,9 @@ impl State {
                 self.perform(rules, m, output, &mut todo)?;
             }
         }
-        let member = self.member(m);
-        if rules.mutant == Some(RoleMutant::AnswersBeforeKept) && member.kept != before {
-            member.kept_before = before;
+        if hasty && self.members[m].kept != before {
+            self.member(m).kept_before = before;
         }
-        self.rehash(m);
         Ok(())
     }
 
@@ -121,9 +131,13 @@ impl State {
                 self.member(m).kept = Some(*state);
                 todo.push_back(Input::Persisted { token });
             }
-            Output::Lease { .. } => {
+            Output::Lease { until } => {
                 let member = self.member(m);
-                member.gate_from_reply = member.clock + 2;
+                let sent = until.ns / TICK_NS - member.share;
+                match rules.mutant {
+                    Some(RoleMutant::GateFromAnswer) => member.copies.leased_by_answer(member.clock, member.share),
+                    _ => member.copies.leased(sent, member.share),
+                }
             }
             Output::Touch => todo.push_back(Input::CommitPathMoved),
             Output::Drain { op, .. } => {
@@ -152,12 +166,14 @@ impl State {
                 }
                 let member = self.member(m);
                 (member.lead, member.following, member.promoting) = (None, None, Some((epoch, how)));
+                member.copies.without_lease();
             }
             Output::Open { epoch } => self.opened(rules, m, epoch)?,
             Output::Follow { epoch, primary } => {
                 let keeps = rules.mutant == Some(RoleMutant::ReceivesOldEpoch) && primary.is_none();
                 let member = self.member(m);
                 (member.lead, member.promoting) = (None, None);
+                member.copies.without_lease();
                 if !keeps {
                     member.following = primary.map(|p| (epoch, p));
                 }
@@ -189,7 +205,7 @@ impl State {
     }
 
     fn opened(&mut self, rules: &Rules, m: usize, epoch: Epoch) -> Result<(), String> {
-        if let Some(o) = (0..rules.regions).find(|o| *o != m && self.gate(rules, *o)) {
+        if let Some(o) = (0..rules.regions).find(|o| *o != m && self.gate(rules, *o) && self.copies_take(rules, *o)) {
             return Err(format!("S2: member {m} opens in epoch {epoch} while member {o} can write"));
         }
         if let Some(lead) = self.member(m).lead.as_mut().filter(|l| l.epoch == epoch) {

@@ -3,16 +3,18 @@
 //! Decides how a cluster begins, and which states are the same. What happens next is in [`super::steps`].
 
 use super::Bounds;
+use super::copies::Copies;
 use super::steps::Step;
 use crate::base::{Epoch, Instant, LineageId, LogEnd, RegionName, UnixMicros};
 use crate::control::{Control, ControlMessage, OpId, Order, OrderKind, Promotion, Settings, VoterSet, VoterState, Who};
 use crate::sim::roles::RoleMutant;
 use crate::sim::roles::log::RegionLog;
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-pub(super) const TICK: Duration = Duration::from_secs(1);
+pub(super) const TICK_NS: u64 = 1_000_000_000;
+pub(super) const TICK: Duration = Duration::from_nanos(TICK_NS);
 /// So many messages wait on a link that is held; more are lost.
 pub(super) const LINK_MAX: usize = 2;
 
@@ -57,7 +59,11 @@ pub(super) struct Member {
     pub clock: u64,
     pub lives: u64,
     pub gate_from_reply: u64,
-    pub hash: u64,
+    pub copies: Copies,
+    /// Ticks of a lease that are its holder's.
+    pub share: u64,
+    /// Of what this member is; nothing while it changes.
+    pub hash: OnceLock<u64>,
 }
 
 /// What has happened, for those who judge.
@@ -87,6 +93,8 @@ pub(super) struct State {
     pub links: Vec<VecDeque<Arc<ControlMessage>>>,
     /// Links that are held, a bit each.
     pub held: u32,
+    /// Members whose machine stands still with all of its clocks, a bit each.
+    pub suspended: u32,
     pub truth: Truth,
     pub used: Used,
 }
@@ -132,7 +140,24 @@ impl Rules {
 }
 
 pub(super) fn now(member: &Member) -> Instant {
-    Instant { ns: member.clock * u64::try_from(TICK.as_nanos()).expect("BUG: a second") }
+    Instant { ns: member.clock * TICK_NS }
+}
+
+/// Whole ones.
+pub(super) fn ticks(of: Duration) -> u64 {
+    u64::try_from(of.as_nanos()).expect("BUG: seconds") / TICK_NS
+}
+
+impl Member {
+    fn canonical(&self) -> u64 {
+        let mut bytes = self.control.as_ref().map(|c| c.canonical(TICK)).unwrap_or_default();
+        bytes.extend(self.kept.as_ref().filter(|_| self.control.is_none()).map(VoterState::canonical).unwrap_or_default());
+        let gate = self.gate_from_reply.saturating_sub(self.clock);
+        let rest = format!("{:?}{:?}{:?}{:?}", self.lead, self.following, self.promoting, self.fetching);
+        let copies = self.copies.canonical(self.clock, self.share);
+        // How long ago it died counts as long as a forgotten grant may live; its clock is only compared with itself.
+        hash_of(&(bytes, rest, self.log.end().seq.0, self.log.end().checksum, self.generation, gate, copies))
+    }
 }
 
 impl State {
@@ -155,12 +180,15 @@ impl State {
             clock: 100,
             lives: 0,
             gate_from_reply: 0,
-            hash: 0,
+            copies: Copies::new(1000),
+            share: ticks(rules.who[m].settings.holder_share()),
+            hash: OnceLock::new(),
         };
         let mut state = State {
             members: (0..n).map(|m| Arc::new(blank(m))).collect(),
             links: vec![VecDeque::new(); n * n],
             held: 0,
+            suspended: 0,
             truth: Truth { elected: vec![(1, 0)], ..Truth::default() },
             used: Used::default(),
         };
@@ -182,20 +210,10 @@ impl State {
 
     // ---- which state this is --------------------------------------------------------------------------------------------
 
-    pub(super) fn rehash(&mut self, m: usize) {
-        let member = self.member(m);
-        let mut bytes = member.control.as_ref().map(|c| c.canonical(TICK)).unwrap_or_default();
-        bytes.extend(member.kept.as_ref().filter(|_| member.control.is_none()).map(VoterState::encode).unwrap_or_default());
-        let gate = member.gate_from_reply.saturating_sub(member.clock);
-        let rest = format!("{:?}{:?}{:?}{:?}", member.lead, member.following, member.promoting, member.fetching);
-        // How long ago it died counts as long as a forgotten grant may live; its clock is only compared with itself.
-        member.hash = hash_of(&(bytes, rest, member.log.end().seq.0, member.log.end().checksum, member.generation, gate));
-    }
-
     /// 64 bits that stand for this state among all: two states that share them by chance are one in 2^64 / states.
     pub fn fingerprint(&self, rules: &Rules) -> u64 {
         let n = rules.who.len();
-        let mut all: Vec<u64> = self.members.iter().map(|m| m.hash).collect();
+        let mut all: Vec<u64> = self.members.iter().map(|m| *m.hash.get_or_init(|| m.canonical())).collect();
         for from in 0..n {
             for to in 0..n {
                 let (a, b) = (self.members[from].control.as_ref(), self.members[to].control.as_ref());
@@ -206,11 +224,11 @@ impl State {
         }
         let before: Vec<u64> = match rules.mutant {
             Some(RoleMutant::AnswersBeforeKept) => {
-                self.members.iter().map(|m| hash_of(&m.kept_before.as_ref().map(VoterState::encode))).collect()
+                self.members.iter().map(|m| hash_of(&m.kept_before.as_ref().map(VoterState::canonical))).collect()
             }
             _ => Vec::new(),
         };
-        hash_of(&(all, &self.truth, &self.used, self.held, before))
+        hash_of(&(all, &self.truth, &self.used, (self.held, self.suspended), before))
     }
 
     /// No further than this: an epoch beyond the bound was promised.

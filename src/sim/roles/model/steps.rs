@@ -6,7 +6,7 @@
 //! its core hands out within the step (a crash between is a crash before the step), and what it appends is durable.
 
 use super::member::append;
-use super::state::{LINK_MAX, Member, Rules, State, now};
+use super::state::{Member, Rules, State, now};
 use crate::control::{ControlMessage, Input};
 use crate::sim::roles::RoleMutant;
 use crate::sim::roles::log::Kind;
@@ -41,9 +41,16 @@ pub(super) enum Step {
     },
     /// What waited comes late.
     LetGo,
-    /// `slow`: this member's clock does not move.
+    /// `slow`: this member's clock does not move; behind the members, that of a region's copies.
     Tick {
         slow: Option<usize>,
+    },
+    /// The machine stands still, and nobody there notices: none of its clocks goes on. Its copies are on others.
+    Suspends {
+        m: usize,
+    },
+    Resumes {
+        m: usize,
     },
     /// `silent`: what it sent last never left.
     Dies {
@@ -54,6 +61,10 @@ pub(super) enum Step {
         m: usize,
     },
     Writes {
+        m: usize,
+    },
+    /// Copies with a clock of their own take what was written, and it is acknowledged: late answers of a machine that stood still between are not in it.
+    CopiesTake {
         m: usize,
     },
     Acknowledges {
@@ -87,6 +98,7 @@ impl State {
     pub fn steps(&self, rules: &Rules) -> Vec<Step> {
         let (n, b, used) = (rules.who.len(), &rules.bounds, &self.used);
         let lives = |m: usize| self.members[m].control.is_some();
+        let runs = |m: usize| lives(m) && !self.is_suspended(m);
         let due = self.due(rules);
         let mut steps = Vec::new();
         if let Some((fault, _)) = b.script.get(usize::from(used.script)).filter(|(_, midst)| due.is_none() || *midst)
@@ -117,19 +129,20 @@ impl State {
         if self.held != 0 && b.script.is_empty() {
             steps.push(Step::LetGo);
         }
-        // What a script leads to is looked at by what is written then.
-        let written = b.script.iter().skip(used.script.into()).all(|(fault, _)| *fault == Step::LetGo);
+        let written = !b.writes_late || b.script.iter().skip(used.script.into()).all(|(fault, _)| *fault == Step::LetGo);
         steps.push(Step::Tick { slow: None });
         if used.drift < b.drift {
-            steps.extend((0..n).map(|m| Step::Tick { slow: Some(m) }));
+            let clocks = if b.gates { n + rules.regions } else { n };
+            steps.extend((0..clocks).map(|m| Step::Tick { slow: Some(m) }));
         }
         for m in 0..n {
             if !lives(m) {
                 steps.push(Step::Starts { m });
                 continue;
             }
-            if let Some(lead) = self.members[m].lead.filter(|l| l.open) {
+            if let Some(lead) = self.members[m].lead.filter(|l| l.open && runs(m)) {
                 match lead.pending {
+                    Some(_) if b.gates => steps.extend(self.copies_take(rules, m).then_some(Step::CopiesTake { m })),
                     Some(_) => steps.push(Step::Acknowledges { m }),
                     None if lead.draining.is_none() && written && used.commits < b.commits && self.gate(rules, m) => {
                         steps.push(Step::Writes { m })
@@ -139,7 +152,7 @@ impl State {
             }
         }
         for no in (0..b.orders.len()).filter(|no| used.orders & (1 << no) == 0) {
-            if lives(b.orders[no].0) {
+            if runs(b.orders[no].0) {
                 steps.push(Step::Ordered { no });
             }
         }
@@ -147,20 +160,28 @@ impl State {
     }
 
     pub(super) fn is_held(&self, rules: &Rules, from: usize, to: usize) -> bool {
-        self.held & (1 << rules.link(from, to)) != 0
+        self.held & (1 << rules.link(from, to)) != 0 || self.is_suspended(to)
+    }
+
+    fn is_suspended(&self, m: usize) -> bool {
+        self.suspended & (1 << m) != 0
+    }
+
+    pub(super) fn copies_take(&self, rules: &Rules, m: usize) -> bool {
+        !rules.bounds.gates || rules.mutant == Some(RoleMutant::NoStorageGate) || self.members[m].copies.takes()
     }
 
     /// What is under way and comes next.
     pub(super) fn due(&self, rules: &Rules) -> Option<Step> {
         let n = rules.who.len();
-        for m in (0..n).filter(|m| self.members[*m].control.is_some()) {
+        for m in (0..n).filter(|m| self.members[*m].control.is_some() && !self.is_suspended(*m)) {
             let member = &self.members[m];
             if member.promoting.is_some() {
                 return Some(Step::Taken { m });
             }
             if let Some((from, up_to)) = &member.fetching {
                 let source = rules.index(from);
-                if self.members[source].log.holds(up_to) && !self.is_held(rules, source, m) {
+                if self.members[source].log.holds(up_to) && !self.is_held(rules, source, m) && !self.is_suspended(source) {
                     return Some(Step::Fetched { m });
                 }
             }
@@ -181,7 +202,7 @@ impl State {
         let receives = rules.mutant == Some(RoleMutant::ReceivesOldEpoch);
         let may = s.control.as_ref().is_some_and(|c| receives || c.may_receive(*epoch));
         // A sealed primary ships on.
-        let ships = p.lead.is_some_and(|l| l.open && l.epoch == *epoch);
+        let ships = p.lead.is_some_and(|l| l.open && l.epoch == *epoch) && !self.is_suspended(from);
         rules.index(primary) == from && may && ships && s.promoting.is_none() && s.lead.is_none() && s.log.end() != p.log.end()
     }
 
@@ -208,11 +229,14 @@ impl State {
         Ok(next)
     }
 
+    /// It is about to change.
     pub(super) fn member(&mut self, m: usize) -> &mut Member {
-        Arc::make_mut(&mut self.members[m])
+        let member = Arc::make_mut(&mut self.members[m]);
+        member.hash.take();
+        member
     }
 
-    fn happens(&mut self, rules: &Rules, step: Step) -> Result<(), String> {
+    pub(super) fn happens(&mut self, rules: &Rules, step: Step) -> Result<(), String> {
         self.used.script += u8::from(rules.bounds.script.get(usize::from(self.used.script)).is_some_and(|(next, _)| *next == step));
         match step {
             Step::Arrives { from, to } => {
@@ -220,6 +244,13 @@ impl State {
                 let mut message = Arc::unwrap_or_clone(message);
                 if let (Some(RoleMutant::IgnoresGrants), ControlMessage::Renew(renew)) = (rules.mutant, &mut message) {
                     renew.lease_ms = 0;
+                }
+                if let (Some(RoleMutant::LeaseFromReply), ControlMessage::Granted { epoch, .. }) = (rules.mutant, &message) {
+                    // With its own it is a majority of three.
+                    let member = self.member(to);
+                    if member.lead.is_some_and(|l| l.open && l.epoch == *epoch) {
+                        member.gate_from_reply = member.clock + member.share;
+                    }
                 }
                 let from = rules.who[from].name.clone();
                 self.input(rules, to, Input::Message { from, message })
@@ -261,12 +292,34 @@ impl State {
             }
             Step::Tick { slow } => {
                 self.used.drift += u8::from(slow.is_some());
-                for m in (0..rules.who.len()).filter(|m| Some(*m) != slow) {
-                    self.member(m).clock += 1;
+                let n = rules.who.len();
+                if rules.bounds.gates {
+                    for m in (0..rules.regions).filter(|m| Some(n + m) != slow) {
+                        self.member(m).copies.clock += 1;
+                    }
                 }
-                for m in (0..rules.who.len()).filter(|m| Some(*m) != slow) {
+                let moves = |m: &usize| Some(*m) != slow && self.suspended & (1 << m) == 0;
+                let moving: Vec<usize> = (0..n).filter(moves).collect();
+                for m in &moving {
+                    let member = self.member(*m);
+                    member.clock += 1;
+                    if member.control.is_some() {
+                        member.hears_copies(rules, false);
+                    }
+                }
+                for m in moving {
                     self.input(rules, m, Input::Timeout)?;
                 }
+                Ok(())
+            }
+            Step::Suspends { m } => {
+                self.suspended |= 1 << m;
+                Ok(())
+            }
+            Step::Resumes { m } => {
+                self.suspended &= !(1 << m);
+                // Before anything else can: they are near.
+                self.member(m).hears_copies(rules, true);
                 Ok(())
             }
             Step::Dies { m, silent } => {
@@ -285,7 +338,8 @@ impl State {
                 }
                 (member.control, member.lead, member.following, member.promoting, member.fetching) = (None, None, None, None, None);
                 member.gate_from_reply = 0;
-                self.rehash(m);
+                member.copies.forgotten();
+                self.suspended &= !(1 << m);
                 Ok(())
             }
             Step::Starts { m } => self.starts(rules, m),
@@ -295,10 +349,19 @@ impl State {
                 let member = self.member(m);
                 let lead = member.lead.as_mut().expect("BUG: it leads");
                 lead.pending = Some(id);
-                let (epoch, generation) = (lead.epoch, lead.generation);
-                append(member, epoch, generation, Kind::Commit(id.into()));
-                self.log_moved(rules, m)?;
-                self.input(rules, m, Input::CommitPathMoved)
+                if rules.bounds.gates { Ok(()) } else { self.durable(rules, m) }
+            }
+            Step::CopiesTake { m } => {
+                let epoch = self.members[m].lead.expect("BUG: it leads").epoch;
+                if let Some((later, _)) = self.truth.opened.iter().find(|(e, _)| *e > epoch.0) {
+                    return Err(format!("S2: what member {m} wrote in epoch {epoch} becomes durable after epoch {later} became active"));
+                }
+                self.durable(rules, m)?;
+                // What became durable may have ended the reign that wrote it.
+                if self.members[m].lead.is_some_and(|l| l.pending.is_some()) {
+                    self.happens(rules, Step::Acknowledges { m })?;
+                }
+                Ok(())
             }
             Step::Acknowledges { m } => {
                 let gate = self.gate(rules, m) || rules.mutant == Some(RoleMutant::CheckThenAck);
@@ -310,7 +373,6 @@ impl State {
                     }
                     self.truth.acked.push((id, epoch.0));
                 }
-                self.rehash(m);
                 match drains {
                     Some(op) => self.input(rules, m, Input::Drained { op }),
                     None => Ok(()),
@@ -350,5 +412,15 @@ impl State {
                 self.input(rules, at, Input::Order(order))
             }
         }
+    }
+
+    /// What the primary wrote last is on its copies.
+    fn durable(&mut self, rules: &Rules, m: usize) -> Result<(), String> {
+        let member = self.member(m);
+        let lead = member.lead.expect("BUG: it leads");
+        let id = lead.pending.expect("BUG: it wrote");
+        append(member, lead.epoch, lead.generation, Kind::Commit(id.into()));
+        self.log_moved(rules, m)?;
+        self.input(rules, m, Input::CommitPathMoved)
     }
 }
