@@ -287,7 +287,7 @@ impl Control {
         let state = state.as_ref().expect("BUG: which voters were heard decides for a member without a state, and is left out here");
         put_state(&mut b.out, state);
         b.put((log.end, &log.history, log_told, seen.durable, amnesiac, reign, followed, conflict.is_some()));
-        let Members { files: _, told, leaving, waiting, goodbyes, refused_by } = members;
+        let Members { files: _, witness_of_files: _, told, leaving, waiting, goodbyes, refused_by } = members;
         assert!(leaving.is_none() && waiting.is_none(), "BUG: changes of members have times, which are left out here");
         b.put((told.version, goodbyes, refused_by));
         // Of lineages there is one in the model: as they are.
@@ -383,9 +383,10 @@ fn put_state(out: &mut Vec<u8>, state: &VoterState) {
         rivals,
         begun,
         told_out,
+        lost_promises,
     } = state;
     put(out, (lineage, unheard(voters), voters_next.as_ref().map(unheard), promised, voted_for, released, sealed, handed_to));
-    put(out, (chain, grant_ms_max, sync, auto, cut, rivals, begun, told_out));
+    put(out, (chain, grant_ms_max, sync, auto, cut, rivals, begun, told_out, lost_promises));
     put_failovers(out, pending);
     put(out, ledger.ops().len());
     for op in ledger.ops() {
