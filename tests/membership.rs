@@ -401,6 +401,11 @@ fn a_witness_that_burned_down_is_replaced_by_another() {
     two.stop_region(1);
     two.start_region(1);
     until_these_vote(&eu.config, &all);
+    // What the primary heard may be from before: it has to have heard of the primary itself.
+    until("it follows again", || {
+        let row = common::row(&two.status(1)?, &eu.name)?;
+        ensure(["streaming", "idle"].contains(&row["state"].as_str().unwrap_or_default()), row)
+    });
     let status = two.status(1).unwrap();
     assert!(status["primary"] == us.name.as_str() && status["notes"].to_string().contains(beside), "{status}");
     two.kill_region(0);

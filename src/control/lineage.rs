@@ -9,7 +9,7 @@ use super::api::Output;
 use super::audit::Action;
 use super::campaign::Why;
 use super::machine::Control;
-use super::members::{MemberAt, Membership, voters_by_rule};
+use super::members::{MemberAt, Membership, STRANGER, voters_by_rule};
 use super::message::{ControlMessage, Round, Stands};
 use super::orders::list;
 use super::types::{Consent, OpId, OpState, OpView, Order, OrderKind, VoterSet};
@@ -259,10 +259,10 @@ impl Control {
             // The others are strangers, and are told so.
             let mut removed = before.removed.clone();
             removed.retain(|(r, _)| *r != name);
-            removed.extend(before.names().into_iter().filter(|r| *r != name).map(|r| (r, version)));
+            removed.extend(before.names().into_iter().filter(|r| *r != name).map(|r| (r, STRANGER)));
             let own = MemberAt { name: name.clone(), addr: self.who.addr(&name), since: 0 };
             let mut witnesses_removed = before.witnesses_removed.clone();
-            witnesses_removed.extend(before.witness.iter().map(|w| (w.name.clone(), version)));
+            witnesses_removed.extend(before.witness.iter().map(|w| (w.name.clone(), STRANGER)));
             Membership { regions: vec![own], removed, by_rule: true, witness: None, witnesses_removed, orders: Vec::new() }
         } else {
             // Whoever is lost stays a member: when it comes back it is met, and not overlooked.

@@ -9,6 +9,8 @@ use crate::base::RegionName;
 /// Names of regions, and of witnesses, that were taken out and are remembered; and orders that made the members what they are.
 const REMOVED_MAX: usize = 32;
 const ORDERS_MAX: usize = 32;
+/// In place of the version with which one was taken out: it never was a member of this lineage.
+pub(super) const STRANGER: u64 = 0;
 /// No more voters than these, however many regions there are.
 const VOTERS_MAX: usize = 5;
 

@@ -11,7 +11,7 @@
 use super::api::Output;
 use super::audit::Action;
 use super::machine::Control;
-use super::members::{MemberAt, MembersView, Membership, WitnessAt, next_voters, voters_by_rule};
+use super::members::{MemberAt, MembersView, Membership, STRANGER, WitnessAt, next_voters, voters_by_rule};
 use super::orders::list;
 use super::types::{OpState, Order, OrderKind, Phase, VoterSet};
 use crate::base::{Instant, LogEnd, RegionName};
@@ -137,8 +137,11 @@ impl Control {
 
     /// A member refused this one, because it was taken out.
     pub(super) fn said_out(&mut self, by: RegionName) {
-        if self.membership().witness_removed_with(&by).is_some() {
-            return; // a witness that is out itself knows older members, and reigns nowhere (seed 704543 of roles)
+        let members = self.membership();
+        if members.witness_removed_with(&by).is_some() || members.removed_with(&by) == Some(STRANGER) {
+            // A witness that is out itself knows older members, and reigns nowhere (seed 704543 of roles). And those that a detached region left
+            // say it as they let it go, a second late: it knows.
+            return;
         }
         if self.state.is_some() && by != self.who.name && self.members.refused_by.insert(by) {
             self.keep_told_out();
