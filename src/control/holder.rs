@@ -444,6 +444,7 @@ impl Control {
         self.note("primary", format!("{name} is the primary of epoch {epoch}"));
         self.pending_settled(epoch);
         self.op_activated(&entry);
+        self.settle_left(epoch, &name);
         // The others hear at once that it is active.
         self.renew();
     }

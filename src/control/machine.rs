@@ -590,6 +590,10 @@ impl Control {
         for failover in failovers {
             self.outputs.push_back(Output::Failover(Box::new(failover)));
         }
+        // One of its own may be among them that it forgot with its last life (seed 705755 of roles).
+        if let Some((epoch, region)) = self.reign.clone() {
+            self.settle_left(epoch, &region);
+        }
     }
 
     /// A reign is active: failovers that were won on its path are ones from here on, the others never were.

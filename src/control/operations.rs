@@ -316,7 +316,9 @@ impl Control {
             .collect();
         self.settle_change(reign, region);
         for view in left {
-            let Some(about) = view.order.at_epoch.filter(|e| *e < reign) else { continue };
+            // Ordered where no reign was known, it is about the one that it would have ended.
+            let ended = view.epoch.map(|made| Epoch(made.0.saturating_sub(1)));
+            let Some(about) = view.order.at_epoch.or(ended).filter(|e| *e < reign) else { continue };
             let state = match self.took_effect(view.order.id, about) {
                 Some(None) => OpState::Failed { reason: format!("it did not come about; {region} is the primary of epoch {reign}") },
                 // Whoever took over says how it ended.

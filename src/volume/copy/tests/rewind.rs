@@ -191,11 +191,11 @@ fn a_copy_that_cannot_read_its_point_says_so_and_refuses() {
     disk.restart();
     let mut copy = open(&disk);
     let at = world.frames[point(&world, 0.5)].log_end();
-    let log = disk.list().unwrap().into_iter().find(|name| name.starts_with("log-")).expect("BUG: there is a log");
     let frame = world.frames.iter().find(|f| f.log_end() == at).unwrap().bytes().clone();
-    let bytes = disk.read(&log, 0, usize::MAX).unwrap();
-    let found = bytes.windows(frame.len()).position(|w| w == &frame[..]).expect("BUG: it lies in the log as it was sent");
-    disk.flip(&log, found as u64 + 20);
+    let lies_in = |log: &String| disk.read(log, 0, usize::MAX).unwrap().windows(frame.len()).position(|w| w == &frame[..]);
+    let found = disk.list().unwrap().into_iter().find_map(|log| Some((lies_in(&log)?, log)));
+    let (offset, log) = found.expect("BUG: it lies in a log as it was sent");
+    assert!(disk.flip(&log, offset as u64 + 20));
     let order = goes_back(&world, 1, at);
     for _ in 0..2 {
         let replies = drive(&mut copy, vec![order.clone()]);
