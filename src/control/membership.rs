@@ -81,7 +81,8 @@ impl Control {
             return Some(format!("{name} was taken out of the global cluster (version {version} of its members) and {does}; {then}"));
         }
         let refused = &self.members.refused_by;
-        let enough = state.voters.voters.iter().filter(|v| refused.contains(*v)).count() >= state.voters.majority();
+        // Those who do not say so are no majority any more. Of two voters, itself and another, the other one is enough.
+        let enough = !refused.is_empty() && state.voters.voters.iter().filter(|v| !refused.contains(*v)).count() < state.voters.majority();
         // Who votes alone has nobody else to ask.
         let alone = state.voters.voters == [name.clone()] && !refused.is_empty();
         (enough || alone).then(|| {

@@ -815,3 +815,16 @@ fn seeds_that_failed_once_hold() {
         }
     }
 }
+
+/// It votes with the primary, two of two, when it is taken out, and does not hear of it before it dies: the other voter's word is enough.
+#[test]
+fn one_of_two_voters_believes_the_other_that_it_is_out() {
+    let mut world = world(3, false);
+    order(&mut world, 0, 1, OrderKind::SetVoters { voters: vec![region(0), region(2)] });
+    world.run_for(3000).unwrap();
+    assert_eq!((op(&world, 0, 1).state, role(&world, 2)), (OpState::Done, Role::Secondary));
+    world.input(2, Input::SaidOut { by: region(1) });
+    assert_eq!(role(&world, 2), Role::Secondary, "whoever has no vote is not believed");
+    world.input(2, Input::SaidOut { by: region(0) });
+    assert_eq!(role(&world, 2), Role::Removed);
+}
