@@ -187,7 +187,9 @@ impl Control {
         if stands.lineage != state.lineage {
             return;
         }
-        if let Some((epoch, region)) = &stands.reign
+        // The reign that it would end, and has not heard of since it restarted, is no news.
+        let known = state.chain.top().map_or(Epoch(0), |t| t.epoch);
+        if let Some((epoch, region)) = stands.reign.as_ref().filter(|(epoch, _)| *epoch > known)
             && stands.round.incarnation == self.incarnation
         {
             self.learn_reign(*epoch, region);

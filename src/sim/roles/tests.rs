@@ -828,3 +828,16 @@ fn one_of_two_voters_believes_the_other_that_it_is_out() {
     world.input(2, Input::SaidOut { by: region(0) });
     assert_eq!(role(&world, 2), Role::Removed);
 }
+
+/// It restarts, the primary dies before it is heard again, and the witness tells whose reign it was: that is the one that is to end.
+#[test]
+fn a_region_that_just_restarted_takes_over_from_a_primary_that_it_has_not_heard_since() {
+    let mut world = world(2, true);
+    world.crash(1);
+    world.crash(0);
+    world.start(1);
+    world.run_for(500).unwrap();
+    order(&mut world, 1, 5, failover(1, true));
+    world.run_for(15_000).unwrap();
+    assert_eq!((op(&world, 1, 5).state, role(&world, 1)), (OpState::Done, Role::Primary));
+}
