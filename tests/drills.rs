@@ -647,6 +647,9 @@ fn one_way_partitions_end_with_one_writer() {
             ensure(record["complete"] == true, &record).map(|()| record)
         });
         let kept: u64 = rows.split('|').next().and_then(|n| n.parse().ok()).expect("a count");
-        assert_eq!(kept - 1 + report["lost_commits"].as_u64().expect("a count"), last, "{report}");
+        let found = kept - 1 + report["lost_commits"].as_u64().expect("a count");
+        // The statement that ran when the lease did may have committed, and then it was told that this is not known.
+        let in_doubt = u64::from(refused.contains("08007"));
+        assert!((last..=last + in_doubt).contains(&found), "{found} of {last}, then {refused}: {report}");
     }
 }

@@ -12,7 +12,7 @@ use crate::log::Frame;
 use crate::node::Event;
 use crate::volume::identity::{self, Home};
 use crate::volume::membership::{Incarnation, Record};
-use crate::volume::{ArchivedTail, Copy, CopyReply, CopyRequest, Disk, FlushDone, FlushJob, proven_durable};
+use crate::volume::{Copy, CopyReply, CopyRequest, Directory, Disk, FlushDone, FlushJob, proven_durable};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -110,12 +110,12 @@ impl CopySlot {
         self.rotten.is_some()
     }
 
-    /// What rotted, if it is a part of an archive: nothing reads that again by itself, and whoever does asks another copy.
-    pub(super) fn rots_in_an_archive(&self) -> bool {
+    /// Nothing reads what rotted by itself: it is a part of an archive (whoever reads that asks another copy), or left over.
+    pub(super) fn rots_unread(&self) -> bool {
         let disk = Arc::clone(&self.disk) as Arc<dyn Disk>;
         self.rotten
             .as_ref()
-            .is_some_and(|(name, _)| name.starts_with('t') || ArchivedTail::files(&disk).is_ok_and(|files| files.contains(name)))
+            .is_some_and(|(name, _)| name.starts_with('t') || Directory::idle_files(&disk).is_ok_and(|files| files.contains(name)))
     }
 
     /// What rotted still lies there.

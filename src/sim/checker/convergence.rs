@@ -22,7 +22,7 @@ impl World {
                 return Some(format!("{name}: readers see {}", region.head.visible));
             }
             for (c, slot) in self.members().zip(&region.copies) {
-                if slot.is_rotten() && !slot.rots_in_an_archive() {
+                if slot.is_rotten() && !slot.rots_unread() {
                     return Some(format!("{name}: a file of copy {c} is damaged and nobody repaired it"));
                 }
                 let Some(copy) = &slot.copy else { return Some(format!("{name}: copy {c} is down")) };

@@ -137,6 +137,21 @@ impl Directory {
         Ok(directory)
     }
 
+    /// The log and layer files in the directory on `disk` that nothing reads by itself: those that only archives are made of, and layers that no
+    /// manifest names, because they are not finished or because removing them failed. The latter go when the directory is opened next.
+    ///
+    /// # Errors
+    /// [`OpenError`]: the manifest cannot be read, or the directory cannot.
+    pub fn idle_files(disk: &Arc<dyn Disk>) -> Result<BTreeSet<String>, OpenError> {
+        let Some(root) = Manifest::load(&**disk, TimelineId::ROOT)? else { return Ok(BTreeSet::new()) };
+        let mut files: BTreeSet<String> = disk.list()?.into_iter().filter(|name| layer::number_of(name).is_some()).collect();
+        for named in &root.layers {
+            files.remove(&layer_name(named.id()));
+        }
+        files.extend(root.rewinds.archives.iter().flat_map(|a| &a.files).map(|number| super::wal::name_of(*number)));
+        Ok(files)
+    }
+
     /// Removes what `timeline`'s last life left: files under construction, layers that nobody names, and everything of a timeline
     /// that has no manifest. Its copy must not be open.
     pub(super) fn tidy(&self, timeline: TimelineId) -> Result<(), DiskError> {

@@ -7,14 +7,12 @@
 //! when an archive may go. The promise that the order's reign made is kept in the same step: from then on what lies here outranks every
 //! log of an older reign ([`crate::volume::recovery`]), so no recovery takes up a tail again that another copy still has.
 
-use super::directory::layer_name;
 use super::manifest::{Archive, LayerMeta, Manifest};
 use super::wal::{Wal, WalReadError};
 use super::{Copy, Directory, OpenError, pages, wal};
 use crate::base::{Epoch, Generation, LogEnd, Lsn, Seq, TimelineId};
 use crate::log::{Frame, redo};
 use crate::volume::{ArchiveView, CopyReply, Disk, DiskError, archive_id};
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// Tails that are kept at once; one more and the copy refuses, so that somebody looks.
@@ -289,25 +287,6 @@ impl ArchivedTail {
     pub fn list(disk: &Arc<dyn Disk>) -> Result<Vec<ArchiveView>, OpenError> {
         let manifest = Manifest::load(&**disk, TimelineId::ROOT)?;
         Ok(manifest.map(|m| m.rewinds.archives.iter().map(Archive::view).collect()).unwrap_or_default())
-    }
-
-    /// The log and layer files that the archives in the directory on `disk` are made of. Some may be those of the log and the pages that are in use, too.
-    ///
-    /// # Errors
-    /// [`OpenError`]: the manifest cannot be read.
-    pub fn files(disk: &Arc<dyn Disk>) -> Result<BTreeSet<String>, OpenError> {
-        let mut files = BTreeSet::new();
-        let Some(root) = Manifest::load(&**disk, TimelineId::ROOT)? else { return Ok(files) };
-        for archive in root.rewinds.archives {
-            files.extend(archive.files.iter().map(|number| wal::name_of(*number)));
-            let layers =
-                Manifest::load(&*Directory::look(disk, archive.id), archive.id).ok().flatten().map(|m| m.layers).unwrap_or_default();
-            files.extend(layers.iter().map(|l| layer_name(l.id())));
-        }
-        for shared in root.layers {
-            files.remove(&layer_name(shared.id()));
-        }
-        Ok(files)
     }
 
     /// Opens one: its pages can be read from what was not folded when it was archived up to its last consistency point. What the layers do not
