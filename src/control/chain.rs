@@ -45,7 +45,9 @@ pub struct Chain {
 
 /// Two regions say that they reign in the same epoch: the one thing that must never be.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("two regions claim epoch {epoch}: {known} and {claims}. Nothing is written here until one of them is removed")]
+#[error(
+    "two regions claim epoch {epoch}: {known} and {claims}. Nothing is written here. Look at parhelion status and parhelion events in both, stop the one that is not to go on, and restart the other"
+)]
 pub struct TwoReigns {
     pub epoch: Epoch,
     pub known: RegionName,

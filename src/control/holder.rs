@@ -226,7 +226,7 @@ impl Control {
 
     /// Rule 7: a majority answered one round, and none of those that answered promised more.
     fn judge_asking(&mut self) {
-        if !self.rivals().is_empty() {
+        if self.conflict.is_some() {
             return;
         }
         let Some(holder) = &self.holder else { return };
@@ -401,7 +401,7 @@ impl Control {
     }
 
     fn lease_granted(&mut self, epoch: Epoch, until: Instant) {
-        if !self.rivals().is_empty() {
+        if self.conflict.is_some() {
             return;
         }
         let holder = self.holder.as_mut().expect("BUG: granted without a reign");

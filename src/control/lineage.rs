@@ -105,7 +105,6 @@ impl Control {
         match self.rivalry() {
             Some(what) => {
                 self.two_writers(what.clone());
-                self.holder_meets_rival(&what);
                 self.campaign_refused(what);
             }
             None => {

@@ -635,6 +635,9 @@ impl Control {
         record.complete = true;
         record.tail = Some(tail);
         if state.ledger.put_failover(record.clone()) {
+            if let Some(wrote) = record.wrote_beside() {
+                self.note("two_writers", wrote);
+            }
             self.keep();
             self.ledger_is_news();
             self.outputs.push_back(Output::Failover(Box::new(record)));

@@ -34,7 +34,7 @@ pub use audit::{Action, Audit, AuditEntry, AuditHead};
 pub use chain::{Chain, EpochEntry, ReignKind};
 pub use machine::Control;
 pub use members::{MemberAt, MembersView, Membership, WitnessAt};
-pub use message::{ControlMessage, MessageError};
+pub use message::{ControlMessage, MessageError, Renew, Round};
 pub use state::{Ledger, VoterState};
 pub use touched::{Touched, TouchedTable};
 pub use types::{

@@ -538,6 +538,20 @@ pub struct FailoverRecord {
     pub tail: Option<LostTail>,
 }
 
+impl FailoverRecord {
+    /// A sentence, when two wrote at the same time: an operator's word ended a reign that went on, as the clocks of the two regions have it.
+    /// Where a majority ended it that cannot be.
+    #[must_use]
+    pub fn wrote_beside(&self) -> Option<String> {
+        let tail = self.tail.as_ref().filter(|t| self.unproven && t.commits > 0 && t.to_time.is_some_and(|at| at > self.began_at))?;
+        Some(format!(
+            "two regions wrote at the same time: {} went on after {} had taken over in epoch {} by the word of {}. This history is {}'s; of {} up to {} commits \
+             are not in it, and are kept: parhelion failover report {}",
+            self.from, self.to, self.new_epoch, self.actor, self.to, self.from, tail.commits, self.op
+        ))
+    }
+}
+
 /// What the old region's log held beyond the base, read after it came back.
 #[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
 pub struct LostTail {

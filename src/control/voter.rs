@@ -205,11 +205,14 @@ impl Control {
         self.follow();
     }
 
+    /// Two histories, or two reigns of one epoch: whoever finds them writes no more, be it the rightful one. Not kept: after a restart it is found
+    /// again as soon as the two speak, and one that was stopped for good holds nobody up.
     pub(super) fn two_writers(&mut self, what: String) {
         if self.conflict.as_ref() != Some(&what) {
             self.note("two_writers", what.clone());
-            self.conflict = Some(what);
+            self.conflict = Some(what.clone());
         }
+        self.holder_meets_rival(&what);
     }
 
     // ---- votes ----------------------------------------------------------------------------------------------------------

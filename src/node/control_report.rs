@@ -176,6 +176,8 @@ pub struct FailoverReport {
     pub actor: String,
     /// No majority said that the old primary was out, only an operator.
     pub unproven: bool,
+    /// The word was not true, and two wrote at the same time: a sentence, once the tail was read.
+    pub wrote_beside: Option<String>,
     /// What was known when it was done.
     pub loss: LossReport,
     /// Tables that the lost commits changed, with the first keys of each; null while that is not known.
@@ -335,6 +337,7 @@ impl FailoverReport {
             began_at: record.began_at,
             actor: record.actor.clone(),
             unproven: record.unproven,
+            wrote_beside: record.wrote_beside(),
             loss: LossReport::of(&record.loss),
             touched: touched.map(|t| t.tables.clone()).or(nothing.then(Vec::new)),
             touched_tables_more: touched.map_or(0, |t| t.tables_more),

@@ -10,8 +10,8 @@
 use super::{Effect, Node, Stage};
 use crate::base::{ConnId, Epoch, Instant, LogEnd, MemberId, RegionName, WriteGate};
 use crate::control::{
-    self, AuditEntry, AuditHead, Control, ControlState, ControlView, EpochEntry, Input, LogPosition, OpId, OpView, Output, Promotion,
-    VoterState, Who,
+    self, AuditEntry, AuditHead, Control, ControlState, ControlView, EpochEntry, Input, LogPosition, OpId, OpView, OrderKind, Output,
+    Promotion, VoterState, Who,
 };
 use crate::log::{ControlFrame, Frame, Pen, Reign};
 use crate::volume::{LostLog, VolumePhase};
@@ -505,7 +505,10 @@ impl Node {
 
     fn judge_verified(&mut self, now: Instant) {
         let Some((op, start, until)) = self.roles.verifying else { return };
-        let nobody_follows = !self.leader.ships() && now + (VERIFY_WITHIN - FOLLOWED_WITHIN) >= until;
+        // After a failover there may be nobody left who follows. A switchover had somebody, and is not done before that is seen.
+        let planned =
+            self.roles.core.as_ref().and_then(|c| c.op(op)).is_some_and(|view| matches!(view.order.kind, OrderKind::Switchover { .. }));
+        let nobody_follows = !planned && !self.leader.ships() && now + (VERIFY_WITHIN - FOLLOWED_WITHIN) >= until;
         let outcome = if self.who.members.len() == 1 || nobody_follows || self.leader.has_shown(&start).is_some() {
             Ok(())
         } else if now >= until {

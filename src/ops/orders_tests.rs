@@ -113,6 +113,7 @@ fn a_failovers_json_has_every_documented_key_also_while_nothing_is_known() {
         began_at: UnixMicros(0),
         actor: "me".into(),
         unproven: false,
+        wrote_beside: None,
         loss: lost(),
         touched: Some(vec![touched("accounts", 7, &["3", "5"]), touched("orders\u{1b}", 1, &["eu,1"])]),
         touched_tables_more: 3,

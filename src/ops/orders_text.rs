@@ -165,6 +165,9 @@ pub fn failover(f: &FailoverReport) -> String {
     );
     if f.unproven {
         let _ = writeln!(out, "  no majority said that {} was out: only {} did", f.from, f.actor);
+        if let Some(what) = &f.wrote_beside {
+            let _ = writeln!(out, "  {what}");
+        }
     }
     match (f.complete, f.lost_commits, f.lost_from_lsn, f.lost_to_lsn) {
         (true, Some(0), ..) => out.push_str("  complete: nothing was lost\n"),

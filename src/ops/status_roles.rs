@@ -148,6 +148,8 @@ pub fn notes(roles: &RolesStatus, answers: &BTreeMap<RegionName, Result<RegionRe
             roles.writers_seen
         ));
     }
+    // Until another failover is the newest one.
+    notes.extend(roles.failovers.first().and_then(|f| f.wrote_beside.as_ref()).map(|what| format!("EMERGENCY: {what}")));
     let majority = roles.voters.len() / 2 + 1;
     let answer = roles.voters.iter().filter(|v| v.answered).count();
     for voter in roles.voters.iter().filter(|v| !v.answered) {

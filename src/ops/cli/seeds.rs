@@ -59,6 +59,9 @@ pub enum SimVerb {
         /// Switch off each rule once instead, for at most so many seeds, and show what notices it
         #[arg(long)]
         mutants: bool,
+        /// Fail when all seeds together came to fewer switchovers, or to fewer failovers
+        #[arg(long, default_value_t = 0, value_name = "N")]
+        at_least: u64,
         /// Threads; each runs whole seeds
         #[arg(long, default_value_t = 2)]
         threads: usize,
@@ -103,7 +106,7 @@ pub(super) fn run_sim(args: &SimArgs) -> Result<(), Failure> {
             say(&format!("{summary}\n"))?;
             return summary.failure.map_or(Ok(()), |_| Err(Failure::new(FAILED, "a recovery did not end as it must")));
         }
-        Some(SimVerb::Roles { seeds, ref seed, regions, mutants, threads, trace }) => {
+        Some(SimVerb::Roles { seeds, ref seed, regions, mutants, at_least, threads, trace }) => {
             let first = seed_of(seed)?;
             std::panic::set_hook(Box::new(|_| {}));
             say(&format!("seeds {first} to {}\n", first.saturating_add(seeds.saturating_sub(1))))?;
@@ -116,8 +119,16 @@ pub(super) fn run_sim(args: &SimArgs) -> Result<(), Failure> {
             let trace_lines = if seeds == 1 { trace } else { 0 };
             let options = RolesOptions { regions: regions.map(usize::from), mutant: None, trace_lines };
             let summary = roles::run_roles(first, seeds, threads, &options, &|line| println!("{line}"));
-            let failed = summary.failures.len();
-            return if failed == 0 { Ok(()) } else { Err(Failure::new(FAILED, format!("{failed} of {seeds} seeds failed"))) };
+            let (failed, counts) = (summary.failures.len(), &summary.counts);
+            let sentence = match counts.switchovers.min(counts.failovers) {
+                _ if failed > 0 => format!("{failed} of {seeds} seeds failed"),
+                fewest if fewest < at_least => {
+                    let (switchovers, failovers) = (counts.switchovers, counts.failovers);
+                    format!("{switchovers} switchovers and {failovers} failovers are fewer than {at_least} of each: give it more --seeds")
+                }
+                _ => return Ok(()),
+            };
+            return Err(Failure::new(FAILED, sentence));
         }
         Some(SimVerb::Model(ref model)) => return run_model(model),
         Some(SimVerb::Mutants { seeds, threads }) => {

@@ -270,7 +270,10 @@ impl World {
             let at_epoch = self.members[at].control.as_ref().and_then(|c| c.reign().cloned()).map(|(e, _)| e);
             let order = Order { id, kind, dry_run, timeout_ms, at_epoch, actor: "operator".into() };
             self.counts.orders += 1;
-            self.orders_given.push((at, order.clone()));
+            // A command that reaches no process was never given, and is not repeated elsewhere.
+            if self.members[at].control.is_some() {
+                self.orders_given.push((at, order.clone()));
+            }
             self.input(at, Input::Order(order));
         }
         self.after_ms(500, 9000, Event::Order);

@@ -7,6 +7,8 @@
 
 mod checks;
 mod faults;
+#[cfg(test)]
+mod lineage_tests;
 mod log;
 mod member;
 mod model;

@@ -9,7 +9,7 @@
 
 use super::manifest::{Archive, LayerMeta, Manifest};
 use super::wal::{Wal, WalReadError};
-use super::{Copy, Directory, OpenError, pages, wal};
+use super::{Copy, Directory, OpenError, pages};
 use crate::base::{Epoch, Generation, LogEnd, Lsn, Seq, TimelineId};
 use crate::log::{Frame, redo};
 use crate::volume::{ArchiveView, CopyReply, Disk, DiskError, archive_id};
