@@ -404,9 +404,9 @@ fn two_words_of_two_operators_make_one_history_and_what_the_other_had_is_counted
     assert!(salvage.to_string().contains("\"lost_commits\":2") && salvage.to_string().contains("\"lost_commits\":3"), "{salvage}");
     let events = cluster.events(&west.name).expect("events");
     // What came after the word that ended the reign is said by whoever reads it back, and to all.
-    assert!(!events.iter().any(|e| e["kind"] == "two_writers"), "no two claimed the same epoch: {events:?}");
-    let events = cluster.events(&east.name).expect("events");
-    assert_eq!(events.iter().filter(|e| e["kind"] == "two_writers").count(), 2, "of each of the two failovers: {events:?}");
+    // Of all regions, since they were started last.
+    let loud: Vec<&Value> = events.iter().filter(|e| e["kind"] == "two_writers").collect();
+    assert!(loud.len() == 1 && loud[0]["region"] == east.name.as_str(), "no two claimed the same epoch, and a word was not true: {loud:?}");
     for region in [&east, &west] {
         let status = cluster.status_of(&region.name).expect("a status");
         let loud = format!("EMERGENCY: two regions wrote at the same time: {} went on after {} had taken over", east.name, west.name);
