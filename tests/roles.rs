@@ -6,6 +6,8 @@ use common::two::Two;
 use common::{Cluster, ensure, must, signal, until, verb};
 use rustix::process::Signal;
 use serde_json::Value;
+use std::io::{BufRead as _, BufReader};
+use std::process::{Child, Stdio};
 
 #[test]
 fn a_switchover_is_checked_carried_out_and_told_again() {
@@ -216,9 +218,45 @@ fn what_a_cut_off_primary_committed_alone_is_counted_kept_and_readable() {
     assert_eq!(seeds, first, "seeds that it sent in the beginning, and none that it got");
     let salvage = must(&east.config, &["salvage", "--json"]);
     assert!(salvage.to_string().contains("\"lost_commits\":5"), "{salvage}");
+    assert_eq!(salvage[0]["id"], report["archive"], "{salvage} {report}");
+    assert!(people.contains(&format!("parhelion salvage {id} --config")), "{people}");
+    the_lost_tail_is_a_database(&cluster, &east, &west, &id);
     // An older process of the test would count as a second writer.
     let page = common::http_get(&west.http, "/metrics").expect("metrics").1;
     assert_eq!(common::metric(&page, "parhelion_epoch"), Some(2.0), "{page}");
+}
+
+/// By the failover's id, where the lost tail's copies are, and read-only.
+fn the_lost_tail_is_a_database(cluster: &Cluster, east: &common::Region, west: &common::Region, id: &str) {
+    let (code, _, err) = verb(&west.config, &["salvage", id]);
+    assert!(code == Some(4) && err.contains(&format!("the file of {}", east.name)), "{code:?} {err}");
+    let (code, _, err) = verb(&east.config, &["salvage", "abc"]);
+    assert!(code == Some(4) && err.contains("abc is not among the failovers"), "{code:?} {err}");
+    let diff = must(&east.config, &["salvage", &id[..8], "--diff", "t", "--json"]);
+    assert!(diff.to_string().contains("1005"), "{diff}");
+    let mut command = common::parhelion();
+    command.args(["salvage", id, "--listen", "127.0.0.1:0", "--config"]).arg(&east.config).stdout(Stdio::piped());
+    let mut served = Ending(command.spawn().expect("the program runs"));
+    let lines = BufReader::new(served.0.stdout.take().expect("piped")).lines().map_while(Result::ok);
+    let port = lines.into_iter().find_map(|line| line.split_once("port=")?.1.split(' ').next()?.parse::<u16>().ok()).expect("its port");
+    let at = format!("127.0.0.1:{port}");
+    let ready = &cluster.ready;
+    assert_eq!(ready.must(&at, "select count(*), sum(v = 'lost'), sum(v = 'after') from t"), "105|5|0");
+    assert_eq!(ready.must(&at, "select group_concat(id order by id) from t where v = 'lost'"), "1001,1002,1003,1004,1005");
+    let said = ready.sql(&at, "insert into t values (3000, 'no')").expect_err("a lost tail is not written to");
+    assert!(said.contains("25006"), "{said}");
+    signal(served.0.id(), Signal::INT);
+    assert_eq!(common::wait(&mut served.0, "a lost tail that is served").code(), Some(0));
+}
+
+/// A command that is ended when its test fails.
+struct Ending(Child);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 /// A primary that stands still for longer than its lease and goes on acknowledges nothing afterwards, and follows.

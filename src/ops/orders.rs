@@ -15,6 +15,7 @@ use crate::io::clock;
 use crate::node::report::{ControlReport, FailoverReport, OperationReport};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
+use std::path::Path;
 use std::time::Duration;
 
 /// How it stands is asked so often.
@@ -135,11 +136,19 @@ pub async fn failover(args: FailoverArgs) -> Result<(), Failure> {
 }
 
 async fn failover_report(id: &str, ask: &AskArgs) -> Result<(), Failure> {
-    let (client, _) = Client::open_to_any(ask.config.as_deref()).await?;
+    let record = failover_known(id, ask.config.as_deref()).await?;
+    say(&if ask.json { line(&record) } else { text::failover(&record) })
+}
+
+/// The record of a failover, by its id or the beginning of it, as a region that answers has it.
+///
+/// # Errors
+/// When none answers, or it is not known there.
+pub(super) async fn failover_known(id: &str, config: Option<&Path>) -> Result<FailoverReport, Failure> {
+    let (client, _) = Client::open_to_any(config).await?;
     let known = failovers(&client).await?;
-    let record = by_id(&known, id, |f| &f.id)
-        .map_err(|why| Failure::new(REFUSED, format!("{why} among the failovers that {} knows", client.asked)))?;
-    say(&if ask.json { line(record) } else { text::failover(record) })
+    let record = by_id(&known, id, |f| &f.id);
+    record.cloned().map_err(|why| Failure::new(REFUSED, format!("{why} among the failovers that {} knows", client.asked)))
 }
 
 /// Shows one operation, or all.
@@ -376,7 +385,7 @@ fn failover_json(op: &OperationReport, record: Option<&FailoverReport>) -> Value
             json!({
                 "id": op.id, "from": op.from, "to": op.to, "old_epoch": old_epoch, "new_epoch": op.epoch, "complete": false,
                 "lost_commits": null, "lost_from_lsn": op.loss.as_ref().map(|l| l.base_lsn), "lost_to_lsn": null,
-                "lost_from_time": null, "lost_to_time": null, "loss": op.loss,
+                "lost_from_time": null, "lost_to_time": null, "loss": op.loss, "archive": null,
             })
         }
     };

@@ -3,13 +3,13 @@
 //! Decides how a process is told to end, and where its log goes.
 
 use super::{runtime, say};
-use crate::base::TimelineId;
 use crate::ops::config::{Config, LogFormat, LogSettings};
 use crate::ops::copy::{self, config::CopyConfig};
 use crate::ops::failure::{FAILED, Failure};
 use crate::ops::membership::cli::{RegionArgs, WitnessArgs};
+use crate::ops::orders;
 use crate::ops::region::{self, RunOptions};
-use crate::ops::salvage;
+use crate::ops::salvage::{self, Named};
 use crate::ops::witness::{self, config::WitnessConfig};
 use clap::Args;
 use std::io::IsTerminal as _;
@@ -19,9 +19,9 @@ use tokio::sync::watch;
 
 #[derive(Debug, Args)]
 pub struct SalvageArgs {
-    /// The archive; without it all that the region keeps are listed
-    #[arg(value_name = "ARCHIVE", value_parser = salvage::parse_name)]
-    pub id: Option<TimelineId>,
+    /// The archive, or the id of the failover that lost it; without it all that the region keeps are listed
+    #[arg(value_name = "ID", value_parser = salvage::parse_name)]
+    pub id: Option<Named>,
     /// The region's file
     #[arg(long, value_name = "FILE", env = "PARHELION_CONFIG")]
     pub config: PathBuf,
@@ -57,7 +57,15 @@ pub(super) fn run_copies(args: &super::CopyArgs) -> Result<(), Failure> {
 
 pub(super) fn run_salvage(args: SalvageArgs) -> Result<(), Failure> {
     let config = Config::load(&args.config)?;
-    if let (Some(id), Some(listen)) = (args.id, args.listen) {
+    let id = match args.id {
+        Some(Named::Archive(id)) => Some(id),
+        Some(Named::Failover(id)) => {
+            let record = runtime(false)?.block_on(orders::failover_known(&id, Some(args.config.as_path())))?;
+            Some(salvage::archive_of(&config, &record)?)
+        }
+        None => None,
+    };
+    if let (Some(id), Some(listen)) = (id, args.listen) {
         return runtime(true)?.block_on(async {
             let (tx, shutdown) = watch::channel(false);
             tokio::spawn(end_on_signals(tx));
@@ -65,7 +73,7 @@ pub(super) fn run_salvage(args: SalvageArgs) -> Result<(), Failure> {
         });
     }
     let what = args.diff.map_or(salvage::What::Summary, |table| salvage::What::Diff { table });
-    salvage::run(&config, args.id, &what, args.json, say)
+    salvage::run(&config, id, &what, args.json, say)
 }
 
 fn until_signalled(
