@@ -221,6 +221,8 @@ fn what_a_cut_off_primary_committed_alone_is_counted_kept_and_readable() {
     assert_eq!(salvage[0]["id"], report["archive"], "{salvage} {report}");
     assert!(people.contains(&format!("parhelion salvage {id} --config")), "{people}");
     the_lost_tail_is_a_database(&cluster, &east, &west, &id);
+    let archive = report["archive"].as_str().expect("an archive").to_owned();
+    the_archive_goes_by_order_only(&cluster, &east, &west, &id, &archive);
     // An older process of the test would count as a second writer.
     let page = common::http_get(&west.http, "/metrics").expect("metrics").1;
     assert_eq!(common::metric(&page, "parhelion_epoch"), Some(2.0), "{page}");
@@ -247,6 +249,47 @@ fn the_lost_tail_is_a_database(cluster: &Cluster, east: &common::Region, west: &
     assert!(said.contains("25006"), "{said}");
     signal(served.0.id(), Signal::INT);
     assert_eq!(common::wait(&mut served.0, "a lost tail that is served").code(), Some(0));
+}
+
+/// It is counted in status and metrics, and kept until somebody says its name twice; that is on record.
+fn the_archive_goes_by_order_only(cluster: &Cluster, east: &common::Region, west: &common::Region, id: &str, archive: &str) {
+    let kept = |count: u64| {
+        until("status counts it", || {
+            let row = cluster.row(&west.name, &east.name)?;
+            let fits = row["archives"]["count"] == count && (row["archives"]["log_bytes"].as_u64() > Some(0)) == (count > 0);
+            ensure(fits, row)
+        });
+        let page = common::http_get(&east.http, "/metrics").expect("metrics").1;
+        assert_eq!(common::metric(&page, "parhelion_archives").map(|n| n.to_string()), Some(count.to_string()), "{page}");
+    };
+    kept(1);
+    let (_, people, _) = verb(&west.config, &["status"]);
+    assert!(people.contains(&format!("{} keeps 1 lost tail of at most 64", east.name)), "{people}");
+
+    let (code, _, err) = verb(&east.config, &["salvage", archive, "--drop"]);
+    assert!(code == Some(2) && err.contains("--confirm"), "{code:?} {err}");
+    let (code, _, err) = verb(&east.config, &["salvage", archive, "--drop", "--confirm", "80000000000000ff"]);
+    assert!(code == Some(2) && err.contains("nothing was done"), "{code:?} {err}");
+    kept(1);
+    let dropped = must(&east.config, &["salvage", id, "--drop", "--confirm", id, "--json"]);
+    assert!(dropped["ok"] == true && dropped["archive"] == archive, "{dropped}");
+    kept(0);
+    until("the copies have forgotten it", || {
+        let kept = must(&east.config, &["salvage", "--json"]);
+        ensure(kept.as_array().is_some_and(Vec::is_empty), kept)
+    });
+    let (code, _, err) = verb(&east.config, &["salvage", archive, "--drop", "--confirm", archive]);
+    assert!(code == Some(4) && err.contains("keeps no archive"), "{code:?} {err}");
+
+    // What is known of it stays, and who did it is told.
+    assert_eq!(must(&west.config, &["failover", "report", id, "--json"])["lost_commits"], 5);
+    let audit = must(&east.config, &["audit", "--json"]);
+    let entries = audit["entries"].as_array().expect("entries");
+    let entry = entries.iter().find(|e| e["kind"] == "archive").unwrap_or_else(|| panic!("{audit}"));
+    assert!(entry["what"].as_str().is_some_and(|w| w.contains(archive)), "{entry}");
+    assert!(entry["actor"].as_str().is_some_and(|a| a.contains("by way of")), "{entry}");
+    let events = cluster.events(&west.name).expect("events");
+    assert!(events.iter().any(|e| e["kind"] == "archive_dropped" && e["region"] == east.name.as_str()), "{events:?}");
 }
 
 /// A command that is ended when its test fails.

@@ -218,6 +218,13 @@ pub fn render(view: &dyn RegionView) -> String {
     page.int("oldest_read_view_lsn", "Oldest log position that a reader here still looks at", report.oldest_read_view_lsn.0);
     page.int("readers", "Instances that answer reads", u64::from(report.readers));
 
+    page.int(
+        "archives",
+        "Lost tails that are kept here; a copy keeps no more than parhelion_archives_max",
+        u64::from(report.archives.count),
+    );
+    page.int("archives_max", "The bound of that", u64::from(report.archives.count_max));
+    page.int("archives_bytes", "Bytes of log in them", report.archives.log_bytes);
     let kept = &report.retention;
     page.int("retained_versions_bytes", "Bytes of log over which old page versions are kept", kept.versions_bytes);
     page.int("retained_versions_bytes_max", "The budget of that", kept.versions_bytes_max);

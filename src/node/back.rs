@@ -5,12 +5,12 @@
 //! failover's record becomes exact. A crash anywhere is
 //! harmless: the volume is cut or it is not, and the archive is counted again by whoever starts next.
 //!
-//! Decides what counts as lost; never cuts anything itself (the volume does), and never drops an archive.
+//! Decides what counts as lost; never cuts anything itself (the volume does), and drops an archive by an operator's order only.
 
 use super::roles::Intent;
 use super::{Effect, Node, Stage};
 use crate::base::{ConnId, Epoch, GroupId, Instant, LogEnd, RegionName, Seq, TimelineId, UnixMicros};
-use crate::control::{EpochEntry, Input, LostTail, ReignKind, Touched};
+use crate::control::{Action, EpochEntry, Input, LostTail, ReignKind, Touched};
 use crate::log::{Flags, Frame, LogOutcome};
 use crate::volume::{VolumePhase, archive_id};
 
@@ -199,6 +199,38 @@ impl Node {
         let next = archive.base.seq.next();
         self.counting = Some(Counting { tag, archive: archive.id, end: archive.end, next, tail });
         self.appender.read_archive(now, tag, GroupId(0), archive.id, archive.base.seq.next(), READ_BYTES);
+    }
+
+    /// An operator wants a lost tail to be kept no longer: it is gone for good, on all copies that are there. On record first.
+    ///
+    /// # Errors
+    /// A sentence that says why not.
+    pub fn drop_archive(&mut self, now: Instant, wall: UnixMicros, archive: TimelineId, actor: &str) -> Result<String, String> {
+        self.wall = wall;
+        let (region, name) = (&self.who.region, format!("{:016x}", archive.0));
+        let Some(kept) = self.appender.archives().into_iter().find(|a| a.id == archive) else {
+            return Err(format!("{region} keeps no archive {name}; `parhelion salvage` lists those that it keeps"));
+        };
+        if *self.appender.phase() != VolumePhase::Serving || self.appender.is_rewinding() {
+            return Err(format!("the volume of {region} recovers or goes back and drops nothing meanwhile; try again in a moment"));
+        }
+        if self.counting.as_ref().is_some_and(|c| c.archive == archive) {
+            return Err(format!("archive {name} is being read for its failover's record; try again in a moment"));
+        }
+        let what = format!(
+            "the lost tail of epoch {} behind {} up to {}, archive {name} of {region}, is to be kept no longer",
+            kept.end.epoch, kept.base, kept.end
+        );
+        self.tell(now, Input::Audit(Action { actor: actor.to_owned(), op: None, kind: "archive", what: what.clone() }));
+        self.drive_roles(now);
+        let away = self.appender.drop_archive(archive);
+        self.note("archive_dropped", format!("{what}, by order of {actor}"));
+        self.drain_appender(now);
+        let left = match away {
+            0 => String::new(),
+            n => format!("; {n} copies are away and keep it: the same command again once they are back"),
+        };
+        Ok(format!("archive {name} is dropped by the copies of {}{left}", self.who.region))
     }
 
     /// A part of the archive that is counted; `false`: it is somebody else's read.

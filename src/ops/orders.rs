@@ -464,7 +464,7 @@ fn new_id() -> Result<OpId, Failure> {
 }
 
 /// Who ordered it: for the audit, and no proof of anything.
-fn actor(region: &RegionName) -> String {
+pub(super) fn actor(region: &RegionName) -> String {
     let user = std::env::var("USER").or_else(|_| std::env::var("LOGNAME")).unwrap_or_else(|_| "somebody".to_owned());
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let whole = format!("{user}@{} by way of {region}", host.trim());

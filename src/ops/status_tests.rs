@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::base::{CopyId, Layout};
-use crate::node::report::{ControlReport, LagReport, RetentionReport, RulesReport, ScrubReport};
+use crate::node::report::{ArchivesReport, ControlReport, LagReport, RetentionReport, RulesReport, ScrubReport};
 
 pub(crate) const NOW: UnixMicros = UnixMicros(1_795_171_265_000_000); // 10:41:05 UTC
 
@@ -41,6 +41,7 @@ pub(crate) fn sample(region: &str, role: Role) -> RegionReport {
         },
         catching_up: None,
         retention: RetentionReport::default(),
+        archives: ArchivesReport { count_max: 64, ..ArchivesReport::default() },
         copies: CopyId::all()
             .iter()
             .map(|c| CopyReport {
@@ -205,6 +206,20 @@ fn the_worse_word_of_both_ends_holds() {
     assert_eq!(status.regions[1].state, RegionState::Stalled);
     assert_eq!(status.regions[2].state, RegionState::Streaming);
     assert!(status.notes[0].contains("eu-west is connected and behind"));
+}
+
+#[test]
+fn lost_tails_are_counted_and_said_before_a_copy_makes_no_more_of_them() {
+    let with = |count: u32| {
+        let mut report = sample("us-east", Role::Primary);
+        report.archives = ArchivesReport { count, log_bytes: 4096, ..report.archives };
+        merge(&name("us-east"), NOW, &[name("us-east")], &BTreeMap::from([(name("us-east"), Ok(report))]), &None)
+    };
+    let said = |count: u32| render(&with(count));
+    assert!(!said(0).contains("lost tail"), "{}", said(0));
+    assert!(said(1).contains("us-east keeps 1 lost tail of at most 64, 4.0 kB of log: parhelion salvage"), "{}", said(1));
+    assert!(with(47).notes.iter().all(|n| !n.contains("lost tails")), "{:?}", with(47).notes);
+    assert!(with(48).notes.iter().any(|n| n.contains("us-east keeps 48 lost tails") && n.contains("--drop")), "{:?}", with(48).notes);
 }
 
 #[test]

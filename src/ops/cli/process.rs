@@ -5,7 +5,7 @@
 use super::{runtime, say};
 use crate::ops::config::{Config, LogFormat, LogSettings};
 use crate::ops::copy::{self, config::CopyConfig};
-use crate::ops::failure::{FAILED, Failure};
+use crate::ops::failure::{FAILED, Failure, USAGE};
 use crate::ops::membership::cli::{RegionArgs, WitnessArgs};
 use crate::ops::orders;
 use crate::ops::region::{self, RunOptions};
@@ -31,6 +31,12 @@ pub struct SalvageArgs {
     /// The rows of this table in which it differs from the history that goes on
     #[arg(long, value_name = "TABLE", requires = "id")]
     pub diff: Option<String>,
+    /// Keep it no longer: it is gone for good, on all copies of the region, which must run
+    #[arg(long, requires_all = ["id", "confirm"], conflicts_with_all = ["listen", "diff"])]
+    pub drop: bool,
+    /// With --drop: its name again
+    #[arg(long, value_name = "ID", value_parser = salvage::parse_name, requires = "drop")]
+    pub confirm: Option<Named>,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
@@ -57,6 +63,9 @@ pub(super) fn run_copies(args: &super::CopyArgs) -> Result<(), Failure> {
 
 pub(super) fn run_salvage(args: SalvageArgs) -> Result<(), Failure> {
     let config = Config::load(&args.config)?;
+    if args.drop && args.id != args.confirm {
+        return Err(Failure::new(USAGE, "--confirm names something else than what is to be dropped: nothing was done"));
+    }
     let id = match args.id {
         Some(Named::Archive(id)) => Some(id),
         Some(Named::Failover(id)) => {
@@ -65,6 +74,9 @@ pub(super) fn run_salvage(args: SalvageArgs) -> Result<(), Failure> {
         }
         None => None,
     };
+    if let (Some(id), true) = (id, args.drop) {
+        return runtime(false)?.block_on(salvage::drop_archive(&args.config, id, args.json, say));
+    }
     if let (Some(id), Some(listen)) = (id, args.listen) {
         return runtime(true)?.block_on(async {
             let (tx, shutdown) = watch::channel(false);

@@ -57,6 +57,7 @@ fn what_the_issue_names_can_be_typed() {
         "salvage 80000000000000ff --config f --listen 127.0.0.1:0",
         "salvage 51f1db --config f --listen 127.0.0.1:0",
         "salvage 80000000000000ff --config f --diff accounts --json",
+        "salvage 51f1db --config f --drop --confirm 51f1db --json",
         "sim --seeds 1 --seed 7",
         "version --json",
     ] {
@@ -77,6 +78,9 @@ fn what_makes_no_sense_is_refused_with_a_reason() {
         ("copy", "--config"),
         ("copy slow a1 --delay 2h", "at most 1m"),
         ("salvage --config f --diff t", "ID"),
+        ("salvage 51f1db --config f --drop", "--confirm"),
+        ("salvage --config f --drop --confirm 51f1db", "ID"),
+        ("salvage 51f1db --config f --drop --confirm 51f1db --listen 127.0.0.1:0", "cannot be used with"),
         ("salvage xy --config f", "names no archive and no failover"),
         ("copy replace a1", "--with"),
         ("copy replace a1 --with /x --cancel", "cannot be used with"),

@@ -2,7 +2,7 @@
 
 use super::links::Links;
 use super::space;
-use crate::base::{CopyId, MemberId, RegionName};
+use crate::base::{CopyId, MemberId, RegionName, TimelineId};
 use crate::control::{AutoFailover, FailoverRecord, OpView, Order};
 use crate::endpoint::http::RegionView;
 use crate::head::embedded::Engine;
@@ -295,6 +295,10 @@ impl AdminPort for View {
 
     async fn invite(&self, guest: Guest, ttl: Duration, listen: SocketAddr, address: Option<String>) -> Result<Invited, String> {
         self.invites.invite(guest, ttl, listen, address).await
+    }
+
+    async fn drop_archive(&self, archive: TimelineId, actor: String) -> Result<String, String> {
+        self.links.inbox().drop_archive(archive, actor).await
     }
 
     fn retire(&self, lineage: &str) -> Result<String, String> {

@@ -2,14 +2,17 @@
 //!
 //! A lost tail lies archived in the region's copies ([`crate::volume::ArchivedTail`]). Decides which copy of each group it is read from, and
 //! how it is shown: as a read-only SQL database, as rows that differ from the present history ([`rows`]), as figures ([`summary`]).
-//! Changes no file and takes no lock: whether the region runs makes no difference. Never decides what was lost.
+//! Changes no file and takes no lock: whether the region runs makes no difference, but for what is to be kept no longer, which it is asked for
+//! ([`dropping`]). Never decides what was lost.
 
+mod dropping;
 mod rows;
 mod serve;
 mod summary;
 #[cfg(test)]
 mod tests;
 
+pub use dropping::drop_archive;
 pub use rows::{Change, RowDiff, TableDiff, diff, touched};
 pub use serve::serve;
 pub use summary::{LostTail, summary};
