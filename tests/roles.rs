@@ -6,7 +6,7 @@ use common::two::Two;
 use common::{Cluster, ensure, must, signal, until, verb};
 use rustix::process::Signal;
 use serde_json::Value;
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Read as _};
 use std::process::{Child, Stdio};
 
 #[test]
@@ -494,6 +494,54 @@ fn two_words_of_two_operators_make_one_history_and_what_the_other_had_is_counted
         ensure(status["voters"].as_array().is_some_and(|v| v.len() == 1 && v[0]["name"] == west.name.as_str()), &status)
     });
     assert!(ready.sql(&east.instance(), "insert into t values (31, 'east')").is_err());
+}
+
+/// Ctrl-C, and a terminal that goes away, end the command that watches a switchover and not the switchover; the same command again tells it.
+#[test]
+fn a_command_that_is_interrupted_says_so_and_the_switchover_goes_on() {
+    let two = Two::start_with_table("drain = \"4s\"");
+    let ready = two.ready.clone();
+    let (us, eu) = (ready.regions[0].clone(), ready.regions[1].clone());
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    for (sent, from, to) in [(Signal::INT, &us, &eu), (Signal::HUP, &eu, &us)] {
+        // As long as this transaction is open the drain lasts, up to its 4 s.
+        let open = runtime.block_on(async {
+            let client = ready.connect(&from.writer).await.unwrap();
+            client.batch_execute("begin; insert into t values (1)").await.unwrap();
+            client
+        });
+        let mut command = common::parhelion();
+        command.args(["switchover", "--to", &to.name, "--config"]).arg(&from.config).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut ordered = Ending(command.spawn().expect("the program runs"));
+        let mut lines = BufReader::new(ordered.0.stdout.take().expect("piped")).lines().map_while(Result::ok);
+        let mut said = Vec::new();
+        // The first phase that is over: the drain is under way.
+        while !said.last().is_some_and(|line: &String| line.trim_start().starts_with("check ")) {
+            said.push(lines.next().unwrap_or_else(|| panic!("it ended: {said:?}")));
+        }
+        signal(ordered.0.id(), sent);
+        assert_eq!(common::wait(&mut ordered.0, "an interrupted command").code(), Some(5), "{sent:?}");
+        let mut err = String::new();
+        ordered.0.stderr.take().expect("piped").read_to_string(&mut err).expect("text");
+        let told = err.split_once("interrupted; operation ").unwrap_or_else(|| panic!("{err}")).1;
+        let (id, rest) = told.split_once(' ').expect("its id");
+        assert!(rest.contains("goes on without this command: it was in drain") && rest.contains("the same command again"), "{err}");
+        assert_eq!(must(&from.config, &["op", id, "--json"])["state"], "running", "{sent:?}: it goes on");
+
+        // Nobody watches, and it comes to its end.
+        let op = until("the operation ends by itself", || {
+            let op = must(&from.config, &["op", id, "--json"]);
+            ensure(op["state"] != "running" && op["state"] != "unknown", &op).map(|()| op)
+        });
+        assert!(op["state"] == "done" && op["to"] == to.name.as_str(), "{op}");
+        let (code, again, err) = verb(&from.config, &["switchover", "--to", &to.name]);
+        assert!(code == Some(0) && err.contains(&format!("operation {id} was ordered before and is done")), "{code:?} {again}{err}");
+        assert!(again.contains(&format!("done: {} is the primary of epoch {}", to.name, op["epoch"])), "{again}");
+        let said = runtime.block_on(open.batch_execute("commit"));
+        assert_eq!(said.unwrap_err().code().map(tokio_postgres::error::SqlState::code), Some("40001"));
+        two.until_all_vote();
+    }
+    assert_eq!(ready.must(&us.writer, "select count(*) from t"), "0");
 }
 
 /// What runs when the role moves gets as long as the file says, and no longer.
