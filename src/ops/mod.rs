@@ -10,6 +10,7 @@ pub mod config;
 pub mod copy;
 pub mod copy_lines;
 pub mod demo;
+pub mod drill;
 pub mod events;
 pub mod failure;
 pub mod keys;

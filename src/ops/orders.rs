@@ -33,6 +33,9 @@ pub struct HowArgs {
     /// Make every check and say what it would cost; change nothing
     #[arg(long)]
     pub dry_run: bool,
+    /// It is a drill's, and whoever looks into the audit is told.
+    #[arg(skip)]
+    pub drill: bool,
     /// Give up, with nothing changed, what has not passed the point of no return by then
     #[arg(long, default_value = "30s", value_name = "TIME", value_parser = humantime::parse_duration)]
     pub timeout: Duration,
@@ -187,7 +190,7 @@ pub async fn set(args: SetArgs) -> Result<(), Failure> {
 
 /// Orders, or goes on with what was ordered before, until it is over.
 pub(super) async fn command(how: &HowArgs, kind: OrderKind) -> Result<OperationReport, Failure> {
-    let HowArgs { dry_run, timeout, ref ask } = *how;
+    let HowArgs { dry_run, drill, timeout, ref ask } = *how;
     let (client, report) = Client::open_to_any(ask.config.as_deref()).await?;
     let known = ops(&client).await?;
     let mut told = Told { quiet: ask.json, shown: 0, loss: false, head: false };
@@ -215,7 +218,7 @@ pub(super) async fn command(how: &HowArgs, kind: OrderKind) -> Result<OperationR
         timeout_ms: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX),
         // Said here, so that a repeated order is the same order: it takes effect in this epoch or never.
         at_epoch: report.epoch,
-        actor: actor(&client.asked),
+        actor: if drill { format!("a drill of {}", actor(&client.asked)) } else { actor(&client.asked) },
     };
     follow(&client, order.id, Some(order), timeout, told).await
 }
@@ -449,7 +452,7 @@ fn refused(answer: AdminAnswer) -> Result<AdminAnswer, Failure> {
     }
 }
 
-fn unexpected(answer: AdminAnswer) -> Failure {
+pub(super) fn unexpected(answer: AdminAnswer) -> Failure {
     refused(answer).map_or_else(|failure| failure, |_| unexpected_answer())
 }
 
