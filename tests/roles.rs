@@ -162,6 +162,14 @@ fn a_failover_says_what_it_costs_and_the_old_primary_comes_back() {
     until("writes go on", || ready.sql(&eu.writer, "insert into t values (2)").map(drop));
     let again = must(&eu.config, &["failover", "--to", "eu-west", "--allow-data-loss", "--json"]);
     assert_eq!(again["id"], id, "the same again tells the same");
+    // What each phase took is a metric, as the command told it.
+    let page = common::http_get(&eu.http, "/metrics").unwrap().1;
+    for phase in done["phases"].as_array().unwrap() {
+        let metric = format!("parhelion_failover_phase_seconds{{phase=\"{}\"}}", phase["name"].as_str().unwrap());
+        assert_eq!(common::metric(&page, &metric).map(|s| (s * 1000.0).round()), phase["ms"].as_f64(), "{phase} in {page}");
+    }
+    assert!(["wait", "activate"].iter().all(|p| page.contains(&format!("parhelion_failover_phase_seconds{{phase=\"{p}\"}}"))), "{page}");
+    assert!(common::metric(&page, "parhelion_failover_write_gap_seconds").is_some_and(|s| s > 0.0), "{page}");
     let (code, people, err) = verb(&eu.config, &["failover", "report", &id[..6]]);
     assert!(code == Some(0) && people.contains("from us-east"), "{people}{err}");
 
