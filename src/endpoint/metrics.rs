@@ -121,6 +121,9 @@ fn control(page: &mut Page, control: &ControlReport) {
     );
     let witness = control.witness.iter().map(|w| (vec![("member", w.to_string())], u64::from(control.voters.contains(w)))).collect();
     page.ints("witness_votes", "1 while the witness of the global cluster is a voter, 0 while the number of regions needs none", witness);
+    if let Some(days) = control.certificate_days_left {
+        page.float("certificate_days_left", "Whole days until this member's certificate ends and the others refuse it", days as f64);
+    }
     let incomplete = control.failovers.iter().filter(|f| !f.complete).count();
     page.int("failovers_incomplete", "Failovers whose loss is not known exactly yet", incomplete as u64);
     for op in &control.durations {

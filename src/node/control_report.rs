@@ -57,6 +57,8 @@ pub struct ControlReport {
     pub failovers: Vec<FailoverReport>,
     /// Its control links.
     pub peers: Vec<PeerReport>,
+    /// Until its own certificate ends, in whole days, and is refused by the others.
+    pub certificate_days_left: Option<i64>,
 }
 
 /// A member of another lineage.
@@ -221,6 +223,7 @@ impl ControlReport {
             durations: ledger.map_or_else(Vec::new, durations),
             failovers: ledger.map_or_else(Vec::new, |l| l.failovers().iter().map(FailoverReport::of).collect()),
             peers: Vec::new(),
+            certificate_days_left: None,
         }
     }
 }

@@ -12,6 +12,7 @@ pub mod copy_lines;
 pub mod demo;
 pub mod drill;
 pub mod events;
+mod expiry;
 pub mod failure;
 pub mod keys;
 pub mod lag;

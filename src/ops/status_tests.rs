@@ -277,6 +277,7 @@ fn roles(member: &str, role: &str) -> ControlReport {
         durations: Vec::new(),
         failovers: Vec::new(),
         peers: Vec::new(),
+        certificate_days_left: None,
     }
 }
 
@@ -324,6 +325,21 @@ fn two_writers_two_histories_and_a_missing_majority_are_said_first_and_loudly() 
     let status = merged(&answers);
     assert!(status.notes.iter().any(|n| n.contains("2 of 3 are needed: without them no primary keeps its lease")), "{:?}", status.notes);
     assert_eq!(status.roles.lease_left_ms, None, "nobody who answers knows");
+}
+
+#[test]
+fn the_end_of_a_certificate_is_said_in_time_of_a_witness_too() {
+    let days = |region: Option<i64>, of_witness: Option<i64>| {
+        let mut report = with_roles("us-east", Role::Primary);
+        report.control.as_mut().unwrap().certificate_days_left = region;
+        let word = ControlReport { certificate_days_left: of_witness, ..roles("witness", "witness") };
+        let answers = BTreeMap::from([(name("us-east"), Ok(report))]);
+        merge(&name("us-east"), NOW, &[name("us-east")], &answers, &Some((name("witness"), Ok(word)))).notes
+    };
+    assert!(days(Some(31), Some(300)).iter().all(|n| !n.contains("certificate")), "{:?}", days(Some(31), Some(300)));
+    let said = days(Some(7), Some(30));
+    assert!(said.iter().any(|n| n.starts_with("soon: the certificate of us-east ends in 7 days")), "{said:?}");
+    assert!(said.iter().any(|n| n.starts_with("the certificate of witness ends in 30 days") && n.contains("--renew")), "{said:?}");
 }
 
 #[test]

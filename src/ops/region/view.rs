@@ -148,6 +148,7 @@ impl RegionView for View {
         if let (Some(roles), Some(control)) = (&mut report.control, self.links.control()) {
             roles.peers = peers(control);
             roles.stale = self.links.roster().stale();
+            roles.certificate_days_left = Some(self.links.quic().material().days_left(clock::unix_now()));
         }
         if let Some(space) = &*self.space.read() {
             report.volume.clone_from(space);
