@@ -5,7 +5,7 @@
 use super::{runtime, say};
 use crate::ops::config::{Config, LogFormat, LogSettings};
 use crate::ops::copy::{self, config::CopyConfig};
-use crate::ops::failure::{FAILED, Failure, USAGE};
+use crate::ops::failure::{FAILED, Failure, UNREACHABLE, USAGE};
 use crate::ops::membership::cli::{RegionArgs, WitnessArgs};
 use crate::ops::orders;
 use crate::ops::region::{self, RunOptions};
@@ -69,7 +69,15 @@ pub(super) fn run_salvage(args: SalvageArgs) -> Result<(), Failure> {
     let id = match args.id {
         Some(Named::Archive(id)) => Some(id),
         Some(Named::Failover(id)) => {
-            let record = runtime(false)?.block_on(orders::failover_known(&id, Some(args.config.as_path())))?;
+            let asked = runtime(false)?.block_on(orders::failover_known(&id, Some(args.config.as_path())));
+            let record = asked.map_err(|failure| match failure.code {
+                // The archive itself needs nobody who runs.
+                UNREACHABLE => failure.hint(format!(
+                    "start a region, which knows the failover's record; or name the archive: parhelion salvage --config {} lists them",
+                    args.config.display()
+                )),
+                _ => failure,
+            })?;
             Some(salvage::archive_of(&config, &record)?)
         }
         None => None,
