@@ -404,6 +404,33 @@ fn a_frozen_process_is_seen_and_goes_on_when_it_thaws() {
     assert_eq!(until_equal_everywhere(&again), all);
 }
 
+/// It is said before the others refuse it: in status, wherever that is asked, as a metric, and in the log.
+#[test]
+fn a_certificate_that_ends_soon_is_shown_until_a_new_one_is_taken_up() {
+    let mut cluster = Cluster::start(2, "none");
+    let (primary, second) = (cluster.primary().clone(), cluster.secondaries()[0].clone());
+    cluster.until_whole();
+    let days = |region: &common::Region| {
+        let page = common::http_get(&region.http, "/metrics").expect("metrics").1;
+        common::metric(&page, "parhelion_certificate_days_left").unwrap_or_else(|| panic!("{page}"))
+    };
+    assert!((363.0..=365.0).contains(&days(&primary)) && (363.0..=365.0).contains(&days(&second)));
+    let made_for = |days: &str| cluster.verb(&primary.name, &["certs", "--renew", "--days", days]).expect("new certificates");
+    made_for("5");
+    assert!(days(&second) > 360.0, "what lies on the disk is taken up at the next start");
+    cluster.kill_region(&second.name);
+    cluster.start_region(&second.name);
+    let note = format!("soon: the certificate of {} ends in 4 days", second.name);
+    until("it is said, by whoever is asked", || {
+        let status = cluster.status_of(&primary.name)?;
+        let notes = status["notes"].as_array().cloned().unwrap_or_default();
+        ensure(notes.iter().any(|n| n.as_str().is_some_and(|n| n.starts_with(&note))), status)
+    });
+    assert!(days(&second) == 4.0 && days(&primary) > 360.0);
+    let log = std::fs::read_to_string(cluster.dir.join("logs").join(format!("{}.by-hand.log", second.name))).unwrap();
+    assert!(log.contains("ends in 4 days, and other regions refuse it then"), "{log}");
+}
+
 #[test]
 fn a_demo_with_a_load_sums_up() {
     let temp = tempfile::tempdir().unwrap();

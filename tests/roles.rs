@@ -6,6 +6,8 @@ use common::two::Two;
 use common::{Cluster, ensure, must, signal, until, verb};
 use rustix::process::Signal;
 use serde_json::Value;
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::process::{Child, Stdio};
 
 #[test]
 fn a_switchover_is_checked_carried_out_and_told_again() {
@@ -14,6 +16,7 @@ fn a_switchover_is_checked_carried_out_and_told_again() {
     let (old, new, third) = (cluster.primary().clone(), cluster.secondaries()[0].clone(), cluster.secondaries()[1].clone());
     ready.must(&old.writer, "create table t (id integer primary key); insert into t values (1)");
     let status = cluster.until_whole();
+    let seeds = seeds_begun(&cluster, &third.name);
     assert_eq!(status["voters"].as_array().map(Vec::len), Some(3), "{status}");
     assert!(status["voters"].as_array().unwrap().iter().all(|v| v["answered"] == true), "{status}");
     assert!(status["lease_left_ms"].as_u64().is_some_and(|ms| ms > 0) && status["writers_seen"].as_u64() <= Some(1), "{status}");
@@ -57,6 +60,7 @@ fn a_switchover_is_checked_carried_out_and_told_again() {
     for region in &ready.regions {
         until("it is everywhere", || ready.sql(&region.reader, "select count(*) from t").and_then(|n| ensure(n == "2", n)));
     }
+    assert_eq!(seeds_begun(&cluster, &third.name), seeds, "they follow from where they were: nobody is seeded");
     let status = until("status knows", || {
         let status = cluster.status_of(&old.name)?;
         ensure(status["primary"] == new.name.as_str() && status["operation"]["id"] == id, &status).map(|()| status)
@@ -98,6 +102,15 @@ fn a_switchover_is_checked_carried_out_and_told_again() {
     assert_eq!(ready.must(&new.reader, &sql), format!("{over_http}|1|1"));
     let (_, people, _) = verb(&third.config, &["events"]);
     assert!(people.contains("drain is over") && people.contains(&format!("operation {}", &id[..8])), "{people}");
+}
+
+/// Seeds that began in any region, as `asked` hears of them: the first ones of each secondary, and any later one.
+fn seeds_begun(cluster: &Cluster, asked: &str) -> usize {
+    let events = cluster.events(asked).expect("events");
+    for region in cluster.names() {
+        assert!(events.iter().any(|e| e["region"] == region.as_str()), "{region} is missing");
+    }
+    events.iter().filter(|e| e["kind"] == "seeding_began").count()
 }
 
 #[test]
@@ -149,6 +162,14 @@ fn a_failover_says_what_it_costs_and_the_old_primary_comes_back() {
     until("writes go on", || ready.sql(&eu.writer, "insert into t values (2)").map(drop));
     let again = must(&eu.config, &["failover", "--to", "eu-west", "--allow-data-loss", "--json"]);
     assert_eq!(again["id"], id, "the same again tells the same");
+    // What each phase took is a metric, as the command told it.
+    let page = common::http_get(&eu.http, "/metrics").unwrap().1;
+    for phase in done["phases"].as_array().unwrap() {
+        let metric = format!("parhelion_failover_phase_seconds{{phase=\"{}\"}}", phase["name"].as_str().unwrap());
+        assert_eq!(common::metric(&page, &metric).map(|s| (s * 1000.0).round()), phase["ms"].as_f64(), "{phase} in {page}");
+    }
+    assert!(["wait", "activate"].iter().all(|p| page.contains(&format!("parhelion_failover_phase_seconds{{phase=\"{p}\"}}"))), "{page}");
+    assert!(common::metric(&page, "parhelion_failover_write_gap_seconds").is_some_and(|s| s > 0.0), "{page}");
     let (code, people, err) = verb(&eu.config, &["failover", "report", &id[..6]]);
     assert!(code == Some(0) && people.contains("from us-east"), "{people}{err}");
 
@@ -171,6 +192,8 @@ fn what_a_cut_off_primary_committed_alone_is_counted_kept_and_readable() {
         let there = ready.sql(&west.reader, "select count(*) from t")?;
         ensure(there == "100", there)
     });
+    cluster.until_whole();
+    let seeds = seeds_begun(&cluster, &west.name);
     cluster.netem(&["set", &east.name, "*", "blackhole=on", "--both"]);
     for i in 1..=5 {
         ready.must(&east.writer, &format!("insert into t values ({}, 'lost')", 1000 + i));
@@ -210,15 +233,92 @@ fn what_a_cut_off_primary_committed_alone_is_counted_kept_and_readable() {
         ensure(there == "101|0", there)
     });
     let events = cluster.events(&west.name).expect("events");
-    let seeds = events.iter().filter(|e| e["kind"] == "seeding_began" && e["region"] == east.name.as_str()).count();
-    let first = events.iter().filter(|e| e["kind"] == "seeding_done" && e["region"] == east.name.as_str()).count();
     assert!(events.iter().any(|e| e["kind"] == "rewound" && e["region"] == east.name.as_str()), "{events:?}");
-    assert_eq!(seeds, first, "seeds that it sent in the beginning, and none that it got");
+    assert_eq!(seeds_begun(&cluster, &west.name), seeds, "nobody was seeded, neither it nor the third region");
     let salvage = must(&east.config, &["salvage", "--json"]);
     assert!(salvage.to_string().contains("\"lost_commits\":5"), "{salvage}");
+    assert_eq!(salvage[0]["id"], report["archive"], "{salvage} {report}");
+    assert!(people.contains(&format!("parhelion salvage {id} --config")), "{people}");
+    the_lost_tail_is_a_database(&cluster, &east, &west, &id);
+    let archive = report["archive"].as_str().expect("an archive").to_owned();
+    the_archive_goes_by_order_only(&cluster, &east, &west, &id, &archive);
     // An older process of the test would count as a second writer.
     let page = common::http_get(&west.http, "/metrics").expect("metrics").1;
     assert_eq!(common::metric(&page, "parhelion_epoch"), Some(2.0), "{page}");
+}
+
+/// By the failover's id, where the lost tail's copies are, and read-only.
+fn the_lost_tail_is_a_database(cluster: &Cluster, east: &common::Region, west: &common::Region, id: &str) {
+    let (code, _, err) = verb(&west.config, &["salvage", id]);
+    assert!(code == Some(4) && err.contains(&format!("the file of {}", east.name)), "{code:?} {err}");
+    let (code, _, err) = verb(&east.config, &["salvage", "abc"]);
+    assert!(code == Some(4) && err.contains("abc is not among the failovers"), "{code:?} {err}");
+    let diff = must(&east.config, &["salvage", &id[..8], "--diff", "t", "--json"]);
+    assert!(diff.to_string().contains("1005"), "{diff}");
+    let mut command = common::parhelion();
+    command.args(["salvage", id, "--listen", "127.0.0.1:0", "--config"]).arg(&east.config).stdout(Stdio::piped());
+    let mut served = Ending(command.spawn().expect("the program runs"));
+    let lines = BufReader::new(served.0.stdout.take().expect("piped")).lines().map_while(Result::ok);
+    let port = lines.into_iter().find_map(|line| line.split_once("port=")?.1.split(' ').next()?.parse::<u16>().ok()).expect("its port");
+    let at = format!("127.0.0.1:{port}");
+    let ready = &cluster.ready;
+    assert_eq!(ready.must(&at, "select count(*), sum(v = 'lost'), sum(v = 'after') from t"), "105|5|0");
+    assert_eq!(ready.must(&at, "select group_concat(id order by id) from t where v = 'lost'"), "1001,1002,1003,1004,1005");
+    let said = ready.sql(&at, "insert into t values (3000, 'no')").expect_err("a lost tail is not written to");
+    assert!(said.contains("25006"), "{said}");
+    signal(served.0.id(), Signal::INT);
+    assert_eq!(common::wait(&mut served.0, "a lost tail that is served").code(), Some(0));
+}
+
+/// It is counted in status and metrics, and kept until somebody says its name twice; that is on record.
+fn the_archive_goes_by_order_only(cluster: &Cluster, east: &common::Region, west: &common::Region, id: &str, archive: &str) {
+    let kept = |count: u64| {
+        until("status counts it", || {
+            let row = cluster.row(&west.name, &east.name)?;
+            let fits = row["archives"]["count"] == count && (row["archives"]["log_bytes"].as_u64() > Some(0)) == (count > 0);
+            ensure(fits, row)
+        });
+        let page = common::http_get(&east.http, "/metrics").expect("metrics").1;
+        assert_eq!(common::metric(&page, "parhelion_archives").map(|n| n.to_string()), Some(count.to_string()), "{page}");
+    };
+    kept(1);
+    let (_, people, _) = verb(&west.config, &["status"]);
+    assert!(people.contains(&format!("{} keeps 1 lost tail of at most 64", east.name)), "{people}");
+
+    let (code, _, err) = verb(&east.config, &["salvage", archive, "--drop"]);
+    assert!(code == Some(2) && err.contains("--confirm"), "{code:?} {err}");
+    let (code, _, err) = verb(&east.config, &["salvage", archive, "--drop", "--confirm", "80000000000000ff"]);
+    assert!(code == Some(2) && err.contains("nothing was done"), "{code:?} {err}");
+    kept(1);
+    let dropped = must(&east.config, &["salvage", id, "--drop", "--confirm", id, "--json"]);
+    assert!(dropped["ok"] == true && dropped["archive"] == archive, "{dropped}");
+    kept(0);
+    until("the copies have forgotten it", || {
+        let kept = must(&east.config, &["salvage", "--json"]);
+        ensure(kept.as_array().is_some_and(Vec::is_empty), kept)
+    });
+    let (code, _, err) = verb(&east.config, &["salvage", archive, "--drop", "--confirm", archive]);
+    assert!(code == Some(4) && err.contains("keeps no archive"), "{code:?} {err}");
+
+    // What is known of it stays, and who did it is told.
+    assert_eq!(must(&west.config, &["failover", "report", id, "--json"])["lost_commits"], 5);
+    let audit = must(&east.config, &["audit", "--json"]);
+    let entries = audit["entries"].as_array().expect("entries");
+    let entry = entries.iter().find(|e| e["kind"] == "archive").unwrap_or_else(|| panic!("{audit}"));
+    assert!(entry["what"].as_str().is_some_and(|w| w.contains(archive)), "{entry}");
+    assert!(entry["actor"].as_str().is_some_and(|a| a.contains("by way of")), "{entry}");
+    let events = cluster.events(&west.name).expect("events");
+    assert!(events.iter().any(|e| e["kind"] == "archive_dropped" && e["region"] == east.name.as_str()), "{events:?}");
+}
+
+/// A command that is ended when its test fails.
+struct Ending(Child);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 /// A primary that stands still for longer than its lease and goes on acknowledges nothing afterwards, and follows.
@@ -421,6 +521,54 @@ fn two_words_of_two_operators_make_one_history_and_what_the_other_had_is_counted
         ensure(status["voters"].as_array().is_some_and(|v| v.len() == 1 && v[0]["name"] == west.name.as_str()), &status)
     });
     assert!(ready.sql(&east.instance(), "insert into t values (31, 'east')").is_err());
+}
+
+/// Ctrl-C, and a terminal that goes away, end the command that watches a switchover and not the switchover; the same command again tells it.
+#[test]
+fn a_command_that_is_interrupted_says_so_and_the_switchover_goes_on() {
+    let two = Two::start_with_table("drain = \"4s\"");
+    let ready = two.ready.clone();
+    let (us, eu) = (ready.regions[0].clone(), ready.regions[1].clone());
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    for (sent, from, to) in [(Signal::INT, &us, &eu), (Signal::HUP, &eu, &us)] {
+        // As long as this transaction is open the drain lasts, up to its 4 s.
+        let open = runtime.block_on(async {
+            let client = ready.connect(&from.writer).await.unwrap();
+            client.batch_execute("begin; insert into t values (1)").await.unwrap();
+            client
+        });
+        let mut command = common::parhelion();
+        command.args(["switchover", "--to", &to.name, "--config"]).arg(&from.config).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut ordered = Ending(command.spawn().expect("the program runs"));
+        let mut lines = BufReader::new(ordered.0.stdout.take().expect("piped")).lines().map_while(Result::ok);
+        let mut said = Vec::new();
+        // The first phase that is over: the drain is under way.
+        while !said.last().is_some_and(|line: &String| line.trim_start().starts_with("check ")) {
+            said.push(lines.next().unwrap_or_else(|| panic!("it ended: {said:?}")));
+        }
+        signal(ordered.0.id(), sent);
+        assert_eq!(common::wait(&mut ordered.0, "an interrupted command").code(), Some(5), "{sent:?}");
+        let mut err = String::new();
+        ordered.0.stderr.take().expect("piped").read_to_string(&mut err).expect("text");
+        let told = err.split_once("interrupted; operation ").unwrap_or_else(|| panic!("{err}")).1;
+        let (id, rest) = told.split_once(' ').expect("its id");
+        assert!(rest.contains("goes on without this command: it was in drain") && rest.contains("the same command again"), "{err}");
+        assert_eq!(must(&from.config, &["op", id, "--json"])["state"], "running", "{sent:?}: it goes on");
+
+        // Nobody watches, and it comes to its end.
+        let op = until("the operation ends by itself", || {
+            let op = must(&from.config, &["op", id, "--json"]);
+            ensure(op["state"] != "running" && op["state"] != "unknown", &op).map(|()| op)
+        });
+        assert!(op["state"] == "done" && op["to"] == to.name.as_str(), "{op}");
+        let (code, again, err) = verb(&from.config, &["switchover", "--to", &to.name]);
+        assert!(code == Some(0) && err.contains(&format!("operation {id} was ordered before and is done")), "{code:?} {again}{err}");
+        assert!(again.contains(&format!("done: {} is the primary of epoch {}", to.name, op["epoch"])), "{again}");
+        let said = runtime.block_on(open.batch_execute("commit"));
+        assert_eq!(said.unwrap_err().code().map(tokio_postgres::error::SqlState::code), Some("40001"));
+        two.until_all_vote();
+    }
+    assert_eq!(ready.must(&us.writer, "select count(*) from t"), "0");
 }
 
 /// What runs when the role moves gets as long as the file says, and no longer.

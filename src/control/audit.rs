@@ -62,7 +62,7 @@ pub struct AuditEntry {
     pub actor: String,
     /// The operation, where it is one's.
     pub op: Option<String>,
-    /// `order`, `seal`, `promise`, `promotion`, `forced_promotion`, `voters`, `set`, `copy`, `ended`.
+    /// `order`, `seal`, `promise`, `promotion`, `forced_promotion`, `voters`, `set`, `copy`, `archive`, `ended`.
     pub kind: String,
     /// A sentence.
     pub what: String,

@@ -674,3 +674,7 @@ pub(super) fn check(name: &str, ok: bool, says: String) -> Check {
 pub(super) fn list(names: &[RegionName]) -> String {
     names.iter().map(RegionName::as_str).collect::<Vec<_>>().join(", ")
 }
+
+#[cfg(test)]
+#[path = "orders_tests.rs"]
+mod tests;

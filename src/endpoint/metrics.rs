@@ -121,6 +121,9 @@ fn control(page: &mut Page, control: &ControlReport) {
     );
     let witness = control.witness.iter().map(|w| (vec![("member", w.to_string())], u64::from(control.voters.contains(w)))).collect();
     page.ints("witness_votes", "1 while the witness of the global cluster is a voter, 0 while the number of regions needs none", witness);
+    if let Some(days) = control.certificate_days_left {
+        page.float("certificate_days_left", "Whole days until this member's certificate ends and the others refuse it", days as f64);
+    }
     let incomplete = control.failovers.iter().filter(|f| !f.complete).count();
     page.int("failovers_incomplete", "Failovers whose loss is not known exactly yet", incomplete as u64);
     for op in &control.durations {
@@ -218,6 +221,13 @@ pub fn render(view: &dyn RegionView) -> String {
     page.int("oldest_read_view_lsn", "Oldest log position that a reader here still looks at", report.oldest_read_view_lsn.0);
     page.int("readers", "Instances that answer reads", u64::from(report.readers));
 
+    page.int(
+        "archives",
+        "Lost tails that are kept here; a copy keeps no more than parhelion_archives_max",
+        u64::from(report.archives.count),
+    );
+    page.int("archives_max", "The bound of that", u64::from(report.archives.count_max));
+    page.int("archives_bytes", "Bytes of log in them", report.archives.log_bytes);
     let kept = &report.retention;
     page.int("retained_versions_bytes", "Bytes of log over which old page versions are kept", kept.versions_bytes);
     page.int("retained_versions_bytes_max", "The budget of that", kept.versions_bytes_max);

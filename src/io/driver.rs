@@ -65,6 +65,11 @@ enum Wake {
         actor: String,
         answer: oneshot::Sender<Result<(), String>>,
     },
+    DropArchive {
+        archive: TimelineId,
+        actor: String,
+        answer: oneshot::Sender<Result<String, String>>,
+    },
     Stop,
 }
 
@@ -116,6 +121,16 @@ impl Inbox {
     pub async fn set_auto_failover(&self, auto: AutoFailover, actor: String) -> Result<(), String> {
         let (answer, told) = oneshot::channel();
         let _ = self.tx.send(Wake::SetAutoFailover { auto, actor, answer });
+        told.await.unwrap_or_else(|_| Err("the region process is stopping".into()))
+    }
+
+    /// Drops a lost tail from all copies that are there. The answer is a sentence.
+    ///
+    /// # Errors
+    /// A sentence: why not.
+    pub async fn drop_archive(&self, archive: TimelineId, actor: String) -> Result<String, String> {
+        let (answer, told) = oneshot::channel();
+        let _ = self.tx.send(Wake::DropArchive { archive, actor, answer });
         told.await.unwrap_or_else(|_| Err("the region process is stopping".into()))
     }
 
@@ -375,6 +390,10 @@ impl Driver {
             }
             Wake::SetAutoFailover { auto, actor, answer } => {
                 let _ = answer.send(self.node.set_auto_failover(clock::now(), clock::unix_now(), auto, &actor));
+                return true;
+            }
+            Wake::DropArchive { archive, actor, answer } => {
+                let _ = answer.send(self.node.drop_archive(clock::now(), clock::unix_now(), archive, &actor));
                 return true;
             }
             Wake::Stop => return false,

@@ -186,6 +186,18 @@ pub fn not_after(cert: &CertificateDer<'_>) -> Option<UnixMicros> {
     }
 }
 
+/// How loudly it is said that a certificate ends in so many days; `None`: not yet.
+#[must_use]
+pub fn expiry_tone(days: i64) -> Option<&'static str> {
+    match days {
+        ..=1 => Some("URGENT: "),
+        2..=7 => Some("soon: "),
+        8..=14 => Some("attention: "),
+        15..=30 => Some(""),
+        _ => None,
+    }
+}
+
 /// Whole days from `now` to `end`, rounded down; negative when it is over.
 #[must_use]
 pub fn days_between(now: UnixMicros, end: UnixMicros) -> i64 {
@@ -346,17 +358,11 @@ impl Material {
         days_between(now, self.not_after)
     }
 
-    /// A sentence from 30 days before the end on, for the log at start and once a day. `config` is the file to name.
+    /// A sentence from 30 days before the end on, for the log at start and once a day (`ops::expiry`). `config` is the file to name.
     #[must_use]
     pub fn expiry_warning(&self, now: UnixMicros, config: &Path) -> Option<String> {
         let days = self.days_left(now);
-        let tone = match days {
-            ..=1 => "URGENT: ",
-            2..=7 => "soon: ",
-            8..=14 => "attention: ",
-            15..=30 => "",
-            _ => return None,
-        };
+        let tone = expiry_tone(days)?;
         let region = &self.region;
         Some(format!(
             "{tone}the certificate of {region} ends in {days} days, and other regions refuse it then; run: parhelion certs --config {} --renew",

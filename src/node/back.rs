@@ -5,14 +5,14 @@
 //! failover's record becomes exact. A crash anywhere is
 //! harmless: the volume is cut or it is not, and the archive is counted again by whoever starts next.
 //!
-//! Decides what counts as lost; never cuts anything itself (the volume does), and never drops an archive.
+//! Decides what counts as lost; never cuts anything itself (the volume does), and drops an archive by an operator's order only.
 
 use super::roles::Intent;
 use super::{Effect, Node, Stage};
 use crate::base::{ConnId, Epoch, GroupId, Instant, LogEnd, RegionName, Seq, TimelineId, UnixMicros};
-use crate::control::{EpochEntry, Input, LostTail, ReignKind, Touched};
+use crate::control::{Action, EpochEntry, Input, LostTail, ReignKind, Touched};
 use crate::log::{Flags, Frame, LogOutcome};
-use crate::volume::{VolumePhase, archive_id};
+use crate::volume::{ArchiveView, VolumePhase, archive_id};
 
 /// Read at once.
 const READ_BYTES: usize = 1 << 20;
@@ -169,21 +169,24 @@ impl Node {
         chain.entries().iter().find(|e| e.epoch > end.epoch).map(|e| e.epoch)
     }
 
+    /// The failover whose record is not complete before this archive was read: into which epoch.
+    fn completes(&self, archive: &ArchiveView) -> Option<Epoch> {
+        let chain = &self.control.as_ref()?.voter.chain;
+        // The reign that began behind the base or before it, after the tail's own.
+        // By an operator's word one may have begun further on another line, which the tail's reign had not taken.
+        let took = |e: &&EpochEntry| e.base.seq <= archive.end.seq || e.kind == ReignKind::Unproven;
+        let reign = chain.entries().iter().find(|e| e.epoch > archive.end.epoch && took(e))?;
+        let record = self.ledger()?.failover_into(reign.epoch)?;
+        (!record.complete && archive.end.seq > archive.base.seq).then_some(reign.epoch)
+    }
+
     /// Reads the archives that no complete record tells of.
     pub(super) fn count_archives(&mut self, now: Instant) {
         if self.counting.is_some() {
             return;
         }
         let archives = self.appender.archives();
-        let next = archives.into_iter().filter(|a| a.end.seq > a.base.seq).find_map(|archive| {
-            let chain = &self.control.as_ref()?.voter.chain;
-            // The reign that began behind the base or before it, after the tail's own.
-            // By an operator's word one may have begun further on another line, which the tail's reign had not taken.
-            let took = |e: &&EpochEntry| e.base.seq <= archive.end.seq || e.kind == ReignKind::Unproven;
-            let reign = chain.entries().iter().find(|e| e.epoch > archive.end.epoch && took(e))?;
-            let record = self.ledger()?.failover_into(reign.epoch)?;
-            (!record.complete).then_some((archive, reign.epoch))
-        });
+        let next = archives.into_iter().find_map(|archive| Some((archive, self.completes(&archive)?)));
         let Some((archive, new_epoch)) = next else { return };
         let tag = self.next_tag;
         self.next_tag += 1;
@@ -199,6 +202,41 @@ impl Node {
         let next = archive.base.seq.next();
         self.counting = Some(Counting { tag, archive: archive.id, end: archive.end, next, tail });
         self.appender.read_archive(now, tag, GroupId(0), archive.id, archive.base.seq.next(), READ_BYTES);
+    }
+
+    /// An operator wants a lost tail to be kept no longer: it is gone for good, on all copies that are there. On record first.
+    ///
+    /// # Errors
+    /// A sentence that says why not.
+    pub fn drop_archive(&mut self, now: Instant, wall: UnixMicros, archive: TimelineId, actor: &str) -> Result<String, String> {
+        self.wall = wall;
+        let (region, name) = (&self.who.region, format!("{:016x}", archive.0));
+        let Some(kept) = self.appender.archives().into_iter().find(|a| a.id == archive) else {
+            return Err(format!("{region} keeps no archive {name}; `parhelion salvage` lists those that it keeps"));
+        };
+        if *self.appender.phase() != VolumePhase::Serving || self.appender.is_rewinding() {
+            return Err(format!("the volume of {region} recovers or goes back and drops nothing meanwhile; try again in a moment"));
+        }
+        if self.counting.as_ref().is_some_and(|c| c.archive == archive) {
+            return Err(format!("archive {name} is being read for its failover's record; try again in a moment"));
+        }
+        let uncounted = self.completes(&kept).map_or_else(String::new, |epoch| {
+            format!("; what the failover into epoch {epoch} lost was not counted, and its record says \"at least\" for good")
+        });
+        let what = format!(
+            "the lost tail of epoch {} behind {} up to {}, archive {name} of {region}, is to be kept no longer{uncounted}",
+            kept.end.epoch, kept.base, kept.end
+        );
+        self.tell(now, Input::Audit(Action { actor: actor.to_owned(), op: None, kind: "archive", what: what.clone() }));
+        self.drive_roles(now);
+        let away = self.appender.drop_archive(archive);
+        self.note("archive_dropped", format!("{what}, by order of {actor}"));
+        self.drain_appender(now);
+        let left = match away {
+            0 => String::new(),
+            n => format!("; {n} copies are away and keep it: the same command again once they are back"),
+        };
+        Ok(format!("archive {name} is dropped by the copies of {}{uncounted}{left}", self.who.region))
     }
 
     /// A part of the archive that is counted; `false`: it is somebody else's read.

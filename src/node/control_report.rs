@@ -5,6 +5,7 @@
 use super::report::LineageIdText;
 use crate::base::{CommitRules, Epoch, LogEnd, Lsn, RegionName, UnixMicros};
 use crate::control::{ControlView, FailoverRecord, Ledger, OpState, OpView, OrderKind, Phase, Sureness, TouchedTable};
+use crate::volume::archive_id;
 
 /// One member's word on roles.
 #[derive(Clone, Debug, PartialEq, bincode::Encode, bincode::Decode, serde::Serialize, serde::Deserialize)]
@@ -56,6 +57,8 @@ pub struct ControlReport {
     pub failovers: Vec<FailoverReport>,
     /// Its control links.
     pub peers: Vec<PeerReport>,
+    /// Until its own certificate ends, in whole days, and is refused by the others.
+    pub certificate_days_left: Option<i64>,
 }
 
 /// A member of another lineage.
@@ -186,6 +189,8 @@ pub struct FailoverReport {
     pub touched_tables_more: u64,
     /// Why it is not known although the rest is; a sentence.
     pub touched_unknown: Option<String>,
+    /// The name under which copies of `from` keep what was lost, or will once it is back: `parhelion salvage` opens it. null: there is nothing to keep.
+    pub archive: Option<String>,
 }
 
 impl ControlReport {
@@ -220,6 +225,7 @@ impl ControlReport {
             durations: ledger.map_or_else(Vec::new, durations),
             failovers: ledger.map_or_else(Vec::new, |l| l.failovers().iter().map(FailoverReport::of).collect()),
             peers: Vec::new(),
+            certificate_days_left: None,
         }
     }
 }
@@ -320,6 +326,10 @@ impl FailoverReport {
         let tail = record.tail.as_ref();
         let nothing = record.loss.is_none_for_sure();
         let touched = tail.and_then(|t| t.touched.as_ref().ok());
+        // The tail that was read says where it is. Before that the old reign's log parts behind the base, as far as anybody knows.
+        let (base, end) = tail.map_or((record.loss.base, None), |t| (t.from, Some(t.to)));
+        let kept = end.map_or(!nothing, |end| end.seq > base.seq);
+        let archive = kept.then(|| archive_id(&base, end.map_or(record.old_epoch, |end| end.epoch)));
         let lsn = |of: fn(&crate::control::LostTail) -> LogEnd, known: LogEnd| Some(tail.map_or(known, of).end_lsn);
         FailoverReport {
             id: record.op.to_string(),
@@ -342,6 +352,7 @@ impl FailoverReport {
             touched: touched.map(|t| t.tables.clone()).or(nothing.then(Vec::new)),
             touched_tables_more: touched.map_or(0, |t| t.tables_more),
             touched_unknown: tail.and_then(|t| t.touched.as_ref().err()).cloned(),
+            archive: archive.map(|id| format!("{:016x}", id.0)),
         }
     }
 }

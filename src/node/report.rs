@@ -157,6 +157,24 @@ pub struct RetentionReport {
     pub log_s: u64,
 }
 
+/// Lost tails that a region's copies keep.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bincode::Encode, bincode::Decode, serde::Serialize, serde::Deserialize)]
+pub struct ArchivesReport {
+    pub count: u32,
+    /// A copy that keeps so many makes no other one.
+    pub count_max: u32,
+    /// Of log, in all of them together. What they take on the disks is more, by pages and by the rest of the log files that they lie in.
+    pub log_bytes: u64,
+}
+
+impl ArchivesReport {
+    /// Somebody should look before none is made any more.
+    #[must_use]
+    pub fn almost_full(&self) -> bool {
+        self.count_max > 0 && self.count >= self.count_max / 4 * 3
+    }
+}
+
 /// A region's own report.
 #[derive(Clone, Debug, PartialEq, bincode::Encode, bincode::Decode, serde::Serialize, serde::Deserialize)]
 pub struct RegionReport {
@@ -185,6 +203,7 @@ pub struct RegionReport {
     /// A secondary's own view of how far it is, while it gets pages or is far behind in the log.
     pub catching_up: Option<CatchUpReport>,
     pub retention: RetentionReport,
+    pub archives: ArchivesReport,
     pub copies: Vec<CopyReport>,
     pub volume: VolumeReport,
     /// Instances that answer reads in this region.

@@ -6,7 +6,7 @@ use super::report::{self, CopyReport, OperatorEvent, RegionReport, RegionState, 
 use super::{Effect, Node, Stage};
 use crate::base::{Epoch, Instant, LogEnd, Lsn, UnixMicros};
 use crate::control::OpId;
-use crate::volume::{CopyHealth, HeldBy, VolumePhase};
+use crate::volume::{ARCHIVES_MAX, CopyHealth, HeldBy, VolumePhase};
 
 impl Node {
     pub(super) fn note(&mut self, kind: &str, what: String) {
@@ -134,6 +134,7 @@ impl Node {
             lag: if role == Role::Secondary { self.follower.lag(now, wall) } else { report::LagReport::default() },
             catching_up: if role == Role::Primary { None } else { self.follower.catching_up() },
             retention: self.retention(),
+            archives: self.kept_archives(),
             copies: copies.collect(),
             volume: report::VolumeReport::of(self.who.layout),
             readers: u32::from(!self.roles.hidden),
@@ -179,6 +180,16 @@ impl Node {
             log_bytes: kept.log_bytes,
             log_bytes_max: kept.log_bytes_max,
             log_s: self.limits.log_retain.as_secs(),
+        }
+    }
+
+    fn kept_archives(&self) -> report::ArchivesReport {
+        let kept = self.appender.archives();
+        let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        report::ArchivesReport {
+            count: number(kept.len()),
+            count_max: number(ARCHIVES_MAX),
+            log_bytes: kept.iter().map(|a| a.end.end_lsn.bytes_since(a.base.end_lsn)).sum(),
         }
     }
 

@@ -14,7 +14,7 @@ use super::events::{self, EventCursor};
 use super::membership::invites::Invited;
 use super::membership::wire::Guest;
 use super::status::{self, ClusterStatus};
-use crate::base::{CopyId, RegionName};
+use crate::base::{CopyId, RegionName, TimelineId};
 use crate::control::{FailoverRecord, OpView, Order};
 use crate::endpoint::http::RegionView;
 use crate::node::report::{ControlReport, FailoverReport, OperationReport, OperatorEvent, RegionReport, Role};
@@ -97,6 +97,11 @@ pub enum AdminRequest {
     /// Gives this region's lineage up: its process ends, and its next start is an empty secondary. Only of a region's own commands.
     Retire {
         lineage: String,
+    },
+    /// Drops a lost tail of this region for good. Only of a region's own commands.
+    DropArchive {
+        archive: TimelineId,
+        actor: String,
     },
 }
 
@@ -253,6 +258,9 @@ pub trait AdminPort: Send + Sync + 'static {
     /// Where the CA's key is on this machine; or that it is not.
     fn authority(&self) -> Result<String, String>;
 
+    /// Drops one of this region's lost tails. Both ways a sentence.
+    async fn drop_archive(&self, archive: TimelineId, actor: String) -> Result<String, String>;
+
     /// Gives this region's lineage up. Both ways a sentence.
     fn retire(&self, lineage: &str) -> Result<String, String>;
 }
@@ -336,6 +344,7 @@ async fn answer_within(
         }
         AdminRequest::Authority => done(port.authority()),
         AdminRequest::Retire { lineage } => done(port.retire(&lineage)),
+        AdminRequest::DropArchive { archive, actor } => done(port.drop_archive(archive, actor).await),
     }
 }
 

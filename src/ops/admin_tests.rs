@@ -58,6 +58,9 @@ impl AdminPort for Port {
     async fn replace_copy(&self, copy: CopyId, place: Option<String>) -> Result<String, String> {
         place.map(|p| format!("{copy} goes to {p}")).ok_or_else(|| format!("{copy} is not being replaced"))
     }
+    async fn drop_archive(&self, archive: TimelineId, actor: String) -> Result<String, String> {
+        Ok(format!("archive {} is dropped for {actor}", archive.0))
+    }
     async fn slow_copy(&self, copy: CopyId, delay: Duration) -> Result<String, String> {
         Ok(format!("{copy} is {} ms slow", delay.as_millis()))
     }

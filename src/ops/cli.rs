@@ -67,6 +67,8 @@ pub enum Verb {
     Events(EventsArgs),
     /// Move the primary to another region, as planned: nothing is lost
     Switchover(SwitchoverArgs),
+    /// Move the primary to another region and back, look at both ways from outside, and say whether that went as it should
+    Drill(super::drill::DrillArgs),
     /// Make a surviving region the primary, and say what that costs
     Failover(FailoverArgs),
     /// Show who did what to a member, and whether that record is whole
@@ -179,6 +181,7 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Verb::Lag(args) => runtime(false)?.block_on(show::show_lag(&args)),
         Verb::Events(args) => runtime(false)?.block_on(show::show_events(&args)),
         Verb::Switchover(args) => runtime(false)?.block_on(orders::switchover(args)),
+        Verb::Drill(args) => runtime(false)?.block_on(super::drill::drill(args)),
         Verb::Failover(args) => runtime(false)?.block_on(orders::failover(args)),
         Verb::Audit(args) => runtime(false)?.block_on(super::audit::run(args)),
         Verb::Op(args) => runtime(false)?.block_on(orders::op(args)),

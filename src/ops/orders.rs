@@ -15,6 +15,7 @@ use crate::io::clock;
 use crate::node::report::{ControlReport, FailoverReport, OperationReport};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
+use std::path::Path;
 use std::time::Duration;
 
 /// How it stands is asked so often.
@@ -32,6 +33,9 @@ pub struct HowArgs {
     /// Make every check and say what it would cost; change nothing
     #[arg(long)]
     pub dry_run: bool,
+    /// It is a drill's, and whoever looks into the audit is told.
+    #[arg(skip)]
+    pub drill: bool,
     /// Give up, with nothing changed, what has not passed the point of no return by then
     #[arg(long, default_value = "30s", value_name = "TIME", value_parser = humantime::parse_duration)]
     pub timeout: Duration,
@@ -135,11 +139,19 @@ pub async fn failover(args: FailoverArgs) -> Result<(), Failure> {
 }
 
 async fn failover_report(id: &str, ask: &AskArgs) -> Result<(), Failure> {
-    let (client, _) = Client::open_to_any(ask.config.as_deref()).await?;
+    let record = failover_known(id, ask.config.as_deref()).await?;
+    say(&if ask.json { line(&record) } else { text::failover(&record) })
+}
+
+/// The record of a failover, by its id or the beginning of it, as a region that answers has it.
+///
+/// # Errors
+/// When none answers, or it is not known there.
+pub(super) async fn failover_known(id: &str, config: Option<&Path>) -> Result<FailoverReport, Failure> {
+    let (client, _) = Client::open_to_any(config).await?;
     let known = failovers(&client).await?;
-    let record = by_id(&known, id, |f| &f.id)
-        .map_err(|why| Failure::new(REFUSED, format!("{why} among the failovers that {} knows", client.asked)))?;
-    say(&if ask.json { line(record) } else { text::failover(record) })
+    let record = by_id(&known, id, |f| &f.id);
+    record.cloned().map_err(|why| Failure::new(REFUSED, format!("{why} among the failovers that {} knows", client.asked)))
 }
 
 /// Shows one operation, or all.
@@ -178,7 +190,7 @@ pub async fn set(args: SetArgs) -> Result<(), Failure> {
 
 /// Orders, or goes on with what was ordered before, until it is over.
 pub(super) async fn command(how: &HowArgs, kind: OrderKind) -> Result<OperationReport, Failure> {
-    let HowArgs { dry_run, timeout, ref ask } = *how;
+    let HowArgs { dry_run, drill, timeout, ref ask } = *how;
     let (client, report) = Client::open_to_any(ask.config.as_deref()).await?;
     let known = ops(&client).await?;
     let mut told = Told { quiet: ask.json, shown: 0, loss: false, head: false };
@@ -206,7 +218,7 @@ pub(super) async fn command(how: &HowArgs, kind: OrderKind) -> Result<OperationR
         timeout_ms: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX),
         // Said here, so that a repeated order is the same order: it takes effect in this epoch or never.
         at_epoch: report.epoch,
-        actor: actor(&client.asked),
+        actor: if drill { format!("a drill of {}", actor(&client.asked)) } else { actor(&client.asked) },
     };
     follow(&client, order.id, Some(order), timeout, told).await
 }
@@ -376,7 +388,7 @@ fn failover_json(op: &OperationReport, record: Option<&FailoverReport>) -> Value
             json!({
                 "id": op.id, "from": op.from, "to": op.to, "old_epoch": old_epoch, "new_epoch": op.epoch, "complete": false,
                 "lost_commits": null, "lost_from_lsn": op.loss.as_ref().map(|l| l.base_lsn), "lost_to_lsn": null,
-                "lost_from_time": null, "lost_to_time": null, "loss": op.loss,
+                "lost_from_time": null, "lost_to_time": null, "loss": op.loss, "archive": null,
             })
         }
     };
@@ -440,7 +452,7 @@ fn refused(answer: AdminAnswer) -> Result<AdminAnswer, Failure> {
     }
 }
 
-fn unexpected(answer: AdminAnswer) -> Failure {
+pub(super) fn unexpected(answer: AdminAnswer) -> Failure {
     refused(answer).map_or_else(|failure| failure, |_| unexpected_answer())
 }
 
@@ -455,7 +467,7 @@ fn new_id() -> Result<OpId, Failure> {
 }
 
 /// Who ordered it: for the audit, and no proof of anything.
-fn actor(region: &RegionName) -> String {
+pub(super) fn actor(region: &RegionName) -> String {
     let user = std::env::var("USER").or_else(|_| std::env::var("LOGNAME")).unwrap_or_else(|_| "somebody".to_owned());
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let whole = format!("{user}@{} by way of {region}", host.trim());

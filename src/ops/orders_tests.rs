@@ -96,6 +96,7 @@ fn a_failovers_json_has_every_documented_key_also_while_nothing_is_known() {
         "lost_to_lsn",
         "lost_from_time",
         "lost_to_time",
+        "archive",
     ];
     let done = OperationReport { loss: Some(lost()), ..op("failover", "eu-west", "done", 4) };
     let record = FailoverReport {
@@ -118,6 +119,7 @@ fn a_failovers_json_has_every_documented_key_also_while_nothing_is_known() {
         touched: Some(vec![touched("accounts", 7, &["3", "5"]), touched("orders\u{1b}", 1, &["eu,1"])]),
         touched_tables_more: 3,
         touched_unknown: None,
+        archive: Some("857c17c4654608b8".into()),
     };
     for value in [failover_json(&done, None), failover_json(&done, Some(&record)), json!(record)] {
         for key in keys {
@@ -129,6 +131,8 @@ fn a_failovers_json_has_every_documented_key_also_while_nothing_is_known() {
     let said = text::failover(&record);
     assert!(said.contains("7 commits were lost, LSN 100 to 4196"), "{said}");
     assert!(said.contains("accounts: 7 rows, with the keys 3, 5 and 5 more") && said.contains("and 3 more tables"), "{said}");
+    let opened = format!("kept by copies of us-east as archive 857c17c4654608b8; there: parhelion salvage {} --config FILE", record.id);
+    assert!(said.contains(&opened), "{said}");
     assert_eq!(json!(record)["touched"][0], json!({ "table": "accounts", "rows_changed": 7, "keys": ["3", "5"], "more": 5 }));
     let unread = FailoverReport { touched: None, touched_unknown: Some("the disk is full".into()), ..record.clone() };
     assert!(text::failover(&unread).contains("which rows that were is not known: the disk is full"));

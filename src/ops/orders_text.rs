@@ -180,6 +180,10 @@ pub fn failover(f: &FailoverReport) -> String {
                 time(f.lost_to_time)
             );
             touched(&mut out, f);
+            if let Some(archive) = &f.archive {
+                let _ =
+                    writeln!(out, "  kept by copies of {} as archive {archive}; there: parhelion salvage {} --config FILE", f.from, f.id);
+            }
         }
         _ => {
             let _ = writeln!(out, "  {}", loss(&f.loss));

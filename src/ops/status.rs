@@ -9,7 +9,7 @@ use super::status_roles::{self, RolesStatus, WitnessAnswer};
 use super::text;
 use crate::base::{Epoch, Lsn, RegionName, UnixMicros};
 use crate::node::report::{
-    CatchUpKind, CatchUpReport, CopyReport, RegionReport, RegionState, RetentionReport, Role, SecondaryReport, VolumeReport,
+    ArchivesReport, CatchUpKind, CatchUpReport, CopyReport, RegionReport, RegionState, RetentionReport, Role, SecondaryReport, VolumeReport,
 };
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -66,6 +66,8 @@ pub struct RegionStatus {
     pub catching_up: Option<CatchUpReport>,
     /// Old versions and log that it keeps; null when it did not answer.
     pub retention: Option<RetentionReport>,
+    /// Lost tails that it keeps; null when it did not answer.
+    pub archives: Option<ArchivesReport>,
     /// Empty when it did not answer.
     pub copies: Vec<CopyReport>,
     /// null when it did not answer.
@@ -163,6 +165,7 @@ fn answered(report: &RegionReport, seen: Option<&SecondaryReport>) -> RegionStat
         disconnected_since,
         catching_up: seen.and_then(|s| s.catching_up).or(report.catching_up),
         retention: Some(report.retention.clone()),
+        archives: Some(report.archives),
         copies: report.copies.clone(),
         volume: Some(report.volume.clone()),
         readers: Some(report.readers),
@@ -211,6 +214,7 @@ fn silent<'a>(
         disconnected_since: since,
         catching_up: seen.and_then(|s| s.catching_up),
         retention: None,
+        archives: None,
         copies: Vec::new(),
         volume: None,
         readers: None,
@@ -270,6 +274,12 @@ fn notes(status: &ClusterStatus, answers: &BTreeMap<RegionName, Result<RegionRep
         if let Some(kept) = region.retention.as_ref().filter(|r| r.held_by == "budget" && r.log_bytes_max > 0) {
             let most = text::bytes(kept.versions_bytes_max);
             notes.push(format!("{name} keeps no page versions older than {most} of log, and the retention by time, a reader or a seed asks for more (limits.version_retain_bytes)"));
+        }
+        if let Some(kept) = region.archives.filter(ArchivesReport::almost_full) {
+            notes.push(format!(
+                "{name} keeps {} lost tails, and a copy of it makes no more than {}: look at them where it lives (parhelion salvage --config <the file of {name}>), and let some go with --drop",
+                kept.count, kept.count_max
+            ));
         }
         copy_notes(region, &mut notes);
     }
@@ -434,6 +444,11 @@ pub fn render(status: &ClusterStatus) -> String {
         let (log, log_max) = (text::bytes(kept.log_bytes), text::bytes(kept.log_bytes_max));
         let _ =
             writeln!(out, "{name} keeps old versions over {versions} of log (at most {versions_max}) and {log} of log (at most {log_max})");
+    }
+    for (name, kept) in status.regions.iter().filter_map(|r| Some((&r.name, r.archives.filter(|a| a.count > 0)?))) {
+        let (count, bytes) = (kept.count, text::bytes(kept.log_bytes));
+        let tails = if count == 1 { "lost tail" } else { "lost tails" };
+        let _ = writeln!(out, "{name} keeps {count} {tails} of at most {}, {bytes} of log: parhelion salvage", kept.count_max);
     }
     for note in &status.notes {
         let _ = writeln!(out, "! {note}");

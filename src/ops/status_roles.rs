@@ -6,6 +6,7 @@
 use super::status::ClusterStatus;
 use super::text;
 use crate::base::{Epoch, RegionName};
+use crate::io::tls::expiry_tone;
 use crate::node::report::{ControlReport, FailoverReport, OperationReport, RegionReport, RulesReport};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -46,6 +47,8 @@ pub struct WitnessStatus {
     pub answered: bool,
     /// Why it did not, or why it does not vote; a sentence.
     pub trouble: Option<String>,
+    /// Until its certificate ends, in whole days; null when it did not answer.
+    pub certificate_days_left: Option<i64>,
 }
 
 /// One voter.
@@ -116,6 +119,7 @@ pub fn merge(answers: &BTreeMap<RegionName, Result<RegionReport, String>>, witne
                 Err(why) => Some(why.clone()),
                 Ok(report) => report.reason.clone().filter(|_| !report.votes),
             },
+            certificate_days_left: answer.as_ref().ok().and_then(|report| report.certificate_days_left),
         }),
         operation: operations().max_by_key(rank).cloned(),
         failovers: failovers.into_values().rev().collect(),
@@ -165,7 +169,7 @@ pub fn notes(roles: &RolesStatus, answers: &BTreeMap<RegionName, Result<RegionRe
             notes.push(format!("the {what} {} does not answer ({why}); {rule}", voter.name));
         }
     }
-    if let Some(WitnessStatus { name, votes, answered: true, trouble: Some(why) }) = &roles.witness {
+    if let Some(WitnessStatus { name, votes, answered: true, trouble: Some(why), .. }) = &roles.witness {
         let what = if *votes { "the witness has a vote and does not use it" } else { "the witness says" };
         notes.push(format!("{what}: {name}: {why}"));
     }
@@ -194,6 +198,13 @@ pub fn notes(roles: &RolesStatus, answers: &BTreeMap<RegionName, Result<RegionRe
     }
     for stale in controls().flat_map(|c| c.stale.iter().map(|s| (&c.member, s))) {
         notes.push(format!("{}: {}", stale.0, stale.1));
+    }
+    let of_witness = roles.witness.iter().map(|w| (&w.name, w.certificate_days_left));
+    for (member, days) in controls().map(|c| (&c.member, c.certificate_days_left)).chain(of_witness) {
+        let Some((days, tone)) = days.and_then(|days| Some((days, expiry_tone(days)?))) else { continue };
+        notes.push(format!(
+            "{tone}the certificate of {member} ends in {days} days, and the others refuse it then; parhelion certs --config <the file of {member}> --renew, and start it again"
+        ));
     }
     for open in roles.failovers.iter().filter(|f| !f.complete) {
         notes.push(format!(

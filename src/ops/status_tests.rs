@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::base::{CopyId, Layout};
-use crate::node::report::{ControlReport, LagReport, RetentionReport, RulesReport, ScrubReport};
+use crate::node::report::{ArchivesReport, ControlReport, LagReport, RetentionReport, RulesReport, ScrubReport};
 
 pub(crate) const NOW: UnixMicros = UnixMicros(1_795_171_265_000_000); // 10:41:05 UTC
 
@@ -41,6 +41,7 @@ pub(crate) fn sample(region: &str, role: Role) -> RegionReport {
         },
         catching_up: None,
         retention: RetentionReport::default(),
+        archives: ArchivesReport { count_max: 64, ..ArchivesReport::default() },
         copies: CopyId::all()
             .iter()
             .map(|c| CopyReport {
@@ -208,6 +209,20 @@ fn the_worse_word_of_both_ends_holds() {
 }
 
 #[test]
+fn lost_tails_are_counted_and_said_before_a_copy_makes_no_more_of_them() {
+    let with = |count: u32| {
+        let mut report = sample("us-east", Role::Primary);
+        report.archives = ArchivesReport { count, log_bytes: 4096, ..report.archives };
+        merge(&name("us-east"), NOW, &[name("us-east")], &BTreeMap::from([(name("us-east"), Ok(report))]), &None)
+    };
+    let said = |count: u32| render(&with(count));
+    assert!(!said(0).contains("lost tail"), "{}", said(0));
+    assert!(said(1).contains("us-east keeps 1 lost tail of at most 64, 4.0 kB of log: parhelion salvage"), "{}", said(1));
+    assert!(with(47).notes.iter().all(|n| !n.contains("lost tails")), "{:?}", with(47).notes);
+    assert!(with(48).notes.iter().any(|n| n.contains("us-east keeps 48 lost tails") && n.contains("--drop")), "{:?}", with(48).notes);
+}
+
+#[test]
 fn copies_are_one_mark_each_and_a_lost_quorum_is_a_sentence() {
     let mut answers = healthy();
     if let Some(Ok(primary)) = answers.get_mut(&name("us-east")) {
@@ -262,6 +277,7 @@ fn roles(member: &str, role: &str) -> ControlReport {
         durations: Vec::new(),
         failovers: Vec::new(),
         peers: Vec::new(),
+        certificate_days_left: None,
     }
 }
 
@@ -309,6 +325,21 @@ fn two_writers_two_histories_and_a_missing_majority_are_said_first_and_loudly() 
     let status = merged(&answers);
     assert!(status.notes.iter().any(|n| n.contains("2 of 3 are needed: without them no primary keeps its lease")), "{:?}", status.notes);
     assert_eq!(status.roles.lease_left_ms, None, "nobody who answers knows");
+}
+
+#[test]
+fn the_end_of_a_certificate_is_said_in_time_of_a_witness_too() {
+    let days = |region: Option<i64>, of_witness: Option<i64>| {
+        let mut report = with_roles("us-east", Role::Primary);
+        report.control.as_mut().unwrap().certificate_days_left = region;
+        let word = ControlReport { certificate_days_left: of_witness, ..roles("witness", "witness") };
+        let answers = BTreeMap::from([(name("us-east"), Ok(report))]);
+        merge(&name("us-east"), NOW, &[name("us-east")], &answers, &Some((name("witness"), Ok(word)))).notes
+    };
+    assert!(days(Some(31), Some(300)).iter().all(|n| !n.contains("certificate")), "{:?}", days(Some(31), Some(300)));
+    let said = days(Some(7), Some(30));
+    assert!(said.iter().any(|n| n.starts_with("soon: the certificate of us-east ends in 7 days")), "{said:?}");
+    assert!(said.iter().any(|n| n.starts_with("the certificate of witness ends in 30 days") && n.contains("--renew")), "{said:?}");
 }
 
 #[test]

@@ -24,8 +24,8 @@ mod tests;
 pub use appender::{Appender, AppenderEffect, BranchState, CopyHealth, CopyView, Found, HeldBy, Kept, Replacing, Retention, VolumePhase};
 pub use copy::identity;
 pub use copy::{
-    ArchivedTail, Copy, Directory, FileDamage, FilesVerdict, FlushDone, FlushJob, OpenError, Origin, PageStore, ReadError, Slice,
-    TimelineView, proven_durable, verify_files,
+    ARCHIVES_MAX, ArchivedTail, Copy, Directory, FileDamage, FilesVerdict, FlushDone, FlushJob, OpenError, Origin, PageStore, ReadError,
+    Slice, TimelineView, proven_durable, verify_files,
 };
 pub use disk::{Cipher, Cold, Disk, DiskError, SEAL_BYTES, Sealed};
 pub use evidence::LostLog;

@@ -3,13 +3,13 @@
 //! Decides how a process is told to end, and where its log goes.
 
 use super::{runtime, say};
-use crate::base::TimelineId;
 use crate::ops::config::{Config, LogFormat, LogSettings};
 use crate::ops::copy::{self, config::CopyConfig};
-use crate::ops::failure::{FAILED, Failure};
+use crate::ops::failure::{FAILED, Failure, UNREACHABLE, USAGE};
 use crate::ops::membership::cli::{RegionArgs, WitnessArgs};
+use crate::ops::orders;
 use crate::ops::region::{self, RunOptions};
-use crate::ops::salvage;
+use crate::ops::salvage::{self, Named};
 use crate::ops::witness::{self, config::WitnessConfig};
 use clap::Args;
 use std::io::IsTerminal as _;
@@ -19,9 +19,9 @@ use tokio::sync::watch;
 
 #[derive(Debug, Args)]
 pub struct SalvageArgs {
-    /// The archive; without it all that the region keeps are listed
-    #[arg(value_name = "ARCHIVE", value_parser = salvage::parse_name)]
-    pub id: Option<TimelineId>,
+    /// The archive, or the id of the failover that lost it; without it all that the region keeps are listed
+    #[arg(value_name = "ID", value_parser = salvage::parse_name)]
+    pub id: Option<Named>,
     /// The region's file
     #[arg(long, value_name = "FILE", env = "PARHELION_CONFIG")]
     pub config: PathBuf,
@@ -31,6 +31,12 @@ pub struct SalvageArgs {
     /// The rows of this table in which it differs from the history that goes on
     #[arg(long, value_name = "TABLE", requires = "id")]
     pub diff: Option<String>,
+    /// Keep it no longer: it is gone for good, on all copies of the region, which must run
+    #[arg(long, requires_all = ["id", "confirm"], conflicts_with_all = ["listen", "diff"])]
+    pub drop: bool,
+    /// With --drop: its name again
+    #[arg(long, value_name = "ID", value_parser = salvage::parse_name, requires = "drop")]
+    pub confirm: Option<Named>,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
@@ -57,7 +63,29 @@ pub(super) fn run_copies(args: &super::CopyArgs) -> Result<(), Failure> {
 
 pub(super) fn run_salvage(args: SalvageArgs) -> Result<(), Failure> {
     let config = Config::load(&args.config)?;
-    if let (Some(id), Some(listen)) = (args.id, args.listen) {
+    if args.drop && args.id != args.confirm {
+        return Err(Failure::new(USAGE, "--confirm names something else than what is to be dropped: nothing was done"));
+    }
+    let id = match args.id {
+        Some(Named::Archive(id)) => Some(id),
+        Some(Named::Failover(id)) => {
+            let asked = runtime(false)?.block_on(orders::failover_known(&id, Some(args.config.as_path())));
+            let record = asked.map_err(|failure| match failure.code {
+                // The archive itself needs nobody who runs.
+                UNREACHABLE => failure.hint(format!(
+                    "start a region, which knows the failover's record; or name the archive: parhelion salvage --config {} lists them",
+                    args.config.display()
+                )),
+                _ => failure,
+            })?;
+            Some(salvage::archive_of(&config, &record)?)
+        }
+        None => None,
+    };
+    if let (Some(id), true) = (id, args.drop) {
+        return runtime(false)?.block_on(salvage::drop_archive(&args.config, id, args.json, say));
+    }
+    if let (Some(id), Some(listen)) = (id, args.listen) {
         return runtime(true)?.block_on(async {
             let (tx, shutdown) = watch::channel(false);
             tokio::spawn(end_on_signals(tx));
@@ -65,7 +93,7 @@ pub(super) fn run_salvage(args: SalvageArgs) -> Result<(), Failure> {
         });
     }
     let what = args.diff.map_or(salvage::What::Summary, |table| salvage::What::Diff { table });
-    salvage::run(&config, args.id, &what, args.json, say)
+    salvage::run(&config, id, &what, args.json, say)
 }
 
 fn until_signalled(

@@ -5,6 +5,7 @@
 
 pub mod config;
 
+use super::expiry;
 use super::keys;
 use super::region::{RunOptions, lock, until_told};
 use crate::base::GROUPS_MAX;
@@ -28,10 +29,9 @@ pub async fn run(config: CopyConfig, options: RunOptions, shutdown: watch::Recei
     let key = config.key()?;
     keys::check(&config.data_dir, |copy| config.copies.contains(&copy), GROUPS_MAX, key.as_deref())?;
     let material = Material::load_as(Subject::Copies, &config.tls_dir, &config.cluster, &config.region, &config.file, clock::unix_now())?;
-    if let Some(warning) = material.expiry_warning(clock::unix_now(), &config.file) {
-        tracing::warn!("{warning}");
-    }
-    let quic = Quic::bind_copies(config.listen, Arc::new(material))
+    let material = Arc::new(material);
+    let _watch = expiry::watch(&material, &config.file);
+    let quic = Quic::bind_copies(config.listen, material)
         .with_context(|| format!("the copies cannot be reached; see listen in {}", config.file.display()))?;
     let whose = Whose {
         cluster: config.cluster.clone(),

@@ -84,7 +84,7 @@ pub async fn detach(args: DetachArgs) -> Result<(), Failure> {
     let client = Client::open(args.ask.config.as_deref())?;
     asked_at(&client, &args.region, &args.confirm)?;
     let region = args.region.clone();
-    let how = HowArgs { dry_run: false, timeout: args.timeout, ask: args.ask };
+    let how = HowArgs { dry_run: false, drill: false, timeout: args.timeout, ask: args.ask };
     if roles(&client).await?.role != "removed" {
         let out = command(&how, OrderKind::RemoveRegion { region: region.clone() }).await?;
         outcome(&out)?;

@@ -11,6 +11,7 @@ mod view;
 
 use super::audit::AUDIT_DIR;
 use super::config::Config;
+use super::expiry;
 use super::keys;
 use super::membership::retire;
 use super::membership::roster::Roster;
@@ -61,9 +62,7 @@ pub async fn run(config: Config, options: RunOptions, shutdown: watch::Receiver<
         tracing::warn!("this region was retired: what it had lies in {}; it is seeded anew", to.display());
     }
     let material = Arc::new(Material::load(&config.tls_dir, &config.cluster, &config.region, &config.file, clock::unix_now())?);
-    if let Some(warning) = material.expiry_warning(clock::unix_now(), &config.file) {
-        tracing::warn!("{warning}");
-    }
+    let _watch = expiry::watch(&material, &config.file);
     for warning in config.warnings() {
         tracing::warn!("{warning}");
     }

@@ -2,7 +2,7 @@
 
 use super::links::Links;
 use super::space;
-use crate::base::{CopyId, MemberId, RegionName};
+use crate::base::{CopyId, MemberId, RegionName, TimelineId};
 use crate::control::{AutoFailover, FailoverRecord, OpView, Order};
 use crate::endpoint::http::RegionView;
 use crate::head::embedded::Engine;
@@ -148,6 +148,7 @@ impl RegionView for View {
         if let (Some(roles), Some(control)) = (&mut report.control, self.links.control()) {
             roles.peers = peers(control);
             roles.stale = self.links.roster().stale();
+            roles.certificate_days_left = Some(self.links.quic().material().days_left(clock::unix_now()));
         }
         if let Some(space) = &*self.space.read() {
             report.volume.clone_from(space);
@@ -295,6 +296,10 @@ impl AdminPort for View {
 
     async fn invite(&self, guest: Guest, ttl: Duration, listen: SocketAddr, address: Option<String>) -> Result<Invited, String> {
         self.invites.invite(guest, ttl, listen, address).await
+    }
+
+    async fn drop_archive(&self, archive: TimelineId, actor: String) -> Result<String, String> {
+        self.links.inbox().drop_archive(archive, actor).await
     }
 
     fn retire(&self, lineage: &str) -> Result<String, String> {

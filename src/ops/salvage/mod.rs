@@ -2,14 +2,17 @@
 //!
 //! A lost tail lies archived in the region's copies ([`crate::volume::ArchivedTail`]). Decides which copy of each group it is read from, and
 //! how it is shown: as a read-only SQL database, as rows that differ from the present history ([`rows`]), as figures ([`summary`]).
-//! Changes no file and takes no lock: whether the region runs makes no difference. Never decides what was lost.
+//! Changes no file and takes no lock: whether the region runs makes no difference, but for what is to be kept no longer, which it is asked for
+//! ([`dropping`]). Never decides what was lost.
 
+mod dropping;
 mod rows;
 mod serve;
 mod summary;
 #[cfg(test)]
 mod tests;
 
+pub use dropping::drop_archive;
 pub use rows::{Change, RowDiff, TableDiff, diff, touched};
 pub use serve::serve;
 pub use summary::{LostTail, summary};
@@ -20,6 +23,7 @@ use super::text;
 use crate::base::{GroupId, Limits, LogEnd, Lsn, MemberId, PageNo, Seq, TimelineId};
 use crate::head::{PageError, PageSource};
 use crate::io::sealing;
+use crate::node::report::FailoverReport;
 use crate::volume::identity::{Home, settle};
 use crate::volume::membership::Incarnation;
 use crate::volume::{ArchiveView, ArchivedTail, Copy, CopyReply, CopyRequest, Disk, OpenError, Overlay};
@@ -36,12 +40,48 @@ pub fn name(id: TimelineId) -> String {
     format!("{:016x}", id.0)
 }
 
+/// What people have in their hands when they want a lost tail.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Named {
+    Archive(TimelineId),
+    /// The id of the failover that lost it, or its beginning: its record says which archive that is.
+    Failover(String),
+}
+
 /// # Errors
-/// When it is none.
-pub fn parse_name(typed: &str) -> Result<TimelineId, String> {
-    let hex = typed.len() == 16 && typed.bytes().all(|b| b.is_ascii_hexdigit());
-    let id = u64::from_str_radix(typed, 16).ok().filter(|_| hex);
-    id.map(TimelineId).ok_or_else(|| format!("'{typed}' names no archive; `parhelion salvage --config FILE` lists them"))
+/// When it is neither.
+pub fn parse_name(typed: &str) -> Result<Named, String> {
+    let hex = (1..=32).contains(&typed.len()) && typed.bytes().all(|b| b.is_ascii_hexdigit());
+    let archive = u64::from_str_radix(typed, 16).ok().filter(|_| typed.len() == 16).map(TimelineId);
+    match archive {
+        _ if !hex => Err(format!("'{typed}' names no archive and no failover; `parhelion salvage --config FILE` lists archives")),
+        Some(id) => Ok(Named::Archive(id)),
+        None => Ok(Named::Failover(typed.to_ascii_lowercase())),
+    }
+}
+
+/// The archive of what a failover lost, as its record has it; it must be one of the region of `config`.
+///
+/// # Errors
+/// When nothing was lost, or its copies are elsewhere.
+pub fn archive_of(config: &Config, record: &FailoverReport) -> Result<TimelineId, Failure> {
+    let Some(archive) = &record.archive else {
+        return Err(Failure::new(REFUSED, format!("failover {} lost nothing: there is no archive of it", record.id)));
+    };
+    if record.from != config.region {
+        let what = format!(
+            "what failover {} lost is kept by copies of {}, and {} is the file of {}",
+            record.id,
+            record.from,
+            config.file.display(),
+            config.region
+        );
+        return Err(Failure::new(REFUSED, what).hint(format!("where that region lives: --config <the file of {}>", record.from)));
+    }
+    match parse_name(archive) {
+        Ok(Named::Archive(id)) => Ok(id),
+        _ => Err(Failure::new(FAILED, format!("the record names archive '{archive}'; is that region the same version of parhelion?"))),
+    }
 }
 
 /// A copy that cannot be read is left out; one that is not sealed with the region's key ends it.

@@ -7,6 +7,7 @@ pub mod ask;
 pub mod config;
 mod voter;
 
+use super::expiry;
 use super::region::{RunOptions, lock, until_told};
 use crate::control::{AuditHead, Control};
 use crate::endpoint::http::{self, MemberView};
@@ -52,9 +53,8 @@ pub async fn run(config: WitnessConfig, options: RunOptions, shutdown: watch::Re
         e => e.into(),
     })?;
     let material = Material::load_as(Subject::Witness, &config.tls_dir, &config.cluster, &name, &config.file, clock::unix_now())?;
-    if let Some(warning) = material.expiry_warning(clock::unix_now(), &config.file) {
-        tracing::warn!("{warning}");
-    }
+    let material = Arc::new(material);
+    let _watch = expiry::watch(&material, &config.file);
     let slots = Slots::open(disk, &format!("{}/{name}", config.cluster), random()?)?;
     if let Some(damage) = slots.damage() {
         tracing::warn!("one of the two slots of what was promised was damaged and is mended ({damage}); look after the disk");
@@ -65,7 +65,7 @@ pub async fn run(config: WitnessConfig, options: RunOptions, shutdown: watch::Re
         |k| format!("it has promised epoch {}, and votes after {} ms at the earliest", k.promised, k.grant_ms_max),
     );
     // Its own commands come with its own certificate.
-    let quic = Quic::bind(config.quic, Arc::new(material), &config.regions(), &QuicSettings::default())?.with_witness(Some(name.clone()));
+    let quic = Quic::bind(config.quic, material, &config.regions(), &QuicSettings::default())?.with_witness(Some(name.clone()));
     let http = match config.http {
         Some(addr) => Some(TcpListener::bind(addr).await.with_context(|| format!("cannot listen on {addr} (listen.http)"))?),
         None => None,
@@ -139,6 +139,7 @@ impl MemberView for View {
     fn report(&self) -> ControlReport {
         let mut report = self.report.read().clone();
         report.peers = peers(&self.links);
+        report.certificate_days_left = Some(self.quic.material().days_left(clock::unix_now()));
         report
     }
 

@@ -74,16 +74,20 @@ impl Appender {
         self.start_read(now, ReadPurpose::Archive { tag, group, archive, from, bytes_max }, Vec::new());
     }
 
-    /// Forgets an archive on all copies that are there. Those that are away keep it until they are told again.
-    pub fn drop_archive(&mut self, archive: TimelineId) {
+    /// Forgets an archive on all copies that are there. Those that are away keep it until they are told again: so many.
+    pub fn drop_archive(&mut self, archive: TimelineId) -> usize {
         self.archives.remove(&archive);
         let generation = self.generation;
+        let mut away = 0;
         for copy in self.members() {
             self.peers[copy.index()].archives.retain(|a| a.id != archive);
             if self.peers[copy.index()].is_joined() {
                 self.effects.push_back(AppenderEffect::ToCopy { copy, request: CopyRequest::DropArchive { generation, archive } });
+            } else {
+                away += 1;
             }
         }
+        away
     }
 
     pub(super) fn note_archives(&mut self, copy: MemberId, state: &CopyState) {

@@ -37,7 +37,7 @@ pub use jobs::{FlushDone, FlushJob, Slice};
 pub use manifest::Origin;
 pub use pages::{PageStore, ReadError};
 pub use proof::proven_durable;
-pub use rewind::ArchivedTail;
+pub use rewind::{ARCHIVES_MAX, ArchivedTail};
 pub use verify::{FileDamage, FilesVerdict, verify_files};
 
 use crate::base::{Generation, GroupId, Instant, Limits, LineageId, LogEnd, Lsn, Seq, TimelineId};

@@ -15,8 +15,8 @@ use crate::log::{Frame, redo};
 use crate::volume::{ArchiveView, CopyReply, Disk, DiskError, archive_id};
 use std::sync::Arc;
 
-/// Tails that are kept at once; one more and the copy refuses, so that somebody looks.
-const ARCHIVES_MAX: usize = 64;
+/// Tails that a copy keeps at once; one more and it refuses, so that somebody looks.
+pub const ARCHIVES_MAX: usize = 64;
 /// Read at once where an archive's pages are made.
 const READ_BYTES: usize = 1 << 20;
 
@@ -100,7 +100,9 @@ impl Copy {
             return Ok(Some(format!("{at} is no consistency point of the log here, which ends at {}", self.wal.end())));
         }
         if order.archive.is_some() && self.manifest.rewinds.archives.len() >= ARCHIVES_MAX {
-            return Ok(Some(format!("{ARCHIVES_MAX} lost tails are kept here already; look at them and drop some")));
+            return Ok(Some(format!(
+                "{ARCHIVES_MAX} lost tails are kept here already; look at them (`parhelion salvage`), and let some go with --drop"
+            )));
         }
         Ok(None)
     }

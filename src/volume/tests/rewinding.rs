@@ -505,6 +505,7 @@ fn run(seed: u64, groups: u32) -> (u32, bool) {
     }
     rig.check_reads();
     tail_is_kept(&rig, &base, &lost);
+    tails_go_by_order(&mut rig);
     (rig.orders, lost != base)
 }
 
@@ -529,6 +530,28 @@ fn tail_is_kept(rig: &Rig, base: &LogEnd, lost: &LogEnd) {
         let first = base.seq.0 as usize;
         let want: Vec<LogEnd> = rig.old.frames[first..lost.seq.0 as usize].iter().map(Frame::log_end).collect();
         assert_eq!(frames.iter().map(Frame::log_end).take(want.len()).collect::<Vec<_>>(), want, "{}", rig.label);
+    }
+}
+
+/// Every copy drops them when it is told to, and nothing that is read now goes along; that they are gone outlives a crash.
+fn tails_go_by_order(rig: &mut Rig) {
+    for archive in rig.app.archives() {
+        assert_eq!(rig.app.drop_archive(archive.id), 0, "{}: every copy is there", rig.label);
+    }
+    for crashes in [false, true] {
+        for i in (0..rig.copies.len()).filter(|_| crashes) {
+            rig.crash(i);
+            while rig.copies[i].is_none() {
+                rig.open(i);
+            }
+        }
+        rig.settle();
+        assert!(rig.app.archives().is_empty(), "{}: {:?}", rig.label, rig.app.archives());
+        for disk in &rig.disks {
+            let disk = Arc::clone(disk) as Arc<dyn Disk>;
+            assert!(ArchivedTail::list(&disk).unwrap().is_empty(), "{}", rig.label);
+        }
+        rig.check_reads();
     }
 }
 
