@@ -56,8 +56,26 @@ fn seeds_that_failed_once_hold() {
 #[test]
 fn seeds_of_moves_that_failed_once_hold() {
     for seed in [
-        11, 71, 142, 275, 50_016, 50_027, 50_028, 60_009, 60_011, 60_028, 60_039, 60_057, 60_132, 60_149, 820_066, 910_724, 911_149,
+        11,
+        71,
+        142,
+        275,
+        50_016,
+        50_027,
+        50_028,
+        60_009,
+        60_011,
+        60_028,
+        60_039,
+        60_057,
+        60_132,
+        60_149,
+        820_066,
+        910_724,
+        911_149,
         911_264,
+        950_031,
+        3_360_658_909,
     ] {
         if let Err(failure) = run_seed(seed, &SimOptions { moves: true, trace_lines: 100, ..SimOptions::default() }) {
             panic!("{failure}");

@@ -287,7 +287,8 @@ impl Control {
         let state = state.as_ref().expect("BUG: which voters were heard decides for a member without a state, and is left out here");
         put_state(&mut b.out, state);
         b.put((log.end, &log.history, log_told, seen.durable, amnesiac, reign, followed, conflict.is_some()));
-        let Members { files: _, witness_of_files: _, told, leaving, waiting, goodbyes, refused_by } = members;
+        // Nobody is asked for members where no order changed them.
+        let Members { files: _, witness_of_files: _, told, leaving, waiting, goodbyes, refused_by, asks_at: _ } = members;
         assert!(leaving.is_none() && waiting.is_none(), "BUG: changes of members have times, which are left out here");
         b.put((told.version, goodbyes, refused_by));
         // Of lineages there is one in the model: as they are.

@@ -133,10 +133,8 @@ impl Control {
     /// When to call with `Timeout`, if nothing else happens.
     #[must_use]
     pub fn next_timeout(&self) -> Option<Instant> {
-        [self.holder_timeout(), self.campaign_timeout(), self.orders_timeout(), self.consider_timeout(), self.lineage_timeout()]
-            .into_iter()
-            .flatten()
-            .min()
+        let of_roles = [self.holder_timeout(), self.campaign_timeout(), self.orders_timeout(), self.consider_timeout()];
+        of_roles.into_iter().chain([self.lineage_timeout(), self.news_timeout()]).flatten().min()
     }
 
     /// The commit gate: a commit of this region's reign may be acknowledged at `now` only while `now < lease_until()`. Zero when it
@@ -271,6 +269,7 @@ impl Control {
         self.orders_timers();
         self.lineage_timers();
         self.consider();
+        self.news_timers();
         self.settle();
     }
 
@@ -299,6 +298,7 @@ impl Control {
                 if stands.round.incarnation == self.incarnation {
                     self.judge_known(&from, &stands);
                 }
+                self.news_in(&stands);
                 self.holder_stands(&from, &stands);
                 self.order_stands(&from, &stands);
                 self.campaign_stands(&from, *stands);

@@ -44,6 +44,8 @@ pub(super) struct Members {
     pub goodbyes: Vec<(RegionName, u8)>,
     /// Members that refused this one: they say that it was taken out.
     pub refused_by: BTreeSet<RegionName>,
+    /// While no primary is heard: not before.
+    pub asks_at: Instant,
 }
 
 impl Control {

@@ -20,6 +20,7 @@ mod machine;
 pub mod members;
 pub mod membership;
 pub mod message;
+mod news;
 mod operations;
 mod orders;
 mod second;

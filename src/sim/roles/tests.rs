@@ -755,7 +755,7 @@ fn a_vote_says_the_last_of_what_a_region_takes_from_the_reign_before() {
 /// Each of these once showed a bug; what it was stands beside the code that was mended.
 #[test]
 fn seeds_that_failed_once_hold() {
-    for seed in [82, 564, 698, 300_642, 700_731, 700_911, 702_108, 704_543, 705_755, 713_224] {
+    for seed in [82, 564, 698, 300_642, 700_731, 700_911, 702_108, 704_543, 705_755, 713_224, 715_099, 715_133] {
         if let Err(failure) = super::run_roles_seed(seed, &super::RolesOptions::default()) {
             panic!("{failure}");
         }
