@@ -1,7 +1,7 @@
 //! What may happen while the primary moves, on real processes under load: each participant is killed at each phase, stands still, or hears
 //! and is not heard. Whatever happens: one writer in the end, by itself; what was acknowledged is there, or counted by name.
 //!
-//! How often: `PARHELION_DRILL_ROUNDS` (few without it; CONTRIBUTING.md has the figures of long runs).
+//! How often the primary stands still: `PARHELION_DRILL_ROUNDS` (twice without it; CONTRIBUTING.md has the figures of a long run).
 
 mod common;
 
