@@ -106,6 +106,32 @@ fn a_region_is_taken_out_serves_nothing_and_comes_back() {
     until("it writes", || ready.sql(&third.writer, "insert into t values (3)").map(drop));
 }
 
+/// It was away while a region came back and was made primary: that one is a stranger to it and is not let in, so it asks the others.
+#[test]
+fn a_region_that_was_away_follows_one_that_it_does_not_know() {
+    let mut cluster = Cluster::start(4, "none");
+    let ready = cluster.ready.clone();
+    let (primary, away, comes) = (cluster.primary().clone(), cluster.secondaries()[1].clone(), cluster.secondaries()[2].clone());
+    ready.must(&primary.writer, "create table t (id integer primary key)");
+    cluster.until_whole();
+    must(&primary.config, &["region", "remove", &comes.name, "--json"]);
+    until("it knows that one is out", || {
+        let status = cluster.status_of(&away.name)?;
+        ensure(status["regions"].as_array().is_some_and(|r| r.len() == 3), &status)
+    });
+    cluster.kill_region(&away.name);
+    must(&primary.config, &["region", "add", &comes.name, "--quic", &comes.quic, "--json"]);
+    until("the one that is back follows", || ready.sql(&comes.reader, "select count(*) from t").map(drop));
+    let switched = || {
+        let (code, out, err) = verb(&primary.config, &["switchover", "--to", &comes.name, "--json"]);
+        ensure(code == Some(0), format!("{code:?} {out}{err}"))
+    };
+    until("and is the primary", switched);
+    ready.must(&comes.writer, "insert into t values (1)");
+    cluster.start_region(&away.name);
+    until("it finds out, and follows", || ready.sql(&away.reader, "select count(*) from t").and_then(|n| ensure(n == "1", n)));
+}
+
 /// A directory that stands for a new machine, and what `parhelion join` is told there.
 struct Machine {
     dir: tempfile::TempDir,
