@@ -4,7 +4,8 @@
 //! some byte, or gone, each on its own, so that later ones may survive earlier ones. A file that was made and never
 //! synced nor renamed vanishes. [`SimDisk::image`] gives what would be left at this moment, again and again and in other ways,
 //! while the disk itself goes on. After a failed sync the bytes read back as if nothing had happened, and are lost with the
-//! power even when a later sync succeeds. Driven by the simulator and by the copy's own tests.
+//! power even when a later sync succeeds. A name that changed while the directory could not be synced is seen as it is now, and is what it was
+//! after a power cut, unless the directory was synced meanwhile. Driven by the simulator and by the copy's own tests.
 
 use super::cipher::SimCipher;
 use crate::base::Prng;
@@ -18,6 +19,9 @@ use std::collections::BTreeMap;
 pub enum Fault {
     Full,
     Failed,
+    /// It is done, and the sync of the directory behind it fails: so does the call. What became of names is lost with the power until a later
+    /// sync of the directory.
+    NamesUnsynced,
 }
 
 /// What the power leaves of the writes that no sync covered, each write on its own.
@@ -46,8 +50,10 @@ pub struct SimDisk {
 
 struct State {
     files: BTreeMap<String, SimFile>,
+    /// Changes of names that no sync of the directory covers, oldest first.
+    names: Vec<Renaming>,
     prng: Prng,
-    /// Writing calls so far: write, allocate, sync, rename, remove.
+    /// Writing calls so far: write, allocate, sync, rename, remove; and a sync of names that has something to do.
     calls: u64,
     cut_at: Option<u64>,
     fail_at: Option<(u64, Fault)>,
@@ -68,6 +74,19 @@ struct SimFile {
     /// What is on the platter; `None`: not even the name.
     durable: Option<Vec<u8>>,
     unsynced: Vec<Unsynced>,
+}
+
+/// What was under the names that one call changed; `None`: nothing.
+type Renaming = Vec<(String, Option<SimFile>)>;
+
+/// As much is undone as `kept` does not cover: a directory goes back to an earlier state of its own, not to any mixture.
+fn undo(names: &[Renaming], kept: usize, files: &mut BTreeMap<String, SimFile>) {
+    for (name, before) in names.iter().skip(kept).rev().flatten() {
+        match before {
+            Some(file) => drop(files.insert(name.clone(), file.clone())),
+            None => drop(files.remove(name)),
+        }
+    }
 }
 
 #[derive(Clone)]
@@ -168,6 +187,8 @@ enum Go {
     Normal,
     /// The power goes during this call: `true` if its effect still happens.
     Last(bool),
+    /// Its effect happens, and it fails.
+    NamesUnsynced,
 }
 
 impl State {
@@ -182,10 +203,11 @@ impl State {
             && at == self.calls
         {
             self.fail_at = None;
-            return Err(match fault {
-                Fault::Full => DiskError::Full { name: name.to_string() },
-                Fault::Failed => failed(name, "an injected I/O error"),
-            });
+            return match fault {
+                Fault::Full => Err(DiskError::Full { name: name.to_string() }),
+                Fault::Failed => Err(failed(name, "an injected I/O error")),
+                Fault::NamesUnsynced => Ok(Go::NamesUnsynced),
+            };
         }
         Ok(Go::Normal)
     }
@@ -220,7 +242,11 @@ impl State {
         self.cut_at = None;
         self.fail_at = None;
         self.fail_read_at = None;
-        let State { files, prng, .. } = self;
+        let State { files, prng, names, .. } = self;
+        if !names.is_empty() {
+            let kept = usize::try_from(prng.below(names.len() as u64 + 1)).expect("BUG: a length fits");
+            undo(&std::mem::take(names), kept, files);
+        }
         files.retain(|_, file| {
             let Some(durable) = file.durable.as_mut() else { return false };
             for change in file.unsynced.drain(..) {
@@ -246,6 +272,10 @@ impl State {
     fn finish(&mut self, go: &Go, name: &str, effect: impl FnOnce(&mut State) -> Result<(), DiskError>) -> Result<(), DiskError> {
         match go {
             Go::Normal => effect(self),
+            Go::NamesUnsynced => {
+                effect(self)?;
+                Err(failed(name, "an injected I/O error, of the directory"))
+            }
             Go::Last(happens) => {
                 if *happens {
                     effect(self)?;
@@ -253,6 +283,20 @@ impl State {
                 self.crash();
                 Err(failed(name, "the power went"))
             }
+        }
+    }
+}
+
+impl State {
+    /// To be called before a call changes what is under `changed`: with its success all names are durable, and with its failure none of those.
+    fn rename_as(&mut self, go: &Go, changed: &[&str]) {
+        match go {
+            Go::NamesUnsynced => {
+                let before = changed.iter().map(|name| ((*name).to_string(), self.files.get(*name).cloned()));
+                self.names.push(before.collect());
+            }
+            Go::Normal if !self.lies => self.names.clear(),
+            Go::Normal | Go::Last(_) => {}
         }
     }
 }
@@ -297,6 +341,7 @@ impl SimDisk {
             cipher: None,
             state: Mutex::new(State {
                 files: BTreeMap::new(),
+                names: Vec::new(),
                 prng: Prng::new(seed),
                 calls: 0,
                 cut_at: None,
@@ -317,7 +362,14 @@ impl SimDisk {
         let mut prng = Prng::new(seed).fork("image");
         let state = self.state.lock();
         let mut files = BTreeMap::new();
-        for (name, file) in &state.files {
+        let mut seen = state.files.clone();
+        if left == Left::Cached {
+            image.state.lock().names.clone_from(&state.names);
+        } else if !state.names.is_empty() {
+            let kept = if left == Left::Synced { 0 } else { prng.below(state.names.len() as u64 + 1) };
+            undo(&state.names, usize::try_from(kept).expect("BUG: a length fits"), &mut seen);
+        }
+        for (name, file) in &seen {
             if let Some(file) = file.image(left, &mut prng) {
                 files.insert(name.clone(), file);
             }
@@ -343,6 +395,7 @@ impl SimDisk {
         {
             let (state, mut other) = (self.state.lock(), fork.state.lock());
             other.files.clone_from(&state.files);
+            other.names.clone_from(&state.names);
             other.down = state.down;
         }
         fork
@@ -351,7 +404,8 @@ impl SimDisk {
     /// Whether something would be lost if the power went now.
     #[must_use]
     pub fn has_unsynced(&self) -> bool {
-        self.state.lock().files.values().any(|f| f.durable.is_none() || !f.unsynced.is_empty())
+        let state = self.state.lock();
+        !state.names.is_empty() || state.files.values().any(|f| f.durable.is_none() || !f.unsynced.is_empty())
     }
 
     /// The same for two disks that no reader can tell apart, now or after a power cut.
@@ -359,11 +413,15 @@ impl SimDisk {
     pub fn content_hash(&self) -> u64 {
         use std::hash::{Hash as _, Hasher as _};
         let mut hasher = std::hash::DefaultHasher::new();
-        for (name, file) in &self.state.lock().files {
+        let state = self.state.lock();
+        for (name, file) in &state.files {
             (name, &file.current, file.durable.as_ref() == Some(&file.current)).hash(&mut hasher);
             if !file.unsynced.is_empty() {
                 file.durable.hash(&mut hasher);
             }
+        }
+        for (name, before) in state.names.iter().flatten() {
+            (name, before.as_ref().map(|file| (&file.current, &file.durable))).hash(&mut hasher);
         }
         hasher.finish()
     }
@@ -523,6 +581,12 @@ impl Disk for SimDisk {
                 return Err(e);
             }
         };
+        if state.files.get(name).is_some_and(|file| file.durable.is_none()) {
+            state.rename_as(&go, &[name]);
+            if let (Go::NamesUnsynced, Some(renaming)) = (&go, state.names.last_mut()) {
+                *renaming = vec![(name.to_string(), None)];
+            }
+        }
         state.finish(&go, name, |s| match s.files.get_mut(name) {
             Some(file) => {
                 if !s.lies {
@@ -537,6 +601,9 @@ impl Disk for SimDisk {
     fn rename(&self, from: &str, to: &str) -> Result<(), DiskError> {
         let mut state = self.state.lock();
         let go = state.enter(from)?;
+        if state.files.contains_key(from) {
+            state.rename_as(&go, &[to, from]);
+        }
         state.finish(&go, from, |s| match s.files.remove(from) {
             Some(mut file) => {
                 // The name is durable now, the bytes only as far as they were synced.
@@ -551,10 +618,27 @@ impl Disk for SimDisk {
     fn remove(&self, name: &str) -> Result<(), DiskError> {
         let mut state = self.state.lock();
         let go = state.enter(name)?;
+        // Nothing is synced where nothing was removed.
+        if state.files.contains_key(name) {
+            state.rename_as(&go, &[name]);
+        }
         state.finish(&go, name, |s| {
             s.files.remove(name);
             Ok(())
         })
+    }
+
+    fn sync_names(&self) -> Result<(), DiskError> {
+        let mut state = self.state.lock();
+        state.check_power("directory")?;
+        if state.names.is_empty() {
+            return Ok(());
+        }
+        let go = state.enter("directory")?;
+        if let Go::Normal = go {
+            state.rename_as(&go, &[]);
+        }
+        state.finish(&go, "directory", |_| Ok(()))
     }
 
     fn cipher(&self) -> Option<&dyn Cipher> {
@@ -603,6 +687,35 @@ mod tests {
         disk.crash();
         disk.restart();
         assert_eq!(disk.read("a", 0, 100).unwrap(), "one");
+    }
+
+    #[test]
+    fn a_name_whose_directory_was_not_synced_is_seen_and_goes_with_the_power_unless_it_is_synced_later() {
+        for synced in [false, true] {
+            let disk = SimDisk::plain(2);
+            for (name, bytes) in [("a", &b"old"[..]), ("b", b"gone"), ("a.tmp", b"new"), ("never", b"x")] {
+                write(&disk, name, 0, bytes);
+                if name != "never" {
+                    disk.sync(name).unwrap();
+                }
+            }
+            for call in [&|d: &SimDisk| d.rename("a.tmp", "a") as Result<(), DiskError>, &|d| d.remove("b"), &|d| d.sync("never")]
+                as [&dyn Fn(&SimDisk) -> _; 3]
+            {
+                disk.fail_next(Fault::NamesUnsynced);
+                assert!(call(&disk).is_err());
+            }
+            assert_eq!((disk.read("a", 0, 9).unwrap(), disk.len("b").unwrap(), disk.len("a.tmp").unwrap()), ("new".into(), None, None));
+            assert!(disk.has_unsynced());
+            if synced {
+                disk.sync_names().unwrap();
+                assert!(!disk.has_unsynced());
+            }
+            let image = disk.image(Left::Cached, 1).image(Left::Synced, 1);
+            let found = (image.read("a", 0, 9).unwrap(), image.len("b").unwrap(), image.len("a.tmp").unwrap(), image.len("never").unwrap());
+            let wanted = if synced { ("new".into(), None, None, Some(1)) } else { ("old".into(), Some(4), Some(3), None) };
+            assert_eq!(found, wanted);
+        }
     }
 
     #[test]

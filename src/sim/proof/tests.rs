@@ -66,7 +66,7 @@ fn each_call_of_one_copys_disk_fails_once_and_the_volume_goes_on() {
     let (base, story) = volume(3);
     let acknowledged = story.acknowledged;
     let c = CopyId(2);
-    for fault in [Some(Fault::Failed), Some(Fault::Full), None] {
+    for fault in [Some(Fault::Failed), Some(Fault::Full), Some(Fault::NamesUnsynced), None] {
         let mut n = 1;
         loop {
             let disks: Disks = std::array::from_fn(|i| Arc::new(base[i].image(Left::Cached, n)));
@@ -85,6 +85,11 @@ fn each_call_of_one_copys_disk_fails_once_and_the_volume_goes_on() {
             let met = if fault.is_some() { disk.calls() } else { disk.reads() };
             disk.forget_faults();
             rig.check(&[acknowledged]).unwrap_or_else(|e| panic!("{label}: {e}"));
+            // What the copy said after it was opened again is true, also when the power goes now.
+            rig.hold(c);
+            disk.crash();
+            rig.release(c);
+            rig.rest().unwrap_or_else(|e| panic!("{label}, without power: {e}"));
             if met < n {
                 assert!(n > 20, "{label}: the volume met {met} calls");
                 break;

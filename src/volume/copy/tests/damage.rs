@@ -1,7 +1,7 @@
 //! Damage is found and told from a torn tail, and no damaged byte is ever served.
 
 use super::*;
-use crate::sim::disk::Fault;
+use crate::sim::disk::{Fault, Left};
 use proptest::prelude::*;
 
 fn log_names(disk: &SimDisk) -> Vec<String> {
@@ -133,6 +133,55 @@ fn a_manifest_that_cannot_be_read_is_said_so() {
             assert!(matches!(e, OpenError::Damaged { ref what, .. } if what == name), "{e}");
         }
     }
+}
+
+/// The call fails behind its effect: a copy that is opened again finds what it was about to store, and whatever it answers from then on must
+/// be true after a power cut, also when nothing else is ever stored.
+#[test]
+fn what_a_failed_sync_of_the_directory_left_is_durable_before_a_copy_relies_on_it() {
+    let (g2, control) = (Generation(2), Bytes::from_static(b"who may write"));
+    let mut failed = 0;
+    for n in 1..60 {
+        let disk = disk(n);
+        let mut world = World::sized(n, 20);
+        let mut copy = open(&disk);
+        world.fill(&mut copy);
+        let had = world.end();
+        drop(copy);
+        // Its log is proven to its end: to open it once more writes nothing, and syncs no name in passing.
+        let mut copy = open(&disk);
+        world.generation = g2;
+        world.control(&ControlFrame::GenerationStart);
+        let requests = [
+            CopyRequest::Raise { generation: g2 },
+            CopyRequest::PutControl { generation: g2, version: 3, control: control.clone() },
+            world.append(world.frames[usize::try_from(had.seq.0).unwrap()..].to_vec(), had),
+        ];
+        disk.fail_at(n, Fault::NamesUnsynced);
+        requests.iter().for_each(|request| drop(drive(&mut copy, vec![request.clone()])));
+        disk.forget_faults();
+        failed += u32::from(copy.failed().is_some());
+        drop(copy);
+
+        let mut copy = open(&disk);
+        for request in requests {
+            let replies = drive(&mut copy, vec![request]);
+            let after = open(&Arc::new(disk.image(Left::Synced, n))).state();
+            let promised = open(&Arc::new(disk.image(Left::Synced, n))).promised();
+            for reply in replies {
+                match reply {
+                    CopyReply::Raised { generation, state } => {
+                        assert!(promised >= generation, "call {n}: {generation:?} was promised, and is {promised:?}");
+                        assert!(after.end >= state.end && after.control_version >= state.control_version, "call {n}: {after:?} {state:?}");
+                    }
+                    CopyReply::ControlStored { version, .. } => assert_eq!(after.control_version, version, "call {n}"),
+                    CopyReply::Appended { end, .. } => assert_eq!(after.end, end, "call {n}"),
+                    other => panic!("call {n}: {other:?}"),
+                }
+            }
+        }
+    }
+    assert!(failed > 3, "{failed}");
 }
 
 #[test]
