@@ -4,6 +4,7 @@
 //! kind of file. All of it runs the same appender and the same copies as
 //! production, from a seed, on a [`rig`]; a [`story`] knows what is right.
 
+mod bench;
 pub mod flips;
 mod look;
 pub mod powercut;

@@ -5,101 +5,23 @@
 //! Everything the volume says is held against the [`Story`]; the first lie ends the run.
 
 use super::Checked;
+use super::bench::Seen;
+pub(super) use super::bench::{Bench, Disks, Probe};
 use super::story::{Said, Story};
 use crate::base::{CopyId, Epoch, GroupId, Instant, Layout, Limits, LineageId, LogEnd, Lsn, MemberId, Prng, UnixMicros};
 use crate::log::Pen;
 use crate::sim::disk::SimDisk;
-use crate::volume::{
-    Appender, AppenderEffect, Cipher, Copy, CopyReply, CopyRequest, Disk, DiskError, Found, LostLog, OpenError, VolumePhase, proven_durable,
-};
-use bytes::Bytes;
+use crate::volume::{Appender, AppenderEffect, Copy, CopyReply, CopyRequest, Disk, Found, LostLog, OpenError, VolumePhase, proven_durable};
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 /// Rounds in which a healthy volume must have come to rest.
 const ROUNDS_MAX: u32 = 6000;
 /// No copy is given more requests than this without being asked to flush.
 const BURST: u64 = 6;
-
-pub(super) type Disks = [Arc<SimDisk>; 6];
-
-/// Called before each writing call, with what is being done.
-pub(super) type Probe = Box<dyn Fn(&Bench, u64, &'static str) + Send + Sync>;
-
-/// What the probe sees: the disks as they are, and what was said so far.
-pub(super) struct Bench {
-    pub disks: Mutex<Disks>,
-    pub story: Mutex<Story>,
-    doing: Mutex<&'static str>,
-    calls: AtomicU64,
-    probe: Option<Probe>,
-}
-
-impl Bench {
-    fn before(&self, name: &str) {
-        let no = self.calls.fetch_add(1, Ordering::Relaxed) + 1;
-        if let Some(probe) = &self.probe {
-            let doing = *self.doing.lock();
-            let doing = match (doing, name) {
-                ("commit" | "group commit", "log.tmp") => "new log file",
-                (_, "MANIFEST" | "MANIFEST.tmp") if doing != "opening a copy" => "manifest swap",
-                _ => doing,
-            };
-            probe(self, no, doing);
-        }
-    }
-}
-
-/// A disk under the probe's eyes.
-struct Seen {
-    disk: Arc<SimDisk>,
-    bench: Arc<Bench>,
-}
-
-impl Disk for Seen {
-    fn list(&self) -> Result<Vec<String>, DiskError> {
-        self.disk.list()
-    }
-    fn len(&self, name: &str) -> Result<Option<u64>, DiskError> {
-        self.disk.len(name)
-    }
-    fn read(&self, name: &str, offset: u64, len_max: usize) -> Result<Bytes, DiskError> {
-        self.disk.read(name, offset, len_max)
-    }
-    fn write(&self, name: &str, offset: u64, parts: &[Bytes]) -> Result<(), DiskError> {
-        self.bench.before(name);
-        self.disk.write(name, offset, parts)
-    }
-    fn allocate(&self, name: &str, len: u64) -> Result<(), DiskError> {
-        self.bench.before(name);
-        self.disk.allocate(name, len)
-    }
-    fn room(&self) -> u64 {
-        self.disk.room()
-    }
-    fn sync(&self, name: &str) -> Result<(), DiskError> {
-        self.bench.before(name);
-        self.disk.sync(name)
-    }
-    fn rename(&self, from: &str, to: &str) -> Result<(), DiskError> {
-        self.bench.before(to);
-        self.disk.rename(from, to)
-    }
-    fn remove(&self, name: &str) -> Result<(), DiskError> {
-        self.bench.before(name);
-        self.disk.remove(name)
-    }
-    /// Nothing fails here that it would mend: the disk is the same before and after it.
-    fn sync_names(&self) -> Result<(), DiskError> {
-        self.disk.sync_names()
-    }
-    fn cipher(&self) -> Option<&dyn Cipher> {
-        self.disk.cipher()
-    }
-}
 
 #[derive(Default)]
 pub(super) struct Slot {
