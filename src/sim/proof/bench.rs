@@ -2,6 +2,7 @@
 //!
 //! Decides what a call is said to be a part of. Never touches a disk; [`super::rig`] says what it is doing.
 
+use super::changing::Elsewhere;
 use super::story::Story;
 use crate::sim::disk::SimDisk;
 use crate::volume::{Cipher, Disk, DiskError};
@@ -18,6 +19,8 @@ pub(super) type Probe = Box<dyn Fn(&Bench, u64, &'static str) + Send + Sync>;
 /// What the probe sees: the disks as they are, and what was said so far.
 pub(super) struct Bench {
     pub disks: Mutex<Disks>,
+    /// The directories that are open in no slot.
+    pub elsewhere: Mutex<Elsewhere>,
     pub story: Mutex<Story>,
     pub doing: Mutex<&'static str>,
     pub calls: AtomicU64,

@@ -5,7 +5,9 @@
 //! production, from a seed, on a [`rig`]; a [`story`] knows what is right.
 
 mod bench;
+mod changing;
 pub mod flips;
+mod life;
 mod look;
 pub mod powercut;
 mod rig;
