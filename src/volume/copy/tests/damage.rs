@@ -1,6 +1,7 @@
 //! Damage is found and told from a torn tail, and no damaged byte is ever served.
 
 use super::*;
+use crate::base::{ClusterName, CopyId, RegionName};
 use crate::sim::disk::{Fault, Left};
 use proptest::prelude::*;
 
@@ -131,6 +132,48 @@ fn a_manifest_that_cannot_be_read_is_said_so() {
             broken.flip(name, at);
             let e = try_open(&broken).err().expect("it is damaged");
             assert!(matches!(e, OpenError::Damaged { ref what, .. } if what == name), "{e}");
+        }
+    }
+}
+
+/// Files that only some directories have: no byte of them is without a checksum either.
+#[test]
+fn a_flipped_byte_in_a_mark_in_a_list_or_in_another_timelines_files_is_damage() {
+    let (child, gone) = (TimelineId(7), TimelineId(9));
+    let (cluster, region) = (ClusterName::new("sun").unwrap(), RegionName::new("us").unwrap());
+    let home = identity::Home { cluster, region, group: 0, slot: CopyId(0) };
+    let disk = disk(6);
+    identity::settle(&*disk, &home, Incarnation(3)).unwrap();
+    let mut copy = open(&disk);
+    let world = World::sized(6, 30);
+    world.fill(&mut copy);
+    let (generation, at) = (world.generation, world.end());
+    for child in [child, gone] {
+        let replies = drive(&mut copy, vec![CopyRequest::Branch { generation, child, at }]);
+        assert!(replies.iter().any(|r| matches!(r, CopyReply::Branched { .. })), "{replies:?}");
+    }
+    drive(&mut copy, vec![CopyRequest::DropBranch { generation, child: gone }]);
+    drive(&mut copy, vec![CopyRequest::Distrust { generation, reason: "others differ".into() }]);
+    drop(copy);
+    identity::retire(&*disk, Incarnation(4), "/new").unwrap();
+    let opens = |disk: &Arc<SimDisk>| -> Result<(), OpenError> {
+        match identity::settle(&**disk, &home, Incarnation(5)) {
+            Err(OpenError::Replaced { place, .. }) if place == "/new" => {}
+            other => return Err(other.expect_err("it was replaced")),
+        }
+        let directory = Directory::open(Arc::clone(disk) as Arc<dyn Disk>)?;
+        for timeline in [TimelineId::ROOT, child] {
+            Copy::open_in(&directory, GroupId(0), timeline, &Limits::tiny())?;
+        }
+        Ok(())
+    };
+    opens(&clone_disk(&disk)).unwrap();
+    for name in ["identity", "replaced", "distrust", "dropped", "t0000000000000007-MANIFEST", "t0000000000000007-promise"] {
+        for at in 0..disk.len(name).unwrap().expect("there is such a file") {
+            let broken = clone_disk(&disk);
+            broken.flip(name, at);
+            let e = opens(&broken).err().unwrap_or_else(|| panic!("{name} at {at}: nobody found it"));
+            assert!(matches!(&e, OpenError::Damaged { what, .. } if name.ends_with(what.as_str())), "{name} at {at}: {e}");
         }
     }
 }
