@@ -2,7 +2,8 @@
 
 mod common;
 
-use common::{ByHand, Cluster, Ports, Ready, ensure, http_get, metric, parhelion, run, tail, text, until};
+use common::{ByHand, Cluster, Ports, Ready, ensure, http_get, metric, parhelion, run, signal, tail, text, until, verb};
+use rustix::process::Signal;
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -46,6 +47,24 @@ fn two_copies_that_are_slow_hold_up_nothing() {
     }
     let status = cluster.until_whole();
     assert!(!status.to_string().contains("made slow"), "{status}");
+}
+
+/// The copies whose files belong to the process of that file: intact, and what `volume verify` says of each copy.
+fn verified(config: &Path) -> (bool, Vec<Value>) {
+    let (code, out, err) = verb(config, &["volume", "verify", "--json"]);
+    let report: Value = serde_json::from_str(&out).unwrap_or_else(|e| panic!("{e}: {out}{err}"));
+    assert_eq!(code, Some(i32::from(report["intact"] != true)), "{report}{err}");
+    (report["intact"] == true, report["copies"].as_array().cloned().unwrap())
+}
+
+/// All copies are looked at, are intact, and lie where `place` says.
+fn all_intact(config: &Path, place: &[(&str, &str)]) {
+    let (intact, copies) = verified(config);
+    assert!(intact && copies.len() == 6 && copies.iter().all(|c| c["state"] == "intact"), "{copies:?}");
+    for (name, place) in place {
+        let copy = copies.iter().find(|c| c["name"] == *name).expect("one of six");
+        assert_eq!(copy["directory"], Path::new(place).join(name).to_str().unwrap(), "{copy}");
+    }
 }
 
 const ZONES: [&str; 3] = ["a", "b", "c"];
@@ -241,8 +260,25 @@ fn zones_in_processes_of_their_own_die_and_return_and_nothing_is_lost() {
     zones.until_inserted(5);
     zones.start_zone(2);
 
-    // The region's process is killed and started again: it finds what was durable on the other machines.
+    // A zone's process stands still with its connections open (D7): nothing stops, and what it missed it gets when it goes on.
     until("all are back", || ensure(zones.copy(&["list"])?.matches(" up ").count() == 6, "not yet"));
+    let still = zones.zones[1].as_ref().expect("it runs").child.id();
+    signal(still, Signal::STOP);
+    for id in 100..120 {
+        zones.insert(id).unwrap();
+    }
+    assert_eq!(zones.row().unwrap()["state"], "writable");
+    assert_eq!(ready.must(&reader, "select count(*) from t where id >= 100"), "20");
+    let missed = zones.row().unwrap()["durable_lsn"].as_u64().unwrap();
+    signal(still, Signal::CONT);
+    until("all six have it", || {
+        let row = zones.row()?;
+        let copies = row["copies"].as_array().cloned().unwrap_or_default();
+        let whole = |c: &&Value| c["state"] == "up" && c["durable_lsn"].as_u64() >= Some(missed);
+        ensure(copies.iter().filter(whole).count() == 6, &row)
+    });
+
+    // The region's process is killed and started again: it finds what was durable on the other machines.
     zones.region.take().unwrap().kill();
     zones.start_region();
     zones.until_inserted(6);
@@ -274,6 +310,27 @@ fn zones_in_processes_of_their_own_die_and_return_and_nothing_is_lost() {
     zones.insert(20).unwrap();
     zones.copy(&["start", "b2"]).unwrap();
     zones.until_whole();
+
+    // What lies in other processes is said to be there, and verified by their files.
+    let (intact, copies) = verified(&zones.file("us.toml"));
+    assert!(intact && copies.len() == 6 && copies.iter().all(|c| c["state"] == "elsewhere"), "{copies:?}");
+    let address = format!("127.0.0.1:{}", zones.ports.base + 51);
+    assert!(copies[2]["name"] == "b1" && copies[2]["elsewhere"] == address.as_str(), "{copies:?}");
+    let (code, shown, _) = verb(&zones.file("us.toml"), &["volume", "verify"]);
+    assert!(code == Some(0) && shown.contains(&format!("elsewhere: {address}")) && shown.contains("no copy lives here"), "{shown}");
+    for zone in ZONES {
+        let (intact, copies) = verified(&zones.file(&format!("zone-{zone}.toml")));
+        let names: Vec<String> =
+            copies.iter().map(|c| format!("{} {}", c["name"].as_str().unwrap(), c["state"].as_str().unwrap())).collect();
+        assert!(intact && names == [format!("{zone}1 intact"), format!("{zone}2 intact")], "{copies:?}");
+    }
+    zones.kill_zone(1);
+    let file = zones.file("zone-b/copies/b1/MANIFEST");
+    let mut bytes = std::fs::read(&file).unwrap();
+    bytes[20] ^= 1;
+    std::fs::write(&file, bytes).unwrap();
+    let (intact, copies) = verified(&zones.file("zone-b.toml"));
+    assert!(!intact && copies[0]["state"] == "damaged" && copies[1]["state"] == "intact", "{copies:?}");
 }
 
 #[test]
@@ -305,6 +362,9 @@ fn another_regions_certificate_is_refused_by_copies_and_copies_of_another_region
     // It cost nobody anything.
     zones.insert(1).unwrap();
     zones.until_whole();
+    let (intact, copies) = verified(&zones.file("us.toml"));
+    let states: Vec<&str> = copies.iter().map(|c| c["state"].as_str().unwrap()).collect();
+    assert!(intact && states == ["intact", "intact", "elsewhere", "elsewhere", "elsewhere", "elsewhere"], "{copies:?}");
     for z in [1, 2] {
         zones.zones[z].take().unwrap().stop();
     }
@@ -343,6 +403,7 @@ fn a_copy_is_replaced_while_writes_go_on_and_stays_replaced() {
         let copy = copy_of(&cluster, &primary.name, "a1")?;
         ensure(copy["place"] == new.as_str() && copy["state"] == "up" && copy["reason"].is_null(), copy)
     });
+    all_intact(&primary.config, &[("a1", &new)]);
     // Typed twice: the same state, said so.
     let again = replace(&["--with", &new]).unwrap();
     assert!(again.contains("lives in") && again.contains("already"), "{again}");
@@ -360,6 +421,8 @@ fn a_copy_is_replaced_while_writes_go_on_and_stays_replaced() {
     let count = ready.must(&primary.writer, "select count(*), sum(length(v)) from t");
     cluster.kill_region(&primary.name);
     std::fs::remove_file(data.join("PLACES")).unwrap();
+    // Whoever looks from outside follows the mark in the directory that it left.
+    all_intact(&primary.config, &[("a1", &new)]);
     cluster.start_region(&primary.name);
     cluster.until_whole();
     let copy = copy_of(&cluster, &primary.name, "a1").unwrap();
@@ -420,6 +483,7 @@ fn a_replacement_is_cancelled_and_the_copy_comes_back() {
     until("the directory that was not to be is marked", || {
         ensure(Path::new(&other).join("b2").join("replaced").exists(), "there is no mark")
     });
+    all_intact(&primary.config, &[("b2", &new)]);
     let refused = verb(&cluster, &["replace", "b2", "--cancel"]).unwrap_err();
     assert!(refused.contains("b2 is not being replaced"), "{refused}");
     assert_eq!(ready.must(&primary.writer, "select count(*) from t"), "1");

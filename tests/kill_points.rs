@@ -196,6 +196,11 @@ fn a_region_whose_calls_fail_goes_on_by_itself_and_loses_nothing() {
         ("/^pwrite", "error=ENOSPC:when=9"),
         ("fallocate", "error=ENOSPC:when=2"),
         ("/^rename", "error=EIO:when=3"),
+        // fsync is that of a directory, behind a rename that was done: whoever is opened again must not believe it for that.
+        ("fsync", "error=EIO:when=4"),
+        ("fsync", "error=EIO:when=6"),
+        ("pread64", "error=EIO:when=14"),
+        ("/^unlink", "error=EIO:when=1"),
     ] {
         let mut process = site.injected(&strace, calls, what);
         site.commit_through_errors(&mut process, 25, &format!("{calls} {what}"));

@@ -7,8 +7,7 @@ use common::{Cluster, Region, ensure, http_get, metric, parhelion, run, text, un
 use parhelion::base::{Limits, Lsn, PageNo, Prng};
 use parhelion::io::disk::FileDisk;
 use parhelion::log::SeedBase;
-use parhelion::ops::config::Config;
-use parhelion::ops::verify::verify;
+use parhelion::ops::verify::{Site, verify};
 use parhelion::volume::{Copy, CopyReply, CopyRequest};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -140,7 +139,7 @@ fn what_is_intact_is_said_to_be_and_every_flipped_byte_is_found() {
     // One byte in each kind of file, many times; the newest log file up to its last mark.
     let mut prng = Prng::new(u64::from(std::process::id()));
     let mut found = 0;
-    let config = Config::load(&primary.config).unwrap();
+    let site = Site::load(&primary.config).unwrap();
     for (i, prefix) in ["layer-", "log-", "MANIFEST", "promise", "control", "identity"].into_iter().enumerate() {
         let dir = copy_dir(&primary, NAMES[i]);
         for round in 0..25 {
@@ -154,7 +153,7 @@ fn what_is_intact_is_said_to_be_and_every_flipped_byte_is_found() {
             let sure = if prefix == "log-" { last_mark(&bytes).unwrap() } else { used };
             let at = usize::try_from(prng.below(sure as u64)).unwrap();
             flip(&file, at);
-            let report = verify(&config).unwrap();
+            let report = verify(&site).unwrap();
             let damage = &report.copies[i].damage;
             assert!(!report.intact && report.copies[i].state == "damaged", "{name} at {at}");
             assert!(damage.iter().all(|d| d.file == *name), "{name} at {at}: {damage:?}");

@@ -47,13 +47,15 @@ impl FileDisk {
     /// When it cannot be made or read, or another process has it.
     pub fn open(path: &Path) -> Result<FileDisk, DiskError> {
         let shown = path.display().to_string();
+        let missing = path.ancestors().skip(1).take_while(|p| !p.as_os_str().is_empty() && !p.exists()).count();
         std::fs::create_dir_all(path).map_err(|e| error(&shown, &e))?;
         let directory = File::open(path).map_err(|e| error(&shown, &e))?;
         rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive).map_err(|e| match e {
             Errno::WOULDBLOCK => DiskError::Failed { name: shown.clone(), reason: "another process uses it; stop that one first".into() },
             e => error(&shown, &e.into()),
         })?;
-        if let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
+        // Its own name, and those of the directories above it that were made for it.
+        for parent in path.ancestors().skip(1).take(1 + missing).filter(|p| !p.as_os_str().is_empty()) {
             File::open(parent).and_then(|p| p.sync_all()).map_err(|e| error(&shown, &e))?;
         }
         Ok(FileDisk { path: path.to_path_buf(), directory, state: Mutex::default(), full: AtomicBool::new(false) })
@@ -259,6 +261,10 @@ impl Disk for FileDisk {
         self.sync_directory(name)
     }
 
+    fn sync_names(&self) -> Result<(), DiskError> {
+        self.sync_directory(&self.path.display().to_string())
+    }
+
     fn cipher(&self) -> Option<&dyn Cipher> {
         None
     }
@@ -359,6 +365,10 @@ impl Disk for ReadOnlyDisk {
 
     fn remove(&self, name: &str) -> Result<(), DiskError> {
         ReadOnlyDisk::refuse(name)
+    }
+
+    fn sync_names(&self) -> Result<(), DiskError> {
+        ReadOnlyDisk::refuse("the directory")
     }
 
     fn cipher(&self) -> Option<&dyn Cipher> {

@@ -78,6 +78,8 @@ impl Slots {
     /// # Errors
     /// [`SlotsError`]: then nobody may vote with them.
     pub fn open(disk: Arc<dyn Disk>, owner: &str, fresh: [u8; 16]) -> Result<Slots, SlotsError> {
+        // `made` may be here by a rename whose sync failed; after a crash it would be gone, and everything promised since taken for nothing.
+        disk.sync_names()?;
         let mut slots = Slots { disk, owner: owner.to_owned(), identity: fresh, sequence: 0, state: None, damage: None, broken: false };
         if slots.disk.len(MADE)?.is_none() {
             // Whatever lies here was never promised by anybody: no answer left before this file was there.
@@ -360,6 +362,21 @@ mod tests {
             let after = Arc::new(disk.image(Left::Synced, call));
             assert!((1..=2).contains(&number(open(&after).unwrap().state())), "call {call}");
         }
+    }
+
+    #[test]
+    fn slots_whose_names_were_not_synced_when_they_were_made_keep_what_is_put_later() {
+        let mut failed = 0;
+        for call in 1..16 {
+            let disk = Arc::new(SimDisk::new(call));
+            disk.fail_at(call, Fault::NamesUnsynced);
+            failed += u32::from(open(&disk).is_err());
+            disk.forget_faults();
+            open(&disk).unwrap().put(&state(1)).unwrap();
+            let after = Arc::new(disk.image(Left::Synced, call));
+            assert_eq!(number(open(&after).unwrap().state()), 1, "call {call}");
+        }
+        assert!(failed > 4, "{failed}");
     }
 
     #[test]

@@ -407,3 +407,47 @@ impl Node {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::{ClusterName, Epoch, Generation, Layout, LineageId};
+    use crate::log::{ControlFrame, History};
+    use crate::ship::wire::Position;
+
+    const LINEAGE: LineageId = LineageId(7);
+
+    /// However few bytes it is: how long a region may be gone for its log is a setting of its own.
+    #[test]
+    fn a_secondary_that_is_gone_holds_log_back_until_its_age_and_no_longer() {
+        let at = |s: u64| Instant { ns: s * 1_000_000_000 };
+        let aged = |s: u64| Limits { log_retain: Duration::from_secs(s), ..Limits::tiny() };
+        let frame = ControlFrame::EpochStart { lineage: LINEAGE }.encode(&LogEnd::EMPTY, Epoch(1), Generation(1), UnixMicros(1));
+        let mut history = History::default();
+        history.note(&frame);
+        let vdl = frame.log_end();
+        let hello = Hello {
+            cluster: ClusterName::new("sun").unwrap(),
+            region: RegionName::new("eu-west").unwrap(),
+            epoch: Epoch(1),
+            layout: Layout::default(),
+            position: Some(Position { lineage: LINEAGE, end: vdl, history: history.clone() }),
+            unfinished: None,
+            catches_up: false,
+        };
+        let (sender, start) = Sender::greet(&hello, (LINEAGE, LINEAGE), &history, &vdl, Seq(1), aged(60), at(100)).unwrap();
+        assert_eq!(start, Start::Log);
+        let mut leader = Leader::default();
+        leader.senders.insert(ConnId(1), sender);
+        assert!(leader.needs(at(5000), &aged(60), 2).0.is_some(), "while it is linked nothing is too old");
+        leader.unlinked(at(5000), UnixMicros(1), ConnId(1));
+        for (limits, seconds) in [(aged(60), 60), (aged(7200), 7200)] {
+            for (after, held) in [(0, true), (seconds - 1, true), (seconds, false), (seconds + 100_000, false)] {
+                let now = at(5000 + after);
+                let (log, pages) = leader.needs(now, &limits, 2);
+                assert_eq!((log, pages), (held.then_some(vdl.seq), None), "{after} s of {seconds}");
+                assert_eq!(leader.fork(now, &limits), held.then_some(vdl.end_lsn), "{after} s of {seconds}");
+            }
+        }
+    }
+}

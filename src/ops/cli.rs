@@ -150,7 +150,7 @@ pub struct CertsArgs {
 pub enum VolumeVerb {
     /// Read every copy of a stopped or running region: what is intact, what is damaged, where copies differ. Changes nothing. Exit code 1: damage
     Verify {
-        /// The region's file
+        /// The file of the region, or of a process of copies: those that live there are read
         #[arg(long, value_name = "FILE", env = "PARHELION_CONFIG")]
         config: PathBuf,
         /// Print JSON
@@ -190,7 +190,7 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Verb::Copy(CopyArgs { what: Some(what), .. }) => runtime(false)?.block_on(drill::run_copy(what)),
         Verb::Copy(args) => process::run_copies(&args),
         Verb::Salvage(args) => process::run_salvage(args),
-        Verb::Volume { what: VolumeVerb::Verify { config, json } } => super::verify::run(&Config::load(&config)?, json, say),
+        Verb::Volume { what: VolumeVerb::Verify { config, json } } => super::verify::run(&config, json, say),
         Verb::Bench(args) => runtime(true)?.block_on(super::bench::run(args)),
         Verb::Sim(args) => seeds::run_sim(&args),
         Verb::Powercut(args) => super::proof::powercut(&args),

@@ -2,17 +2,20 @@
 //!
 //! Decides which copies are compared at which position, and what to tell an operator. Changes no file and takes no lock: a copy is read through
 //! a view of its directory, and opened over memory as it would open. Whether the region runs makes no difference; a running one goes
-//! on writing meanwhile. What a file is, and whether it is intact, the volume decides.
+//! on writing meanwhile. What a file is, and whether it is intact, the volume decides. Never asks another machine: copies in other
+//! processes are verified where they live, with the files of those processes.
 
-use super::config::Config;
+use super::config::{Config, ConfigError};
+use super::copy::config::CopyConfig;
 use super::failure::{FAILED, Failure};
-use super::keys;
 use super::text;
-use crate::base::{CopyId, GroupId, Limits, LogEnd, Lsn, MemberId, PageNo, Seq};
+use crate::base::{ClusterName, CopyId, GROUPS_MAX, GroupId, Limits, LogEnd, Lsn, MemberId, PageNo, RegionName, Seq};
+use crate::io::copies::places::Places;
 use crate::io::sealing::{self, Key};
 use crate::volume::identity::{Home, settle};
 use crate::volume::membership::Incarnation;
 use crate::volume::{Copy, CopyReply, CopyRequest, Digest, Disk, FileDamage, OpenError, Overlay, Verdict, judge, verify_files};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -24,11 +27,80 @@ const NAMED_PAGES_MAX: usize = 20;
 /// The files of a running copy are looked at again so often when they changed while it was opened.
 const LOOKS: usize = 5;
 
+/// What a process has of a region's copies, and where.
+#[derive(Debug)]
+pub struct Site {
+    file: PathBuf,
+    cluster: ClusterName,
+    region: RegionName,
+    data_dir: PathBuf,
+    key: Option<Arc<Key>>,
+    places: Places,
+    /// Those that live here, of all groups that are known of.
+    here: Vec<MemberId>,
+    groups: u32,
+    /// Where the others are, as far as the file says that.
+    elsewhere: BTreeMap<CopyId, String>,
+}
+
+impl Site {
+    /// From the file of a region, or of a process of copies: which of them it is, it says itself.
+    ///
+    /// # Errors
+    /// [`ConfigError`]: neither of them, or the key or the note of places cannot be read.
+    pub fn load(file: &Path) -> Result<Site, ConfigError> {
+        let Ok(config) = CopyConfig::load(file) else { return Site::of(&Config::load(file)?) };
+        let places = places(&config.data_dir)?;
+        let here = |m: &MemberId| config.copies.contains(&m.copy);
+        // The region's file has their number: here there are as many as there are directories.
+        let there = MemberId::all(GROUPS_MAX).filter(here).filter(|m| places.directory(*m).is_dir());
+        let groups = there.map(|m| m.group.0 + 1).max().unwrap_or(1);
+        Ok(Site {
+            here: MemberId::all(groups).filter(here).collect(),
+            key: config.key()?,
+            file: config.file,
+            cluster: config.cluster,
+            region: config.region,
+            data_dir: config.data_dir,
+            places,
+            groups,
+            elsewhere: BTreeMap::new(),
+        })
+    }
+
+    /// # Errors
+    /// As [`Site::load`].
+    pub fn of(config: &Config) -> Result<Site, ConfigError> {
+        let groups = config.layout.groups;
+        Ok(Site {
+            file: config.file.clone(),
+            cluster: config.cluster.clone(),
+            region: config.region.clone(),
+            data_dir: config.data_dir.clone(),
+            key: config.key()?,
+            places: places(&config.data_dir)?,
+            here: MemberId::all(groups).filter(|m| !config.copies.contains_key(&m.copy)).collect(),
+            groups,
+            elsewhere: config.copies.clone(),
+        })
+    }
+
+    /// Whether all of the region's copies live here: only then what one of them lacks can be judged.
+    fn has_all(&self) -> bool {
+        self.here.len() == MemberId::all(self.groups).count()
+    }
+}
+
+fn places(data_dir: &Path) -> Result<Places, ConfigError> {
+    let copies = data_dir.join("copies");
+    Places::load(&copies).map_err(|e| ConfigError::Key(format!("{} cannot be read: {e}", copies.display())))
+}
+
 /// The answer; `--json` is exactly this.
 #[derive(Debug, serde::Serialize)]
 pub struct VerifyReport {
     pub region: String,
-    /// All copies are there and intact, and those that could be compared are the same.
+    /// All copies that live here are there and intact, and those that could be compared are the same.
     pub intact: bool,
     pub copies: Vec<CopyVerdict>,
     /// One for each protection group.
@@ -43,8 +115,12 @@ pub struct VerifyReport {
 pub struct CopyVerdict {
     pub name: String,
     pub az: String,
-    /// `intact`, `damaged`, `missing` (no directory), `empty` (new, while others have data).
+    /// `intact`, `damaged`, `missing` (no directory), `empty` (new, while others have data or are not here), `elsewhere` (not looked at).
     pub state: &'static str,
+    /// The address of the process that has it, where it is elsewhere.
+    pub elsewhere: Option<String>,
+    /// Where it lies, when it lives here.
+    pub directory: Option<PathBuf>,
     pub files: u64,
     pub bytes: u64,
     pub damage: Vec<Damaged>,
@@ -99,29 +175,29 @@ struct Opened {
 /// Reads everything. Memory: what is not in layers yet, for each copy.
 ///
 /// # Errors
-/// When the key cannot be read, or a copy is not sealed with it: then nothing can be said of what it holds.
-pub fn verify(config: &Config) -> Result<VerifyReport, Failure> {
-    let key = config.key()?;
-    let key = key.as_deref();
-    let groups = config.layout.groups;
-    let dir = config.data_dir.join("copies");
+/// When a copy is not sealed with the key: then nothing can be said of what it holds.
+pub fn verify(site: &Site) -> Result<VerifyReport, Failure> {
+    let key = site.key.as_deref();
     let mut copies = Vec::new();
     let mut opened = Vec::new();
-    keys::check(&config.data_dir, |_| true, groups, key)?;
-    for member in MemberId::all(groups) {
-        let (verdict, copy) = look_at(config, key, member, &dir.join(member.to_string()));
-        copies.push(verdict);
-        opened.extend(copy);
+    sealing::check(site.here.iter().map(|m| site.places.directory(*m)), key).map_err(ConfigError::Key)?;
+    for member in MemberId::all(site.groups) {
+        if site.here.contains(&member) {
+            let (verdict, copy) = look_at(site, key, member);
+            copies.push(verdict);
+            opened.extend(copy);
+        } else if let Some(address) = site.elsewhere.get(&member.copy) {
+            copies.push(CopyVerdict { state: "elsewhere", elsewhere: Some(address.clone()), ..CopyVerdict::of(member) });
+        }
     }
-    if copies.iter().any(|c| c.state == "intact" || c.state == "damaged") {
-        // Beside copies with data an empty one is not as it should be.
-    } else {
+    // Beside copies with data an empty one is not as it should be, and what copies elsewhere have is not known.
+    if site.has_all() && !copies.iter().any(|c| c.state == "intact" || c.state == "damaged") {
         for copy in copies.iter_mut().filter(|c| c.state == "empty") {
             copy.state = "intact";
         }
     }
     let mut comparisons = Vec::new();
-    for group in (0..groups).map(GroupId) {
+    for group in (0..site.groups).map(GroupId) {
         let mut own: Vec<Opened> = Vec::new();
         let mut rest = Vec::new();
         for o in opened {
@@ -130,38 +206,53 @@ pub fn verify(config: &Config) -> Result<VerifyReport, Failure> {
         opened = rest;
         let furthest = own.iter().map(|o| o.copy.state().end.seq).max().unwrap_or(Seq::ZERO);
         for o in &own {
-            let verdict = &mut copies[o.member.index()];
+            let name = o.member.to_string();
+            let verdict = copies.iter_mut().find(|c| c.name == name).expect("BUG: what was opened was looked at");
             verdict.behind_frames = Some(furthest.0 - o.copy.state().end.seq.0);
         }
         comparisons.push(compare(group, &mut own));
     }
-    let aside = aside(&dir);
+    let aside = aside(site);
     let differ = comparisons.iter().any(|c| !c.differ.is_empty() || c.undecided);
-    let intact = copies.iter().all(|c| c.state == "intact") && !differ;
-    let next = what_next(&copies, &comparisons, groups);
-    Ok(VerifyReport { region: config.region.to_string(), intact, copies, comparisons, aside, next })
+    let intact = copies.iter().all(|c| !c.is_bad()) && !differ;
+    let next = what_next(site, &copies, &comparisons);
+    Ok(VerifyReport { region: site.region.to_string(), intact, copies, comparisons, aside, next })
 }
 
-fn look_at(config: &Config, key: Option<&Key>, member: MemberId, dir: &Path) -> (CopyVerdict, Option<Opened>) {
-    let mut verdict = CopyVerdict {
-        name: member.to_string(),
-        az: member.copy.az().to_string(),
-        state: "missing",
-        files: 0,
-        bytes: 0,
-        damage: Vec::new(),
-        seq: None,
-        lsn: None,
-        consistent_lsn: None,
-        generation: None,
-        behind_frames: None,
-    };
+impl CopyVerdict {
+    fn of(member: MemberId) -> CopyVerdict {
+        CopyVerdict {
+            name: member.to_string(),
+            az: member.copy.az().to_string(),
+            state: "missing",
+            elsewhere: None,
+            directory: None,
+            files: 0,
+            bytes: 0,
+            damage: Vec::new(),
+            seq: None,
+            lsn: None,
+            consistent_lsn: None,
+            generation: None,
+            behind_frames: None,
+        }
+    }
+
+    /// It lives here and is not as it should be.
+    fn is_bad(&self) -> bool {
+        self.state != "intact" && self.state != "elsewhere"
+    }
+}
+
+fn look_at(site: &Site, key: Option<&Key>, member: MemberId) -> (CopyVerdict, Option<Opened>) {
+    let mut dir = site.places.directory(member);
+    let mut verdict = CopyVerdict { directory: Some(dir.clone()), ..CopyVerdict::of(member) };
     if !dir.is_dir() {
         return (verdict, None);
     }
     let mut outcome = None;
     for _ in 0..LOOKS {
-        let disk: Arc<dyn Disk> = match sealing::look(dir, key) {
+        let disk: Arc<dyn Disk> = match sealing::look(&dir, key) {
             Ok(disk) => disk,
             Err(OpenError::Damaged { what, reason }) => {
                 outcome = Some((vec![damaged(&what, None, reason)], None));
@@ -182,13 +273,20 @@ fn look_at(config: &Config, key: Option<&Key>, member: MemberId, dir: &Path) -> 
             files.damage.into_iter().map(|FileDamage { file, offset, reason }| damaged(&file, offset, reason)).collect();
         // As much in memory as it takes: nothing is written.
         let limits = Limits { memtable_bytes_max: usize::MAX, ..Limits::default() };
-        let home = Home { cluster: config.cluster.clone(), region: config.region.clone(), group: member.group.0, slot: member.copy };
+        let home = Home { cluster: site.cluster.clone(), region: site.region.clone(), group: member.group.0, slot: member.copy };
         let overlay = Arc::new(Overlay::new(disk));
         match settle(&*overlay, &home, Incarnation::UNKNOWN).and_then(|_| Copy::open(overlay, &limits)) {
             Ok(copy) => {
                 copy.pages().trust();
                 outcome = Some((damage, Some(copy)));
                 break;
+            }
+            // The note of where it lives was lost: the mark says where it lived then, and a copy that is opened follows it as well.
+            Err(OpenError::Replaced { place, .. }) if Path::new(&place).is_dir() => {
+                dir = PathBuf::from(place);
+                verdict.directory = Some(dir.clone());
+                outcome =
+                    Some((vec![damaged(".", None, "it was replaced again and again; parhelion copy list says where it lives")], None));
             }
             Err(e) => {
                 let settled = !damage.is_empty();
@@ -319,24 +417,30 @@ fn digests(able: &mut [&mut Opened], at: Lsn, from: PageNo, pages_max: u32) -> V
     able.iter_mut().filter_map(one).collect()
 }
 
-fn aside(dir: &Path) -> Vec<PathBuf> {
-    let Ok(entries) = std::fs::read_dir(dir) else { return Vec::new() };
-    let mut all: Vec<PathBuf> =
-        entries.flatten().map(|e| e.path()).filter(|p| p.file_name().is_some_and(|n| n.to_string_lossy().contains(".damaged-"))).collect();
+/// Beside each copy that lives here.
+fn aside(site: &Site) -> Vec<PathBuf> {
+    let homes: BTreeSet<PathBuf> = site.here.iter().filter_map(|m| site.places.directory(*m).parent().map(Path::to_path_buf)).collect();
+    let entries = homes.into_iter().filter_map(|dir| std::fs::read_dir(dir).ok()).flat_map(Iterator::flatten).map(|e| e.path());
+    let mut all: Vec<PathBuf> = entries.filter(|p| p.file_name().is_some_and(|n| n.to_string_lossy().contains(".damaged-"))).collect();
     all.sort();
     all
 }
 
-fn what_next(copies: &[CopyVerdict], comparisons: &[Comparison], groups: u32) -> Vec<String> {
+fn what_next(site: &Site, copies: &[CopyVerdict], comparisons: &[Comparison]) -> Vec<String> {
     let mut next = Vec::new();
-    let bad: Vec<&CopyVerdict> = copies.iter().filter(|c| c.state != "intact").collect();
-    for group in (0..groups).map(GroupId) {
-        let of_group = &copies[MemberId { group, copy: CopyId(0) }.index()..][..6];
-        let intact = of_group.iter().filter(|c| c.state == "intact").count();
-        if intact == 6 {
+    for group in (0..site.groups).map(GroupId) {
+        let of_group: Vec<&CopyVerdict> =
+            site.here.iter().filter(|m| m.group == group).filter_map(|m| copies.iter().find(|c| c.name == m.to_string())).collect();
+        let (intact, all) = (of_group.iter().filter(|c| c.state == "intact").count(), of_group.len());
+        if intact == all {
             continue;
         }
-        if intact >= 3 {
+        if all < 6 {
+            next.push(format!(
+                "{intact} of the {all} copies that live here are intact: what is damaged, missing or empty is rebuilt from the region's others while it \
+                 runs, if three of the six are intact; verify those elsewhere with the files of their processes"
+            ));
+        } else if intact >= 3 {
             next.push(format!(
                 "{intact} of 6 copies are intact: start the region if it is stopped; what is damaged, missing or empty is rebuilt from the others by \
                  itself (a damaged file that is only read now and then when the scrub meets it, see scrub_every_s in [volume])"
@@ -351,18 +455,26 @@ fn what_next(copies: &[CopyVerdict], comparisons: &[Comparison], groups: u32) ->
     for comparison in comparisons {
         for odd in &comparison.differ {
             let what = if odd.other_log { "another log" } else { "other pages" };
+            let directory = copies.iter().find(|c| c.name == odd.copy).and_then(|c| c.directory.as_deref()).unwrap_or(Path::new(""));
             next.push(format!(
                 "copy {} has {what} than most: the scrub of a running region finds that and rebuilds it. To do it now: stop the region, move the \
-                 directory copies/{} away, start the region",
-                odd.copy, odd.copy
+                 directory {} away, start the region",
+                odd.copy,
+                directory.display()
             ));
         }
         if comparison.undecided {
             next.push("the copies differ and no majority agrees: keep all directories as they are and compare with another region".into());
         }
-        if comparison.at_lsn.is_none() && bad.len() < copies.len() {
+        if comparison.at_lsn.is_none() && site.here.len() > 1 && copies.iter().any(|c| c.state == "intact") {
             next.push("fewer than two copies can be read at a common position: nothing was compared".into());
         }
+    }
+    if !site.has_all() {
+        next.push(
+            "copies in other processes were not looked at: on each of their machines, parhelion volume verify --config with the file of that process"
+                .into(),
+        );
     }
     next
 }
@@ -373,6 +485,19 @@ pub fn render(report: &VerifyReport) -> String {
     let mut out = format!("region {}\n\n", report.region);
     let number = |n: Option<u64>| n.map_or_else(|| "?".to_owned(), |n| n.to_string());
     let rows = report.copies.iter().map(|c| {
+        if let Some(address) = &c.elsewhere {
+            let nothing = || "-".to_owned();
+            return vec![
+                c.name.clone(),
+                c.az.clone(),
+                c.state.to_owned(),
+                nothing(),
+                nothing(),
+                nothing(),
+                nothing(),
+                format!("elsewhere: {address}"),
+            ];
+        }
         let behind = c.behind_frames.filter(|n| *n > 0).map_or(String::new(), |n| format!("{n} frames behind"));
         vec![
             c.name.clone(),
@@ -414,8 +539,14 @@ pub fn render(report: &VerifyReport) -> String {
     for sentence in &report.next {
         let _ = writeln!(out, "next: {sentence}");
     }
-    if report.intact {
-        out.push_str("all copies are intact\n");
+    let looked_at = report.copies.iter().filter(|c| c.elsewhere.is_none()).count();
+    match (report.intact, looked_at) {
+        (false, _) => {}
+        (true, 0) => out.push_str("no copy lives here: nothing was read\n"),
+        (true, n) if n % 6 == 0 => out.push_str("all copies are intact\n"),
+        (true, n) => {
+            let _ = writeln!(out, "all {n} copies that live here are intact");
+        }
     }
     out
 }
@@ -424,18 +555,21 @@ pub fn render(report: &VerifyReport) -> String {
 ///
 /// # Errors
 /// When something is damaged, missing or different, or there is nothing to look at.
-pub fn run(config: &Config, json: bool, say: impl FnOnce(&str) -> Result<(), Failure>) -> Result<(), Failure> {
-    if !config.data_dir.join("copies").is_dir() {
-        return Err(Failure::new(FAILED, format!("there are no copies in {}", config.data_dir.display()))
-            .hint("run this where the region lives, or start the region once; data_dir in its file says where the copies are"));
+pub fn run(file: &Path, json: bool, say: impl FnOnce(&str) -> Result<(), Failure>) -> Result<(), Failure> {
+    let site = Site::load(file)?;
+    if !site.here.is_empty() && !site.data_dir.join("copies").is_dir() {
+        return Err(Failure::new(FAILED, format!("there are no copies in {}", site.data_dir.display())).hint(format!(
+            "run this where they live, or start the process of {} once; data_dir in that file says where the copies are",
+            site.file.display()
+        )));
     }
-    let report = verify(config)?;
+    let report = verify(&site)?;
     let shown = if json { format!("{}\n", serde_json::to_string(&report).expect("BUG: plain data becomes JSON")) } else { render(&report) };
     say(&shown)?;
     if report.intact {
         return Ok(());
     }
-    let bad: Vec<&str> = report.copies.iter().filter(|c| c.state != "intact").map(|c| c.name.as_str()).collect();
+    let bad: Vec<&str> = report.copies.iter().filter(|c| c.is_bad()).map(|c| c.name.as_str()).collect();
     let differ: Vec<&str> = report.comparisons.iter().flat_map(|c| c.differ.iter().map(|d| d.copy.as_str())).collect();
     let mut what = Vec::new();
     if !bad.is_empty() {
@@ -444,7 +578,7 @@ pub fn run(config: &Config, json: bool, say: impl FnOnce(&str) -> Result<(), Fai
     if !differ.is_empty() || report.comparisons.iter().any(|c| c.undecided) {
         what.push(format!("different: {}", if differ.is_empty() { "no majority agrees".to_owned() } else { differ.join(", ") }));
     }
-    let failure = Failure::new(FAILED, format!("the volume of {} has damage; {}", config.region, what.join("; ")));
+    let failure = Failure::new(FAILED, format!("the volume of {} has damage; {}", site.region, what.join("; ")));
     Err(match report.next.first() {
         Some(next) => failure.hint(next.clone()),
         None => failure,

@@ -4,7 +4,8 @@
 //! some byte, or gone, each on its own, so that later ones may survive earlier ones. A file that was made and never
 //! synced nor renamed vanishes. [`SimDisk::image`] gives what would be left at this moment, again and again and in other ways,
 //! while the disk itself goes on. After a failed sync the bytes read back as if nothing had happened, and are lost with the
-//! power even when a later sync succeeds. Driven by the simulator and by the copy's own tests.
+//! power even when a later sync succeeds. A name that changed while the directory could not be synced is seen as it is now, and is what it was
+//! after a power cut, unless the directory was synced meanwhile. Driven by the simulator and by the copy's own tests.
 
 use super::cipher::SimCipher;
 use crate::base::Prng;
@@ -18,6 +19,9 @@ use std::collections::BTreeMap;
 pub enum Fault {
     Full,
     Failed,
+    /// It is done, and the sync of the directory behind it fails: so does the call. What became of names is lost with the power until a later
+    /// sync of the directory.
+    NamesUnsynced,
 }
 
 /// What the power leaves of the writes that no sync covered, each write on its own.
@@ -46,8 +50,10 @@ pub struct SimDisk {
 
 struct State {
     files: BTreeMap<String, SimFile>,
+    /// Changes of names that no sync of the directory covers, oldest first.
+    names: Vec<Renaming>,
     prng: Prng,
-    /// Writing calls so far: write, allocate, sync, rename, remove.
+    /// Writing calls so far: write, allocate, sync, rename, remove; and a sync of names that has something to do.
     calls: u64,
     cut_at: Option<u64>,
     fail_at: Option<(u64, Fault)>,
@@ -68,6 +74,19 @@ struct SimFile {
     /// What is on the platter; `None`: not even the name.
     durable: Option<Vec<u8>>,
     unsynced: Vec<Unsynced>,
+}
+
+/// What was under the names that one call changed; `None`: nothing.
+type Renaming = Vec<(String, Option<SimFile>)>;
+
+/// As much is undone as `kept` does not cover: a directory goes back to an earlier state of its own, not to any mixture.
+fn undo(names: &[Renaming], kept: usize, files: &mut BTreeMap<String, SimFile>) {
+    for (name, before) in names.iter().skip(kept).rev().flatten() {
+        match before {
+            Some(file) => drop(files.insert(name.clone(), file.clone())),
+            None => drop(files.remove(name)),
+        }
+    }
 }
 
 #[derive(Clone)]
@@ -168,6 +187,8 @@ enum Go {
     Normal,
     /// The power goes during this call: `true` if its effect still happens.
     Last(bool),
+    /// Its effect happens, and it fails.
+    NamesUnsynced,
 }
 
 impl State {
@@ -182,10 +203,11 @@ impl State {
             && at == self.calls
         {
             self.fail_at = None;
-            return Err(match fault {
-                Fault::Full => DiskError::Full { name: name.to_string() },
-                Fault::Failed => failed(name, "an injected I/O error"),
-            });
+            return match fault {
+                Fault::Full => Err(DiskError::Full { name: name.to_string() }),
+                Fault::Failed => Err(failed(name, "an injected I/O error")),
+                Fault::NamesUnsynced => Ok(Go::NamesUnsynced),
+            };
         }
         Ok(Go::Normal)
     }
@@ -220,7 +242,11 @@ impl State {
         self.cut_at = None;
         self.fail_at = None;
         self.fail_read_at = None;
-        let State { files, prng, .. } = self;
+        let State { files, prng, names, .. } = self;
+        if !names.is_empty() {
+            let kept = usize::try_from(prng.below(names.len() as u64 + 1)).expect("BUG: a length fits");
+            undo(&std::mem::take(names), kept, files);
+        }
         files.retain(|_, file| {
             let Some(durable) = file.durable.as_mut() else { return false };
             for change in file.unsynced.drain(..) {
@@ -246,6 +272,10 @@ impl State {
     fn finish(&mut self, go: &Go, name: &str, effect: impl FnOnce(&mut State) -> Result<(), DiskError>) -> Result<(), DiskError> {
         match go {
             Go::Normal => effect(self),
+            Go::NamesUnsynced => {
+                effect(self)?;
+                Err(failed(name, "an injected I/O error, of the directory"))
+            }
             Go::Last(happens) => {
                 if *happens {
                     effect(self)?;
@@ -253,6 +283,20 @@ impl State {
                 self.crash();
                 Err(failed(name, "the power went"))
             }
+        }
+    }
+}
+
+impl State {
+    /// To be called before a call changes what is under `changed`: with its success all names are durable, and with its failure none of those.
+    fn rename_as(&mut self, go: &Go, changed: &[&str]) {
+        match go {
+            Go::NamesUnsynced => {
+                let before = changed.iter().map(|name| ((*name).to_string(), self.files.get(*name).cloned()));
+                self.names.push(before.collect());
+            }
+            Go::Normal if !self.lies => self.names.clear(),
+            Go::Normal | Go::Last(_) => {}
         }
     }
 }
@@ -297,6 +341,7 @@ impl SimDisk {
             cipher: None,
             state: Mutex::new(State {
                 files: BTreeMap::new(),
+                names: Vec::new(),
                 prng: Prng::new(seed),
                 calls: 0,
                 cut_at: None,
@@ -317,7 +362,14 @@ impl SimDisk {
         let mut prng = Prng::new(seed).fork("image");
         let state = self.state.lock();
         let mut files = BTreeMap::new();
-        for (name, file) in &state.files {
+        let mut seen = state.files.clone();
+        if left == Left::Cached {
+            image.state.lock().names.clone_from(&state.names);
+        } else if !state.names.is_empty() {
+            let kept = if left == Left::Synced { 0 } else { prng.below(state.names.len() as u64 + 1) };
+            undo(&state.names, usize::try_from(kept).expect("BUG: a length fits"), &mut seen);
+        }
+        for (name, file) in &seen {
             if let Some(file) = file.image(left, &mut prng) {
                 files.insert(name.clone(), file);
             }
@@ -343,6 +395,7 @@ impl SimDisk {
         {
             let (state, mut other) = (self.state.lock(), fork.state.lock());
             other.files.clone_from(&state.files);
+            other.names.clone_from(&state.names);
             other.down = state.down;
         }
         fork
@@ -351,7 +404,8 @@ impl SimDisk {
     /// Whether something would be lost if the power went now.
     #[must_use]
     pub fn has_unsynced(&self) -> bool {
-        self.state.lock().files.values().any(|f| f.durable.is_none() || !f.unsynced.is_empty())
+        let state = self.state.lock();
+        !state.names.is_empty() || state.files.values().any(|f| f.durable.is_none() || !f.unsynced.is_empty())
     }
 
     /// The same for two disks that no reader can tell apart, now or after a power cut.
@@ -359,11 +413,15 @@ impl SimDisk {
     pub fn content_hash(&self) -> u64 {
         use std::hash::{Hash as _, Hasher as _};
         let mut hasher = std::hash::DefaultHasher::new();
-        for (name, file) in &self.state.lock().files {
+        let state = self.state.lock();
+        for (name, file) in &state.files {
             (name, &file.current, file.durable.as_ref() == Some(&file.current)).hash(&mut hasher);
             if !file.unsynced.is_empty() {
                 file.durable.hash(&mut hasher);
             }
+        }
+        for (name, before) in state.names.iter().flatten() {
+            (name, before.as_ref().map(|file| (&file.current, &file.durable))).hash(&mut hasher);
         }
         hasher.finish()
     }
@@ -523,6 +581,12 @@ impl Disk for SimDisk {
                 return Err(e);
             }
         };
+        if state.files.get(name).is_some_and(|file| file.durable.is_none()) {
+            state.rename_as(&go, &[name]);
+            if let (Go::NamesUnsynced, Some(renaming)) = (&go, state.names.last_mut()) {
+                *renaming = vec![(name.to_string(), None)];
+            }
+        }
         state.finish(&go, name, |s| match s.files.get_mut(name) {
             Some(file) => {
                 if !s.lies {
@@ -537,6 +601,9 @@ impl Disk for SimDisk {
     fn rename(&self, from: &str, to: &str) -> Result<(), DiskError> {
         let mut state = self.state.lock();
         let go = state.enter(from)?;
+        if state.files.contains_key(from) {
+            state.rename_as(&go, &[to, from]);
+        }
         state.finish(&go, from, |s| match s.files.remove(from) {
             Some(mut file) => {
                 // The name is durable now, the bytes only as far as they were synced.
@@ -551,10 +618,27 @@ impl Disk for SimDisk {
     fn remove(&self, name: &str) -> Result<(), DiskError> {
         let mut state = self.state.lock();
         let go = state.enter(name)?;
+        // Nothing is synced where nothing was removed.
+        if state.files.contains_key(name) {
+            state.rename_as(&go, &[name]);
+        }
         state.finish(&go, name, |s| {
             s.files.remove(name);
             Ok(())
         })
+    }
+
+    fn sync_names(&self) -> Result<(), DiskError> {
+        let mut state = self.state.lock();
+        state.check_power("directory")?;
+        if state.names.is_empty() {
+            return Ok(());
+        }
+        let go = state.enter("directory")?;
+        if let Go::Normal = go {
+            state.rename_as(&go, &[]);
+        }
+        state.finish(&go, "directory", |_| Ok(()))
     }
 
     fn cipher(&self) -> Option<&dyn Cipher> {
@@ -563,96 +647,5 @@ impl Disk for SimDisk {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn write(disk: &SimDisk, name: &str, offset: u64, bytes: &'static [u8]) {
-        disk.write(name, offset, &[Bytes::from_static(bytes)]).unwrap();
-    }
-
-    #[test]
-    fn what_was_synced_survives_and_the_rest_is_kept_torn_or_gone() {
-        let mut seen = std::collections::BTreeSet::new();
-        for seed in 0..100 {
-            let disk = SimDisk::new(seed);
-            write(&disk, "a", 0, b"synced");
-            disk.sync("a").unwrap();
-            write(&disk, "a", 6, b"late");
-            write(&disk, "never synced", 0, b"x");
-            disk.crash();
-            assert!(disk.read("a", 0, 1).is_err(), "the power is off");
-            disk.restart();
-            let got = disk.read("a", 0, 100).unwrap();
-            assert!(got.starts_with(b"synced"));
-            seen.insert(got.len());
-            assert_eq!(disk.len("never synced").unwrap(), None);
-        }
-        assert!(seen.contains(&6) && seen.contains(&10) && seen.len() > 2, "{seen:?}");
-    }
-
-    #[test]
-    fn a_failed_sync_reads_back_and_is_lost_even_after_a_later_sync() {
-        let disk = SimDisk::new(1);
-        write(&disk, "a", 0, b"one");
-        disk.sync("a").unwrap();
-        write(&disk, "a", 3, b"two");
-        disk.fail_next(Fault::Failed);
-        assert!(disk.sync("a").is_err());
-        assert_eq!(disk.read("a", 0, 100).unwrap(), "onetwo");
-        disk.sync("a").unwrap();
-        disk.crash();
-        disk.restart();
-        assert_eq!(disk.read("a", 0, 100).unwrap(), "one");
-    }
-
-    #[test]
-    fn an_image_shows_what_each_loss_leaves_and_the_disk_goes_on() {
-        let disk = SimDisk::new(7);
-        write(&disk, "a", 0, b"synced");
-        disk.sync("a").unwrap();
-        write(&disk, "a", 6, &[7; 64]);
-        write(&disk, "a", 70, b"later");
-        write(&disk, "new", 0, b"x");
-        let all = disk.read("a", 0, 100).unwrap();
-        let (mut torn, mut reordered, mut holes) = (0, 0, 0);
-        for seed in 0..200 {
-            assert_eq!(disk.image(Left::Cached, seed).read("a", 0, 100).unwrap(), all);
-            let synced = disk.image(Left::Synced, seed);
-            assert_eq!((synced.read("a", 0, 100).unwrap(), synced.len("new").unwrap()), (Bytes::from_static(b"synced"), None));
-            let prefix = disk.image(Left::Prefix, seed).read("a", 0, 100).unwrap();
-            torn += u32::from(prefix.len() > 7 && prefix[6..].iter().filter(|b| **b == 7).count() < 64);
-            let subset = disk.image(Left::Subset, seed).read("a", 0, 100).unwrap();
-            reordered += u32::from(subset.len() == 75 && subset[6..70] == [0; 64]);
-            let sectors = disk.image(Left::Sectors, seed).read("a", 0, 100).unwrap();
-            holes += u32::from(sectors.len() > 60 && sectors[6..16] == [0; 10] && sectors[16..32] == [7; 16]);
-            assert!(sectors.starts_with(b"synced"));
-        }
-        assert!(torn > 10 && reordered > 20 && holes > 3, "{torn} {reordered} {holes}");
-        assert_eq!(disk.read("a", 0, 100).unwrap(), all);
-    }
-
-    #[test]
-    fn a_quota_and_a_read_error_are_met_where_they_were_ordered() {
-        let disk = SimDisk::new(8);
-        disk.set_quota(Some(10));
-        write(&disk, "a", 0, b"12345678");
-        assert!(matches!(disk.allocate("b", 3), Err(DiskError::Full { .. })));
-        write(&disk, "a", 0, b"overwritten"[..8].into());
-        assert_eq!(disk.used_bytes(), 8);
-        disk.set_quota(None);
-        disk.allocate("b", 3).unwrap();
-        disk.fail_read_at(2);
-        assert!(disk.len("a").is_ok() && disk.read("a", 0, 1).is_err() && disk.read("a", 0, 1).is_ok());
-    }
-
-    #[test]
-    fn the_power_goes_at_the_call_that_was_named() {
-        let disk = SimDisk::new(3);
-        disk.cut_power_at(2);
-        write(&disk, "a", 0, b"x");
-        assert!(disk.sync("a").is_err());
-        assert!(disk.is_down() && disk.list().is_err());
-        disk.restart();
-        assert!(disk.list().is_ok());
-    }
-}
+#[path = "disk_tests.rs"]
+mod tests;

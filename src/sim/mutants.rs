@@ -180,6 +180,9 @@ impl Disk for MutantDisk {
     fn remove(&self, name: &str) -> Result<(), DiskError> {
         self.real.remove(name)
     }
+    fn sync_names(&self) -> Result<(), DiskError> {
+        self.real.sync_names()
+    }
     fn cipher(&self) -> Option<&dyn Cipher> {
         self.real.cipher()
     }

@@ -6,6 +6,8 @@
 //! - a write that was not followed by a successful `sync` of the same file may be lost at a crash, in whole or in part;
 //! - `sync` makes a file's bytes, length and existence under its present name durable;
 //! - `rename` and `remove` are atomic, and durable when they return;
+//! - one of them that failed, or the first `sync` of a new file, may have happened all the same: it is seen from then on, and a crash may undo it
+//!   until `sync_names` has succeeded;
 //! - after `sync` failed on a file, nothing is known about the writes before it, and it is never tried again.
 
 use bytes::Bytes;
@@ -75,6 +77,10 @@ pub trait Disk: Send + Sync {
     /// Removing what is not there is no error.
     fn remove(&self, name: &str) -> Result<(), DiskError>;
 
+    /// Makes durable which files there are and what they are called, whatever failed before. Has no default, so that no view of a disk
+    /// forgets it.
+    fn sync_names(&self) -> Result<(), DiskError>;
+
     /// What the files here are sealed with; `None`: they are written as they are. The disk itself carries bytes and seals nothing. Has no
     /// default, so that no view of a disk forgets its cipher.
     fn cipher(&self) -> Option<&dyn Cipher>;
@@ -110,6 +116,9 @@ impl Disk for Cold {
     }
     fn remove(&self, name: &str) -> Result<(), DiskError> {
         self.0.remove(name)
+    }
+    fn sync_names(&self) -> Result<(), DiskError> {
+        self.0.sync_names()
     }
     fn cipher(&self) -> Option<&dyn Cipher> {
         self.0.cipher()
@@ -152,6 +161,9 @@ impl Disk for Sealed {
     }
     fn remove(&self, name: &str) -> Result<(), DiskError> {
         self.disk.remove(name)
+    }
+    fn sync_names(&self) -> Result<(), DiskError> {
+        self.disk.sync_names()
     }
     fn cipher(&self) -> Option<&dyn Cipher> {
         Some(&*self.cipher)

@@ -105,6 +105,10 @@ impl Disk for Overlay {
         Ok(())
     }
 
+    fn sync_names(&self) -> Result<(), DiskError> {
+        Ok(())
+    }
+
     fn cipher(&self) -> Option<&dyn Cipher> {
         self.below.cipher()
     }

@@ -103,6 +103,8 @@ pub fn prepare(
         let disk = sealing::open(disk, &path, key).map_err(|e| e.to_string())?;
         let fresh = super::fresh_incarnation().map_err(|e| e.to_string())?;
         let incarnation = identity::settle(&*disk, &home(member), fresh).map_err(|e| format!("{}: {e}", path.display()))?;
+        // It is said again, and relied on, also when the first time the directory could not be synced.
+        disk.sync_names().map_err(|e| e.to_string())?;
         let held = disk.list().map_err(|e| e.to_string())?.into_iter().find(|n| n != identity::IDENTITY && !SEALED.contains(&n.as_str()));
         match held {
             None => Ok(incarnation),

@@ -87,7 +87,7 @@ impl View {
                 tokio::time::sleep(REFRESH_EVERY).await;
                 let Some(view) = weak.upgrade() else { return };
                 let look = move || {
-                    let measured = space::measure(view.engine.get().map(Arc::as_ref), &view.config.data_dir, view.config.layout);
+                    let measured = space::measure(view.engine.get().map(Arc::as_ref), &view.config);
                     *view.space.write() = Some(measured);
                 };
                 // It panics only when the process ends.

@@ -2,7 +2,8 @@
 //! stopped and while it runs.
 //!
 //! Expected of up to three: each flip is found by whoever reads the copy, no wrong byte is ever served, everything acknowledged
-//! is there, and the copies are whole again in the end. Of all six: what is damaged is not served, and somebody says so by name.
+//! is there, and the copies are whole again in the end. Of a running volume: nothing of a flip is left when it was scrubbed as a whole, opened again and
+//! scrubbed once more. Of all six: what is damaged is not served, and somebody says so by name.
 //! Decides nothing about the volume. Flips come from the seed, and `--only` one of them again.
 
 use super::Checked;
@@ -14,7 +15,8 @@ use crate::sim::cipher::frame_at;
 use crate::sim::disk::{Left, SimDisk};
 use crate::sim::proof::powercut::guarded;
 use crate::sim::runs::spread;
-use crate::volume::{Disk, SEAL_BYTES};
+use crate::volume::{Disk, DiskError, SEAL_BYTES};
+use bytes::Bytes;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -198,6 +200,8 @@ struct Flip {
     region: &'static str,
     file: String,
     at: u64,
+    /// Of the region that it is in.
+    bytes: Range<u64>,
     mask: u8,
     copies: Vec<CopyId>,
     /// The volume runs when it happens.
@@ -229,7 +233,7 @@ impl Flip {
         let names: Vec<String> = copies.iter().map(ToString::to_string).collect();
         let when = if running { "running" } else { "stopped" };
         let how = format!("{region}, {} at {at} ^ {mask:#04x}, copies {}, {when}", target.file, names.join(" "));
-        Flip { region, file: target.file.clone(), at, mask, copies, running, how, prng }
+        Flip { region, file: target.file.clone(), at, bytes: target.bytes.clone(), mask, copies, running, how, prng }
     }
 
     fn check(mut self, base: &Base) -> Checked<Outcome> {
@@ -245,9 +249,11 @@ impl Flip {
             return self.check_all_six(rig, found == Some(true));
         }
         rig.rest()?;
+        let mut flipped = Vec::new();
         if self.running {
             let disks = rig.bench.disks.lock().clone();
             self.flip(&disks);
+            flipped = self.lies_there(&disks)?;
         }
         let said = rig.damage.len();
         rig.write()?;
@@ -256,10 +262,13 @@ impl Flip {
         rig.rest()?;
         rig.check(&[acknowledged])?;
         if self.running {
-            // What is read only when a copy is opened.
+            // What is read only when a copy is opened, and what was in memory until then.
             rig.restart()?;
             rig.rest()?;
+            rig.scrub()?;
+            rig.rest()?;
             rig.check(&[acknowledged])?;
+            self.is_gone_or_free(&rig, &flipped)?;
         }
         let found = found.unwrap_or(rig.damage.len() > said);
         Ok(Outcome { found, named_halt: false })
@@ -280,6 +289,30 @@ impl Flip {
             (Sight::Damaged, _) => Ok(true),
             (Sight::Whole, _) => Err("nobody found it".into()),
             (Sight::Short(end), _) => Err(format!("what was fsynced is taken for a torn tail: the log ends at {end}")),
+        }
+    }
+
+    /// What lies in the region of each copy that is flipped; `None`: nothing.
+    fn lies_there(&self, disks: &Disks) -> Checked<Vec<Option<Bytes>>> {
+        let len = usize::try_from(self.bytes.end - self.bytes.start).expect("BUG: a file of a few KiB");
+        let read = |c: &CopyId| {
+            let disk = &disks[c.index()];
+            Ok(disk.len(&self.file)?.map(|_| disk.read(&self.file, self.bytes.start, len)).transpose()?.filter(|bytes| !bytes.is_empty()))
+        };
+        self.copies.iter().map(read).collect::<Result<_, DiskError>>().map_err(|e| e.to_string())
+    }
+
+    /// It need not be found by name: what is written anew in the volume's course (a promise, a manifest) or goes (a log that is trimmed, a layer that
+    /// was merged from memory) takes the flip with it, and nobody can meet it any more. What is left must have been found, and so be no more.
+    fn is_gone_or_free(&self, rig: &Rig, flipped: &[Option<Bytes>]) -> Checked {
+        let disks = rig.bench.disks.lock().clone();
+        let left = self.lies_there(&disks)?;
+        match self.copies.iter().zip(flipped.iter().zip(&left)).find(|(_, (then, now))| then.is_some() && then == now) {
+            // What no mark proves a copy writes again into a new file when it is opened, as these were: what is left of it here belongs to no log.
+            Some((c, _)) if self.region != FREE && self.region != LAST => {
+                Err(format!("it lies in copy {c} still: nobody found it while the volume ran"))
+            }
+            _ => Ok(()),
         }
     }
 

@@ -4,7 +4,10 @@
 //! kind of file. All of it runs the same appender and the same copies as
 //! production, from a seed, on a [`rig`]; a [`story`] knows what is right.
 
+mod bench;
+mod changing;
 pub mod flips;
+mod life;
 mod look;
 pub mod powercut;
 mod rig;

@@ -9,9 +9,10 @@
 //! Decides nothing about the volume. The same seed gives the same life, and `--only` one image of it again.
 
 use super::Checked;
+use super::changing::Elsewhere;
 use super::rig::{Bench, Disks, Harm, Probe, Rig, new_disks};
 use super::story::Story;
-use crate::base::{CopyId, LogEnd, Prng};
+use crate::base::{CopyId, Prng};
 use crate::sim::disk::Left;
 use crate::sim::runs::{said, spread};
 use parking_lot::Mutex;
@@ -157,6 +158,7 @@ fn probe(seed: u64, options: PowercutOptions, report: Arc<Mutex<PowercutReport>>
 /// What is left of a volume at one moment, and who is slow to return.
 struct Image {
     disks: Disks,
+    elsewhere: Elsewhere,
     story: Story,
     how: String,
     away: Vec<CopyId>,
@@ -177,20 +179,25 @@ impl Image {
             _ if prng.chance(500_000) => (&[Left::Mixed], zone(prng.below(3)).to_vec(), "one zone loses power"),
             _ => (&[Left::Mixed], vec![CopyId(u8::try_from(prng.below(6)).expect("BUG: six copies"))], "one copy loses power"),
         };
+        let left_of = |i: usize, prng: &mut Prng| {
+            let lost = who.iter().any(|c| c.index() == i);
+            if lost { left[usize::try_from(prng.below(left.len() as u64)).expect("BUG: an index")] } else { Left::Cached }
+        };
         let disks = {
             let disks = bench.disks.lock();
             std::array::from_fn(|i| {
-                let lost = who.iter().any(|c| c.index() == i);
-                let left = if lost { left[usize::try_from(prng.below(left.len() as u64)).expect("BUG: an index")] } else { Left::Cached };
+                let left = left_of(i, &mut prng);
                 Arc::new(disks[i].image(left, prng.next_u64()))
             })
         };
-        // Empty copies have no vote: with a zone away, all others must have something.
-        let founded = bench.story.lock().copies.iter().all(|c| c.end != LogEnd::EMPTY);
-        let away = if founded && prng.chance(200_000) { zone(prng.below(3)).to_vec() } else { Vec::new() };
+        let elsewhere = bench.elsewhere.lock().image(|disk, i| {
+            let left = left_of(i, &mut prng);
+            disk.image(left, prng.next_u64())
+        });
+        let away = if bench.story.lock().spares_a_zone() && prng.chance(200_000) { zone(prng.below(3)).to_vec() } else { Vec::new() };
         let how = if away.is_empty() { what.to_owned() } else { format!("{what}; zone {} is slow to return", away[0].az()) };
         let story = bench.story.lock().clone();
-        Image { disks, story, how, away, again: prng.chance(250_000), prng }
+        Image { disks, elsewhere, story, how, away, again: prng.chance(250_000), prng }
     }
 
     /// Recovers from it, goes on, and looks at everything.
@@ -198,7 +205,7 @@ impl Image {
         let acknowledged = self.story.acknowledged;
         let inner = Arc::new(Mutex::new(Ok(())));
         let again = self.again.then(|| self.once_more(&inner, report));
-        let mut rig = Rig::start(self.disks, self.story, self.prng.next_u64(), Harm::None, again)?;
+        let mut rig = Rig::start_from(self.disks, self.elsewhere, self.story, self.prng.next_u64(), again)?;
         for c in &self.away {
             rig.hold(*c);
         }

@@ -5,109 +5,40 @@
 //! Everything the volume says is held against the [`Story`]; the first lie ends the run.
 
 use super::Checked;
+use super::bench::Seen;
+pub(super) use super::bench::{Bench, Disks, Probe};
+use super::changing::{Elsewhere, home};
 use super::story::{Said, Story};
 use crate::base::{CopyId, Epoch, GroupId, Instant, Layout, Limits, LineageId, LogEnd, Lsn, MemberId, Prng, UnixMicros};
 use crate::log::Pen;
 use crate::sim::disk::SimDisk;
-use crate::volume::{
-    Appender, AppenderEffect, Cipher, Copy, CopyReply, CopyRequest, Disk, DiskError, Found, LostLog, OpenError, VolumePhase, proven_durable,
-};
-use bytes::Bytes;
+use crate::volume::identity;
+use crate::volume::membership::{Incarnation, Membership, Record, Step};
+use crate::volume::{Appender, AppenderEffect, Copy, CopyReply, CopyRequest, Disk, Found, LostLog, OpenError, VolumePhase, proven_durable};
 use parking_lot::Mutex;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 /// Rounds in which a healthy volume must have come to rest.
 const ROUNDS_MAX: u32 = 6000;
 /// No copy is given more requests than this without being asked to flush.
-const BURST: u64 = 6;
-
-pub(super) type Disks = [Arc<SimDisk>; 6];
-
-/// Called before each writing call, with what is being done.
-pub(super) type Probe = Box<dyn Fn(&Bench, u64, &'static str) + Send + Sync>;
-
-/// What the probe sees: the disks as they are, and what was said so far.
-pub(super) struct Bench {
-    pub disks: Mutex<Disks>,
-    pub story: Mutex<Story>,
-    doing: Mutex<&'static str>,
-    calls: AtomicU64,
-    probe: Option<Probe>,
-}
-
-impl Bench {
-    fn before(&self, name: &str) {
-        let no = self.calls.fetch_add(1, Ordering::Relaxed) + 1;
-        if let Some(probe) = &self.probe {
-            let doing = *self.doing.lock();
-            let doing = match (doing, name) {
-                ("commit" | "group commit", "log.tmp") => "new log file",
-                (_, "MANIFEST" | "MANIFEST.tmp") if doing != "opening a copy" => "manifest swap",
-                _ => doing,
-            };
-            probe(self, no, doing);
-        }
-    }
-}
-
-/// A disk under the probe's eyes.
-struct Seen {
-    disk: Arc<SimDisk>,
-    bench: Arc<Bench>,
-}
-
-impl Disk for Seen {
-    fn list(&self) -> Result<Vec<String>, DiskError> {
-        self.disk.list()
-    }
-    fn len(&self, name: &str) -> Result<Option<u64>, DiskError> {
-        self.disk.len(name)
-    }
-    fn read(&self, name: &str, offset: u64, len_max: usize) -> Result<Bytes, DiskError> {
-        self.disk.read(name, offset, len_max)
-    }
-    fn write(&self, name: &str, offset: u64, parts: &[Bytes]) -> Result<(), DiskError> {
-        self.bench.before(name);
-        self.disk.write(name, offset, parts)
-    }
-    fn allocate(&self, name: &str, len: u64) -> Result<(), DiskError> {
-        self.bench.before(name);
-        self.disk.allocate(name, len)
-    }
-    fn room(&self) -> u64 {
-        self.disk.room()
-    }
-    fn sync(&self, name: &str) -> Result<(), DiskError> {
-        self.bench.before(name);
-        self.disk.sync(name)
-    }
-    fn rename(&self, from: &str, to: &str) -> Result<(), DiskError> {
-        self.bench.before(to);
-        self.disk.rename(from, to)
-    }
-    fn remove(&self, name: &str) -> Result<(), DiskError> {
-        self.bench.before(name);
-        self.disk.remove(name)
-    }
-    fn cipher(&self) -> Option<&dyn Cipher> {
-        self.disk.cipher()
-    }
-}
+pub(super) const BURST: u64 = 6;
+/// Of a million starts so many have lost the note of where a copy lives that was replaced.
+const PLACE_FORGOTTEN: u64 = 250_000;
 
 #[derive(Default)]
 pub(super) struct Slot {
     pub copy: Option<Copy>,
-    requests: VecDeque<CopyRequest>,
-    replies: VecDeque<CopyReply>,
+    pub(super) requests: VecDeque<CopyRequest>,
+    pub(super) replies: VecDeque<CopyReply>,
     /// Not opened before `release`.
     held: bool,
 }
 
 /// One protection group.
-fn member(copy: CopyId) -> MemberId {
+pub(super) fn member(copy: CopyId) -> MemberId {
     MemberId { group: GroupId(0), copy }
 }
 
@@ -148,9 +79,20 @@ pub(super) struct Rig {
     pub(super) now: Instant,
     pub(super) appender: Appender,
     pen: Option<Pen>,
-    ready: bool,
+    pub(super) ready: bool,
+    /// Who opened last in each slot.
+    pub(super) incarnations: [Incarnation; 6],
+    /// The membership that was put on the copies last.
+    pub(super) record: Option<Membership>,
+    /// It is to be replaced as soon as that may begin.
+    pub(super) wanted: Option<CopyId>,
+    /// The place of the candidate that came last, and whether it is to be sent away again.
+    pub(super) candidate: String,
+    pub(super) cancels: bool,
+    /// Copies that were replaced, and replacements that were cancelled, to their ends.
+    pub(super) changes: [u32; 2],
     control: Vec<u8>,
-    control_asked: u64,
+    pub(super) control_asked: u64,
     pub(super) slots: [Slot; 6],
 }
 
@@ -179,18 +121,36 @@ impl Rig {
         Rig::start_with(limits(), disks, story, seed, harm, probe)
     }
 
+    /// As [`Rig::start`], where copies were replaced.
+    pub(super) fn start_from(disks: Disks, elsewhere: Elsewhere, story: Story, seed: u64, probe: Option<Probe>) -> Checked<Rig> {
+        let mut rig = Rig::new(limits(), disks, story, seed, Harm::None, probe);
+        *rig.bench.elsewhere.lock() = elsewhere;
+        if rig.prng.chance(PLACE_FORGOTTEN) {
+            rig.forget_a_place()?;
+        }
+        rig.open_all()?;
+        Ok(rig)
+    }
+
     /// As [`Rig::start`], within other bounds.
     pub(super) fn start_with(limits: Limits, disks: Disks, story: Story, seed: u64, harm: Harm, probe: Option<Probe>) -> Checked<Rig> {
+        let mut rig = Rig::new(limits, disks, story, seed, harm, probe);
+        rig.open_all()?;
+        Ok(rig)
+    }
+
+    fn new(limits: Limits, disks: Disks, story: Story, seed: u64, harm: Harm, probe: Option<Probe>) -> Rig {
         let mut prng = Prng::new(seed).fork("rig");
         let bench = Arc::new(Bench {
             disks: Mutex::new(disks),
+            elsewhere: Mutex::default(),
             story: Mutex::new(story),
             doing: Mutex::new("opening a copy"),
             calls: AtomicU64::new(0),
             probe,
         });
         let appender = Appender::new(limits.clone(), Layout::default(), prng.fork("appender"), UnixMicros(1), false);
-        let mut rig = Rig {
+        Rig {
             bench,
             waits: None,
             lost: None,
@@ -207,12 +167,16 @@ impl Rig {
             appender,
             pen: None,
             ready: false,
+            incarnations: [Incarnation::UNKNOWN; 6],
+            record: None,
+            wanted: None,
+            candidate: String::new(),
+            cancels: false,
+            changes: [0; 2],
             control: Vec::new(),
             control_asked: 0,
             slots: Default::default(),
-        };
-        rig.open_all()?;
-        Ok(rig)
+        }
     }
 
     /// The process is killed and started again; the disks keep what is in the page cache.
@@ -223,6 +187,9 @@ impl Rig {
         self.appender = Appender::new(self.limits.clone(), Layout::default(), self.prng.fork("appender"), UnixMicros(1), false);
         (self.pen, self.ready, self.waits, self.stopped) = (None, false, None, None);
         self.lost = None;
+        if self.prng.chance(PLACE_FORGOTTEN) {
+            self.forget_a_place()?;
+        }
         self.open_all()
     }
 
@@ -239,14 +206,14 @@ impl Rig {
         Arc::clone(&self.bench.disks.lock()[c.index()])
     }
 
-    fn do_as<T>(&mut self, doing: &'static str, act: impl FnOnce(&mut Rig) -> T) -> T {
+    pub(super) fn do_as<T>(&mut self, doing: &'static str, act: impl FnOnce(&mut Rig) -> T) -> T {
         let before = std::mem::replace(&mut *self.bench.doing.lock(), doing);
         let out = act(self);
         *self.bench.doing.lock() = before;
         out
     }
 
-    fn open(&mut self, c: CopyId) -> Checked {
+    pub(super) fn open(&mut self, c: CopyId) -> Checked {
         if self.slots[c.index()].held || self.slots[c.index()].copy.is_some() {
             return Ok(());
         }
@@ -254,8 +221,11 @@ impl Rig {
         disk.restart();
         let seen: Arc<dyn Disk> = Arc::new(Seen { disk, bench: Arc::clone(&self.bench) });
         let limits = self.limits.clone();
-        match self.do_as("opening a copy", |_| Copy::open(seen, &limits)) {
+        let fresh = self.fresh_incarnation();
+        match self.do_as("opening a copy", |_| identity::settle(&*seen, &home(c), fresh).and_then(|_| Copy::open(seen, &limits))) {
             Ok(copy) => {
+                self.incarnations[c.index()] = copy.state().incarnation;
+                self.note_votes();
                 let said = self.bench.story.lock().copies[c.index()];
                 let end = copy.state().end;
                 if copy.promised() < said.promised && self.harm != Harm::Lies {
@@ -267,6 +237,11 @@ impl Rig {
                 self.appender.copy_opened(self.now, member(c), copy.promised());
                 self.slots[c.index()] = Slot { copy: Some(copy), ..Slot::default() };
                 Ok(())
+            }
+            // The note of where it lives was lost, and the directory that it left says so.
+            Err(OpenError::Replaced { place, .. }) => {
+                self.move_to(c, place)?;
+                self.open(c)
             }
             Err(e @ OpenError::Disk(_)) if self.harm == Harm::Errors || self.disk(c).is_down() => {
                 self.lose(c, &e.to_string());
@@ -291,7 +266,7 @@ impl Rig {
     }
 
     /// The copy is out of duty.
-    fn lose(&mut self, c: CopyId, reason: &str) {
+    pub(super) fn lose(&mut self, c: CopyId, reason: &str) {
         let held = self.slots[c.index()].held;
         self.slots[c.index()] = Slot { held, ..Slot::default() };
         self.appender.copy_lost(self.now, member(c), reason.to_owned());
@@ -323,11 +298,25 @@ impl Rig {
         disks[c.index()] = Arc::new(disks[c.index()].another(seed));
         drop(disks);
         self.bench.story.lock().copies[c.index()] = Said::default();
+        self.incarnations[c.index()] = Incarnation::UNKNOWN;
+        self.note_votes();
     }
 
     // ---- what the appender wants -----------------------------------------------------------------------------------
 
-    fn effects(&mut self) -> Checked {
+    pub(super) fn effects(&mut self) -> Checked {
+        loop {
+            let mut moves = BTreeMap::new();
+            self.carry_out(&mut moves)?;
+            if moves.is_empty() {
+                return Ok(());
+            }
+            // As in a region's process: what recovery found was answered by then.
+            self.follow(moves)?;
+        }
+    }
+
+    fn carry_out(&mut self, moves: &mut BTreeMap<CopyId, Option<String>>) -> Checked {
         while let Some(effect) = self.appender.poll_effect() {
             match effect {
                 AppenderEffect::ToCopy { copy: MemberId { copy, .. }, mut request } => {
@@ -340,6 +329,10 @@ impl Rig {
                             // Control frames are the appender's own; all others a pen wrote.
                             if frame.is_control() { story.note(frame)? } else { story.knows(frame)? }
                         }
+                    }
+                    if let CopyRequest::PutControl { control, .. } = &request {
+                        self.record = Record::decode(control).and_then(|record| record.membership);
+                        self.note_votes();
                     }
                     if self.slots[copy.index()].copy.is_some() {
                         self.slots[copy.index()].requests.push_back(request);
@@ -365,7 +358,8 @@ impl Rig {
                 }
                 AppenderEffect::QuorumLost { reason, .. } => self.stopped = Some(reason),
                 AppenderEffect::CopyForgot { copy, what } => self.forgot.push(format!("{}: {what}", copy.copy)),
-                AppenderEffect::Places { .. } => {}
+                AppenderEffect::Places { places } => moves.extend(places),
+                AppenderEffect::Retired { slot, place, by } => self.retired(slot, place.as_deref(), by[0]),
                 AppenderEffect::QuorumRegained | AppenderEffect::CopyChanged { .. } | AppenderEffect::Scrubbed { .. } => {}
                 // Met while layers were merged, or read for a peer; the appender has it rebuilt.
                 AppenderEffect::CopyDamaged { copy, damage } if matches!(self.harm, Harm::Damage | Harm::Lies) => {
@@ -429,7 +423,7 @@ impl Rig {
     // ---- one thing at a time ---------------------------------------------------------------------------------------
 
     /// A copy takes some of what waits for it, fsyncs once and answers; then it works on its pages.
-    fn work(&mut self, c: CopyId, most: u64) -> Checked<bool> {
+    pub(super) fn work(&mut self, c: CopyId, most: u64) -> Checked<bool> {
         let Some(mut copy) = self.slots[c.index()].copy.take() else { return Ok(false) };
         let mut replies = Vec::new();
         copy.time_is(self.now + self.ahead);
@@ -438,9 +432,16 @@ impl Rig {
         for _ in 0..most {
             let Some(request) = self.slots[c.index()].requests.pop_front() else { break };
             worked = true;
+            let mut settles = false;
             let doing = match &request {
                 CopyRequest::Raise { .. } => "generation raise",
-                CopyRequest::PutControl { .. } => "control state",
+                CopyRequest::PutControl { control, .. } => {
+                    let record = Record::decode(control).and_then(|record| record.membership);
+                    let changing = record.is_some_and(|m| *m.step() != Step::Settled);
+                    self.bench.story.lock().copies[c.index()].changing |= changing;
+                    settles = !changing;
+                    if changing { "membership change" } else { "control state" }
+                }
                 CopyRequest::Append { frames, .. } => {
                     appends += u32::from(!frames.is_empty());
                     "cut of a tail"
@@ -452,6 +453,9 @@ impl Rig {
                 _ => "seed",
             };
             self.do_as(doing, |_| copy.handle(request, &mut replies));
+            if settles {
+                self.bench.story.lock().copies[c.index()].changing = false;
+            }
         }
         self.do_as(if appends > 1 { "group commit" } else { "commit" }, |_| copy.flush(&mut replies));
         worked |= self.do_as("trim", |_| copy.ingest(&mut replies));
@@ -460,7 +464,7 @@ impl Rig {
     }
 
     /// Writes or merges layers, if there is anything to do.
-    fn job(&mut self, c: CopyId) -> Checked<bool> {
+    pub(super) fn job(&mut self, c: CopyId) -> Checked<bool> {
         let Some(mut copy) = self.slots[c.index()].copy.take() else { return Ok(false) };
         let Some(job) = copy.background_job() else {
             self.slots[c.index()].copy = Some(copy);
@@ -514,7 +518,7 @@ impl Rig {
         Ok(())
     }
 
-    fn deliver(&mut self, c: CopyId) -> Checked<bool> {
+    pub(super) fn deliver(&mut self, c: CopyId) -> Checked<bool> {
         let Some(reply) = self.slots[c.index()].replies.pop_front() else { return Ok(false) };
         self.appender.handle_reply(self.now, member(c), reply);
         self.effects()?;
@@ -541,106 +545,13 @@ impl Rig {
         Ok(true)
     }
 
-    /// A reader begins, or ends, to hold the pages as of now.
-    fn pin(&mut self) {
-        let vdl = *self.appender.vdl();
-        {
-            let mut story = self.bench.story.lock();
-            story.pin = if story.pin.is_none() && vdl != LogEnd::EMPTY { Some(vdl) } else { None };
-        }
-        self.tell_needs();
-    }
-
-    fn tell_needs(&mut self) {
+    pub(super) fn tell_needs(&mut self) {
         let pin = self.bench.story.lock().pin;
         self.appender.set_needs(pin.map_or(Lsn(u64::MAX), |p| p.end_lsn), None, None, None);
     }
 
     pub(super) fn any(&mut self) -> CopyId {
         CopyId(u8::try_from(self.prng.below(6)).expect("BUG: six copies"))
-    }
-
-    /// `c`, or the next one of which `has` holds.
-    fn one_where(&self, c: CopyId, has: impl Fn(&Slot) -> bool) -> CopyId {
-        let from = c.index();
-        (0..6).map(|i| CopyId::all()[(from + i) % 6]).find(|c| has(&self.slots[c.index()])).unwrap_or(c)
-    }
-
-    /// One step of a busy life, and now and then something that goes wrong in it.
-    pub(super) fn live(&mut self, rough: bool) -> Checked {
-        let c = self.any();
-        match self.prng.below(1000) {
-            0..=219 => {
-                self.write()?;
-            }
-            220..=519 => {
-                let c = self.one_where(c, |slot| !slot.requests.is_empty());
-                let most = self.prng.between(1, BURST);
-                self.work(c, most)?;
-            }
-            520..=839 => {
-                let c = self.one_where(c, |slot| !slot.replies.is_empty());
-                for _ in 0..self.prng.between(1, 3) {
-                    self.deliver(c)?;
-                }
-            }
-            840..=899 => {
-                self.job(c)?;
-            }
-            900..=949 => {
-                // Recovery waits for those who are away.
-                let ns = if self.ready { self.prng.between(100_000, 3_000_000) } else { 60_000_000 };
-                self.pass(ns)?;
-            }
-            950..=959 => self.pin(),
-            960..=962 if self.ready && self.bench.story.lock().control == self.control_asked => {
-                self.put_control();
-                self.effects()?;
-            }
-            963..=975 => {
-                for c in CopyId::all() {
-                    self.open(c)?;
-                }
-            }
-            976..=995 if rough => self.trouble(c)?,
-            _ => {}
-        }
-        Ok(())
-    }
-
-    /// At most two copies are without their data at any time (A3).
-    fn trouble(&mut self, c: CopyId) -> Checked {
-        match self.prng.below(8) {
-            0 | 1 => {
-                // Some are away while it recovers, perhaps with a tail that nobody else has.
-                for _ in 0..self.prng.below(3) {
-                    let away = self.any();
-                    self.hold(away);
-                }
-                self.restart()?;
-            }
-            2 | 3 => {
-                let n = self.prng.between(1, 20);
-                self.disk(c).cut_power_at(n);
-            }
-            4 | 5 if self.others_have_data(c) => {
-                self.hold(c);
-                self.release(c);
-                self.wipe(c);
-            }
-            6 => self.hold(c),
-            _ => {
-                for c in CopyId::all() {
-                    self.release(c);
-                }
-            }
-        }
-        self.effects()
-    }
-
-    fn others_have_data(&self, c: CopyId) -> bool {
-        let story = self.bench.story.lock();
-        CopyId::all().into_iter().filter(|o| *o != c).all(|o| story.copies[o.index()].end != LogEnd::EMPTY)
     }
 
     /// Until the volume serves and all copies that are not held have everything, as layers and pages, too.
@@ -683,15 +594,20 @@ impl Rig {
             let slot = &self.slots[c.index()];
             slot.held || slot.copy.as_ref().is_some_and(|copy| copy.state().end == vdl && copy.pages().ingested() == vdl.end_lsn)
         };
-        self.ready && vdl != LogEnd::EMPTY && vdl == *self.appender.end() && CopyId::all().into_iter().all(has_all)
+        self.ready
+            && !self.appender.is_changing()
+            && vdl != LogEnd::EMPTY
+            && vdl == *self.appender.end()
+            && CopyId::all().into_iter().all(has_all)
     }
 
     pub(super) fn describe(&self) -> String {
         let copies: Vec<String> =
             (self.appender.copies().iter()).map(|c| format!("{} {:?} at {}", c.copy, c.health, c.durable_end)).collect();
         format!(
-            "{:?}, end {}, VDL {}, {:?}; {}",
+            "{:?}, {:?}, end {}, VDL {}, {:?}; {}",
             self.appender.phase(),
+            self.record.as_ref().map(Membership::step),
             self.appender.end(),
             self.appender.vdl(),
             self.waits,

@@ -33,6 +33,8 @@ pub(super) struct Said {
     pub end: LogEnd,
     /// It was rebuilt with pages as of here: older ones it need not have.
     pub pages_from: Lsn,
+    /// The record that it keeps says that a slot changes hands, or may.
+    pub changing: bool,
 }
 
 #[derive(Clone)]
@@ -47,6 +49,8 @@ pub(super) struct Story {
     /// A reader holds the pages as of here.
     pub pin: Option<LogEnd>,
     pub copies: [Said; 6],
+    /// No copy is without a vote by the record that was put last.
+    pub all_vote: bool,
 }
 
 impl Story {
@@ -58,7 +62,13 @@ impl Story {
             control: 0,
             pin: None,
             copies: [Said::default(); 6],
+            all_vote: true,
         }
+    }
+
+    /// A zone may be away: the others have everything, their votes, and no record by which four of five of them were needed.
+    pub(super) fn spares_a_zone(&self) -> bool {
+        self.all_vote && self.copies.iter().all(|said| said.end != LogEnd::EMPTY && !said.changing)
     }
 
     /// A mini-transaction of one to three frames.

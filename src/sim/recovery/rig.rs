@@ -76,6 +76,9 @@ impl Disk for LookedAtDisk {
         self.look();
         self.inner.remove(name)
     }
+    fn sync_names(&self) -> Result<(), DiskError> {
+        self.inner.sync_names()
+    }
     fn cipher(&self) -> Option<&dyn Cipher> {
         self.inner.cipher()
     }

@@ -106,6 +106,8 @@ impl Directory {
     /// # Errors
     /// [`OpenError`]: the disk failed, or the list of what was dropped is damaged. A manifest that is damaged is told when its timeline is opened.
     pub fn open(disk: Arc<dyn Disk>) -> Result<Arc<Directory>, OpenError> {
+        // A manifest whose rename failed halfway may be the old one again after a crash: what only that one names goes when this one is sure.
+        disk.sync_names()?;
         let dropped: Vec<TimelineId> = manifest::read_checked(&*disk, DROPPED, DROPPED_MAGIC)?.unwrap_or_default();
         let directory = Arc::new(Directory {
             disk,
@@ -450,6 +452,10 @@ impl Disk for TimelineDisk {
 
     fn remove(&self, name: &str) -> Result<(), DiskError> {
         self.write_with(|disk| disk.remove(&self.name(name)))
+    }
+
+    fn sync_names(&self) -> Result<(), DiskError> {
+        self.directory.disk.sync_names()
     }
 
     fn cipher(&self) -> Option<&dyn Cipher> {

@@ -203,6 +203,11 @@ impl Copy {
             return Err(OpenError::Dropped { timeline });
         }
         let disk = directory.view(timeline);
+        // What is read below is relied on from the first answer on, and nothing of it is written again unless something newer comes. If this copy
+        // left its duty because the directory could not be synced behind a rename, it would answer for a promise, a control state or a manifest
+        // that a crash takes back. Their bytes are durable (synced before the rename), so their names are all that may be missing; no file
+        // need be written again.
+        disk.sync_names()?;
         let making = directory.making();
         directory.tidy(timeline)?;
         let promised = manifest::load_promise(&*disk)?;

@@ -1,7 +1,8 @@
 //! Damage is found and told from a torn tail, and no damaged byte is ever served.
 
 use super::*;
-use crate::sim::disk::Fault;
+use crate::base::{ClusterName, CopyId, RegionName};
+use crate::sim::disk::{Fault, Left};
 use proptest::prelude::*;
 
 fn log_names(disk: &SimDisk) -> Vec<String> {
@@ -133,6 +134,97 @@ fn a_manifest_that_cannot_be_read_is_said_so() {
             assert!(matches!(e, OpenError::Damaged { ref what, .. } if what == name), "{e}");
         }
     }
+}
+
+/// Files that only some directories have: no byte of them is without a checksum either.
+#[test]
+fn a_flipped_byte_in_a_mark_in_a_list_or_in_another_timelines_files_is_damage() {
+    let (child, gone) = (TimelineId(7), TimelineId(9));
+    let (cluster, region) = (ClusterName::new("sun").unwrap(), RegionName::new("us").unwrap());
+    let home = identity::Home { cluster, region, group: 0, slot: CopyId(0) };
+    let disk = disk(6);
+    identity::settle(&*disk, &home, Incarnation(3)).unwrap();
+    let mut copy = open(&disk);
+    let world = World::sized(6, 30);
+    world.fill(&mut copy);
+    let (generation, at) = (world.generation, world.end());
+    for child in [child, gone] {
+        let replies = drive(&mut copy, vec![CopyRequest::Branch { generation, child, at }]);
+        assert!(replies.iter().any(|r| matches!(r, CopyReply::Branched { .. })), "{replies:?}");
+    }
+    drive(&mut copy, vec![CopyRequest::DropBranch { generation, child: gone }]);
+    drive(&mut copy, vec![CopyRequest::Distrust { generation, reason: "others differ".into() }]);
+    drop(copy);
+    identity::retire(&*disk, Incarnation(4), "/new").unwrap();
+    let opens = |disk: &Arc<SimDisk>| -> Result<(), OpenError> {
+        match identity::settle(&**disk, &home, Incarnation(5)) {
+            Err(OpenError::Replaced { place, .. }) if place == "/new" => {}
+            other => return Err(other.expect_err("it was replaced")),
+        }
+        let directory = Directory::open(Arc::clone(disk) as Arc<dyn Disk>)?;
+        for timeline in [TimelineId::ROOT, child] {
+            Copy::open_in(&directory, GroupId(0), timeline, &Limits::tiny())?;
+        }
+        Ok(())
+    };
+    opens(&clone_disk(&disk)).unwrap();
+    for name in ["identity", "replaced", "distrust", "dropped", "t0000000000000007-MANIFEST", "t0000000000000007-promise"] {
+        for at in 0..disk.len(name).unwrap().expect("there is such a file") {
+            let broken = clone_disk(&disk);
+            broken.flip(name, at);
+            let e = opens(&broken).err().unwrap_or_else(|| panic!("{name} at {at}: nobody found it"));
+            assert!(matches!(&e, OpenError::Damaged { what, .. } if name.ends_with(what.as_str())), "{name} at {at}: {e}");
+        }
+    }
+}
+
+/// The call fails behind its effect: a copy that is opened again finds what it was about to store, and whatever it answers from then on must
+/// be true after a power cut, also when nothing else is ever stored.
+#[test]
+fn what_a_failed_sync_of_the_directory_left_is_durable_before_a_copy_relies_on_it() {
+    let (g2, control) = (Generation(2), Bytes::from_static(b"who may write"));
+    let mut failed = 0;
+    for n in 1..60 {
+        let disk = disk(n);
+        let mut world = World::sized(n, 20);
+        let mut copy = open(&disk);
+        world.fill(&mut copy);
+        let had = world.end();
+        drop(copy);
+        // Its log is proven to its end: to open it once more writes nothing, and syncs no name in passing.
+        let mut copy = open(&disk);
+        world.generation = g2;
+        world.control(&ControlFrame::GenerationStart);
+        let requests = [
+            CopyRequest::Raise { generation: g2 },
+            CopyRequest::PutControl { generation: g2, version: 3, control: control.clone() },
+            world.append(world.frames[usize::try_from(had.seq.0).unwrap()..].to_vec(), had),
+        ];
+        disk.fail_at(n, Fault::NamesUnsynced);
+        requests.iter().for_each(|request| drop(drive(&mut copy, vec![request.clone()])));
+        disk.forget_faults();
+        failed += u32::from(copy.failed().is_some());
+        drop(copy);
+
+        let mut copy = open(&disk);
+        for request in requests {
+            let replies = drive(&mut copy, vec![request]);
+            let after = open(&Arc::new(disk.image(Left::Synced, n))).state();
+            let promised = open(&Arc::new(disk.image(Left::Synced, n))).promised();
+            for reply in replies {
+                match reply {
+                    CopyReply::Raised { generation, state } => {
+                        assert!(promised >= generation, "call {n}: {generation:?} was promised, and is {promised:?}");
+                        assert!(after.end >= state.end && after.control_version >= state.control_version, "call {n}: {after:?} {state:?}");
+                    }
+                    CopyReply::ControlStored { version, .. } => assert_eq!(after.control_version, version, "call {n}"),
+                    CopyReply::Appended { end, .. } => assert_eq!(after.end, end, "call {n}"),
+                    other => panic!("call {n}: {other:?}"),
+                }
+            }
+        }
+    }
+    assert!(failed > 3, "{failed}");
 }
 
 #[test]

@@ -183,6 +183,9 @@ impl Disk for Counting {
     fn remove(&self, name: &str) -> Result<(), DiskError> {
         self.disk.remove(name)
     }
+    fn sync_names(&self) -> Result<(), DiskError> {
+        self.disk.sync_names()
+    }
     fn cipher(&self) -> Option<&dyn crate::volume::Cipher> {
         self.disk.cipher()
     }
