@@ -171,6 +171,15 @@ fn failover_points(new: &str) -> impl Iterator<Item = (&str, &'static str)> {
     points_of(new, &NEW_DIES).chain(points_of(WITNESS, &WITNESS_DIES))
 }
 
+/// A test's share on two clusters: what it waits for is mostly leases.
+fn two_at_once(kill: fn(usize, usize), share: usize, of: usize) {
+    std::thread::scope(|scope| {
+        for half in [2 * share, 2 * share + 1] {
+            scope.spawn(move || kill(half, 2 * of));
+        }
+    });
+}
+
 fn kill_in_switchovers(share: usize, of: usize) {
     let mut two = Two::start();
     let ready = two.ready.clone();
@@ -202,17 +211,17 @@ fn kill_in_switchovers(share: usize, of: usize) {
 
 #[test]
 fn whoever_dies_wherever_in_a_switchover_nothing_is_lost_1() {
-    kill_in_switchovers(0, 3);
+    two_at_once(kill_in_switchovers, 0, 3);
 }
 
 #[test]
 fn whoever_dies_wherever_in_a_switchover_nothing_is_lost_2() {
-    kill_in_switchovers(1, 3);
+    two_at_once(kill_in_switchovers, 1, 3);
 }
 
 #[test]
 fn whoever_dies_wherever_in_a_switchover_nothing_is_lost_3() {
-    kill_in_switchovers(2, 3);
+    two_at_once(kill_in_switchovers, 2, 3);
 }
 
 /// The primary dies, an operator fails over, and the new primary or the voter dies too, wherever.
@@ -280,12 +289,12 @@ fn kill_in_failovers(share: usize, of: usize) {
 
 #[test]
 fn whoever_dies_wherever_in_a_failover_what_is_lost_is_counted_1() {
-    kill_in_failovers(0, 2);
+    two_at_once(kill_in_failovers, 0, 2);
 }
 
 #[test]
 fn whoever_dies_wherever_in_a_failover_what_is_lost_is_counted_2() {
-    kill_in_failovers(1, 2);
+    two_at_once(kill_in_failovers, 1, 2);
 }
 
 /// Where the primary dies while a region is taken out, and while it is added.
@@ -418,17 +427,17 @@ fn kill_in_changes_of_members(share: usize, of: usize) {
 
 #[test]
 fn whoever_dies_wherever_in_a_change_of_members_they_are_the_old_or_the_new_ones_1() {
-    kill_in_changes_of_members(0, 3);
+    two_at_once(kill_in_changes_of_members, 0, 3);
 }
 
 #[test]
 fn whoever_dies_wherever_in_a_change_of_members_they_are_the_old_or_the_new_ones_2() {
-    kill_in_changes_of_members(1, 3);
+    two_at_once(kill_in_changes_of_members, 1, 3);
 }
 
 #[test]
 fn whoever_dies_wherever_in_a_change_of_members_they_are_the_old_or_the_new_ones_3() {
-    kill_in_changes_of_members(2, 3);
+    two_at_once(kill_in_changes_of_members, 2, 3);
 }
 
 /// Where the primary dies while the witness is taken out, and while another one is added.
@@ -542,12 +551,12 @@ fn kill_in_changes_of_the_witness(share: usize, of: usize) {
 
 #[test]
 fn whoever_dies_wherever_in_a_change_of_the_witness_it_is_the_old_or_the_new_one_1() {
-    kill_in_changes_of_the_witness(0, 2);
+    two_at_once(kill_in_changes_of_the_witness, 0, 2);
 }
 
 #[test]
 fn whoever_dies_wherever_in_a_change_of_the_witness_it_is_the_old_or_the_new_one_2() {
-    kill_in_changes_of_the_witness(1, 2);
+    two_at_once(kill_in_changes_of_the_witness, 1, 2);
 }
 
 /// A primary stands still for longer than its lease while another is promoted, and goes on: it acknowledges nothing, whatever was on its way.

@@ -252,7 +252,7 @@ impl World {
                 return Ok(());
             }
             Effect::HeadReset { at } => {
-                self.check_announced(r, &at)?;
+                self.check_found(r, &at)?;
                 HeadNews::Reset(at)
             }
             Effect::HeadWrites { pen } => {

@@ -40,10 +40,14 @@ impl World {
             return Err(format!("{name}: the VDL {vdl} is beyond the log's end {end}"));
         }
         self.regions[r].vdl = vdl;
-        // What it finds again when it starts may be the end of a line that was left meanwhile: it goes back when it hears of that (seed 950031 of
-        // moves).
-        let started_with = before == LogEnd::EMPTY && vdl.epoch < self.truth.epoch() && self.truth.was_committed(&vdl);
-        if started_with { Ok(()) } else { self.check_announced(r, &vdl) }
+        if before == LogEnd::EMPTY { self.check_found(r, &vdl) } else { self.check_announced(r, &vdl) }
+    }
+
+    /// What a region finds again when it starts may be the end of a line that was left while it was away: it goes back when it hears of that (seed
+    /// 950031 of moves). It never wrote there, and shows no more of it than was committed.
+    pub(in crate::sim) fn check_found(&mut self, r: usize, vdl: &LogEnd) -> Checked {
+        let left = vdl.epoch < self.truth.epoch() && self.truth.writer_of(vdl.epoch) != Some(r) && self.truth.was_committed(vdl);
+        if left { Ok(()) } else { self.check_announced(r, vdl) }
     }
 
     /// A region says that everything up to `vdl` is durable.
