@@ -2,6 +2,7 @@ use super::super::GiveBack;
 use super::*;
 use crate::base::Prng;
 use crate::head::sql::TxMode;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Some statement that may fail, over three tables that come and go.
@@ -28,6 +29,7 @@ async fn a_secondary_follows(pool_bytes_max: usize, give_back: GiveBack, seed: u
     let mut prng = Prng::new(seed);
     let (mut w, mut here, mut there) = (primary.writer(), primary.reader(), secondary.reader());
     let mut shipped = 0;
+    let mut refused: BTreeMap<String, u32> = BTreeMap::new();
     for table in ["a", "b", "c"] {
         run(&mut w, &format!("CREATE TABLE {table}(id integer primary key, v)")).await.unwrap();
     }
@@ -37,7 +39,9 @@ async fn a_secondary_follows(pool_bytes_max: usize, give_back: GiveBack, seed: u
             w.begin(TxMode::default()).await.unwrap();
         }
         for _ in 0..if grouped { prng.between(1, 6) } else { 1 } {
-            let _ = rows(&mut w, &random_statement(&mut prng)).await;
+            if let Err(e) = rows(&mut w, &random_statement(&mut prng)).await {
+                *refused.entry(e.to_string()).or_insert(0) += 1;
+            }
         }
         if grouped && prng.chance(700_000) {
             let _ = w.commit().await;
@@ -59,7 +63,9 @@ async fn a_secondary_follows(pool_bytes_max: usize, give_back: GiveBack, seed: u
     for s in [&mut here, &mut there] {
         assert_eq!(text(s, "PRAGMA integrity_check").await, "ok", "seed {seed}");
     }
-    assert!(primary.engine.stats().commits > 30, "seed {seed}: the run did something");
+    let commits = primary.engine.stats().commits;
+    // Seed 8 does without two of its tables for most of the time and comes to 32; once, on a busy machine, to no more than 30.
+    assert!(commits > 20, "seed {seed}: {commits} commits are few; refused: {refused:?}");
 
     // The same volume under a new engine, as after a restart.
     let before = dump(&mut here).await.unwrap();
